@@ -1,0 +1,44 @@
+"""The errors that a user of Chainwright can meet.
+
+Every message says what was asked, what was got, what is allowed and what to do next, in one sentence or two.
+The command line prints the message alone and leaves with exit code 2 for each `ChainwrightError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ChainwrightError(Exception):
+    """Root of the errors below: a mistake in what was asked for, not in the program."""
+
+
+class BadInput(ChainwrightError, ValueError):
+    """An argument, a name or a file that cannot be used as it is."""
+
+
+class UnsupportedModel(ChainwrightError):
+    """The model cannot be read or edited through the seam, and says so instead of doing nothing."""
+
+
+class EditNeverFired(ChainwrightError):
+    """An edit was attached, the context was left, and no (layer, head, position) site had been touched."""
+
+
+class BadTrace(BadInput):
+    """A trace whose tokens, spans or steps contradict each other, or a file of traces that cannot be read."""
+
+
+def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> BadInput:
+    """Return the error for a name that is not in a list, with the nearest known name in it.
+
+    Args:
+        kind: What the name was to name ("task", "model", ...).
+        got: The name as it was given.
+        allowed: Every name that would have been accepted.
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(got.lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return BadInput(f"Unknown {kind} {got!r}; known: {', '.join(names)}.{hint}")

@@ -1,0 +1,134 @@
+"""First errors: of which type they are, at which hops, and how unsure the model was there."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from chainwright._finding import Finding
+from chainwright.decode import TokenScores
+from chainwright.traces import Trace
+
+KEY_SHARE = 0.30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorTable(Finding):
+    """First errors by task, hops and type.
+
+    Attributes:
+        rows: One a (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors` (wrong
+            traces in the cell), `n_traces`, `share` (n / n_errors).
+        by_task: One a (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
+        entropy: One a (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at the same
+            kind of slot where the model was right, `entropy_right`, with their numbers. Empty without token scores.
+    """
+
+    rows: list[dict[str, Any]]
+    by_task: list[dict[str, Any]]
+    entropy: list[dict[str, Any]]
+
+    @property
+    def key_types(self) -> dict[str, list[str]]:
+        """Return each task's key error types, the most frequent first; "unparsed" is never one."""
+        keys: dict[str, list[str]] = defaultdict(list)
+        for row in self.by_task:
+            if row["is_key"]:
+                keys[row["task"]].append(row["error_type"])
+        return dict(keys)
+
+    def summary(self) -> str:
+        """Return one line a task."""
+        lines = []
+        for task in dict.fromkeys(row["task"] for row in self.by_task):
+            shares = [f"{r['error_type']} {r['share']:.0%}" for r in self.by_task if r["task"] == task]
+            n = next(r["n_errors"] for r in self.by_task if r["task"] == task)
+            lines.append(f"{task}: {n} wrong traces; first errors: {', '.join(shares)}")
+        return "\n".join(lines) or "No errors."
+
+    def to_frame(self) -> pa.Table:
+        """Return `rows` as a table."""
+        return pa.Table.from_pylist(self.rows)
+
+
+def first_errors(
+    traces: Sequence[Trace], scores: Sequence[TokenScores] | None = None, *, key_share: float = KEY_SHARE
+) -> ErrorTable:
+    """Return how the first errors of traces are spread over types.
+
+    Traces without a problem are left out: nobody knows their slots.
+
+    Args:
+        traces: Traces of problems.
+        scores: `score` of each trace in the same order, for the entropies.
+        key_share: Share of a task's first errors from which a type counts as a key type.
+
+    Source: TCR (arXiv 2601.21214), section 2: the type of a response is that of its first wrong slot; key error types
+    hold at least 30%. Departure: entropies are compared slot kind by slot kind, not over all tokens.
+    """
+    cells: dict[tuple[str, int], list[Trace]] = defaultdict(list)
+    for trace in traces:
+        if trace.problem is not None:
+            cells[trace.problem.task, trace.problem.hops].append(trace)
+    rows = [row for (task, hops), group in sorted(cells.items()) for row in _rows(group, task=task, hops=hops)]
+    by_task: list[dict[str, Any]] = []
+    for task in dict.fromkeys(task for task, _ in cells):
+        group = [t for (name, _), cell in cells.items() if name == task for t in cell]
+        by_task.extend(_rows(group, task=task))
+    for row in by_task:
+        row["is_key"] = row["share"] >= key_share and row["error_type"] != "unparsed"
+    entropy = [] if scores is None else _entropies(traces, scores)
+    return ErrorTable(rows=rows, by_task=by_task, entropy=entropy, config={"key_share": key_share})
+
+
+def _rows(group: list[Trace], **labels: Any) -> list[dict[str, Any]]:
+    counts = Counter(t.first_error.error_type for t in group if t.first_error is not None)
+    n_errors = sum(counts.values())
+    return [
+        {**labels, "error_type": kind, "n": n, "n_errors": n_errors, "n_traces": len(group), "share": n / n_errors}
+        for kind, n in counts.most_common()
+    ]
+
+
+def _entropies(traces: Sequence[Trace], scores: Sequence[TokenScores]) -> list[dict[str, Any]]:
+    wrong: dict[tuple[str, str], list[float]] = defaultdict(list)
+    right: dict[tuple[str, str], list[float]] = defaultdict(list)
+    gold_type: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for trace, found in zip(traces, scores, strict=True):
+        if trace.problem is None:
+            continue
+        task = trace.problem.task
+        for slot in trace.slots:
+            if slot.is_right and slot.end > slot.start:
+                kind = trace.problem.slots[slot.slot].error_type
+                right[task, kind].append(float(found.entropy[slot.start : slot.end].max()))
+        error = trace.first_error
+        if error is not None and error.slot is not None and trace.first_error_position is not None:
+            wrong[task, error.error_type].append(float(found.entropy[trace.first_error_position]))
+            gold_type[task, error.error_type][trace.problem.slots[error.slot].error_type] += 1
+    rows = []
+    for (task, kind), values in wrong.items():
+        same_slots = right[task, gold_type[task, kind].most_common(1)[0][0]]
+        rows.append(
+            {
+                "task": task,
+                "error_type": kind,
+                "entropy_wrong": _median(values),
+                "n_wrong": len(values),
+                "entropy_right": _median(same_slots),
+                "n_right": len(same_slots),
+            }
+        )
+    return rows
+
+
+def _median(values: list[float]) -> float | None:
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,152 @@
+"""The logit lens and what each head writes towards an answer, at the last position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import Capture, capture
+from chainwright.models.load import provenance
+from chainwright.models.residual import NormMode, head_writes, lens_log_probs
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitLens(Finding):
+    """Log-probability of a token at each depth of the residual stream, at the last position.
+
+    Attributes:
+        logprob: `[N, 2 L + 1]`, nats: before layer 0, then after each layer's attention and after its MLP.
+        points: What each column is ("embedding", "0 mid", "0 post", ...).
+    """
+
+    logprob: Tensor
+    points: list[str]
+
+    def summary(self) -> str:
+        """Return the depth at which the token's mean log-probability rises most."""
+        step = self.logprob.mean(0).diff()
+        best = int(step.argmax())
+        return f"The token rises most from {self.points[best]} to {self.points[best + 1]}: {float(step[best]):+.2f} nats."
+
+    def to_frame(self) -> pa.Table:
+        """Return one row for each context and point."""
+        n_rows, n_points = self.logprob.shape
+        return pa.table(
+            {
+                "row": [i for i in range(n_rows) for _ in range(n_points)],
+                "point": self.points * n_rows,
+                "logprob": self.logprob.flatten().tolist(),
+            }
+        )
+
+
+def check_token_ids(parts: Anatomy, token_ids: Tensor, n_rows: int) -> Tensor:
+    """Return token ids on the model's device; BadInput unless there is one for each row, in the vocabulary."""
+    if token_ids.shape != (n_rows,) or token_ids.is_floating_point():
+        raise BadInput(f"token_ids must hold one id for each of {n_rows} rows; got shape {list(token_ids.shape)}.")
+    if int(token_ids.min()) < 0 or int(token_ids.max()) >= parts.d_vocab:
+        raise BadInput(f"token_ids must be between 0 and {parts.d_vocab - 1}; got {token_ids.tolist()}.")
+    return token_ids.to(parts.model.device)
+
+
+def _read(
+    model: nn.Module, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Anatomy, Tensor, Capture]:
+    parts = anatomy(model)
+    token_ids = check_token_ids(parts, token_ids, len(input_ids))
+    read = capture(model, input_ids, attention_mask=attention_mask, residual=True, positions="last")
+    return parts, token_ids, read
+
+
+@torch.no_grad()
+def logit_lens(
+    model: nn.Module,
+    input_ids: Tensor,
+    token_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    norm: NormMode = "final",
+) -> LogitLens:
+    """Return how likely a token would be if the model ended at each depth.
+
+    Args:
+        model: A Transformers decoder.
+        input_ids: Contexts `[N, T]`, left-padded.
+        token_ids: The token to follow, one a context, `[N]`.
+        attention_mask: `[N, T]`, None if no row is padded.
+        norm: "final" recomputes the final norm's scale at each depth, "frozen" keeps that of the last layer's output.
+
+    Raises:
+        BadInput: Shapes do not fit, or an id is outside the vocabulary.
+
+    Source: the logit lens, with the model's own final norm and unembedding.
+    """
+    parts, token_ids, read = _read(model, input_ids, token_ids, attention_mask)
+    assert read.resid_pre is not None and read.resid_mid is not None and read.resid_post is not None
+    stream = [read.resid_pre[0]]
+    for mid, post in zip(read.resid_mid, read.resid_post, strict=True):
+        stream += [mid, post]
+    columns = [
+        lens_log_probs(parts, at[:, -1], token_ids, norm=norm, reference=read.resid_post[-1][:, -1]) for at in stream
+    ]
+    points = ["embedding", *(f"{i} {where}" for i in range(parts.n_layers) for where in ("mid", "post"))]
+    return LogitLens(
+        logprob=torch.stack(columns, dim=1).cpu(),
+        points=points,
+        config={"norm": norm},
+        provenance=provenance(parts.model),
+    )
+
+
+@torch.no_grad()
+def answer_writing_scores(
+    model: nn.Module,
+    input_ids: Tensor,
+    token_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    norm: NormMode = "final",
+) -> Tensor:
+    """Return how much of a token's lens probability each head writes at the last position, `[N, L, H]`.
+
+    The score of head h in layer l is `(p - p without h) / p`, where p is the lens probability of the token after the
+    layer's attention, `lens(resid_mid)`, and `p without h` is that of `resid_mid` less what the head writes. 1 means
+    that without this head nothing is left of it; negative scores push against the token. It is direct: what the head
+    does through later layers is not in it (see `knockout_effects`).
+
+    Args:
+        model: A Transformers decoder.
+        input_ids: Contexts `[N, T]`, left-padded.
+        token_ids: The token whose writing is asked for, usually the predicted one, `[N]`.
+        attention_mask: `[N, T]`, None if no row is padded.
+        norm: As in `logit_lens`.
+
+    Raises:
+        BadInput: Shapes do not fit, or an id is outside the vocabulary.
+
+    Source: TCR (arXiv 2601.21214), section 3. Departure: heads whose output passes through a norm before it is added
+    (Gemma) are taken with that norm's scale held.
+    """
+    parts, token_ids, read = _read(model, input_ids, token_ids, attention_mask)
+    assert read.resid_mid is not None and read.resid_post is not None
+    last = read.resid_post[-1][:, -1]
+    scores = []
+    for i, layer in enumerate(parts.layers):
+        mid = read.resid_mid[i][:, -1]
+        writes = head_writes(layer, read.z[i][:, -1])  # (row, head, model)
+        with_all = lens_log_probs(parts, mid, token_ids, norm=norm, reference=last)
+        without = lens_log_probs(
+            parts,
+            (mid[:, None] - writes).flatten(0, 1),
+            token_ids.repeat_interleave(parts.n_heads),
+            norm=norm,
+            reference=last.repeat_interleave(parts.n_heads, dim=0),
+        )
+        scores.append(1 - (without.unflatten(0, (-1, parts.n_heads)) - with_all[:, None]).exp())
+    return torch.stack(scores, dim=1).cpu()

@@ -1,0 +1,84 @@
+"""Edits: changes to the forward pass that hold inside a `with` block and prove that they happened."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import EditNeverFired
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.seam import Handler, Handlers, attach
+
+
+@dataclass
+class Touched:
+    """Counts the (layer, head, position) sites that an edit changed, on each layer's own device.
+
+    A tensor is counted in, not a Python number, so that a compiled forward pass counts too.
+    """
+
+    by_layer: dict[int, Tensor] = field(default_factory=dict)
+
+    def counter(self, parts: Anatomy, layer: int) -> Tensor:
+        """Return the zero-dimensional counter of a layer, made on first use."""
+        if layer not in self.by_layer:
+            device = next(parts.layers[layer].block.parameters()).device
+            self.by_layer[layer] = torch.zeros((), dtype=torch.long, device=device)
+        return self.by_layer[layer]
+
+    @property
+    def n_sites(self) -> int:
+        """Return the number of sites touched so far."""
+        return sum(int(n) for n in self.by_layer.values())
+
+
+class Edit(ABC):
+    """A change to the forward pass. Holds no model and no state of a run; one edit can be used many times."""
+
+    @abstractmethod
+    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+        """Return what is to run at each layer, counting in `touched` what it changes.
+
+        Raises:
+            BadInput: The edit names a layer or head that the model does not have.
+        """
+
+
+@contextmanager
+def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[Touched]]:
+    """Apply edits to every forward pass of `model` inside the block, and undo them at its end, whatever happens.
+
+    Edits apply in the order given; a later one sees what the earlier ones did.
+
+    Args:
+        model: A Transformers decoder, also compiled or PEFT-wrapped.
+        *edits: What to change.
+        strict: Raise if an edit changed nothing in the whole block.
+
+    Yields:
+        One `Touched` for each edit, whose `n_sites` grows as the model runs.
+
+    Raises:
+        EditNeverFired: The block ended without an exception and some edit had touched no site.
+        UnsupportedModel: The model does not go through the seam.
+        BadInput: An edit does not fit the model.
+    """
+    parts = anatomy(model)
+    counts = [Touched() for _ in edits]
+    handlers = Handlers({})
+    for one, touched in zip(edits, counts, strict=True):
+        by_layer = one.handlers(parts, touched)
+        handlers = handlers.joined(Handlers({layer: (handler,) for layer, handler in by_layer.items()}))
+    with attach(model, handlers):
+        yield counts
+    for one, touched in zip(edits, counts, strict=True):
+        if strict and touched.n_sites == 0:
+            raise EditNeverFired(
+                f"{one!r} was attached but touched no (layer, head, position) site: no forward pass ran inside the "
+                "block, or the edit selects nothing. Run the model inside the block, or pass strict=False."
+            )

@@ -1,0 +1,105 @@
+"""Knocking out heads: their output z is set to zero before the output projection.
+
+Zeroing a slice of the projection's OUTPUT would not do: after the projection the heads are mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright.edits.base import Edit, Touched
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.seam import Attend, AttentionCall, Handler
+
+Head = tuple[int, int]
+Positions = Literal["all", "last"]
+_FORM = "Heads are given as a collection of (layer, head) pairs of whole numbers, or a list of such collections"
+
+
+@dataclass(frozen=True)
+class KnockOut(Edit):
+    """Silences attention heads (zero ablation).
+
+    Zero is a strong baseline: it also takes away what a head writes on average. A head that matters little by this
+    measure does matter little; one that matters much may do so only through its mean.
+
+    Attributes:
+        heads: A collection of (layer, head), the same for all rows, or a list of such collections, one a batch row.
+            When the batch is a multiple of the list (beams, several samples a prompt) each row's set is repeated.
+        positions: "all" silences them at every position of each forward pass, so while decoding at all generated
+            positions and, in the prefill, in the whole prompt; "last" only at the last position of each pass.
+
+    Source: TCR (arXiv 2601.21214), section 3, zero ablation of head outputs.
+    """
+
+    heads: Collection[Head] | Sequence[Collection[Head]]
+    positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        """Check the form of the arguments."""
+        if self.positions not in get_args(Positions):
+            raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
+        for row in self._rows():
+            if not isinstance(row, Collection):
+                raise BadInput(f"{_FORM}; got {row!r} where a collection of pairs was due.")
+            for head in row:
+                if not _is_head(head):
+                    raise BadInput(f"{_FORM}; got {head!r} where a pair was due.")
+
+    def _rows(self) -> list[Collection[Head]]:
+        if isinstance(self.heads, (list, tuple)) and not all(_is_head(h) for h in self.heads):
+            return list(self.heads)
+        return [self.heads]  # type: ignore[list-item]
+
+    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+        """Return one handler for each layer in which some row has a head."""
+        rows = [{parts.check_head(*head) for head in row} for row in self._rows()]
+        by_layer: dict[int, Handler] = {}
+        for layer in sorted({layer for row in rows for layer, _ in row}):
+            counter = touched.counter(parts, layer)
+            drop = torch.zeros(len(rows), parts.n_heads, dtype=torch.bool, device=counter.device)
+            for i, row in enumerate(rows):
+                drop[i, [head for at, head in row if at == layer]] = True
+            by_layer[layer] = partial(_silence, drop, int(drop.sum()), self.positions, counter)
+        return by_layer
+
+
+def _is_head(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(i, Integral) and not isinstance(i, bool) for i in value)
+    )
+
+
+def _silence(
+    drop: Tensor, n_dropped: int, positions: Positions, counter: Tensor, call: AttentionCall, attend: Attend
+) -> Tensor:
+    """Return z with the dropped heads at zero; `drop` is `[rows, H]`."""
+    z = attend(call)  # (batch, query, head, d_head)
+    repeats = _repeats(z.shape[0], drop.shape[0])
+    silenced = drop.repeat_interleave(repeats, dim=0) if drop.shape[0] > 1 else drop
+    silenced = silenced[:, None, :, None]
+    n_positions = z.shape[1]
+    if positions == "last" and n_positions > 1:
+        is_last = torch.arange(n_positions, device=z.device) == n_positions - 1
+        silenced = silenced & is_last[None, :, None, None]
+    counter.add_(n_dropped * repeats * (n_positions if positions == "all" else 1))
+    return z.masked_fill(silenced, 0.0)
+
+
+def _repeats(n_batch: int, n_rows: int) -> int:
+    if n_batch % n_rows:
+        raise BadInput(
+            f"KnockOut was given one set of heads for each of {n_rows} rows, but the batch has {n_batch}; give one set, "
+            "one a row, or a batch that is a multiple of the rows."
+        )
+    return n_batch // n_rows

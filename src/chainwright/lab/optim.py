@@ -1,0 +1,33 @@
+"""Saving and loading a model with its AdamW state as safetensors, so that a killed training goes on exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the weights and each one's moments under its name."""
+    tensors = {}
+    for name, weight in model.named_parameters():
+        tensors[f"weight/{name}"] = weight.detach().contiguous()
+        for moment in _MOMENTS:
+            if moment in optimizer.state[weight]:
+                tensors[f"{moment}/{name}"] = optimizer.state[weight][moment].detach().clone().contiguous()
+    save_file(tensors, path)
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read what `save_optimizer` wrote into a model and an optimizer over its parameters."""
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"weight/{name}"])
+            for moment in _MOMENTS:
+                saved = tensors[f"{moment}/{name}"]
+                optimizer.state[weight][moment] = saved if moment == "step" else saved.to(weight.device)

@@ -1,0 +1,7 @@
+"""Hugging Face models: loading, anatomy, and the seam through which they are read and edited."""
+
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import Capture, capture
+from chainwright.models.load import LoadedModel, bundled_models, load_model, provenance
+
+__all__ = ["Anatomy", "Capture", "LoadedModel", "anatomy", "bundled_models", "capture", "load_model", "provenance"]

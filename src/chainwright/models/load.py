@@ -1,0 +1,205 @@
+"""Loading a model by a bundled name, a folder or a Hub id, and refusing early what could not be worked with."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from chainwright._errors import BadInput, unknown_name
+from chainwright.models.anatomy import anatomy
+
+BUNDLED = Path(__file__).parent / "bundled"
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error)
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer, plain objects of Transformers."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the checkpoints that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Return a model in evaluation mode and its tokenizer, checked to go through the seam.
+
+    Args:
+        name: A bundled name (see `bundled_models`), a folder with a checkpoint, or a Hub id. A folder wins over a Hub
+            id of the same name, a bundled name over both.
+        device: Where to put it; None takes CUDA if there is some, else the CPU.
+        dtype: Number type; None takes that of the checkpoint.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
+
+    Returns:
+        (model, tokenizer); the tokenizer pads on the left.
+
+    Raises:
+        BadInput: No such model, no config in the folder, weights only in a pickle format, weights that are damaged,
+            incomplete or do not fit the config, or no usable tokenizer.
+        UnsupportedModel: Its layers do not call the registered attention function.
+    """
+    where = _resolve(str(name))
+    device = _device(device)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where,
+                config=config,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+        except _LOADING_ERRORS as error:
+            raise BadInput(_why_not(str(name), where, error)) from error
+        _check_weights(str(name), report)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        except _LOADING_ERRORS as error:
+            raise BadInput(f"Model {str(name)!r} has no tokenizer that can be read: {_sentence(error)}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = model.to(device).eval()
+    anatomy(model)
+    return LoadedModel(model, tokenizer)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers from drawing bars and tables; what is wrong is raised."""
+    had_bar, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if had_bar:
+            hf_logging.enable_progress_bar()
+
+
+def _check_weights(name: str, report: dict[str, Any]) -> None:
+    """Raise BadInput unless every weight came from the checkpoint; Transformers makes up missing ones at random."""
+    wrong = sorted(str(key[0]) for key in report["mismatched_keys"])
+    if wrong:
+        raise BadInput(f"Model {name!r}: {len(wrong)} weights do not fit config.json in shape, such as {wrong[0]}.")
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BadInput(
+            f"Model {name!r} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
+            "they would be random."
+        )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise BadInput(f"Unknown device {device!r}; give 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    if chosen.type == "meta":
+        raise BadInput("Device 'meta' holds no numbers to run a model on; use 'cpu' or 'cuda'.")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"Device {str(device)!r} was asked for, but this PyTorch sees no CUDA device; use device='cpu'.")
+    return chosen
+
+
+def _resolve(name: str) -> str:
+    """Return what Transformers is to load from: a checked folder, or a Hub id as it is."""
+    if name in bundled_models():
+        return str(BUNDLED / name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.exists():
+        raise BadInput(f"{name} is a file; give the folder that holds config.json and the safetensors weights.")
+    looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    if looks_like_hub_id:
+        return name
+    if "/" in name:
+        raise BadInput(f"There is no folder {name}; give a bundled name, an existing folder, or a Hub id 'owner/name'.")
+    raise unknown_name("model", name, bundled_models())
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"Folder {folder} has no config.json, so it holds no Transformers checkpoint.")
+    if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
+        raise BadInput(f"Folder {folder} holds an adapter without adapter_model.safetensors; pickled ones are not loaded.")
+    if any(folder.glob("model*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise BadInput(
+            f"Folder {folder} has its weights in a pickle format ({pickled[0]}), which can run code when loaded; save "
+            "them as safetensors (model.save_pretrained does) and load that."
+        )
+    raise BadInput(f"Folder {folder} has a config.json but no *.safetensors weights.")
+
+
+def _sentence(error: BaseException) -> str:
+    """Return the first line of an error, ended like a sentence."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first.rstrip(".:, ") + "."
+
+
+def _why_not(name: str, where: str, error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return f"Model {name!r} brings its own code; pass trust_remote_code=True (--trust-remote-code) to run it."
+    if "safetensors" in str(error) and "does not appear to have" in str(error):
+        return f"Model {name!r} has no safetensors weights, and pickled ones are not loaded. {_sentence(error)}"
+    if isinstance(error, SafetensorError):
+        return f"The safetensors weights of model {name!r} are damaged: {_sentence(error)} Fetch or save them again."
+    problem = f"Model {name!r} could not be loaded: {_sentence(error)}"
+    if Path(where).is_dir():
+        return problem
+    return f"{problem} Known bundled names: {', '.join(bundled_models())}; otherwise give a folder or a Hub id within reach."
+
+
+def provenance(model: PreTrainedModel) -> dict[str, str]:
+    """Return what identifies a model in a result: name, revision, type, dtype and a fingerprint of its shape."""
+    from chainwright import __version__
+
+    parts = anatomy(model)
+    path = str(model.config._name_or_path)
+    bundled = str(BUNDLED) in path
+    return {
+        "model": Path(path).name if bundled else path,
+        "revision": str(getattr(model.config, "_commit_hash", None) or ("bundled" if bundled else "")),
+        "model_type": str(parts.model.config.model_type),
+        "dtype": str(parts.model.dtype).removeprefix("torch."),
+        "shape": f"{parts.n_layers} layers x {parts.n_heads} heads, d {parts.d_model}",
+        "chainwright": __version__,
+        "torch": str(torch.__version__),
+    }

@@ -1,0 +1,343 @@
+"""The one place where Chainwright enters a forward pass: a registered attention function and mask function.
+
+1. Two attention functions are registered with Transformers, one that delegates to the library's `sdpa` and one that
+   delegates to the model's own `eager`, each with the mask function of the one it stands for: without the mask
+   function left-padded batches and sliding windows would silently be wrong.
+2. `attach` switches a model to the one that fits it, on private copies of its configs (two models built from one
+   config object would otherwise switch together), and puts a forward pre-hook on the base model.
+3. The hook passes the `Handlers` down to every layer as a keyword argument. A keyword survives left padding,
+   gradient checkpointing, static caches and torch.compile, where a context variable does not.
+4. At each layer the attention function runs that layer's handlers, innermost context last; a layer without handlers
+   goes straight to the delegate.
+
+What this module does not know: what an edit is, tokens, tasks. Nothing inside Transformers is patched.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from chainwright._errors import UnsupportedModel
+
+STATE_KEY = "chainwright_handlers"
+_NAME = {"sdpa": "chainwright_sdpa", "eager": "chainwright_eager"}
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one layer hands to its attention function.
+
+    Attributes:
+        module: The attention module.
+        layer: Its index among the model's layers.
+        q: Queries `[N, H, Tq, d]`, position embedding applied.
+        k: Keys `[N, G, Tk, d]`, not repeated over query heads, cache included.
+        v: Values `[N, G, Tk, dv]`.
+        mask: None (causal from the upper left, or nothing to hide when Tq = 1), bool `[N, 1, Tq, Tk]` (True = look),
+            or float of that shape to add to the scores.
+        options: The other keywords of the call (scaling, dropout, sliding_window, softcap, s_aux ...).
+    """
+
+    module: nn.Module
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    options: dict[str, Any]
+
+
+Attend = Callable[[AttentionCall], Tensor]
+Handler = Callable[[AttentionCall, Attend], Tensor]
+"""Takes the call and the attention inside of it; returns z `[N, Tq, H, dv]`."""
+
+
+class Handlers:
+    """The handlers of each layer, in the order in which they wrap the delegate.
+
+    Attributes:
+        by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
+    """
+
+    def __init__(self, by_layer: Mapping[int, tuple[Handler, ...]]):
+        self.by_layer = dict(by_layer)
+
+    def joined(self, inner: Handlers) -> Handlers:
+        """Return these handlers with those of a context opened later wrapped around them."""
+        layers = sorted({*self.by_layer, *inner.by_layer})
+        return Handlers({i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers})
+
+
+def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the attention function that the model would have used, from its own modelling file."""
+    # a subclass made elsewhere (parametrisation, FSDP) still has the functions of the class it stems from
+    sources = [sys.modules[cls.__module__] for cls in type(module).__mro__ if cls.__module__ in sys.modules]
+    eager = _first_attribute(sources, "eager_attention_forward")
+    if kind == "eager":
+        if eager is None:
+            raise UnsupportedModel(
+                f"{type(module).__name__} has no eager attention function to delegate to; load the model with "
+                "attn_implementation='sdpa'."
+            )
+        found: Callable[..., tuple[Tensor, Tensor | None]] = eager
+        return found
+    interface = _first_attribute(sources, "ALL_ATTENTION_FUNCTIONS") or AttentionInterface()
+    chosen: Callable[..., tuple[Tensor, Tensor | None]] = interface.get_interface(kind, eager)
+    return chosen
+
+
+def _first_attribute(sources: list[ModuleType], name: str) -> Any:
+    return next((getattr(source, name) for source in sources if hasattr(source, name)), None)
+
+
+def _delegate(kind: str, call: AttentionCall) -> Tensor:
+    function = _delegate_function(kind, call.module)
+    return function(call.module, call.q, call.k, call.v, call.mask, **call.options)[0]
+
+
+def _seam_attention(
+    kind: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    handlers: Handlers | None = options.pop(STATE_KEY, None)
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    chain = () if handlers is None else handlers.by_layer.get(layer, ())
+    if not chain:
+        return _delegate_function(kind, module)(module, query, key, value, attention_mask, **options)
+    attend: Attend = partial(_delegate, kind)
+    for handler in chain:
+        attend = partial(_wrapped, handler, attend)
+    return attend(AttentionCall(module, layer, query, key, value, attention_mask, options)), None
+
+
+def _wrapped(handler: Handler, attend: Attend, call: AttentionCall) -> Tensor:
+    return handler(call, attend)
+
+
+def _register() -> None:
+    for kind, mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+        AttentionInterface.register(_NAME[kind], partial(_seam_attention, kind))
+        AttentionMaskInterface.register(_NAME[kind], mask)
+
+
+_register()
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Return the Transformers model inside a compiled or PEFT-wrapped one.
+
+    Raises:
+        UnsupportedModel: `model` holds no Transformers model.
+    """
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            raise UnsupportedModel(
+                f"{type(model).__name__} is no Transformers model (tried: itself, torch.compile's original, PEFT's "
+                "base model); load it with chainwright.load_model or AutoModelForCausalLM."
+            )
+    return inner
+
+
+class SeamHook:
+    """The pre-hook of the base model while at least one context is open.
+
+    Attributes:
+        stack: The handlers of the open contexts, outermost first.
+        handlers: All of them joined: what the layers are given.
+        closing: What puts the model back as it was; run when the last context is left, in whatever order they are.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Handlers] = []
+        self.handlers = Handlers({})
+        self.closing = ExitStack()
+
+    def push(self, handlers: Handlers) -> None:
+        """Wrap `handlers` around what is already attached."""
+        self.set_stack([*self.stack, handlers])
+
+    def remove(self, handlers: Handlers) -> None:
+        """Take `handlers` out again, wherever in the stack they stand; the last one closes the seam."""
+        self.set_stack([kept for kept in self.stack if kept is not handlers])
+        if not self.stack:
+            self.closing.close()
+
+    def set_stack(self, stack: list[Handlers]) -> None:
+        """Attach exactly these handlers."""
+        self.stack = stack
+        self.handlers = Handlers({})
+        for handlers in stack:
+            self.handlers = self.handlers.joined(handlers)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, STATE_KEY: self.handlers}
+
+
+def _open_hook(base: nn.Module) -> SeamHook | None:
+    return next((hook for hook in base._forward_pre_hooks.values() if isinstance(hook, SeamHook)), None)
+
+
+@contextmanager
+def _private_configs(model: PreTrainedModel) -> Iterator[None]:
+    """Give every module of `model` its own copy of the config it refers to, and the originals back at the end."""
+    memo: dict[int, Any] = {}
+    owners = [m for m in model.modules() if isinstance(getattr(m, "config", None), PretrainedConfig)]
+    originals = [m.config for m in owners]
+    try:
+        for module in owners:
+            module.config = copy.deepcopy(module.config, memo)
+        yield
+    finally:
+        for module, config in zip(owners, originals, strict=True):
+            module.config = config
+
+
+def seam_name(model: PreTrainedModel) -> str:
+    """Return the registered name that stands for the attention implementation the model has now.
+
+    Flash and flex attention have masks of their own kind; a model that uses them is read and edited through `sdpa`
+    where it supports that, else through `eager`, for as long as a context is open.
+    """
+    now = model.config._attn_implementation
+    if now in _NAME:
+        return _NAME[now]
+    return _NAME["sdpa" if model._supports_sdpa else "eager"]
+
+
+@contextmanager
+def attach(model: nn.Module, handlers: Handlers) -> Iterator[None]:
+    """Run `handlers` in every forward pass of `model` inside this context.
+
+    Contexts nest: a later one wraps the earlier ones and so reads what they changed. When the last one is left, also
+    by an exception, the hook, the attention implementation and the configs are as before. Attaching is not
+    thread-safe.
+
+    Raises:
+        UnsupportedModel: The model does not let its attention implementation be chosen.
+
+    Note:
+        Under gradient checkpointing the backward pass runs the layers again: call it inside the context too.
+    """
+    inner = causal_lm(model)
+    hook = _open_hook(inner.base_model) or _opened(inner)
+    hook.push(handlers)
+    try:
+        yield
+    finally:
+        hook.remove(handlers)
+
+
+def _opened(model: PreTrainedModel) -> SeamHook:
+    """Switch `model` to the seam and return the hook that feeds it; nothing is changed if that fails."""
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModel(
+            f"{model.config.model_type} models do not dispatch their attention through Transformers' attention "
+            "interface, so their heads cannot be read or edited; use a model type that does (llama, qwen2, qwen3, "
+            "phi3, mistral, gemma2, gemma3, gpt_oss, gpt2, gpt_neox, deepseek_v3 and most others do)."
+        )
+    hook = SeamHook()
+    with ExitStack() as undo:
+        undo.enter_context(_private_configs(model))
+        model.set_attn_implementation(seam_name(model))
+        handle = model.base_model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        undo.callback(handle.remove)
+        hook.closing = undo.pop_all()
+    return hook
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Let `model` run as if nothing were attached, for passes that only serve to find or compute something."""
+    hook = _open_hook(causal_lm(model).base_model)
+    if hook is None:
+        yield
+        return
+    stack = hook.stack
+    hook.set_stack([Handlers({})])  # not empty: the seam stays open
+    try:
+        yield
+    finally:
+        hook.set_stack(stack)
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return `values` in float32, or as they are in float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def attn_pattern(call: AttentionCall) -> Tensor:
+    """Return the attention weights of a call, `[N, H, Tq, Tk]`, computed from queries and keys.
+
+    Softcapping, sinks and position biases are followed; a row of a sink model sums to less than one. A row that may
+    look at nothing (a padding query) is zero.
+
+    Source: softmax(q k^T * scaling) as in each model's eager function.
+    """
+    n_rep = call.q.shape[1] // call.k.shape[1]
+    scores = call.q @ call.k.repeat_interleave(n_rep, dim=1).transpose(-1, -2)  # (batch, head, query, key)
+    scale = call.options.get("scaling")
+    scores = scores * (call.q.shape[-1] ** -0.5 if scale is None else scale)
+    if (cap := call.options.get("softcap")) is not None:
+        scores = cap * torch.tanh(scores / cap)
+    if (bias := call.options.get("position_bias")) is not None:
+        scores = scores + bias
+    scores = widened(scores).masked_fill(~_visible(call, scores), float("-inf"))
+    if call.mask is not None and call.mask.dtype != torch.bool:
+        scores = scores + call.mask
+    return _normalised(scores, _sinks(call))
+
+
+def _visible(call: AttentionCall, scores: Tensor) -> Tensor:
+    if call.mask is None:
+        n_query, n_key = scores.shape[-2:]
+        every = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device)
+        return every.tril() if n_query > 1 and _is_causal(call) else every
+    if call.mask.dtype == torch.bool:
+        return call.mask
+    # a float mask hides with the smallest number of its type
+    return call.mask > torch.finfo(call.mask.dtype).min / 2
+
+
+def _is_causal(call: AttentionCall) -> bool:
+    given = call.options.get("is_causal")
+    return bool(getattr(call.module, "is_causal", True) if given is None else given)
+
+
+def _sinks(call: AttentionCall) -> Tensor | None:
+    sinks = call.options.get("s_aux", getattr(call.module, "sinks", None))
+    return None if sinks is None else widened(sinks).reshape(1, -1, 1, 1)
+
+
+def _normalised(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    peak = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        peak = torch.maximum(peak, sinks)
+    mass = (scores - peak).exp()
+    total = mass.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sinks - peak).exp()
+    return mass / total.clamp(min=torch.finfo(scores.dtype).tiny)

@@ -1,0 +1,468 @@
+"""One investigation as a folder: problems, traces, findings, each written once and found again after a kill.
+
+    <folder>/study.json            config and provenance
+    <folder>/traces/<cell>.parquet one file a (task, hops) cell, written when the cell is done
+    <folder>/accuracy, errors      findings
+    <folder>/roles/<task>-<type>   head roles of each key error type
+    <folder>/scores.safetensors    what the model gave each token of each trace
+
+A run that was killed or interrupted goes on where it stopped when it is started again with the same config.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright._files import atomic_file, read_json, write_json
+from chainwright.decode import TokenScores, generate, score_all
+from chainwright.diagnose import (
+    ErrorTable,
+    HeadCheck,
+    HeadRoles,
+    check_head,
+    correct_contexts,
+    erroneous_contexts,
+    first_errors,
+    head_roles,
+)
+from chainwright.evaluate import Accuracy, evaluate
+from chainwright.models import provenance
+from chainwright.models.anatomy import anatomy
+from chainwright.traces import Trace, read_traces, write_traces
+
+SCHEMA_VERSION = 1
+Report = Callable[[str], None]
+
+# Below, at and beyond the training range of the bundled reasoner: the last cells of a row are those that fail.
+REASONER_HOPS: Mapping[str, tuple[int, ...]] = {
+    "parity": (6, 10, 12, 13, 14),
+    "mdm": (1, 2, 3, 4),
+    "llc": (4, 7, 8, 9, 10),
+    "clf": (6, 10, 12, 13, 14),
+    "moas": (6, 10, 11, 12, 13),
+    "nums": (5, 8, 9, 10, 11),
+    "objc": (5, 8, 9, 10, 11),
+}
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Everything that a diagnosis depends on besides the model's weights.
+
+    Attributes:
+        model: Name, folder or Hub id, as it was asked for.
+        hops: The hop counts of each task.
+        n: Problems a (task, hops) cell.
+        rendering: "short" for models trained by Chainwright, "natural" for instruction models.
+        n_contexts: Contexts a set when heads are located.
+        min_errors: A key error type with fewer known first errors is not searched for heads.
+        max_types: Key error types a task that are searched.
+    """
+
+    model: str
+    hops: Mapping[str, Sequence[int]]
+    n: int = 40
+    seed: int = 0
+    rendering: tasks.Rendering = "short"
+    n_contexts: int = 16
+    min_errors: int = 5
+    max_types: int = 2
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    batch_size: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the config as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return every (task, hops), tasks in their usual order."""
+        return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
+
+
+@dataclass(frozen=True)
+class RoleFinding:
+    """Head roles at one key error type of one task, and the best head's check on contexts held out.
+
+    Attributes:
+        check: None where there were too few contexts to hold some out.
+    """
+
+    task: str
+    error_type: str
+    roles: HeadRoles
+    check: HeadCheck | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis found, in memory.
+
+    Attributes:
+        traces: All traces, cell by cell.
+        scores: Token scores of each trace, in the same order.
+        token_strs: The text of each token of each trace.
+        skipped: Key error types that were not searched for heads, and why.
+    """
+
+    config: DiagnoseConfig
+    provenance: Mapping[str, str]
+    traces: list[Trace]
+    scores: list[TokenScores]
+    token_strs: list[list[str]]
+    accuracy: Accuracy
+    errors: ErrorTable
+    roles: list[RoleFinding]
+    skipped: list[str] = field(default_factory=list)
+
+    def summary(self) -> list[str]:
+        """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try."""
+        return [self._where(), self._kind(), self._doubt(), self._heads(), self._reach()]
+
+    def _where(self) -> str:
+        rows = self.accuracy.rows
+        easy = [min((r for r in rows if r["task"] == t), key=lambda r: r["hops"]) for t in self._tasks()]
+        hard = [max((r for r in rows if r["task"] == t), key=lambda r: r["hops"]) for t in self._tasks()]
+        return (
+            f"Where: over {len(easy)} tasks whole chains are right in {_mean(easy, 'exact'):.0%} of problems at the fewest "
+            f"hops asked ({_hops(easy)}) and in {_mean(hard, 'exact'):.0%} at the most ({_hops(hard)})."
+        )
+
+    def _kind(self) -> str:
+        n_errors = sum(r["n"] for r in self.errors.by_task)
+        if not n_errors:
+            return "Kind: no trace has an error, so there is nothing to diagnose; ask for more hops."
+        recall = sum(r["n"] for r in self.errors.by_task if "recall" in r["error_type"])
+        keys = [f"{tasks.title(t)} {', '.join(kinds)}" for t, kinds in self.errors.key_types.items()]
+        return f"Kind: {recall / n_errors:.0%} of {n_errors} first errors are recall errors; key types: {'; '.join(keys)}."
+
+    def _doubt(self) -> str:
+        known = [r for r in self.errors.entropy if r["entropy_right"] is not None and r["error_type"] != "unparsed"]
+        if not known:
+            return "Doubt: no wrong token could be compared with right ones of its kind."
+        n = sum(r["n_wrong"] for r in known)
+        wrong = sum(r["entropy_wrong"] * r["n_wrong"] for r in known) / n
+        right = sum(r["entropy_right"] * r["n_wrong"] for r in known) / n
+        return f"Doubt: median entropy is {wrong:.2f} nats at first wrong tokens and {right:.2f} at such slots when right."
+
+    def _heads(self) -> str:
+        if not self.roles:
+            return "Heads: no key error type had enough first errors to look for heads."
+        checked = [r.check for r in self.roles if r.check is not None]
+        if not checked:
+            return "Heads: located, but too few contexts were left to check the best ones on."
+        best = max((r for r in self.roles if r.check is not None), key=_worth)
+        assert best.check is not None
+        layer, head = best.check.head
+        return (
+            f"Heads: in {tasks.title(best.task)}, {best.error_type}, silencing layer {layer} head {head} alone puts the right "
+            f"token first in {best.check.corrected:.0%} of {best.check.n_erroneous} failing contexts that it was not chosen "
+            f"on, and keeps it first in {best.check.kept:.0%} of {best.check.n_correct} right ones."
+        )
+
+    def _reach(self) -> str:
+        checked = [r.check for r in self.roles if r.check is not None]
+        if not checked:
+            return "Reach: no head was checked on contexts held out; more problems a cell would leave some."
+        n = sum(c.n_erroneous for c in checked)
+        mended = sum(c.corrected * c.n_erroneous for c in checked) / n
+        kept = sum(c.kept * c.n_correct for c in checked) / sum(c.n_correct for c in checked)
+        return (
+            f"Reach: over the {len(checked)} error types searched, the best single head of each mends {mended:.0%} of {n} "
+            f"held-out failing contexts and keeps {kept:.0%} of the right ones; these are single tokens, not yet answers."
+        )
+
+    def _tasks(self) -> list[str]:
+        return list(dict.fromkeys(r["task"] for r in self.accuracy.rows))
+
+
+def _worth(found: RoleFinding) -> float:
+    assert found.check is not None
+    return found.check.corrected + found.check.kept
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row[key] * row["n"] for row in rows) / sum(row["n"] for row in rows)
+
+
+def _hops(rows: list[dict[str, Any]]) -> str:
+    low, high = min(r["hops"] for r in rows), max(r["hops"] for r in rows)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def run_diagnosis(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiagnoseConfig,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Report = lambda line: None,
+) -> Diagnosis:
+    """Generate, find the first errors, locate the heads, and write everything to `folder`.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        config: What to ask.
+        folder: Where to write. A folder with an unfinished run of the same config is gone on with.
+        overwrite: Replace a finished run, or one of another config.
+        progress: Show progress bars.
+        say: Called with a line at each stage.
+
+    Raises:
+        BadInput: The folder holds something else, the disk is full, or the config asks for what does not exist.
+    """
+    folder = Path(folder)
+    problems = {cell: tasks.sample(*cell, config.n, config.seed, rendering=config.rendering) for cell in config.cells()}
+    _open(folder, config, provenance(anatomy(model).model), overwrite)
+    traces = _all_traces(model, tokenizer, config, folder, problems, progress, say)
+    say("Scoring every token of every trace")
+    scores = score_all(model, traces)
+    _save_scores(folder / "scores.safetensors", scores)
+    accuracy, errors = evaluate(traces), first_errors(traces, scores)
+    accuracy.save(folder / "accuracy", overwrite=True)
+    errors.save(folder / "errors", overwrite=True)
+    roles, skipped = _all_roles(model, tokenizer, config, folder, traces, errors, say)
+    state = read_json(folder / "study.json") | {"is_complete": True, "skipped": skipped}
+    write_json(folder / "study.json", state)
+    return Diagnosis(
+        config, state["provenance"], traces, scores, _strings(tokenizer, traces), accuracy, errors, roles, skipped
+    )
+
+
+def _open(folder: Path, config: DiagnoseConfig, source: Mapping[str, str], overwrite: bool) -> None:
+    """Make the folder ready: new, gone on with, or emptied."""
+    known = folder / "study.json"
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; choose a folder for the results.")
+    if overwrite and known.exists():
+        for name in ("traces", "accuracy", "errors", "roles"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("study.json", "scores.safetensors", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    if known.exists():
+        _check_same(folder, read_json(known), config, source)
+    elif folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder} exists and holds no study of Chainwright's; choose an empty or new folder.")
+    else:
+        state = {"schema_version": SCHEMA_VERSION, "is_complete": False, "config": config.record()}
+        write_json(known, state | {"provenance": dict(source)})
+
+
+def _check_same(folder: Path, state: dict[str, Any], config: DiagnoseConfig, source: Mapping[str, str]) -> None:
+    _check_version(folder, state)
+    if state.get("is_complete"):
+        raise BadInput(f"{folder} already holds a finished study; pass --overwrite to replace it, or choose another folder.")
+    changed = [k for k, v in config.record().items() if state["config"].get(k) != v]
+    changed += [k for k, v in source.items() if state["provenance"].get(k) != v]
+    if changed:
+        raise BadInput(
+            f"{folder} holds an unfinished study with other settings ({', '.join(changed)} differ); use the same settings "
+            "to go on with it, --overwrite to replace it, or another folder."
+        )
+
+
+def _check_version(folder: Path, state: dict[str, Any]) -> None:
+    if state.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder} has study schema version {state.get('schema_version')}, this Chainwright reads {SCHEMA_VERSION}; use "
+            "the version that wrote it, or make the study again."
+        )
+
+
+def _all_traces(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiagnoseConfig,
+    folder: Path,
+    problems: Mapping[tuple[str, int], list[tasks.Problem]],
+    progress: bool,
+    say: Report,
+) -> list[Trace]:
+    traces: list[Trace] = []
+    for i, ((task, hops), cell) in enumerate(problems.items()):
+        path = folder / "traces" / f"{task}-{hops:03d}.parquet"
+        if path.exists():
+            found = read_traces(path)
+        else:
+            say(f"[{i + 1}/{len(problems)}] {tasks.title(task)}, {hops} hops: {len(cell)} problems")
+            found = generate(
+                model,
+                tokenizer,
+                cell,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.batch_size,
+                temperature=config.temperature,
+                seed=config.seed,
+                progress=progress,
+            )
+            path.parent.mkdir(exist_ok=True)
+            write_traces(path, found)
+        traces.extend(found)
+    return traces
+
+
+def _role_path(folder: Path, task: str, kind: str) -> Path:
+    return folder / "roles" / f"{task}-{kind.replace(' ', '-')}"
+
+
+def _all_roles(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiagnoseConfig,
+    folder: Path,
+    traces: list[Trace],
+    errors: ErrorTable,
+    say: Report,
+) -> tuple[list[RoleFinding], list[str]]:
+    found: list[RoleFinding] = []
+    skipped: list[str] = []
+    for task, kinds in errors.key_types.items():
+        skipped += [f"{task}, {kind}: more than {config.max_types} key types" for kind in kinds[config.max_types :]]
+        for kind in kinds[: config.max_types]:
+            path = _role_path(folder, task, kind)
+            if path.exists():
+                found.append(_load_role(path, task, kind))
+                continue
+            try:
+                found.append(_one_role(model, tokenizer, config, traces, task, kind, say))
+            except BadInput as error:
+                skipped.append(f"{task}, {kind}: {error}")
+                continue
+            _save_role(path, found[-1])
+    return found, skipped
+
+
+def _one_role(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiagnoseConfig,
+    traces: list[Trace],
+    task: str,
+    kind: str,
+    say: Report,
+) -> RoleFinding:
+    """Locate heads on every other context and check the best of them on the rest."""
+    wrong = erroneous_contexts(tokenizer, traces, task, kind, 2 * config.n_contexts)
+    if len(wrong) < config.min_errors:
+        raise BadInput(f"only {len(wrong)} contexts, fewer than {config.min_errors}")
+    right = correct_contexts(traces, wrong, 2 * config.n_contexts)
+    holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
+    chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
+    say(f"Heads at {tasks.title(task)}, {kind}: {len(wrong.take(chosen))} wrong and {len(right.take(chosen))} right contexts")
+    roles = head_roles(model, right.take(chosen), wrong.take(chosen))
+    check = check_head(model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
+    return RoleFinding(task, kind, roles, check)
+
+
+def _save_role(path: Path, found: RoleFinding) -> None:
+    check = None if found.check is None else asdict(found.check)
+    write_json(path.with_name(path.name + ".check.json"), check)
+    found.roles.save(path)
+
+
+def _load_role(path: Path, task: str, kind: str) -> RoleFinding:
+    check = read_json(path.with_name(path.name + ".check.json"))
+    return RoleFinding(task, kind, HeadRoles.load(path), None if check is None else HeadCheck(**check))
+
+
+def _save_scores(path: Path, scores: list[TokenScores]) -> None:
+    with atomic_file(path) as draft:
+        save_file(
+            {
+                "logprob": torch.cat([s.logprob for s in scores]),
+                "entropy": torch.cat([s.entropy for s in scores]),
+                "argmax": torch.cat([s.argmax for s in scores]),
+                "n_tokens": torch.tensor([len(s.logprob) for s in scores]),
+            },
+            draft,
+        )
+
+
+def _load_scores(path: Path) -> list[TokenScores]:
+    try:
+        read = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} is missing or damaged: {error}") from error
+    cut = read["n_tokens"].tolist()
+    parts = (read[name].split(cut) for name in ("logprob", "entropy", "argmax"))
+    return [TokenScores(*row) for row in zip(*parts, strict=True)]
+
+
+def _strings(tokenizer: PreTrainedTokenizerBase, traces: list[Trace]) -> list[list[str]]:
+    known: dict[int, str] = {}
+
+    def text(token: int) -> str:
+        if token not in known:
+            known[token] = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return known[token]
+
+    return [[text(int(i)) for i in trace.input_ids] for trace in traces]
+
+
+def open_diagnosis(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Diagnosis:
+    """Return a finished diagnosis from its folder.
+
+    Raises:
+        BadInput: No study there, an unfinished one, a newer schema, or damaged files.
+    """
+    folder = Path(folder)
+    state = _finished(folder)
+    config = study_config(folder)
+    paths = [folder / "traces" / f"{task}-{hops:03d}.parquet" for task, hops in config.cells()]
+    traces = [trace for path in paths for trace in read_traces(path)]
+    roles = [
+        _load_role(path, task, kind)
+        for task, kinds in ErrorTable.load(folder / "errors").key_types.items()
+        for kind in kinds
+        if (path := _role_path(folder, task, kind)).exists()
+    ]
+    return Diagnosis(
+        config,
+        state["provenance"],
+        traces,
+        _load_scores(folder / "scores.safetensors"),
+        _strings(tokenizer, traces),
+        Accuracy.load(folder / "accuracy"),
+        ErrorTable.load(folder / "errors"),
+        roles,
+        state.get("skipped", []),
+    )
+
+
+def study_config(folder: str | Path) -> DiagnoseConfig:
+    """Return the config of the study in a folder.
+
+    Raises:
+        BadInput: No study there, or of a newer schema.
+    """
+    folder = Path(folder)
+    if not (folder / "study.json").is_file():
+        raise BadInput(f"{folder} holds no study (there is no study.json in it); make one with `chainwright diagnose`.")
+    state = read_json(folder / "study.json")
+    _check_version(folder, state)
+    return DiagnoseConfig(**state["config"])
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    study_config(folder)
+    state: dict[str, Any] = read_json(folder / "study.json")
+    if not state.get("is_complete"):
+        raise BadInput(f"The study in {folder} is not finished; run the same `chainwright diagnose` again to go on with it.")
+    return state

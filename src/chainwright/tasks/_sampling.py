@@ -1,0 +1,205 @@
+"""Drawing problems from the seven tasks, and writing them again from a record.
+
+1. A problem's key is its task, hop number, seed and index; the key seeds a generator of its own.
+2. The task draws facts from it and writes them as question, gold lines and answer.
+3. A natural prompt puts worked examples, drawn from keys derived from the problem's, before the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from random import Random
+from typing import Any, get_args
+
+from chainwright._errors import BadInput, unknown_name
+from chainwright.tasks import clf, llc, mdm, moas, nums, objc, parity
+from chainwright.tasks._patterns import STEP
+from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
+from chainwright.tasks.base import SCHEMA_VERSION, Problem, write_chain
+
+_TASKS: Mapping[str, Task] = {
+    module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)
+}
+_MOST_HOPS_OF_EXAMPLES, _N_CANDIDATES = 4, 8
+
+
+def names() -> list[str]:
+    """Return the names of the seven tasks, in the order of the source paper."""
+    return list(_TASKS)
+
+
+def title(name: str) -> str:
+    """Return a task's name as the source paper writes it, such as "Parity-NL"."""
+    return _task(name).title
+
+
+def error_types(task: str) -> tuple[str, ...]:
+    """Return every error type that a wrong slot of the task can have; "unparsed" is not among them."""
+    return _task(task).error_types
+
+
+def sample(
+    task: str, hops: int, n: int, seed: int = 0, *, rendering: Rendering = "short", n_demonstrations: int = 1
+) -> list[Problem]:
+    """Return `n` problems of a task; the same arguments give the same problems, byte for byte.
+
+    A problem depends on its index, not on `n`: the first five of ten are the five of five.
+
+    Args:
+        task: Name or title of the task, in any case.
+        hops: Number of hops, from 1; mdm takes at most 12 (digits of the multiplier).
+        n: Number of problems.
+        seed: Any integer.
+        rendering: "short" or "natural".
+        n_demonstrations: Worked examples in front of a natural question, of at most 4 hops each; the short
+            rendering has none.
+
+    Raises:
+        BadInput: If a name is unknown or a number is out of its range.
+    """
+    spec = _task(task)
+    _check_rendering(rendering)
+    _check_int("hops", hops, 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
+    _check_int("n", n, 0, None, "it is the number of problems")
+    _check_int("seed", seed, None, None, "the same seed gives the same problems")
+    _check_int("n_demonstrations", n_demonstrations, 0, None, "it is the number of worked examples")
+    n_examples = n_demonstrations if rendering == "natural" else 0
+    return [
+        _draw_problem(spec, hops, f"{spec.name}|{hops}|{seed}|{i}", rendering, n_examples) for i in range(n)
+    ]
+
+
+def from_record(record: Mapping[str, Any]) -> Problem:
+    """Return the problem that `Problem.to_record` wrote.
+
+    Raises:
+        BadInput: If the record is of a newer schema, has an unknown task, lacks a field, or holds a chain
+            that its facts do not lead to.
+    """
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"This problem record has schema version {version!r}, and this Chainwright reads {SCHEMA_VERSION}"
+            "; sample the problem again or install the version that wrote it."
+        )
+    missing = [
+        key
+        for key in ("task", "hops", "rendering", "prompt", "chain", "answer", "facts")
+        if key not in record
+    ]
+    if missing:
+        raise BadInput(f"This problem record lacks {', '.join(missing)}; write it with Problem.to_record().")
+    spec = _task(record["task"])
+    _check_rendering(record["rendering"])
+    _check_int("hops", record["hops"], 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
+    try:
+        script = spec.write(record["facts"], record["rendering"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BadInput(f"The facts of this {spec.name} record cannot be written down ({error!r}).") from error
+    problem = _problem(spec, record["hops"], record["facts"], record["rendering"], script, record["prompt"])
+    if (problem.chain, problem.answer) != (record["chain"], record["answer"]):
+        raise BadInput(
+            f"The chain of this {spec.name} record is not the one that its facts lead to; sample the problem "
+            "again."
+        )
+    return problem
+
+
+def _task(name: str) -> Task:
+    if not isinstance(name, str):
+        raise BadInput(f"A task is named by a string, got {name!r}; known: {', '.join(_TASKS)}.")
+    wanted = name.strip().lower()
+    for spec in _TASKS.values():
+        if wanted in (spec.name, spec.title.lower()):
+            return spec
+    raise unknown_name("task", name, _TASKS)
+
+
+def _check_rendering(rendering: str) -> None:
+    if rendering not in get_args(Rendering):
+        raise unknown_name("rendering", str(rendering), get_args(Rendering))
+
+
+def _check_int(name: str, value: int, least: int | None, most: int | None, meaning: str) -> None:
+    """Raise BadInput unless the value is an integer in its range."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and (least is None or value >= least) and (most is None or value <= most):
+        return
+    allowed = "an integer"
+    if least is not None:
+        allowed += f" of {least} or more" if most is None else f" from {least} to {most}"
+    raise BadInput(f"{name} must be {allowed}, got {value!r}: {meaning}.")
+
+
+@cache
+def _shapes(name: str, rendering: Rendering) -> tuple[Line, ...]:
+    """Return one line of every shape that a task knows, closing lines first."""
+    spec = _TASKS[name]
+    lines = list(spec.more_shapes(rendering))
+    for facts in spec.exemplars:
+        lines.extend(spec.write(facts, rendering).lines)
+    by_shape = {_shape_key(line): line for line in lines}
+    return tuple(sorted(by_shape.values(), key=lambda line: -line.kind.rank))
+
+
+def _shape_key(line: Line) -> tuple[object, ...]:
+    """Return what lines of one shape share: all but their values and their own number."""
+    parts = (part.lstrip("0123456789") if isinstance(part, str) else part.pattern for part in line.parts)
+    return line.kind, tuple(parts)
+
+
+def _problem(
+    spec: Task, hops: int, facts: Facts, rendering: Rendering, script: Script, prompt: str
+) -> Problem:
+    chain, slots = write_chain(script.lines)
+    return Problem(
+        spec.name,
+        hops,
+        prompt,
+        chain,
+        script.answer,
+        slots,
+        rendering=rendering,
+        facts=facts,
+        lines=script.lines,
+        shapes=_shapes(spec.name, rendering),
+    )
+
+
+def _draw_problem(spec: Task, hops: int, key: str, rendering: Rendering, n_examples: int) -> Problem:
+    facts = spec.draw(Random(key), hops, rendering)
+    script = spec.write(facts, rendering)
+    if rendering == "short":
+        return _problem(spec, hops, facts, rendering, script, script.question + "\n")
+    examples = [_example(spec, hops, f"{key}|example {i}") for i in range(n_examples)]
+    sections = [_instruction(spec, n_examples), *examples, f"Problem:\n{script.question}\n\nSolution:\n"]
+    return _problem(spec, hops, facts, rendering, script, "\n\n".join(sections))
+
+
+def _instruction(spec: Task, n_examples: int) -> str:
+    """Return the opening of a natural prompt, which says how the solution is to be written."""
+    if n_examples == 0:
+        return f"{spec.goal} Write one line for each {spec.unit}, and a last line that begins with 'Answer:'."
+    return (
+        f"{spec.goal} Write one line for each {spec.unit}, in exactly the layout and wording of the worked "
+        "example, and close as the example does."
+    )
+
+
+def _example(spec: Task, hops: int, key: str) -> str:
+    """Return a worked example with fewer hops than the problem, where that is possible.
+
+    Of some candidates it is the one that shows most forms of a line.
+    """
+    n_hops = max(1, min(hops - 1, _MOST_HOPS_OF_EXAMPLES))
+    candidates = [spec.draw(Random(f"{key}|{i}"), n_hops, "natural") for i in range(_N_CANDIDATES)]
+    script = max((spec.write(facts, "natural") for facts in candidates), key=_n_forms)
+    return f"Worked example:\n{script.question}\n\nSolution:\n{write_chain(script.lines)[0]}"
+
+
+def _n_forms(script: Script) -> int:
+    """Return how many shapes of lines, and values of slots with few values, a script shows."""
+    parts = [part for line in script.lines for part in line.slots]
+    closed = {part.value for part in parts if part.pattern.synonyms or part.pattern == STEP}
+    return len(closed) + len({_shape_key(line) for line in script.lines})

@@ -1,0 +1,182 @@
+"""How a task writes a chain down: kinds of lines, literal text, and the slots between it.
+
+A `Line` is a template filled with `Part`s. The same lines serve twice: joined they are the gold chain, and
+`_reader` walks a response beside them. Patterns say what may stand in a slot at all (any number, any word),
+so that a wrong value is still recognised as the value of that slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from string import Formatter
+from typing import Any, Literal
+
+from chainwright.tasks._patterns import FINALLY, NUMBER, Pattern
+
+Rendering = Literal["short", "natural"]
+Facts = dict[str, Any]
+
+FEWER_HOPS = "fewer hops"
+MORE_HOPS = "more hops"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot on its way into a line: the right value, the name of a wrong one, and what may stand there."""
+
+    value: str
+    error_type: str
+    pattern: Pattern
+
+    def means(self, text: str) -> bool:
+        """Return whether `text` says the same as the right value."""
+        return text == self.value or self.pattern.meaning(text) == self.pattern.meaning(self.value)
+
+
+def number(value: int, error_type: str) -> Part:
+    """Return the slot of an integer."""
+    return Part(str(value), error_type, NUMBER)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of line. Kinds stand in the order of `rank`; those that repeat can be too few or too many."""
+
+    name: str
+    rank: int
+    repeats: bool = False
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("start", 0),
+        Kind("hop", 1, repeats=True),
+        Kind("parts", 2),
+        Kind("sum", 3, repeats=True),
+        Kind("end", 4),
+        Kind("answer", 5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a gold chain, or the shape of such a line.
+
+    Attributes:
+        kind: What the line does in the chain.
+        parts: Literal text and slots, in order; joined they are the line.
+        hop: Index of the hop from 0; the hop number of the problem for closing lines.
+    """
+
+    kind: Kind
+    parts: tuple[str | Part, ...]
+    hop: int = 0
+
+    @property
+    def slots(self) -> tuple[Part, ...]:
+        """The slots of the line, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Part))
+
+    @property
+    def text(self) -> str:
+        """The line as it stands in the chain."""
+        return "".join(part if isinstance(part, str) else part.value for part in self.parts)
+
+
+@dataclass(frozen=True)
+class ReadSlot:
+    """A gold slot found in a response.
+
+    Attributes:
+        slot: Index into `Problem.slots`.
+        start: First character of what the response says there.
+        end: One past its last character; equal to `start` when the response says nothing there.
+        got: What the response says there.
+        is_right: Whether that means the same as the gold value.
+        error_type: The type of the error if it is wrong, None if it is right.
+    """
+
+    slot: int
+    start: int
+    end: int
+    got: str
+    is_right: bool
+    error_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """A problem written down: the question, the gold lines and the final answer."""
+
+    question: str
+    lines: tuple[Line, ...]
+    answer: str
+
+
+@cache
+def _fields(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((literal, name) for literal, name, _, _ in Formatter().parse(template))
+
+
+def fill(kind: str, template: str, hop: int, fields: Mapping[str, Part | str]) -> Line:
+    """Return the line that a template makes of named parts; parts that it does not name are left out."""
+    parts: list[str | Part] = []
+    for literal, name in _fields(template):
+        for part in (literal, fields[name] if name is not None else ""):
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            elif part != "":
+                parts.append(part)
+    return Line(KINDS[kind], tuple(parts), hop)
+
+
+class Writer:
+    """Collects the lines of one chain from the templates of a rendering."""
+
+    def __init__(self, templates: Mapping[str, str]) -> None:
+        self._templates = templates
+        self.lines: list[Line] = []
+
+    def add(self, kind: str, hop: int, template: str = "", /, **fields: Part | str) -> None:
+        """Append a line; `template` is named where a kind of line has several."""
+        self.lines.append(fill(kind, self._templates[template or kind], hop, fields))
+
+    def close(self, hop: int, answer: Part, rendering: Rendering, /, **fields: Part | str) -> None:
+        """Append the closing line, whose first words are a slot, and the answer line."""
+        end = Part("end" if rendering == "short" else "In the end", MORE_HOPS, FINALLY)
+        self.add("end", hop, end=end, answer=answer, **fields)
+        self.add("answer", hop, answer=answer)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one file of this folder tells the rest about its task.
+
+    Attributes:
+        name: Lower-case name, also the first word of a short prompt.
+        title: Name as the source paper writes it.
+        error_types: Every type that a wrong slot can have.
+        goal: What a natural prompt asks for, in a sentence or two.
+        unit: What one hop is, in the singular.
+        draw: Facts of one problem, from a random generator, a hop number and a rendering.
+        write: Question, gold lines and answer, from the facts.
+        exemplars: Facts whose chains together show every shape of a line.
+        max_hops: Largest hop number, None without a limit.
+        more_shapes: Shapes that no chain of fixed length shows (a list of any length).
+    """
+
+    name: str
+    title: str
+    error_types: tuple[str, ...]
+    goal: str
+    unit: str
+    draw: Callable[[Random, int, Rendering], Facts]
+    write: Callable[[Facts, Rendering], Script]
+    exemplars: tuple[Facts, ...]
+    max_hops: int | None = None
+    more_shapes: Callable[[Rendering], tuple[Line, ...]] = lambda _rendering: ()

@@ -1,0 +1,205 @@
+"""Problems and slots: what a task with a hop dial gives to the rest of the package.
+
+A task draws the facts of a problem from a seed and writes them down as a `Script`: the prompt, and the gold
+chain as lines of literal text and slots. A slot is one decision of the chain (a name recalled, a sum
+computed) and carries the error type that a wrong value means. The same script that writes the gold chain
+reads a response back: `Problem.read` walks the response line by line beside the gold lines and stops at the
+first slot that differs.
+
+What this module does not know: tokens (see `traces`), models, and the seven tasks themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainwright.tasks._by_hand import lines_of
+from chainwright.tasks._patterns import NUMBER, SIDE, Pattern
+from chainwright.tasks._reader import Reader, Reading
+from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "UNPARSED",
+    "FirstError",
+    "Problem",
+    "ReadSlot",
+    "Rendering",
+    "Slot",
+    "write_chain",
+]
+
+UNPARSED = "unparsed"
+SCHEMA_VERSION = 1
+
+_ANSWER_MARK = re.compile(
+    r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
+    r"|^(?:[^\w\n]|[0-9_]|step\b)*(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\b"
+    r"|\\boxed\{)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SMALL_WORDS = "the an is it final string word result text".split()
+_LETTER = r"[^\W\d_]"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One decision of a gold chain.
+
+    Attributes:
+        start: First character of the slot in `Problem.chain`.
+        end: One past its last character.
+        error_type: What a wrong value here is called (a type of the task, such as "name recall").
+        hop: Index of the hop that the slot belongs to, from 0; `hops` for the closing lines.
+        value: The right text, equal to `chain[start:end]`.
+    """
+
+    start: int
+    end: int
+    error_type: str
+    hop: int
+    value: str
+
+
+@dataclass(frozen=True)
+class FirstError:
+    """The first wrong slot of a response, which gives the response its error type.
+
+    Attributes:
+        error_type: A type of the task, or "unparsed" when the response cannot be read from here on.
+        slot: Index into `Problem.slots` of the gold slot that was due.
+        hop: The hop of that slot, from 0.
+        start: First character of the wrong text in the response.
+        end: One past its last character.
+        expected: The gold value.
+        got: What the response says.
+    """
+
+    error_type: str
+    slot: int | None
+    hop: int | None
+    start: int
+    end: int
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its gold chain, answer, hop count and slots.
+
+    Attributes:
+        task: Name of the task, such as "parity".
+        hops: How many steps the chain takes; what one step is depends on the task.
+        prompt: The question, with worked examples in the natural rendering.
+        chain: The right response, one line a step, without a newline at its end.
+        answer: The right final answer.
+        slots: Every decision of the chain, in order.
+        rendering: "short" (word-level text for small models) or "natural" (English for chat models).
+        facts: What was drawn, as plain JSON values; enough to write the problem again.
+        lines: The gold script, which reads responses back.
+        shapes: One line of every shape that the task and rendering know.
+    """
+
+    task: str
+    hops: int
+    prompt: str
+    chain: str
+    answer: str
+    slots: tuple[Slot, ...]
+    rendering: Rendering = "short"
+    facts: Facts = field(default_factory=dict, hash=False)
+    lines: tuple[Line, ...] = field(default=(), repr=False)
+    shapes: tuple[Line, ...] = field(default=(), repr=False, compare=False)
+
+    def check(self, response_text: str) -> bool:
+        """Return whether the final answer of a response is right, whatever its chain says.
+
+        The answer is looked for behind the last "answer" that is followed by a value. A problem made by hand,
+        without a script, takes the last value of the text where there is no such word.
+        """
+        got = _final_answer(response_text, self.answer, may_guess=not self.lines)
+        pattern = _answer_pattern(self.answer)
+        return got is not None and pattern.meaning(got) == pattern.meaning(self.answer)
+
+    def read(self, response_text: str) -> list[ReadSlot]:
+        """Return the gold slots found in a response, up to and including the first wrong one."""
+        return self._read(response_text).slots
+
+    def first_error(self, response_text: str) -> FirstError | None:
+        """Return the first wrong slot of a response, or None if every slot is right.
+
+        The error type is "unparsed" where the response leaves every known shape of a line or breaks off;
+        `slot` is then the slot that was due, and `start` and `end` the place where the reading stopped.
+        """
+        slots, stop = self._read(response_text)
+        read = slots[-1] if slots else None
+        if read is not None and read.error_type is not None:
+            gold = self.slots[read.slot]
+            return FirstError(
+                read.error_type, read.slot, gold.hop, read.start, read.end, gold.value, read.got
+            )
+        if len(slots) == len(self.slots):
+            return None
+        gold = self.slots[len(slots)]
+        return FirstError(UNPARSED, len(slots), gold.hop, stop, stop, gold.value, "")
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the problem as plain JSON values, from which `tasks.from_record` makes it again."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "task": self.task,
+            "hops": self.hops,
+            "rendering": self.rendering,
+            "prompt": self.prompt,
+            "chain": self.chain,
+            "answer": self.answer,
+            "facts": self.facts,
+        }
+
+    def _read(self, response_text: str) -> Reading:
+        lines = self.lines or lines_of(self.chain, self.slots)
+        return Reader(lines, self.shapes or lines, response_text).read()
+
+
+def write_chain(lines: Iterable[Line]) -> tuple[str, tuple[Slot, ...]]:
+    """Return the chain that the lines make, and its slots with their places in it."""
+    pieces: list[str] = []
+    slots: list[Slot] = []
+    at = 0
+    for i, line in enumerate(lines):
+        for part in ("\n" if i else "", *line.parts):
+            text = part.value if isinstance(part, Part) else part
+            if isinstance(part, Part):
+                slots.append(Slot(at, at + len(text), part.error_type, line.hop, text))
+            pieces.append(text)
+            at += len(text)
+    return "".join(pieces), tuple(slots)
+
+
+def _answer_pattern(answer: str) -> Pattern:
+    """Return what a final answer may look like, judged by the right one."""
+    if NUMBER.compiled.fullmatch(answer):
+        return NUMBER
+    if answer.casefold() in ("heads", "tails"):
+        return SIDE
+    small = "|".join(word for word in _SMALL_WORDS if word != answer.casefold())
+    letters = rf"{_LETTER}(?:[ \t-]{{1,3}}{_LETTER}(?!\w))*(?!\w)"
+    return Pattern(rf"(?<!\w)(?!(?:{small})(?!\w))(?:{letters}|\w+)", "letters")
+
+
+def _final_answer(text: str, answer: str, *, may_guess: bool) -> str | None:
+    """Return the text of the final answer in a response, or None if it gives none."""
+    pattern = _answer_pattern(answer).compiled
+    for mark in reversed(list(_ANSWER_MARK.finditer(text))):
+        equation = re.compile(r"[^\n]*=").match(text, mark.end())
+        match = pattern.search(text, equation.end() if equation else mark.end())
+        if match:
+            return match.group()
+    if not may_guess:
+        return None
+    found = [match.group() for match in pattern.finditer(text)]
+    return found[-1] if found else None

@@ -1,0 +1,112 @@
+"""CLF: a log of folder operations (LeetCode 1598); how deep in the tree is the last folder?
+
+One hop = one operation: `x/` goes into a folder, `../` to its parent (not from the root), `./` stays.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from chainwright.tasks import _words
+from chainwright.tasks._patterns import STEP, Pattern
+from chainwright.tasks._script import (
+    FEWER_HOPS,
+    MORE_HOPS,
+    Facts,
+    Part,
+    Rendering,
+    Script,
+    Task,
+    Writer,
+    number,
+)
+
+_DEEPEST = 20
+_WEIGHTS = {"into": 0.45, _words.PARENT: 0.35, _words.STAY: 0.20}
+_OPERATION = Pattern(r"(?<!\w)(?:\.{1,2}|[^\W\d][\w-]*)/(?!\w)")
+_LAYOUT = {
+    "short": {
+        "hop": "{operation} {depth} {step} = {new}",
+        "same": "{operation} {depth} = {new}",
+        "end": "{end} {answer}",
+        "answer": "answer {answer}",
+    },
+    "natural": {
+        "hop": "{index}. Operation {operation}: depth {depth} {step} = {new}.",
+        "same": "{index}. Operation {operation}: depth {depth}, no change, still {new}.",
+        "end": "{end}, the depth is {answer}.",
+        "answer": "Answer: {answer}",
+    },
+}
+_FUNCTION = """def folder_depth(operations):
+    depth = 0
+    for operation in operations:
+        if operation == "../":
+            depth = max(depth - 1, 0)
+        elif operation != "./":
+            depth += 1
+    return depth"""
+
+
+def _next_depth(operation: str, depth: int) -> int:
+    if operation == _words.PARENT:
+        return max(depth - 1, 0)
+    return depth if operation == _words.STAY else depth + 1
+
+
+def _draw(random: Random, hops: int, rendering: Rendering) -> Facts:
+    operations: list[str] = []
+    depth = 0
+    for _ in range(hops):
+        kinds = list(_WEIGHTS)[1 if depth == _DEEPEST else 0 :]
+        kind = random.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
+        operations.append(random.choice(_words.FOLDERS) if kind == "into" else kind)
+        depth = _next_depth(operations[-1], depth)
+    return {"operations": operations}
+
+
+def _question(facts: Facts, rendering: Rendering) -> str:
+    if rendering == "short":
+        return f"clf {' '.join(facts['operations'])} ?"
+    quoted = ", ".join(f'"{operation}"' for operation in facts["operations"])
+    return f"{_FUNCTION}\n\nWhat does folder_depth([{quoted}]) return?"
+
+
+def _write(facts: Facts, rendering: Rendering) -> Script:
+    operations, depth = facts["operations"], 0
+    writer = Writer(_LAYOUT[rendering])
+    for i, operation in enumerate(operations):
+        new = _next_depth(operation, depth)
+        step = f"{'+' if new > depth else '-'} 1"
+        writer.add(
+            "hop",
+            i,
+            "same" if new == depth else "hop",
+            index=str(i + 1),
+            operation=Part(operation, "operation recall", _OPERATION),
+            depth=number(depth, "depth copy"),
+            step=Part(step, "local calculation", STEP),
+            new=number(new, "local calculation"),
+        )
+        depth = new
+    writer.close(len(operations), number(depth, "final depth copy"), rendering)
+    return Script(_question(facts, rendering), tuple(writer.lines), str(depth))
+
+
+TASK = Task(
+    name="clf",
+    title="CLF",
+    error_types=(
+        "operation recall",
+        "depth copy",
+        "local calculation",
+        FEWER_HOPS,
+        MORE_HOPS,
+        "final depth copy",
+    ),
+    goal="Run the Python function by hand.",
+    draw=_draw,
+    write=_write,
+    exemplars=({"operations": ["src/", "./", "../"]},),
+    unit="operation",
+)

@@ -1,0 +1,38 @@
+"""Traces: a question and a response as tokens, cut into segments and steps, and the files that keep them."""
+
+from chainwright.traces.jsonl import BadLine, JsonlTraces, read_jsonl
+from chainwright.traces.offsets import Tokenizer, TokenOffsets, token_offsets
+from chainwright.traces.segments import (
+    ONE_LINE_ONE_STEP,
+    STYLES,
+    SegmentConfig,
+    Segments,
+    Span,
+    Style,
+    detect_style,
+    segment,
+)
+from chainwright.traces.store import SCHEMA_VERSION, read_traces, write_traces
+from chainwright.traces.trace import Trace, TraceSlot
+
+__all__ = [
+    "ONE_LINE_ONE_STEP",
+    "SCHEMA_VERSION",
+    "STYLES",
+    "BadLine",
+    "JsonlTraces",
+    "SegmentConfig",
+    "Segments",
+    "Span",
+    "Style",
+    "TokenOffsets",
+    "Tokenizer",
+    "Trace",
+    "TraceSlot",
+    "detect_style",
+    "read_jsonl",
+    "read_traces",
+    "segment",
+    "token_offsets",
+    "write_traces",
+]

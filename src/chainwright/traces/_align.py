@@ -1,0 +1,134 @@
+"""From characters to tokens: segments, steps, slots and the first error of a response.
+
+A token belongs to the step in which its first character that is no white space stands, so that a token such
+as ` The` begins the sentence that it belongs to. A token that wrote no text stays with the step it stands
+in; at the end of the response (an end-of-text token) that is the last one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from chainwright.tasks.base import UNPARSED
+from chainwright.traces.offsets import TokenOffsets
+from chainwright.traces.segments import Segments, Span
+
+if TYPE_CHECKING:
+    from chainwright.tasks.base import FirstError
+
+
+class TokenSegments(NamedTuple):
+    """The segments and steps of a whole trace, in tokens."""
+
+    question: Span
+    thinking: Span
+    summary: Span
+    steps: list[Span]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The characters of a response beside its tokens.
+
+    Attributes:
+        text: The response text.
+        starts: First character of each response token, never falling.
+        ends: One past the last character of each, never falling.
+    """
+
+    text: str
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, offsets: TokenOffsets) -> Alignment:
+        """Return the alignment that a list of token spans describes."""
+        starts = accumulate((span.start for span in offsets.offsets), max)
+        ends = accumulate((span.end for span in offsets.offsets), max)
+        return cls(offsets.text, tuple(starts), tuple(ends))
+
+    def anchors(self) -> list[int]:
+        """Return for each token its first character that is not white space, or its start, never falling."""
+        found = []
+        for start, end in zip(self.starts, self.ends, strict=True):
+            piece = self.text[start:end]
+            n_blank = len(piece) - len(piece.lstrip())
+            found.append(start + n_blank if n_blank < len(piece) else start)
+        return list(accumulate(found, max))
+
+    def token_span(self, start: int, end: int) -> Span:
+        """Return the response tokens that hold a part of the characters `[start, end)`.
+
+        An empty range of characters gives the empty span before the token that comes next.
+        """
+        first = bisect_right(self.ends, start)
+        return Span(first, max(first, bisect_left(self.starts, end)) if end > start else first)
+
+    def token_at(self, position: int) -> int | None:
+        """Return the token that holds a character; past the text the first token after it, or None."""
+        token = bisect_right(self.ends, position)
+        if token == len(self.ends):
+            token = bisect_left(self.starts, position)
+        return token if token < len(self.ends) else None
+
+
+def place_segments(alignment: Alignment, segments: Segments, n_prompt: int, *, opened: bool) -> TokenSegments:
+    """Return the segments of a trace of `n_prompt` prompt tokens and the aligned response tokens.
+
+    Args:
+        alignment: The response, T - n_prompt tokens.
+        segments: Its segments in characters.
+        n_prompt: Number of tokens before the response.
+        opened: Whether the prompt ends with the opening marker; decides where the tokens of a response
+            without any text go: to the thinking if so, else to the summary.
+    """
+    n_opening, n_thinking, steps = _count_tokens(alignment, segments, opened)
+    question = Span(0, n_prompt + n_opening)
+    thinking = Span(question.end, question.end + n_thinking)
+    summary = Span(thinking.end, n_prompt + len(alignment.starts))
+    borders = list(accumulate(steps, initial=question.end))
+    spans = [Span(a, b) for a, b in pairwise(borders)]
+    return TokenSegments(question, thinking, summary, [question, *spans])
+
+
+class _Counts(NamedTuple):
+    """Numbers of response tokens: in the opening marker, in the thinking, and in each step that has any."""
+
+    n_opening: int
+    n_thinking: int
+    steps: list[int]
+
+
+def _count_tokens(alignment: Alignment, segments: Segments, opened: bool) -> _Counts:
+    """Return how many response tokens fall to each part, in order."""
+    n_tokens = len(alignment.starts)
+    pieces = [piece for piece in (segments.opening, *segments.steps) if piece.start < piece.end]
+    if not pieces:
+        return _Counts(0, n_tokens if opened else 0, [n_tokens] if n_tokens else [])
+    starts = [piece.start for piece in pieces]
+    counts = Counter(starts[max(0, bisect_right(starts, anchor) - 1)] for anchor in alignment.anchors())
+    steps = [(start, counts[start]) for start in starts if start >= segments.opening.end and counts[start]]
+    return _Counts(
+        n_opening=n_tokens - sum(n for _, n in steps),
+        n_thinking=sum(n for start, n in steps if start < segments.thinking.end),
+        steps=[n for _, n in steps],
+    )
+
+
+def deviation(error: FirstError) -> int:
+    """Return the first character of a response that differs from what was due, given its first error.
+
+    `heads` due and `heals` said differ at the `l`. Where what is said is a beginning of what was due, the
+    difference is the character after it. An error that could not be read differs from its start on.
+    """
+    if error.error_type == UNPARSED:
+        return error.start
+    pairs = zip(error.expected.casefold(), error.got.casefold(), strict=False)
+    n_same = next((i for i, (due, said) in enumerate(pairs) if due != said), None)
+    if n_same is None:
+        n_same = min(len(error.expected), len(error.got))
+    return min(error.start + n_same, error.end)

@@ -1,0 +1,289 @@
+"""Traces as a Parquet file: one row a trace, flat named columns, readable without this package.
+
+The columns are listed in `SCHEMA`. Positions ending in `_start` and `_end` are half-open token spans;
+characters in `first_error` count from the start of `response`. `problem` and `info` are JSON texts. The
+file's metadata carry `chainwright.schema_version`; a newer version than this module's is refused.
+
+A file is written beside its place and moved there once it is complete, so that a reader, or a process killed
+in between, never meets half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chainwright import tasks
+from chainwright._errors import BadInput, BadTrace
+from chainwright.tasks.base import SCHEMA_VERSION as PROBLEM_VERSION
+from chainwright.tasks.base import FirstError, Problem, Slot
+from chainwright.traces.segments import Span
+from chainwright.traces.trace import Trace, TraceSlot
+
+SCHEMA_VERSION = 1
+_VERSION_KEY = b"chainwright.schema_version"
+_ROWS_AT_ONCE = 1000
+
+_STEP = pa.struct([("start", pa.int32()), ("end", pa.int32())])
+_SLOT = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("slot", pa.int32()),
+        ("error_type", pa.string()),
+        ("hop", pa.int32()),
+        ("expected", pa.string()),
+        ("got", pa.string()),
+        ("is_right", pa.bool_()),
+    ]
+)
+_FIRST_ERROR = pa.struct(
+    [
+        ("error_type", pa.string()),
+        ("slot", pa.int32()),
+        ("hop", pa.int32()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("expected", pa.string()),
+        ("got", pa.string()),
+    ]
+)
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("task", pa.string()),
+    ("hops", pa.int32()),
+    ("rendering", pa.string()),
+    ("prompt", pa.string()),
+    ("response", pa.string()),
+    ("answer", pa.string()),
+    ("is_correct", pa.bool_()),
+    ("error_type", pa.string()),
+    ("stopped", pa.bool_()),
+    ("style", pa.string()),
+    ("input_ids", pa.list_(pa.int32())),
+    ("response_start", pa.int32()),
+    ("question_start", pa.int32()),
+    ("question_end", pa.int32()),
+    ("thinking_start", pa.int32()),
+    ("thinking_end", pa.int32()),
+    ("summary_start", pa.int32()),
+    ("summary_end", pa.int32()),
+    ("steps", pa.list_(_STEP)),
+    ("slots", pa.list_(_SLOT)),
+    ("first_error", _FIRST_ERROR),
+    ("first_error_position", pa.int32()),
+    ("problem", pa.string()),
+    ("info", pa.string()),
+]
+SCHEMA = pa.schema(_COLUMNS, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+def write_traces(path: str | Path, traces: Iterable[Trace], *, overwrite: bool = False) -> None:
+    """Write traces to a Parquet file, all of them or, if that fails, nothing.
+
+    Args:
+        path: The file; its folder must exist.
+        traces: The traces, in the order of the rows; may be empty.
+        overwrite: Whether a file that is already there may be replaced.
+
+    Raises:
+        BadInput: The file exists and `overwrite` is off, it cannot be written (the reason is in the message;
+            a file that was there is kept), or something else than a `Trace` was given.
+        BadTrace: A trace holds text that is no valid Unicode, or a number that takes more than 32 bits.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        if path.is_dir() or (path.exists() and not overwrite):
+            what = "a folder" if path.is_dir() else "already there"
+            raise BadInput(f"{path} is {what}; choose another name, or replace a file with overwrite=True.")
+        _write_file(partial, traces)
+        os.replace(partial, path)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot write {path}: {error.strerror or error}; nothing was changed there. "
+            "Check that its folder exists, may be written to and has free space, then write again."
+        ) from error
+    finally:
+        with suppress(OSError):  # it is gone already, or never was
+            partial.unlink()
+    _sync_folder(path.parent)
+
+
+def read_traces(path: str | Path) -> list[Trace]:
+    """Return the traces of a Parquet file in the order of its rows.
+
+    Raises:
+        BadInput: There is no such file, or it may not be read.
+        BadTrace: It is broken, was not written by Chainwright or by a newer version of it, or a row of it
+            breaks the rules of a `Trace`.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            rows = _read_rows(path, file)
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror or error}; name a file of traces.") from error
+    return [_from_row(path, i, row) for i, row in enumerate(rows)]
+
+
+def _write_file(path: Path, traces: Iterable[Trace]) -> None:
+    """Write a complete file and wait until it is on the disk."""
+    with path.open("xb") as file:
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+            n_written = 0
+            for rows in _batches(traces):
+                writer.write_table(_table(rows, n_written))
+                n_written += len(rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _table(rows: list[dict[str, Any]], first: int) -> pa.Table:
+    """Return rows as a table; `first` is the number of the first one, for the error that names a bad row."""
+    try:
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+    except (UnicodeEncodeError, OverflowError, pa.ArrowInvalid) as error:
+        if len(rows) > 1:
+            for i, row in enumerate(rows):
+                _table([row], first + i)
+        raise BadTrace(f"Trace {first} cannot be written: {_first_line(error)}.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a folder's list of files is on the disk, where the system can do that (some cannot)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _batches(traces: Iterable[Trace]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows a few at a time."""
+    rows = (_to_row(i, trace) for i, trace in enumerate(traces))
+    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+        yield batch
+
+
+def _to_row(i: int, trace: Trace) -> dict[str, Any]:
+    """Return a trace as plain values by column."""
+    if not isinstance(trace, Trace):
+        raise BadInput(f"write_traces takes traces, got {type(trace).__name__} as number {i}.")
+    problem, error = trace.problem, trace.first_error
+    row: dict[str, Any] = {
+        "prompt": trace.prompt,
+        "response": trace.response,
+        "answer": trace.info.get("answer"),
+        "is_correct": trace.is_correct,
+        "error_type": error and error.error_type,
+        "stopped": trace.stopped,
+        "style": trace.style,
+        "input_ids": trace.input_ids.tolist(),
+        "response_start": trace.response_start,
+        "steps": [step._asdict() for step in trace.steps],
+        "slots": [asdict(slot) for slot in trace.slots],
+        "first_error": error and asdict(error),
+        "first_error_position": trace.first_error_position,
+        "info": json.dumps(dict(trace.info), ensure_ascii=False),
+    }
+    for name in ("question", "thinking", "summary"):
+        row[f"{name}_start"], row[f"{name}_end"] = getattr(trace, name)
+    if problem is not None:
+        row |= {"task": problem.task, "hops": problem.hops, "rendering": problem.rendering}
+        row |= {"answer": problem.answer, "problem": _problem_to_json(problem)}
+    elif row["answer"] is not None:
+        row["answer"] = str(row["answer"])
+    return row
+
+
+def _problem_to_json(problem: Problem) -> str:
+    """Return a problem's record; of one made by hand, its slots too, as no script tells them."""
+    record = problem.to_record()
+    if not problem.lines:
+        record["slots"] = [asdict(slot) for slot in problem.slots]
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _problem_from_json(text: str | None) -> Problem | None:
+    """Return the problem that `_problem_to_json` wrote."""
+    if text is None:
+        return None
+    record = json.loads(text)
+    if "slots" not in record or record["schema_version"] != PROBLEM_VERSION:
+        return tasks.from_record(record)
+    slots = tuple(Slot(**slot) for slot in record["slots"])
+    values = {key: value for key, value in record.items() if key not in ("slots", "schema_version")}
+    return Problem(**values, slots=slots)
+
+
+def _read_rows(path: Path, file: Any) -> list[dict[str, Any]]:
+    """Return the rows of an open file whose version and columns are known."""
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_schema(path, parquet.schema_arrow)
+        return list(parquet.read(columns=SCHEMA.names).cast(SCHEMA).to_pylist())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadTrace(
+            f"{path} is no complete Parquet file of traces ({_first_line(error)}); "
+            "it may be cut short or of another kind. Write it again, or name another file."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without its full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _check_schema(path: Path, schema: pa.Schema) -> None:
+    """Raise `BadTrace` unless the file is ours, not newer than this module, and has every column."""
+    text = (schema.metadata or {}).get(_VERSION_KEY, b"").decode(errors="replace")
+    if not text.isdecimal():
+        raise BadTrace(
+            f"{path} is a Parquet file, but not of traces: it carries no {_VERSION_KEY.decode()}. "
+            "Name a file that write_traces wrote; texts made elsewhere are read with read_jsonl."
+        )
+    if int(text) > SCHEMA_VERSION:
+        raise BadTrace(
+            f"{path} has schema version {text}, and this Chainwright reads up to version {SCHEMA_VERSION}; "
+            "upgrade Chainwright to read it."
+        )
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if missing:
+        raise BadTrace(f"{path} lacks the columns {', '.join(missing)}; write it again with write_traces.")
+
+
+def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
+    """Return the trace of a row, or raise `BadTrace` that names the file and the row."""
+    try:
+        error = row["first_error"]
+        return Trace(
+            input_ids=row["input_ids"],
+            question=Span(row["question_start"], row["question_end"]),
+            thinking=Span(row["thinking_start"], row["thinking_end"]),
+            summary=Span(row["summary_start"], row["summary_end"]),
+            steps=[Span(**step) for step in row["steps"]],
+            problem=_problem_from_json(row["problem"]),
+            response=row["response"],
+            prompt=row["prompt"],
+            slots=tuple(TraceSlot(**slot) for slot in row["slots"]),
+            is_correct=row["is_correct"],
+            first_error=None if error is None else FirstError(**error),
+            stopped=row["stopped"],
+            style=row["style"],
+            info=json.loads(row["info"]),
+            response_start=row["response_start"],
+            first_error_position=row["first_error_position"],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadTrace(f"Row {i} of {path} is no trace: {_first_line(error)}.") from error

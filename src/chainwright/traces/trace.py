@@ -1,0 +1,344 @@
+"""One question and its response as tokens, cut into segments and steps.
+
+A trace keeps the ids that the model really read and wrote. Its segments and steps are spans of those ids:
+they are found in the text and carried over by the characters that each token wrote (`offsets.py`), because
+tokenising a decoded text again may give other tokens than the model chose.
+
+What this module does not know: models, and how a response is judged (`tasks`, which a trace's `problem`
+calls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chainwright._errors import BadTrace
+from chainwright.traces._align import Alignment, deviation, place_segments
+from chainwright.traces._checks import (
+    InfoValue,
+    as_ids,
+    check_positions,
+    check_segments,
+    check_steps,
+    checked_info,
+    checked_span,
+)
+from chainwright.traces.offsets import Tokenizer, TokenOffsets, decode_with_markers, token_offsets
+from chainwright.traces.segments import (
+    ONE_LINE_ONE_STEP,
+    SegmentConfig,
+    Span,
+    check_style,
+    detect_style,
+    is_opened_by,
+    segment,
+)
+
+if TYPE_CHECKING:
+    from chainwright.tasks.base import FirstError, Problem
+
+
+@dataclass(frozen=True)
+class TraceSlot:
+    """A slot of the problem's gold chain as the response fills it.
+
+    Attributes:
+        start: First token of it in the trace.
+        end: One past its last token; equal to `start` when the response says nothing there.
+        slot: Index into `problem.slots`.
+        error_type: The type of the gold slot, or the type of the error if it is wrong.
+        hop: Hop of the gold slot, from 0.
+        expected: The gold value.
+        got: What the response says.
+        is_right: Whether that means the same.
+    """
+
+    start: int
+    end: int
+    slot: int
+    error_type: str
+    hop: int
+    expected: str
+    got: str
+    is_right: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A question and a response as tokens. Two traces are equal when all their fields are.
+
+    Spans are half-open token positions. `question`, `thinking` and `summary` tile `[0, T)`, and so do the
+    steps; the question is one step, and no step crosses a border between segments.
+
+    Attributes:
+        input_ids: [T] token ids, int64 on the CPU; a list is converted.
+        question: The prompt, with the marker that opens the thinking. Never empty.
+        thinking: The reasoning, with the marker that closes it; may be empty.
+        summary: What is said after it; may be empty.
+        steps: The question, the sentences of the thinking, the paragraphs of the summary.
+        problem: The problem that was asked, if it is known.
+        response: The response text, without special tokens other than segment markers.
+        prompt: The question text.
+        slots: The slots that were read from the response, in order; reading stops at the first that differs.
+        is_correct: Whether the final answer is right; None when nobody judged it.
+        first_error: The first wrong slot, with character offsets in `response`.
+        stopped: Whether the response came to its end; False when the token limit cut it.
+        style: The style of the markers: "think", "harmony" or "plain".
+        info: Where the trace comes from: model, seed, ...
+        response_start: First token of the response; the question may reach past it by an opening marker.
+        first_error_position: First token in which the wrong slot differs from the right one; None without an
+            error, and when the response ends before that token.
+
+    Raises:
+        BadTrace: The ids are not whole numbers in one row, or a rule above does not hold.
+    """
+
+    input_ids: torch.Tensor
+    question: Span
+    thinking: Span
+    summary: Span
+    steps: list[Span]
+    problem: Problem | None = field(default=None, kw_only=True)
+    response: str | None = field(default=None, kw_only=True)
+    prompt: str | None = field(default=None, kw_only=True)
+    slots: tuple[TraceSlot, ...] = field(default=(), kw_only=True)
+    is_correct: bool | None = field(default=None, kw_only=True)
+    first_error: FirstError | None = field(default=None, kw_only=True)
+    stopped: bool = field(default=True, kw_only=True)
+    style: str = field(default="plain", kw_only=True)
+    info: Mapping[str, InfoValue] = field(default_factory=dict, kw_only=True)
+    response_start: int = field(default=-1, kw_only=True)
+    first_error_position: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Bring every field to its type and check the spans against each other."""
+        set_field = object.__setattr__
+        set_field(self, "input_ids", as_ids(self.input_ids))
+        for name in ("question", "thinking", "summary"):
+            set_field(self, name, checked_span(name, getattr(self, name)))
+        set_field(self, "steps", [checked_span(f"step {i}", step) for i, step in enumerate(self.steps)])
+        set_field(self, "slots", tuple(self.slots))
+        set_field(self, "style", check_style(self.style))
+        set_field(self, "info", checked_info(self.info))
+        if self.response_start == -1:
+            set_field(self, "response_start", self.question.end)
+        check_segments(self)
+        check_steps(self)
+        check_positions(self)
+
+    @classmethod
+    def from_text(
+        cls,
+        tokenizer: Tokenizer,
+        question: str,
+        response: str,
+        *,
+        style: str = "auto",
+        problem: Problem | None = None,
+        is_correct: bool | None = None,
+        info: Mapping[str, InfoValue] | None = None,
+        segment_config: SegmentConfig | None = None,
+    ) -> Trace:
+        """Return the trace of a question and a response given as text.
+
+        Args:
+            tokenizer: The tokenizer of the model that the trace will be shown to.
+            question: The question exactly as the model reads it; the tokenizer's special tokens are put
+                before it (unless it already begins with them) and none after it.
+            response: The response; tokenised without special tokens.
+            style: "think", "harmony", "plain", or "auto" to go by the markers.
+            problem: The problem that was asked; fills `slots`, `first_error` and `is_correct`.
+            is_correct: What somebody else's judgement of the answer was, when there is no problem to judge
+                it.
+            info: Where the trace comes from.
+            segment_config: How thinking is cut into steps; the default is one line, one step for a problem
+                with short lines, and sentences of at least 15 characters otherwise.
+
+        Raises:
+            BadInput: The style is unknown.
+            BadTrace: The question has no tokens.
+        """
+        prompt_ids = _ids_with_front_tokens(tokenizer, question)
+        response_ids, offsets = _encode_response(tokenizer, response)
+        build = _Build(tokenizer, style, problem, segment_config)
+        other = {"info": info or {}, "is_correct": is_correct}
+        return build.trace(prompt_ids, response_ids, question, offsets, other)
+
+    @classmethod
+    def from_ids(
+        cls,
+        tokenizer: Tokenizer,
+        input_ids: Sequence[int] | torch.Tensor,
+        n_question: int,
+        *,
+        style: str = "auto",
+        problem: Problem | None = None,
+        stopped: bool = True,
+        info: Mapping[str, InfoValue] | None = None,
+        segment_config: SegmentConfig | None = None,
+    ) -> Trace:
+        """Return the trace of ids that a model read and wrote.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            input_ids: [T] question and response without padding; an end-of-text token may stand at the end,
+                and is part of the last step but not of the text.
+            n_question: How many of them are the question (the prompt).
+            style: "think", "harmony", "plain", or "auto" to go by the markers.
+            problem: The problem that was asked; fills `slots`, `first_error` and `is_correct`.
+            stopped: Whether the response came to its end by itself.
+            info: Where the trace comes from.
+            segment_config: As in `from_text`.
+
+        Raises:
+            BadInput: The style is unknown.
+            BadTrace: `n_question` is not in 1..T, or the ids are not whole numbers in one row.
+        """
+        ids = as_ids(input_ids).tolist()
+        if not 1 <= n_question <= len(ids):
+            raise BadTrace(
+                f"n_question is {n_question}, but a question takes 1 to all {len(ids)} of the input_ids."
+            )
+        question = decode_with_markers(tokenizer, ids[:n_question])
+        offsets = token_offsets(tokenizer, ids[n_question:], keep_markers=True)
+        build = _Build(tokenizer, style, problem, segment_config)
+        other = {"info": info or {}, "stopped": stopped}
+        return build.trace(ids[:n_question], ids[n_question:], question, offsets, other)
+
+    @property
+    def n_tokens(self) -> int:
+        """Return T, the number of tokens."""
+        return int(self.input_ids.shape[0])
+
+    @property
+    def response_ids(self) -> torch.Tensor:
+        """Return the [T - response_start] ids of the response, with an opening marker that it begins with."""
+        return self.input_ids[self.response_start :]
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        names = [f.name for f in fields(self) if f.name != "input_ids"]
+        return torch.equal(self.input_ids, other.input_ids) and all(
+            getattr(self, name) == getattr(other, name) for name in names
+        )
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.input_ids.tolist()), tuple(self.steps)))
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What both constructors of a trace share: from texts and ids to segments and slots."""
+
+    tokenizer: Tokenizer
+    style: str
+    problem: Problem | None
+    segment_config: SegmentConfig | None
+
+    def trace(
+        self,
+        prompt_ids: list[int],
+        response_ids: list[int],
+        question: str,
+        offsets: TokenOffsets,
+        other: dict[str, Any],
+    ) -> Trace:
+        """Return the trace of `[*prompt_ids, *response_ids]`, whose response text and spans are `offsets`.
+
+        What the problem reads goes before the fields in `other`.
+        """
+        text = offsets.text
+        style = detect_style(question, text) if self.style == "auto" else check_style(self.style)
+        opened = is_opened_by(question, style)
+        segments = segment(text, style, opened=opened, config=self._config(style))
+        alignment = Alignment.of(offsets)
+        placed = place_segments(alignment, segments, len(prompt_ids), opened=opened)
+        return Trace(
+            torch.tensor([*prompt_ids, *response_ids], dtype=torch.long),
+            *placed,
+            problem=self.problem,
+            response=text,
+            prompt=question,
+            style=style,
+            response_start=len(prompt_ids),
+            **(other | self._reading(alignment, len(prompt_ids))),
+        )
+
+    def _config(self, style: str) -> SegmentConfig:
+        """Return how thinking is cut: as asked, or as fits the rendering of the problem."""
+        if self.segment_config is not None:
+            return self.segment_config
+        if style == "plain" and self.problem is not None and self.problem.rendering == "short":
+            return ONE_LINE_ONE_STEP
+        return SegmentConfig()
+
+    def _reading(self, alignment: Alignment, n_prompt: int) -> dict[str, Any]:
+        """Return the fields that the problem fills in by reading the response."""
+        if self.problem is None:
+            return {}
+        error = self.problem.first_error(alignment.text)
+        position = None if error is None else alignment.token_at(deviation(error))
+        return {
+            "slots": _token_slots(self.problem, alignment, n_prompt),
+            "is_correct": self.problem.check(alignment.text),
+            "first_error": error,
+            "first_error_position": None if position is None else n_prompt + position,
+        }
+
+
+def _token_slots(problem: Problem, alignment: Alignment, n_prompt: int) -> tuple[TraceSlot, ...]:
+    """Return the slots that the problem reads from the response, at their tokens of the trace."""
+    slots = []
+    for read in problem.read(alignment.text):
+        gold = problem.slots[read.slot]
+        span = alignment.token_span(read.start, read.end)
+        slots.append(
+            TraceSlot(
+                start=n_prompt + span.start,
+                end=n_prompt + span.end,
+                slot=read.slot,
+                error_type=read.error_type or gold.error_type,
+                hop=gold.hop,
+                expected=gold.value,
+                got=read.got,
+                is_right=read.is_right,
+            )
+        )
+    return tuple(slots)
+
+
+def _ids_with_front_tokens(tokenizer: Tokenizer, question: str) -> list[int]:
+    """Return the ids of a question, with the special tokens that belong before it and no others."""
+    plain = list(tokenizer(question, add_special_tokens=False)["input_ids"])
+    full = list(tokenizer(question)["input_ids"])
+    special = set(tokenizer.all_special_ids)
+    n_front = next(
+        (i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain),
+        next((i for i, token_id in enumerate(full) if token_id not in special), 0),
+    )
+    front = full[:n_front] if plain else [token_id for token_id in full[:1] if token_id in special]
+    if not front and not plain:
+        raise BadTrace("The question has no tokens; a trace needs at least one before the response.")
+    return plain if plain[: len(front)] == front else front + plain
+
+
+def _encode_response(tokenizer: Tokenizer, response: str) -> tuple[list[int], TokenOffsets]:
+    """Return the ids of a response and where they stand in it.
+
+    The text is the response as given when the ids decode to it, or when the tokenizer tells where in it each
+    id comes from (all fast ones do); otherwise it is what the ids decode to.
+    """
+    ids = list(tokenizer(response, add_special_tokens=False)["input_ids"])
+    offsets = token_offsets(tokenizer, ids, keep_markers=True)
+    if offsets.text != response and getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = TokenOffsets(response, [Span(*pair) for pair in encoded["offset_mapping"]])
+    return ids, offsets
