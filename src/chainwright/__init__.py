@@ -1,32 +1,43 @@
-"""Chainwright: find out why an open language model's chain of thought breaks, and mend it while it decodes."""
+"""Chainwright: find out why an open language model's chain of thought breaks, and mend it while it decodes.
 
-__version__ = "0.1.0"
+Names are loaded on first use, so that `import chainwright` and `chainwright --help` do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace, ChainwrightError, EditNeverFired, UnsupportedModel
-from chainwright._finding import Finding
-from chainwright.decode import TokenScores, generate, score
-from chainwright.diagnose import (
-    ErrorTable,
-    HeadRoles,
-    KnockoutEffects,
-    LogitLens,
-    SlotContexts,
-    answer_writing_scores,
-    correct_contexts,
-    erroneous_contexts,
-    first_errors,
-    head_roles,
-    knockout_effects,
-    logit_lens,
-)
-from chainwright.edits import KnockOut, edit
-from chainwright.evaluate import Accuracy, evaluate
-from chainwright.models import Capture, bundled_models, capture, load_model
-from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis
 from chainwright.tasks import FirstError, Problem
-from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
 
+if TYPE_CHECKING:
+    from chainwright._finding import Finding
+    from chainwright.decode import TokenScores, generate, score
+    from chainwright.diagnose import (
+        ErrorTable,
+        HeadRoles,
+        KnockoutEffects,
+        LogitLens,
+        SlotContexts,
+        answer_writing_scores,
+        correct_contexts,
+        erroneous_contexts,
+        first_errors,
+        knockout_effects,
+        logit_lens,
+    )
+    from chainwright.diagnose.head_roles import head_roles
+    from chainwright.edits import KnockOut, edit
+    from chainwright.evaluation import Accuracy, evaluate
+    from chainwright.models import Capture, bundled_models, load_model
+    from chainwright.models.capture import capture
+    from chainwright.report import write_report
+    from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis
+    from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
+
+__version__ = "0.1.0"
 __all__ = [
     "Accuracy",
     "BadInput",
@@ -67,5 +78,23 @@ __all__ = [
     "run_diagnosis",
     "score",
     "tasks",
+    "write_report",
     "write_traces",
 ]
+
+# The modules that hold the names above, in the order in which they import each other.
+_HOLDERS = ("_finding", "models", "edits", "traces", "decode", "diagnose", "evaluation", "study", "report")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for holder in _HOLDERS:
+            module = import_module(f"chainwright.{holder}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module 'chainwright' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,86 +1,221 @@
-"""Writing files so that a kill, a full disk or an error leaves either the old content or the new, never a part."""
+"""Writing so that a kill, a full disk or an error leaves either the old content or the new, never a part.
+
+1. A file or a folder of files is written beside its place, under a hidden name that ends in ".draft".
+2. It is brought to the disk, and only then takes its place in one step.
+3. A folder that is replaced is put aside under a hidden name first, since no step replaces a whole folder;
+   readers look there too (`current_folder`), so that a kill between both steps loses nothing.
+4. What the system has against writing is told in one sentence that names the file.
+
+Only a kill leaves drafts behind; `remove_leftovers` clears them away.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from chainwright._errors import BadInput
+
+_DRAFT, _OLD = ".draft", ".old"
+_HIDDEN = re.compile(rf"\.(?P<name>.+)\.\d+-[0-9a-f]{{8}}({re.escape(_DRAFT)}|{re.escape(_OLD)})")
+# What a user can mend: the place or its name is wrong, or there is no room.
+_FAULTS_OF_PLACE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'no space left' and 'not permitted' while writing `path` into one clear sentence."""
+    """Turn a full disk, missing rights or an impossible place while writing `path` into one clear sentence.
+
+    Raises:
+        BadInput: With the system's reason and what to do.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(
-                f"The disk is full while writing {path}; what was there before is unchanged. Free some space and run again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise BadInput(f"{path} cannot be written: {error.strerror}. Choose another place or its permissions.") from error
-        raise
+        # PyArrow gives some of its own errors no number
+        if error.errno is not None and error.errno not in _FAULTS_OF_PLACE:
+            raise
+        raise BadInput(_cannot_write(path, error.strerror or str(error))) from error
+    except SafetensorError as error:
+        found = re.search(r"I/O error: (.*?) \(os error \d+\)", str(error))
+        if found is None:
+            raise
+        raise BadInput(_cannot_write(path, found[1])) from error
+
+
+def _cannot_write(path: Path, reason: str) -> str:
+    return (
+        f"Cannot write {path}: {reason}; nothing was changed there. "
+        "Check that its folder exists, may be written to and has free space, then write again."
+    )
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a draft path beside `path` that takes its place when the block ends without an error."""
+def atomic_file(path: Path, *, make_parents: bool = True) -> Iterator[Path]:
+    """Yield a draft path beside `path` that takes its place when the block ends without an error.
+
+    Args:
+        path: The file to write; one that is there is replaced.
+        make_parents: Make the folders above it if they are missing.
+
+    Raises:
+        BadInput: It cannot be written.
+    """
     with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        draft = Path(name)
+        if make_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        draft = _hidden(path)
         try:
+            draft.touch(exist_ok=False)
+            mode = draft.stat().st_mode
             yield draft
-            with draft.open("rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(draft, 0o644)
+            _finish(draft, mode)
             os.replace(draft, path)
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # it is gone already, or never was
+                draft.unlink()
+        _sync_folder(path.parent)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a draft folder beside `folder` that takes its place when the block ends without an error."""
+    """Yield a draft folder beside `folder` that takes its place when the block ends without an error.
+
+    The block may put files into it, but no folders.
+
+    Raises:
+        BadInput: It cannot be written.
+    """
     with clear_disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        draft = _hidden(folder)
+        draft.mkdir()
+        mode = draft.stat().st_mode & 0o666
         try:
             yield draft
-            os.chmod(draft, 0o755)
-            old = draft.with_name(draft.name + ".old")
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(draft, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            for path in draft.iterdir():
+                _finish(path, mode)
+            _sync_folder(draft)
+            _swap(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        _sync_folder(folder.parent)
+
+
+def _hidden(path: Path, ending: str = _DRAFT) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{ending}")
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    aside = _hidden(folder, _OLD)
+    if folder.exists():
+        os.replace(folder, aside)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finish(draft: Path, mode: int) -> None:
+    """Give a file the rights that new files usually have (some writers do not) and bring it to the disk."""
+    draft.chmod(mode)
+    with draft.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a folder's list of files is on the disk, where the system can do that (some cannot)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_draft(path: Path, name: str) -> bool:
+    """Say whether `path` is what a killed run left of writing a file or folder of that name."""
+    found = _HIDDEN.fullmatch(path.name)
+    return found is not None and found["name"] == name and path.name.endswith(_DRAFT)
+
+
+def current_folder(folder: Path) -> Path:
+    """Return where the content of `folder` is: there, or put aside by a run killed while replacing it."""
+    if folder.exists() or not folder.parent.is_dir():
+        return folder
+    aside = [path for path in folder.parent.iterdir() if _place_of(path) == folder]
+    return max(aside, key=lambda path: path.stat().st_ctime, default=folder)
+
+
+def _place_of(path: Path) -> Path | None:
+    """Return where a folder that was put aside belongs; None for anything else."""
+    found = _HIDDEN.fullmatch(path.name) if path.name.endswith(_OLD) else None
+    return None if found is None else path.with_name(found["name"])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left under `folder`, and put back the folders that they had put aside."""
+    hidden = [path for path in folder.rglob(".*") if _HIDDEN.fullmatch(path.name)]
+    for place in {place for path in hidden if (place := _place_of(path)) is not None}:
+        if (aside := current_folder(place)) != place:
+            os.replace(aside, place)
+    for path in hidden:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        BadInput: It cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        BadInput: It is not there or is no JSON.
+        BadInput: It is not there, cannot be read, or is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"There is no file {path}.") from error
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror or error}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is no readable JSON: {error}.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, read_json, write_json
+from chainwright._files import atomic_folder, current_folder, read_json, write_json
 
 SCHEMA_VERSION = 1
+_RESULT, _TENSORS = "result.json", "tensors.safetensors"
+# where findings are defined: read only when one is loaded, since these modules import this one
+_HOLDERS = ("chainwright.diagnose", "chainwright.evaluation")
 F = TypeVar("F", bound="Finding")
 
 
@@ -44,18 +48,22 @@ class Finding(ABC):
         """Write `tensors.safetensors` and `result.json` into a new folder.
 
         Raises:
-            BadInput: The folder exists and `overwrite` is off, or it cannot be written.
+            BadInput: The folder exists and `overwrite` is off, it is there and holds something else than a
+                finding, or it cannot be written.
         """
         folder = Path(folder)
         if folder.exists() and not overwrite:
             raise BadInput(f"{folder} exists; pass overwrite=True or choose another folder.")
+        if folder.exists() and not (folder / _RESULT).is_file():
+            raise BadInput(f"{folder} exists and holds no finding, so it is not replaced; choose another folder.")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        # clones, since safetensors refuses tensors that share their memory
+        tensors = {name: v.detach().cpu().clone() for name, v in values.items() if isinstance(v, Tensor)}
         plain = {name: value for name, value in values.items() if name not in tensors}
         with atomic_folder(folder) as draft:
-            save_file(tensors, draft / "tensors.safetensors")
+            save_file({name: value.contiguous() for name, value in tensors.items()}, draft / _TENSORS)
             record = {"schema_version": SCHEMA_VERSION, "kind": type(self).__name__, "values": plain}
-            write_json(draft / "result.json", record)
+            write_json(draft / _RESULT, record)
         return folder
 
     @classmethod
@@ -65,22 +73,33 @@ class Finding(ABC):
         Raises:
             BadInput: No such folder, another kind, damaged files, or written by a newer schema.
         """
-        folder = Path(folder)
-        record = read_json(folder / "result.json")
-        version = record.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BadInput(
-                f"{folder} has schema version {version}, this Chainwright reads {SCHEMA_VERSION}; use the version of "
-                "Chainwright that wrote it, or make it again."
-            )
-        kinds = {kind.__name__: kind for kind in _kinds(cls)}
-        if record["kind"] not in kinds:
-            raise BadInput(f"{folder} holds a {record['kind']}, not a {cls.__name__}.")
+        folder = current_folder(Path(folder))
+        record = read_json(folder / _RESULT)
+        kind = _kind(cls, folder, record)
         try:
-            tensors = load_file(folder / "tensors.safetensors")
+            tensors = load_file(folder / _TENSORS)
         except (OSError, SafetensorError) as error:
-            raise BadInput(f"{folder}/tensors.safetensors is missing or damaged: {error}") from error
-        return kinds[record["kind"]](**record["values"], **tensors)
+            raise BadInput(f"{folder / _TENSORS} is missing or damaged: {error}") from error
+        try:
+            return kind(**(record["values"] | tensors))
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"The values in {folder} do not make a {kind.__name__}: {error}.") from error
+
+
+def _kind(cls: type[F], folder: Path, record: Any) -> type[F]:
+    """Return the class that made a record, checked to be `cls` or one of its kinds, and of this schema."""
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder} has schema version {version}, this Chainwright reads {SCHEMA_VERSION}; use the "
+            "version of Chainwright that wrote it, or make it again."
+        )
+    for module in _HOLDERS:
+        import_module(module)
+    kinds = {kind.__name__: kind for kind in _kinds(cls)}
+    if record.get("kind") not in kinds:
+        raise BadInput(f"{folder} holds a {record.get('kind')}, not a {cls.__name__}.")
+    return kinds[record["kind"]]
 
 
 def _kinds(cls: type[F]) -> list[type[F]]:

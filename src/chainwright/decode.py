@@ -1,8 +1,9 @@
 """Decoding and scoring: traces from problems, and what a model thought of each token of a trace.
 
 `generate` is `model.generate` with the bookkeeping around it (batches, left padding, chat templates, seeds,
-traces); `score` judges every token of a trace from the tokens before it. With the same repair or the same edits
-attached both see the same model, so for a greedy trace `score(...).argmax` equals the tokens that were generated.
+traces); `score` judges every token of a trace from the tokens before it. With the same repair or the same
+edits attached both see the same model, so for a greedy trace `score(...).argmax` equals the tokens that were
+generated.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from random import Random
+from typing import Protocol
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from chainwright._errors import BadInput, BadTrace
-from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import position_ids
+from chainwright.models.load import provenance
 from chainwright.models.residual import unembed
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
@@ -52,7 +61,8 @@ class TokenScores:
     argmax: Tensor
 
 
-class _Prompt(NamedTuple):
+@dataclass(frozen=True)
+class _Prompt:
     index: int
     ids: list[int]
     problem: Problem | None
@@ -81,26 +91,31 @@ def generate(
         tokenizer: Its tokenizer.
         problems: Problems, or prompts as strings.
         repair: Something with `attached(model)`, in force while decoding.
-        max_new_tokens: Longest response. None allows half as many again as the gold chain has, plus 16, and 512 for
-            strings; never more than the model has positions for.
+        max_new_tokens: Longest response. None allows half as many again as the gold chain has, plus 16, and
+            512 for strings; never more than the model has positions for.
         batch_size: Rows decoded together. None chooses by the length of the prompts.
         temperature: 0 is greedy; above it tokens are drawn.
-        seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they do not
-            change with the batch size.
+        seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they
+            do not change with the batch size.
         progress: Show a progress bar.
         on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
 
     Raises:
-        BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, or a prompt longer
-            than the model's positions.
+        BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, or a prompt
+            longer than the model's positions.
     """
     _check_options(temperature, batch_size, max_new_tokens)
     prompts = [_prompt(model, tokenizer, i, problem, max_new_tokens) for i, problem in enumerate(problems)]
     traces: dict[int, Trace] = {}
     attached = nullcontext() if repair is None else repair.attached(model)
-    with attached, _decoding(model), Progress(disable=not progress, transient=True) as bar:
+    with (
+        attached,
+        evaluating(anatomy(model).model),
+        torch.no_grad(),
+        Progress(disable=not progress, transient=True) as bar,
+    ):
         shown = bar.add_task("generating", total=len(prompts))
-        for batch in _batches(prompts, batch_size):
+        for batch in _batches(prompts, batch_size, _n_positions(model)):
             done = _decode(model, tokenizer, batch, temperature, seed)
             traces.update(done)
             if on_traces is not None:
@@ -118,7 +133,11 @@ def _check_options(temperature: float, batch_size: int | None, max_new_tokens: i
 
 
 def _prompt(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, index: int, problem: Problem | str, limit: int | None
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    index: int,
+    problem: Problem | str,
+    limit: int | None,
 ) -> _Prompt:
     text = problem if isinstance(problem, str) else problem.prompt
     if not text.strip():
@@ -128,11 +147,13 @@ def _prompt(
         turn = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+    if not ids:
+        raise BadInput(f"Prompt {index} has no tokens for this tokenizer; give some other text.")
     n_positions = _n_positions(model)
     if len(ids) >= n_positions:
         raise BadInput(
-            f"Prompt {index} has {len(ids)} tokens, but the model has positions for {n_positions}; shorten it "
-            "(fewer hops or fewer demonstrations)."
+            f"Prompt {index} has {len(ids)} tokens, but the model has positions for {n_positions}; shorten "
+            "it (fewer hops or fewer demonstrations)."
         )
     n_new = limit or _room(tokenizer, problem)
     known = None if isinstance(problem, str) else problem
@@ -150,28 +171,20 @@ def _n_positions(model: nn.Module) -> int:
     return int(getattr(anatomy(model).model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-def _batches(prompts: list[_Prompt], batch_size: int | None) -> Iterator[list[_Prompt]]:
-    """Yield prompts of like length together; the longest answers first, so that a lack of memory shows at once."""
-    ordered = sorted(prompts, key=lambda p: (-p.max_new_tokens, -len(p.ids), p.index))
-    start = 0
-    while start < len(ordered):
-        first = ordered[start]
+def _batches(prompts: list[_Prompt], batch_size: int | None, n_positions: int) -> Iterator[list[_Prompt]]:
+    """Yield prompts of like length together, the longest answers first: a lack of memory then shows at once.
+
+    All rows of a batch are decoded until its longest answer may end; those that would run out of positions on
+    the way wait for a later batch.
+    """
+    waiting = sorted(prompts, key=lambda p: (-p.max_new_tokens, -len(p.ids), p.index))
+    while waiting:
+        first = waiting[0]
         size = batch_size or max(1, min(64, 2**15 // (len(first.ids) + first.max_new_tokens)))
-        yield ordered[start : start + size]
-        start += size
-
-
-@contextmanager
-def _decoding(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, both put back at the end."""
-    inner = anatomy(model).model
-    was_training = inner.training
-    inner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        inner.train(was_training)
+        fits = [p for p in waiting if len(p.ids) + first.max_new_tokens <= n_positions][:size]
+        taken = {p.index for p in fits}
+        waiting = [p for p in waiting if p.index not in taken]
+        yield fits
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -188,34 +201,47 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
 def _decode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: list[_Prompt], temperature: float, seed: int
 ) -> list[tuple[int, Trace]]:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     inner = anatomy(model).model
+    ends = _end_ids(inner, tokenizer)
+    pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
     ids, mask = left_pad([p.ids for p in batch], pad, inner.device)
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(_SeededDraw([p.index for p in batch], temperature, seed, ids.shape[1]))
-    output = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max(p.max_new_tokens for p in batch),
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-        logits_processor=processors,
-    )
-    ends = _end_ids(inner, tokenizer)
-    info = {"model": str(inner.config._name_or_path), "seed": seed, "temperature": float(temperature)}
+    with _own_defaults(inner):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(p.max_new_tokens for p in batch),
+            do_sample=False,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=pad,
+            logits_processor=processors,
+        )
+    name = provenance(inner)["model"]
+    info: dict[str, str | int | float] = {"model": name, "seed": seed, "temperature": float(temperature)}
     return [
         (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, info))
         for p, row in zip(batch, output, strict=True)
     ]
 
 
-def _end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+@contextmanager
+def _own_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Set the decoding habits that come with a checkpoint aside (repetition penalties, bans, beams ...).
+
+    They would make the tokens differ from what `score` sees: the model's own distribution.
+    """
+    given = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = given
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    ends = model.generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return {int(e) for e in (*listed, tokenizer.eos_token_id) if e is not None}
 
@@ -254,7 +280,7 @@ class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
         return scores.float() / self.temperature + noise.to(scores.device)
 
     def _noise(self, row: int, step: int, size: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, row, step)) % 2**63)
+        generator = torch.Generator().manual_seed(Random(f"{self.seed}/{row}/{step}").getrandbits(63))
         return -torch.empty(size).exponential_(generator=generator).log()
 
 
@@ -267,7 +293,8 @@ def score(model: nn.Module, trace: Trace, *, repair: AttachesToModel | None = No
         repair: Something with `attached(model)`, in force while scoring.
 
     Raises:
-        BadTrace: The trace has ids outside the model's vocabulary, or more tokens than the model has positions.
+        BadTrace: The trace has ids outside the model's vocabulary, or more tokens than the model has
+            positions.
     """
     return score_all(model, [trace], repair=repair, batch_size=1)[0]
 
@@ -286,7 +313,7 @@ def score_all(
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     scores: dict[int, TokenScores] = {}
     attached = nullcontext() if repair is None else repair.attached(model)
-    with attached, _decoding(model):
+    with attached, evaluating(parts.model), torch.no_grad():
         start = 0
         while start < len(order):
             size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
@@ -298,10 +325,11 @@ def score_all(
 
 
 def _check_fits(parts: Anatomy, n_positions: int, trace: Trace) -> None:
-    if int(trace.input_ids.max()) >= parts.d_vocab or int(trace.input_ids.min()) < 0:
+    outside = [i for i in trace.input_ids.tolist() if not 0 <= i < parts.d_vocab]
+    if outside:
         raise BadTrace(
-            f"The trace has token id {int(trace.input_ids.max())}, but the model's vocabulary has {parts.d_vocab} "
-            "entries; score it with the model whose tokenizer made it."
+            f"The trace has token id {outside[0]}, but the model's vocabulary has {parts.d_vocab} entries; "
+            "score it with the model whose tokenizer made it."
         )
     if len(trace) > n_positions:
         raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {n_positions}.")
@@ -312,21 +340,22 @@ def _score_batch(parts: Anatomy, traces: list[Trace]) -> list[TokenScores]:
     hidden = parts.model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
     ).last_hidden_state
-    logprob, entropy, argmax = (torch.zeros(ids.shape) for _ in range(3))
+    logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
+    argmax = torch.full(ids.shape, -1)
     step = max(1, _LOGITS_AT_ONCE // (parts.d_vocab * len(traces)))
     for start in range(0, ids.shape[1] - 1, step):
         here = slice(start, min(start + step, ids.shape[1] - 1))
         after = slice(here.start + 1, here.stop + 1)
-        log_probs = unembed(parts, hidden[:, here].flatten(0, 1)).log_softmax(-1).unflatten(0, (len(traces), -1))
-        logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].cpu()
-        entropy[:, after] = -(log_probs.exp() * log_probs).nan_to_num(0.0).sum(-1).cpu()
-        argmax[:, after] = log_probs.argmax(-1).to(torch.float32).cpu()
+        logits = unembed(parts, hidden[:, here].flatten(0, 1))
+        log_probs = logits.log_softmax(-1).view(len(traces), -1, logits.shape[-1])
+        logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].float().cpu()
+        entropy[:, after] = torch.special.entr(log_probs.exp()).sum(-1).float().cpu()
+        argmax[:, after] = log_probs.argmax(-1).cpu()
     return [_cut(len(t), logprob[i], entropy[i], argmax[i]) for i, t in enumerate(traces)]
 
 
 def _cut(n_tokens: int, logprob: Tensor, entropy: Tensor, argmax: Tensor) -> TokenScores:
-    logprob, entropy, argmax = (x[-n_tokens:].clone() for x in (logprob, entropy, argmax))
+    """Return the scores of a row without its padding, and with none for the token that follows the padding."""
+    logprob, entropy, argmax = (row[-n_tokens:].clone() for row in (logprob, entropy, argmax))
     logprob[0], entropy[0], argmax[0] = float("nan"), float("nan"), -1
-    return TokenScores(logprob, entropy, argmax.long())
-
-
+    return TokenScores(logprob, entropy, argmax)

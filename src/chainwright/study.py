@@ -12,7 +12,6 @@ A run that was killed or interrupted goes on where it stopped when it is started
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +24,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, UnsupportedModel, unknown_name
 from chainwright._files import atomic_file, read_json, write_json
+from chainwright._study_folder import check_version, finish, open_folder, read_state
+from chainwright._summary import summary_lines
 from chainwright.decode import TokenScores, generate, score_all
 from chainwright.diagnose import (
     ErrorTable,
@@ -38,24 +39,12 @@ from chainwright.diagnose import (
     first_errors,
     head_roles,
 )
-from chainwright.evaluate import Accuracy, evaluate
+from chainwright.evaluation import Accuracy, evaluate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.traces import Trace, read_traces, write_traces
 
-SCHEMA_VERSION = 1
 Report = Callable[[str], None]
-
-# Below, at and beyond the training range of the bundled reasoner: the last cells of a row are those that fail.
-REASONER_HOPS: Mapping[str, tuple[int, ...]] = {
-    "parity": (6, 10, 12, 13, 14),
-    "mdm": (1, 2, 3, 4),
-    "llc": (4, 7, 8, 9, 10),
-    "clf": (6, 10, 12, 13, 14),
-    "moas": (6, 10, 11, 12, 13),
-    "nums": (5, 8, 9, 10, 11),
-    "objc": (5, 8, 9, 10, 11),
-}
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,9 @@ class DiagnoseConfig:
         n_contexts: Contexts a set when heads are located.
         min_errors: A key error type with fewer known first errors is not searched for heads.
         max_types: Key error types a task that are searched.
+
+    Raises:
+        BadInput: No hops, an unknown task, or a number that is too small.
     """
 
     model: str
@@ -83,6 +75,16 @@ class DiagnoseConfig:
     temperature: float = 0.0
     max_new_tokens: int | None = None
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run, before anything is."""
+        if unknown := [task for task in self.hops if task not in tasks.names()]:
+            raise unknown_name("task", unknown[0], tasks.names())
+        if not self.cells():
+            raise BadInput("No hops were asked for; a diagnosis needs at least one hop count of one task.")
+        for name, least in (("n", 1), ("n_contexts", 1), ("min_errors", 1), ("max_types", 0)):
+            if getattr(self, name) < least:
+                raise BadInput(f"{name} must be at least {least}; got {getattr(self, name)}.")
 
     def record(self) -> dict[str, Any]:
         """Return the config as plain JSON values."""
@@ -131,77 +133,7 @@ class Diagnosis:
 
     def summary(self) -> list[str]:
         """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try."""
-        return [self._where(), self._kind(), self._doubt(), self._heads(), self._reach()]
-
-    def _where(self) -> str:
-        rows = self.accuracy.rows
-        easy = [min((r for r in rows if r["task"] == t), key=lambda r: r["hops"]) for t in self._tasks()]
-        hard = [max((r for r in rows if r["task"] == t), key=lambda r: r["hops"]) for t in self._tasks()]
-        return (
-            f"Where: over {len(easy)} tasks whole chains are right in {_mean(easy, 'exact'):.0%} of problems at the fewest "
-            f"hops asked ({_hops(easy)}) and in {_mean(hard, 'exact'):.0%} at the most ({_hops(hard)})."
-        )
-
-    def _kind(self) -> str:
-        n_errors = sum(r["n"] for r in self.errors.by_task)
-        if not n_errors:
-            return "Kind: no trace has an error, so there is nothing to diagnose; ask for more hops."
-        recall = sum(r["n"] for r in self.errors.by_task if "recall" in r["error_type"])
-        keys = [f"{tasks.title(t)} {', '.join(kinds)}" for t, kinds in self.errors.key_types.items()]
-        return f"Kind: {recall / n_errors:.0%} of {n_errors} first errors are recall errors; key types: {'; '.join(keys)}."
-
-    def _doubt(self) -> str:
-        known = [r for r in self.errors.entropy if r["entropy_right"] is not None and r["error_type"] != "unparsed"]
-        if not known:
-            return "Doubt: no wrong token could be compared with right ones of its kind."
-        n = sum(r["n_wrong"] for r in known)
-        wrong = sum(r["entropy_wrong"] * r["n_wrong"] for r in known) / n
-        right = sum(r["entropy_right"] * r["n_wrong"] for r in known) / n
-        return f"Doubt: median entropy is {wrong:.2f} nats at first wrong tokens and {right:.2f} at such slots when right."
-
-    def _heads(self) -> str:
-        if not self.roles:
-            return "Heads: no key error type had enough first errors to look for heads."
-        checked = [r.check for r in self.roles if r.check is not None]
-        if not checked:
-            return "Heads: located, but too few contexts were left to check the best ones on."
-        best = max((r for r in self.roles if r.check is not None), key=_worth)
-        assert best.check is not None
-        layer, head = best.check.head
-        return (
-            f"Heads: in {tasks.title(best.task)}, {best.error_type}, silencing layer {layer} head {head} alone puts the right "
-            f"token first in {best.check.corrected:.0%} of {best.check.n_erroneous} failing contexts that it was not chosen "
-            f"on, and keeps it first in {best.check.kept:.0%} of {best.check.n_correct} right ones."
-        )
-
-    def _reach(self) -> str:
-        checked = [r.check for r in self.roles if r.check is not None]
-        if not checked:
-            return "Reach: no head was checked on contexts held out; more problems a cell would leave some."
-        n = sum(c.n_erroneous for c in checked)
-        mended = sum(c.corrected * c.n_erroneous for c in checked) / n
-        kept = sum(c.kept * c.n_correct for c in checked) / sum(c.n_correct for c in checked)
-        return (
-            f"Reach: over the {len(checked)} error types searched, the best single head of each mends {mended:.0%} of {n} "
-            f"held-out failing contexts and keeps {kept:.0%} of the right ones; these are single tokens, not yet answers."
-        )
-
-    def _tasks(self) -> list[str]:
-        return list(dict.fromkeys(r["task"] for r in self.accuracy.rows))
-
-
-def _worth(found: RoleFinding) -> float:
-    assert found.check is not None
-    return found.check.corrected + found.check.kept
-
-
-def _mean(rows: list[dict[str, Any]], key: str) -> float:
-    return sum(row[key] * row["n"] for row in rows) / sum(row["n"] for row in rows)
-
-
-def _hops(rows: list[dict[str, Any]]) -> str:
-    low, high = min(r["hops"] for r in rows), max(r["hops"] for r in rows)
-    return str(low) if low == high else f"{low}-{high}"
+        return summary_lines(self.accuracy, self.errors, self.roles)
 
 
 def run_diagnosis(
@@ -226,11 +158,12 @@ def run_diagnosis(
         say: Called with a line at each stage.
 
     Raises:
-        BadInput: The folder holds something else, the disk is full, or the config asks for what does not exist.
+        BadInput: The folder holds something else, the disk is full, or the config asks for what does not
+            exist.
     """
     folder = Path(folder)
     problems = {cell: tasks.sample(*cell, config.n, config.seed, rendering=config.rendering) for cell in config.cells()}
-    _open(folder, config, provenance(anatomy(model).model), overwrite)
+    open_folder(folder, config.record(), provenance(anatomy(model).model), overwrite)
     traces = _all_traces(model, tokenizer, config, folder, problems, progress, say)
     say("Scoring every token of every trace")
     scores = score_all(model, traces)
@@ -239,51 +172,18 @@ def run_diagnosis(
     accuracy.save(folder / "accuracy", overwrite=True)
     errors.save(folder / "errors", overwrite=True)
     roles, skipped = _all_roles(model, tokenizer, config, folder, traces, errors, say)
-    state = read_json(folder / "study.json") | {"is_complete": True, "skipped": skipped}
-    write_json(folder / "study.json", state)
+    state = finish(folder, skipped)
     return Diagnosis(
-        config, state["provenance"], traces, scores, _strings(tokenizer, traces), accuracy, errors, roles, skipped
+        config,
+        state["provenance"],
+        traces,
+        scores,
+        _strings(tokenizer, traces),
+        accuracy,
+        errors,
+        roles,
+        skipped,
     )
-
-
-def _open(folder: Path, config: DiagnoseConfig, source: Mapping[str, str], overwrite: bool) -> None:
-    """Make the folder ready: new, gone on with, or emptied."""
-    known = folder / "study.json"
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file; choose a folder for the results.")
-    if overwrite and known.exists():
-        for name in ("traces", "accuracy", "errors", "roles"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("study.json", "scores.safetensors", "report.html"):
-            (folder / name).unlink(missing_ok=True)
-    if known.exists():
-        _check_same(folder, read_json(known), config, source)
-    elif folder.exists() and any(folder.iterdir()):
-        raise BadInput(f"{folder} exists and holds no study of Chainwright's; choose an empty or new folder.")
-    else:
-        state = {"schema_version": SCHEMA_VERSION, "is_complete": False, "config": config.record()}
-        write_json(known, state | {"provenance": dict(source)})
-
-
-def _check_same(folder: Path, state: dict[str, Any], config: DiagnoseConfig, source: Mapping[str, str]) -> None:
-    _check_version(folder, state)
-    if state.get("is_complete"):
-        raise BadInput(f"{folder} already holds a finished study; pass --overwrite to replace it, or choose another folder.")
-    changed = [k for k, v in config.record().items() if state["config"].get(k) != v]
-    changed += [k for k, v in source.items() if state["provenance"].get(k) != v]
-    if changed:
-        raise BadInput(
-            f"{folder} holds an unfinished study with other settings ({', '.join(changed)} differ); use the same settings "
-            "to go on with it, --overwrite to replace it, or another folder."
-        )
-
-
-def _check_version(folder: Path, state: dict[str, Any]) -> None:
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise BadInput(
-            f"{folder} has study schema version {state.get('schema_version')}, this Chainwright reads {SCHEMA_VERSION}; use "
-            "the version that wrote it, or make the study again."
-        )
 
 
 def _all_traces(
@@ -342,7 +242,7 @@ def _all_roles(
                 continue
             try:
                 found.append(_one_role(model, tokenizer, config, traces, task, kind, say))
-            except BadInput as error:
+            except (BadInput, UnsupportedModel) as error:
                 skipped.append(f"{task}, {kind}: {error}")
                 continue
             _save_role(path, found[-1])
@@ -365,8 +265,9 @@ def _one_role(
     right = correct_contexts(traces, wrong, 2 * config.n_contexts)
     holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
     chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
-    say(f"Heads at {tasks.title(task)}, {kind}: {len(wrong.take(chosen))} wrong and {len(right.take(chosen))} right contexts")
-    roles = head_roles(model, right.take(chosen), wrong.take(chosen))
+    seen_right, seen_wrong = right.take(chosen), wrong.take(chosen)
+    say(f"Heads at {tasks.title(task)}, {kind}: {len(seen_wrong)} wrong and {len(seen_right)} right contexts")
+    roles = head_roles(model, seen_right, seen_wrong)
     check = check_head(model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
     return RoleFinding(task, kind, roles, check)
 
@@ -400,9 +301,12 @@ def _load_scores(path: Path) -> list[TokenScores]:
         read = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path} is missing or damaged: {error}") from error
-    cut = read["n_tokens"].tolist()
-    parts = (read[name].split(cut) for name in ("logprob", "entropy", "argmax"))
-    return [TokenScores(*row) for row in zip(*parts, strict=True)]
+    if {"logprob", "entropy", "argmax", "n_tokens"} - read.keys():
+        raise BadInput(f"{path} holds no token scores.")
+    lengths = read["n_tokens"].tolist()
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    cuts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [TokenScores(read["logprob"][cut], read["entropy"][cut], read["argmax"][cut]) for cut in cuts]
 
 
 def _strings(tokenizer: PreTrainedTokenizerBase, traces: list[Trace]) -> list[list[str]]:
@@ -453,16 +357,19 @@ def study_config(folder: str | Path) -> DiagnoseConfig:
         BadInput: No study there, or of a newer schema.
     """
     folder = Path(folder)
-    if not (folder / "study.json").is_file():
-        raise BadInput(f"{folder} holds no study (there is no study.json in it); make one with `chainwright diagnose`.")
-    state = read_json(folder / "study.json")
-    _check_version(folder, state)
-    return DiagnoseConfig(**state["config"])
+    state = read_state(folder)
+    check_version(folder, state)
+    try:
+        return DiagnoseConfig(**state["config"])
+    except (TypeError, AttributeError) as error:
+        raise BadInput(f"The config of the study in {folder} is damaged: {error}.") from error
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    study_config(folder)
-    state: dict[str, Any] = read_json(folder / "study.json")
+    state = read_state(folder)
+    check_version(folder, state)
     if not state.get("is_complete"):
-        raise BadInput(f"The study in {folder} is not finished; run the same `chainwright diagnose` again to go on with it.")
+        raise BadInput(
+            f"The study in {folder} is not finished; run the same `chainwright diagnose` again to go on with it."
+        )
     return state

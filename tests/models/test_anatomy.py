@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from families import D_VOCAB, FAMILIES, tiny
-from reference import attention, block, out_proj
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
@@ -13,6 +11,8 @@ from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.edits import KnockOut, edit
 from chainwright.models import anatomy
 from chainwright.models.anatomy import _adds_up, evaluating
+from families import D_VOCAB, FAMILIES, tiny
+from reference import attention, block, out_proj
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 _FINAL_NORM = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}

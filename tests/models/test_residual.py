@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from families import FAMILIES, random_ids, tiny
-from reference import assert_close, assert_equal
 from torch import nn
 
 import families
 from chainwright.edits import KnockOut, edit
 from chainwright.models import anatomy, capture
 from chainwright.models.residual import head_writes, lens_log_probs, norm_at_scale, unembed
+from families import FAMILIES, random_ids, tiny
+from reference import assert_close, assert_equal
 
 # the unembedding is more than a matrix in these
 SCALED: dict[str, dict] = {

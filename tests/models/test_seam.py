@@ -5,15 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, left_padded, random_ids, tiny
-from reference import assert_close, assert_equal
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from chainwright._errors import UnsupportedModel
 from chainwright.edits import KnockOut, edit
 from chainwright.models.capture import position_ids
-from chainwright.models.seam import AttentionCall, Handlers, attach, attn_pattern, causal_lm, seam_name, suspended
+from chainwright.models.seam import (
+    AttentionCall,
+    Handlers,
+    attach,
+    attn_pattern,
+    causal_lm,
+    seam_name,
+    suspended,
+)
+from families import FAMILIES, left_padded, random_ids, tiny
+from reference import assert_close, assert_equal
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 IDLE = KnockOut(set())

@@ -37,8 +37,6 @@ def test_short_text_survives_tokens(name, hops):
 
 
 def test_short_words_are_all_used():
-    text = " ".join(
-        problem.prompt + problem.chain for name in tasks.names() for problem in tasks.sample(name, 10, 150)
-    )
+    text = " ".join(problem.prompt + problem.chain for name in tasks.names() for problem in tasks.sample(name, 10, 150))
     rare = set(tasks.vocabulary()) - set(encode(text))
     assert rare <= set("abcdefghijklmnopqrstuvwxyz")

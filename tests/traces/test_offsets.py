@@ -8,9 +8,7 @@ from chainwright.traces import offsets, token_offsets
 names = st.sampled_from(sorted(trace_tokenizers.ALL))
 texts = st.one_of(
     st.text(max_size=40),
-    st.lists(st.sampled_from([*trace_tokenizers.LINES, "ann flips\n", "1 23", "\n \n", "日本", "🙂"])).map(
-        "".join
-    ),
+    st.lists(st.sampled_from([*trace_tokenizers.LINES, "ann flips\n", "1 23", "\n \n", "日本", "🙂"])).map("".join),
 )
 
 

@@ -148,9 +148,7 @@ def test_plain_summary_is_else_the_last_line_that_is_not_blank():
 
 
 def test_sentences_end_at_stops_and_newlines_and_small_ones_join_the_step_before():
-    text = (
-        "Hm. The coin starts heads up! Does ann flip it? She does so.\n\n1. \n42\nIt is tails up now.</think>"
-    )
+    text = "Hm. The coin starts heads up! Does ann flip it? She does so.\n\n1. \n42\nIt is tails up now.</think>"
     assert parts(text, "think")[1] == [
         "Hm. The coin starts heads up! ",
         "Does ann flip it? She does so.\n\n1. \n42\n",
@@ -216,7 +214,5 @@ def test_the_style_is_told_by_the_markers(question, response, style):
 
 
 def test_an_unknown_style_is_named_with_the_known_ones():
-    with pytest.raises(
-        BadInput, match=r"Unknown trace style 'thinks'; known: auto, think, harmony, plain\. Did"
-    ):
+    with pytest.raises(BadInput, match=r"Unknown trace style 'thinks'; known: auto, think, harmony, plain\. Did"):
         segment("a", "thinks")

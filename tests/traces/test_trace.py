@@ -61,9 +61,7 @@ def test_any_ids_give_parts_that_tile_them(name, data, style):
 
 
 def texts_of(tokenizer, trace):
-    return [
-        tokenizer.decode(trace.input_ids[slice(*step)], skip_special_tokens=False) for step in trace.steps
-    ]
+    return [tokenizer.decode(trace.input_ids[slice(*step)], skip_special_tokens=False) for step in trace.steps]
 
 
 def test_think_markers_by_hand():

@@ -17,9 +17,7 @@ def tokenizer():
 
 def written(tmp_path, *lines):
     path = tmp_path / "made.jsonl"
-    path.write_bytes(
-        b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-    )
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
     return path
 
 
@@ -75,9 +73,7 @@ GOOD = {"question": "The coin", "response": "tails"}
 @pytest.mark.parametrize(("line", "reason"), BAD)
 def test_a_bad_line_is_named_with_its_reason(tmp_path, tokenizer, line, reason):
     path = written(tmp_path, GOOD, line, GOOD)
-    with pytest.raises(
-        BadTrace, match=re.escape(f"made.jsonl has 1 line that cannot be read (line 2: {reason}")
-    ):
+    with pytest.raises(BadTrace, match=re.escape(f"made.jsonl has 1 line that cannot be read (line 2: {reason}")):
         read_jsonl(path, tokenizer)
     traces, bad_lines = read_jsonl(path, tokenizer, skip_bad=True)
     assert [trace.info["line"] for trace in traces] == [1, 3]
@@ -99,17 +95,13 @@ def test_many_bad_lines_are_counted_and_the_first_ten_named(tmp_path, tokenizer)
 
 def test_an_empty_file_and_none(tmp_path, tokenizer):
     assert read_jsonl(written(tmp_path), tokenizer) == ([], [])
-    with pytest.raises(
-        BadInput, match=r"Cannot read .*no\.jsonl: No such file or directory; name a file of JSON"
-    ):
+    with pytest.raises(BadInput, match=r"Cannot read .*no\.jsonl: No such file or directory; name a file of JSON"):
         read_jsonl(tmp_path / "no.jsonl", tokenizer)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path, tokenizer):
     path = tmp_path / "made.jsonl"
-    path.write_bytes(
-        b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode() + b"\r\n"
-    )
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode() + b"\r\n")
     assert len(read_jsonl(path, tokenizer).traces) == 2
 
 

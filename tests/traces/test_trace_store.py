@@ -55,9 +55,7 @@ def test_no_traces_and_more_than_one_batch(tmp_path):
 @settings(deadline=None, max_examples=40)
 @given(
     st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30),
-    st.dictionaries(
-        st.text(max_size=5), st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.booleans()
-    ),
+    st.dictionaries(st.text(max_size=5), st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.booleans()),
 )
 def test_any_text_and_info_come_back(tmp_path_factory, text, info):
     path = tmp_path_factory.mktemp("store") / "a.parquet"
@@ -103,9 +101,7 @@ def test_other_programs_read_the_columns(tmp_path):
 def test_nothing_is_replaced_unless_asked(tmp_path):
     path = tmp_path / "a.parquet"
     write_traces(path, [Trace(*TINY)])
-    with pytest.raises(
-        BadInput, match=r"a\.parquet is already there; choose another name, or .*overwrite=True"
-    ):
+    with pytest.raises(BadInput, match=r"a\.parquet is already there; choose another name, or .*overwrite=True"):
         write_traces(path, [])
     assert len(read_traces(path)) == 1
     write_traces(path, [], overwrite=True)
@@ -124,9 +120,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(store.os, failing, full)
-        with pytest.raises(
-            BadInput, match=r"Cannot write .*a\.parquet: No space left on device; nothing"
-        ) as caught:
+        with pytest.raises(BadInput, match=r"Cannot write .*a\.parquet: No space left on device; nothing") as caught:
             write_traces(path, [], overwrite=True)
     assert isinstance(caught.value.__cause__, OSError)
     assert os.listdir(tmp_path) == ["a.parquet"]
@@ -212,9 +206,7 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
     with pytest.raises(BadTrace, match=r"a\.parquet is a Parquet file, but not of traces.*read_jsonl"):
         read_traces(path)
     path.write_text("not parquet at all, whatever its name says")
-    with pytest.raises(
-        BadTrace, match=r"a\.parquet is no complete Parquet file of traces \(.+\); it may be cut"
-    ):
+    with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file of traces \(.+\); it may be cut"):
         read_traces(path)
     path.write_bytes(b"")
     with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file"):
@@ -228,9 +220,7 @@ def test_missing_columns_and_other_types_are_named(tmp_path):
     with pytest.raises(BadTrace, match=r"a\.parquet lacks the columns steps, info"):
         read_traces(path)
     write_traces(path, [Trace(*TINY)], overwrite=True)
-    rewritten(
-        path, lambda t: t.set_column(t.schema.get_field_index("stopped"), "stopped", pa.array(["yes!"]))
-    )
+    rewritten(path, lambda t: t.set_column(t.schema.get_field_index("stopped"), "stopped", pa.array(["yes!"])))
     with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file of traces"):
         read_traces(path)
 
@@ -273,9 +263,7 @@ def test_a_row_that_is_no_trace_is_named(tmp_path, column, value, reason):
     def change(table):
         values = table.column(column).to_pylist()
         i = table.schema.get_field_index(column)
-        return table.set_column(
-            i, table.schema.field(i), pa.array([values[0], value], table.schema.field(i).type)
-        )
+        return table.set_column(i, table.schema.field(i), pa.array([values[0], value], table.schema.field(i).type))
 
     rewritten(path, change)
     with pytest.raises(BadTrace, match=rf"Row 1 of .*a\.parquet is no trace: .*({reason})"):

@@ -1,4 +1,4 @@
-"""Contexts that end right before a decision: where the model was wrong there, and like places where it was right."""
+"""Contexts that end right before a decision: where the model was wrong, and like places where it was right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright.decode import left_pad
 from chainwright.traces import Trace
+from chainwright.traces.offsets import token_offsets
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class SlotContexts:
         input_ids: Prompt and response up to the slot's deciding token, `[N, T]`.
         attention_mask: `[N, T]`.
         predicted_ids: The token that the model wrote there, `[N]`.
-        right_ids: The token that would have been right, `[N]`; equal to `predicted_ids` where the model was right.
+        right_ids: The token that would have been right, `[N]`; equal to `predicted_ids` where the model was
+            right.
         hops: Hop of each slot, for matching.
         traces: Index of each context's trace.
     """
@@ -62,37 +64,43 @@ def erroneous_contexts(
 ) -> SlotContexts:
     """Return up to `n` contexts at first errors of one type, spread evenly over the traces that have one.
 
-    A first error is left out when the response ends before the wrong token, or when the right token cannot be told
-    (the expected text is cut into tokens at another place).
+    A first error is left out when the response ends before the wrong token, or when the right token cannot be
+    told (the expected text is cut into tokens at another place).
 
     Raises:
-        BadInput: There is no such error.
+        BadInput: There is no such error, or `n` is below 1.
     """
+    _check_n(n)
     sites = []
     for i, trace in enumerate(traces):
-        error = trace.first_error
+        error, position = trace.first_error, trace.first_error_position
         is_wanted = trace.problem is not None and trace.problem.task == task
-        if not is_wanted or error is None or error.error_type != error_type or trace.first_error_position is None:
+        if not is_wanted or error is None or error.error_type != error_type or position is None:
             continue
         right = _right_id(tokenizer, trace)
-        if right is not None and right != int(trace.input_ids[trace.first_error_position]):
-            sites.append(_Site(i, trace.first_error_position, right, error.hop or 0))
+        if right is not None and right != int(trace.input_ids[position]):
+            sites.append(_Site(i, position, right, error.hop or 0))
     if not sites:
-        raise BadInput(f"No trace of task {task!r} has a first error of type {error_type!r} whose right token is known.")
-    step = max(1, len(sites) // n)
-    return _contexts(traces, sites[::step][:n])
+        raise BadInput(
+            f"No trace of task {task!r} has a first error of type {error_type!r} whose right token is known."
+        )
+    n_taken = min(n, len(sites))
+    return _contexts(traces, [sites[i * len(sites) // n_taken] for i in range(n_taken)])
 
 
 def correct_contexts(traces: Sequence[Trace], like: SlotContexts, n: int) -> SlotContexts:
     """Return up to `n` contexts at slots that were right, matched to `like` in kind of slot and in hop.
 
-    For each erroneous context in turn the right slot at the nearest hop is taken, from another trace of the same task
-    where that can be had; no slot is taken twice. Matching matters: later hops differ from earlier ones in
-    more than being wrong.
+    For each erroneous context in turn the right slot at the nearest hop is taken, from another trace of the
+    same task where that can be had; no slot is taken twice. Matching matters: later hops differ from earlier
+    ones in more than being wrong.
 
     Raises:
-        BadInput: No slot of that kind was ever right.
+        BadInput: No slot of that kind was ever right, `like` is empty, or `n` is below 1.
     """
+    _check_n(n)
+    if not len(like):
+        raise BadInput("There are no erroneous contexts to match right ones to.")
     task, kinds = _kinds(traces, like)
     right = [
         _Site(i, slot.start, int(trace.input_ids[slot.start]), slot.hop)
@@ -104,12 +112,19 @@ def correct_contexts(traces: Sequence[Trace], like: SlotContexts, n: int) -> Slo
     if not right:
         raise BadInput(f"No slot of the kinds {sorted(kinds)} was right in any trace of task {task!r}.")
     taken: list[_Site] = []
-    while len(taken) < min(n, len(right)):
+    free, used = set(right), set[int]()
+    while len(taken) < n and free:
         hop = like.hops[len(taken) % len(like)]
-        used = {site.trace for site in taken}
-        free = [site for site in right if site not in taken]
-        taken.append(min(free, key=lambda s: (s.trace in used, abs(s.hop - hop), s.trace, s.position)))
+        best = min(free, key=lambda s: (s.trace in used, abs(s.hop - hop), s.trace, s.position))
+        taken.append(best)
+        free.discard(best)
+        used.add(best.trace)
     return _contexts(traces, taken)
+
+
+def _check_n(n: int) -> None:
+    if n < 1:
+        raise BadInput(f"n must be at least 1 context; got {n}.")
 
 
 def _kinds(traces: Sequence[Trace], like: SlotContexts) -> tuple[str, set[str]]:
@@ -139,13 +154,26 @@ def _contexts(traces: Sequence[Trace], sites: list[_Site]) -> SlotContexts:
 
 
 def _right_id(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
-    """Return the token that should have stood at the first wrong position, None if the tokens do not line up."""
-    error, position = trace.first_error, trace.first_error_position
-    assert error is not None and position is not None and trace.response is not None
-    text = trace.response[: error.start] + error.expected
+    """Return the token that should have stood at the first wrong position, None if it cannot be told.
+
+    It is the token that begins there in the right text, and must be the same whether the text ends with the expected
+    value or goes on as the gold chain does: some tokenizers join the end of a value with what follows.
+    """
+    error, position, problem = trace.first_error, trace.first_error_position, trace.problem
+    assert error is not None and position is not None and trace.response is not None and problem is not None
+    written = token_offsets(tokenizer, trace.response_ids.tolist(), keep_markers=True)
+    start = written.offsets[position - trace.response_start].start
+    right = trace.response[: error.start] + error.expected
+    goes_on = "" if error.slot is None else problem.chain[problem.slots[error.slot].end :]
+    found = {_token_from(tokenizer, text, start) for text in (right, right + goes_on)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _token_from(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int | None:
+    """Return the token of a response text that begins at a character, None if none does."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    at = position - trace.response_start
-    written = trace.response_ids[:at].tolist()
-    if at < 0 or at >= len(ids) or ids[:at] != written:
+    cut = token_offsets(tokenizer, ids, keep_markers=True)
+    if cut.text[: start + 1] != text[: start + 1]:
         return None
-    return int(ids[at])
+    begins = [i for i, span in zip(ids, cut.offsets, strict=True) if span.start == start < span.end]
+    return int(begins[0]) if len(begins) == 1 else None

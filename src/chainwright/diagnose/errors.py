@@ -21,11 +21,12 @@ class ErrorTable(Finding):
     """First errors by task, hops and type.
 
     Attributes:
-        rows: One a (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors` (wrong
-            traces in the cell), `n_traces`, `share` (n / n_errors).
+        rows: One a (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors`
+            (wrong traces in the cell), `n_traces`, `share` (n / n_errors).
         by_task: One a (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
-        entropy: One a (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at the same
-            kind of slot where the model was right, `entropy_right`, with their numbers. Empty without token scores.
+        entropy: One a (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at
+            the least sure token of the same kind of slot where the model was right, `entropy_right` (None if it
+            never was), with their numbers. Empty without token scores.
     """
 
     rows: list[dict[str, Any]]
@@ -67,8 +68,8 @@ def first_errors(
         scores: `score` of each trace in the same order, for the entropies.
         key_share: Share of a task's first errors from which a type counts as a key type.
 
-    Source: TCR (arXiv 2601.21214), section 2: the type of a response is that of its first wrong slot; key error types
-    hold at least 30%. Departure: entropies are compared slot kind by slot kind, not over all tokens.
+    Source: TCR (arXiv 2601.21214), section 2: the type of a response is that of its first wrong slot; key
+    error types hold at least 30%. Departure: entropies are compared slot kind by slot kind, not over all tokens.
     """
     cells: dict[tuple[str, int], list[Trace]] = defaultdict(list)
     for trace in traces:
@@ -89,7 +90,14 @@ def _rows(group: list[Trace], **labels: Any) -> list[dict[str, Any]]:
     counts = Counter(t.first_error.error_type for t in group if t.first_error is not None)
     n_errors = sum(counts.values())
     return [
-        {**labels, "error_type": kind, "n": n, "n_errors": n_errors, "n_traces": len(group), "share": n / n_errors}
+        {
+            **labels,
+            "error_type": kind,
+            "n": n,
+            "n_errors": n_errors,
+            "n_traces": len(group),
+            "share": n / n_errors,
+        }
         for kind, n in counts.most_common()
     ]
 

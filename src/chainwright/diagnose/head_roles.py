@@ -2,8 +2,8 @@
 
 1. Answer-writing heads: highest direct score on the predicted token, on right and on wrong contexts apart.
 2. Every head is silenced at all positions in every context. On contexts where the model is right, the loss of
-   probability of the right token is the correct-processing effect; where it is wrong, that of the wrong token is the
-   erroneous-processing effect.
+   probability of the right token is the correct-processing effect; where it is wrong, that of the wrong token
+   is the erroneous-processing effect.
 3. Basic heads, without which the predicted token is nearly gone in both sets, are in neither role.
 4. Rectification: what the right token gains in wrong contexts without the head.
 """
@@ -23,7 +23,7 @@ from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.knockout import baseline_probs
 from chainwright.diagnose.lens import answer_writing_scores
 from chainwright.edits import Head
-from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids
 from chainwright.models.load import provenance
 
@@ -36,8 +36,8 @@ class RolesConfig:
         n_answer_writing: Heads counted as answer-writing.
         share: Share of all heads that a processing role takes (the paper's top 2%) ...
         at_least: ... but no fewer than this, for models with few heads.
-        basic_below: A head is basic when, without it, the mean probability of the predicted token falls below this share
-            of what it was, in both sets.
+        basic_below: A head is basic when, without it, the mean probability of the predicted token falls below
+            this share of what it was, in both sets.
         positions: Where heads are silenced.
     """
 
@@ -60,8 +60,8 @@ class HeadRoles(Finding):
         rectification: Probability that the right token gains without the head, where the model is wrong.
         corrected: Share of wrong contexts in which the right token comes first without the head.
         kept: Share of right contexts in which the right token still comes first without the head.
-        answer_writing, correct_processing, erroneous_processing, basic: The heads of each role, best first, as
-            [layer, head] pairs.
+        answer_writing, correct_processing, erroneous_processing, basic: The heads of each role, best first,
+            as [layer, head] pairs.
         n_correct, n_erroneous: Contexts in each set.
     """
 
@@ -94,10 +94,13 @@ class HeadRoles(Finding):
     def best_head(self) -> Head:
         """Return the head whose silencing mends most and breaks least: highest `corrected + kept - 1`.
 
-        Ties go to the higher rectification. It is the best of many on few contexts, so its shares are optimistic; see
-        `check_head`.
+        Ties go to the higher rectification, then to the first head. It is the best of many on few contexts, so its
+        shares are optimistic; see `check_head`.
         """
-        return head_at(self.kept, int((self.corrected + self.kept + 1e-3 * self.rectification).argmax()))
+        worth = (self.corrected.double() + self.kept).flatten()
+        best = (worth > worth.max() - 1e-6).nonzero()[:, 0]
+        gains = self.rectification.flatten()[best]
+        return head_at(self.kept, int(best[int((gains == gains.max()).nonzero()[0, 0])]))
 
     def to_frame(self) -> pa.Table:
         """Return one row a head with its scores and roles."""
@@ -159,30 +162,36 @@ def head_roles(
     Args:
         model: A Transformers decoder.
         correct: Contexts whose next token the model gets right (see `correct_contexts`).
-        erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`); `right_ids` must say what would
-            have been right.
+        erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`); `right_ids` must say
+            what would have been right.
         config: Sizes of the roles.
 
     Raises:
-        BadInput: A set is empty, or an erroneous context's right token is the predicted one.
+        BadInput: A set is empty, an erroneous context's right token is the predicted one, or a correct context's
+            is not.
 
-    Source: TCR (arXiv 2601.21214), section 3. Departures: a role takes no fewer than three heads, and only heads with a
-    positive effect; "near zero" for basic heads is a tenth of the mean probability.
+    Note:
+        Edits that are attached when it is called stay in force.
+
+    Source: TCR (arXiv 2601.21214), section 3. Departures: a role takes no fewer than three heads, and only heads with
+    a positive effect; "near zero" for basic heads is a tenth of the mean probability.
     """
     settings = config or RolesConfig()
+    _check_sets(correct, erroneous)
+    parts = anatomy(model)
+    with evaluating(parts.model):
+        return _roles(parts, correct, erroneous, settings)
+
+
+def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
     for name, contexts in (("correct", correct), ("erroneous", erroneous)):
         if len(contexts) == 0:
             raise BadInput(f"The set of {name} contexts is empty; head roles need at least one context of each kind.")
         check_ids(contexts.input_ids, contexts.attention_mask)
     if bool((erroneous.predicted_ids == erroneous.right_ids).any()):
         raise BadInput("Some erroneous context has the right token as its predicted one.")
-    parts = anatomy(model)
-    training = parts.model.training
-    parts.model.eval()
-    try:
-        return _roles(parts, correct, erroneous, settings)
-    finally:
-        parts.model.train(training)
+    if bool((correct.predicted_ids != correct.right_ids).any()):
+        raise BadInput("Some correct context has another token than the right one as its predicted one.")
 
 
 def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig) -> HeadRoles:
@@ -200,8 +209,8 @@ def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, confi
         effect_correct=effect_correct,
         effect_erroneous=effect_erroneous,
         rectification=rectification,
-        corrected=(out_e.argmax == erroneous.right_ids[:, None, None]).float().mean(0),
-        kept=(out_c.argmax == correct.right_ids[:, None, None]).float().mean(0),
+        corrected=_puts_first(out_e, erroneous.right_ids),
+        kept=_puts_first(out_c, correct.right_ids),
         answer_writing=_top((writing[0] + writing[1]) / 2, config.n_answer_writing, torch.zeros_like(is_basic)),
         correct_processing=_top(effect_correct, n_top, is_basic),
         erroneous_processing=_top(effect_erroneous, n_top, is_basic),
@@ -214,19 +223,30 @@ def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, confi
 
 
 def check_head(
-    model: nn.Module, correct: SlotContexts, erroneous: SlotContexts, head: Head, *, positions: Positions = "all"
+    model: nn.Module,
+    correct: SlotContexts,
+    erroneous: SlotContexts,
+    head: Head,
+    *,
+    positions: Positions = "all",
 ) -> HeadCheck:
-    """Return what silencing one head mends and breaks; give contexts that it was not chosen on."""
+    """Return what silencing one head mends and breaks; give contexts that it was not chosen on.
+
+    Raises:
+        BadInput: There is no such head, or the sets are not as `head_roles` asks for.
+    """
+    _check_sets(correct, erroneous)
     parts = anatomy(model)
-    at = parts.check_head(*head)
+    layer, at = parts.check_head(*head)
+    wanted = torch.zeros(1, parts.n_layers, parts.n_heads, dtype=torch.bool)
+    wanted[:, layer, at] = True
     shares = []
-    for contexts in (erroneous, correct):
-        moved = _tracked(parts, contexts)
-        wanted = torch.zeros(len(contexts), parts.n_layers, parts.n_heads, dtype=torch.bool)
-        wanted[:, at[0], at[1]] = True
-        first = knock_out_each(parts, moved, wanted, positions).argmax[:, at[0], at[1]]
-        shares.append(float((first == contexts.right_ids).float().mean()))
-    return HeadCheck(list(at), shares[0], shares[1], len(erroneous), len(correct))
+    with evaluating(parts.model):
+        for contexts in (erroneous, correct):
+            every = wanted.expand(len(contexts), -1, -1)
+            first = knock_out_each(parts, _tracked(parts, contexts), every, positions).argmax[:, layer, at]
+            shares.append(float((first == contexts.right_ids.cpu()).float().mean()))
+    return HeadCheck([layer, at], shares[0], shares[1], len(erroneous), len(correct))
 
 
 def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
@@ -244,9 +264,7 @@ def _sweep(parts: Anatomy, contexts: SlotContexts, positions: Positions) -> tupl
 
 def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
     moved = _tracked(parts, contexts)
-    scores = answer_writing_scores(
-        parts.model, moved.input_ids, contexts.predicted_ids, attention_mask=moved.mask
-    )
+    scores = answer_writing_scores(parts.model, moved.input_ids, contexts.predicted_ids, attention_mask=moved.mask)
     return scores.mean(0)
 
 
@@ -254,8 +272,12 @@ def _falls(baseline: Tensor, out: Knocked, config: RolesConfig) -> Tensor:
     return out.probs[..., 0].mean(0) < config.basic_below * baseline[:, 0].mean()
 
 
+def _puts_first(out: Knocked, token_ids: Tensor) -> Tensor:
+    return (out.argmax == token_ids.cpu()[:, None, None]).float().mean(0)
+
+
 def _top(scores: Tensor, n: int, left_out: Tensor) -> list[list[int]]:
-    """Return the best heads with a positive score as [layer, head] pairs."""
+    """Return the best heads with a positive score as [layer, head] pairs; ties in their own order."""
     usable = scores.masked_fill(left_out, float("-inf")).flatten()
-    best = usable.topk(min(n, usable.numel()))
-    return [list(head_at(scores, int(i))) for i, value in zip(best.indices, best.values, strict=True) if value > 0]
+    values, order = usable.sort(descending=True, stable=True)
+    return [list(head_at(scores, int(i))) for i, value in zip(order[:n], values[:n], strict=True) if value > 0]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright.diagnose._sweep import Contexts, knock_out_each
-from chainwright.diagnose.lens import check_token_ids
-from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.diagnose.lens import check_token_ids, in_vocabulary
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids, forward
 from chainwright.models.load import provenance
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, widened
 
 Method = Literal["exact", "gradient", "screened"]
 
@@ -34,7 +34,8 @@ class KnockoutEffects(Finding):
 
     Attributes:
         baseline: Probability of each row's token with every head in place, `[N]`.
-        effect: `baseline` less the probability without the head, `[N, L, H]`; positive: the head pushes the token.
+        effect: `baseline` less the probability without the head, `[N, L, H]`; positive: the head pushes the
+            token.
         is_exact: Where `effect` was measured and is no estimate, bool `[N, L, H]`.
     """
 
@@ -47,7 +48,9 @@ class KnockoutEffects(Finding):
         mean = self.effect.mean(0)
         best = mean.flatten().topk(min(5, mean.numel()))
         heads = [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in best.indices]
-        named = ", ".join(f"L{layer}H{head} {float(value):+.3f}" for (layer, head), value in zip(heads, best.values))
+        named = ", ".join(
+            f"L{layer}H{head} {float(value):+.3f}" for (layer, head), value in zip(heads, best.values, strict=True)
+        )
         return f"Mean probability {float(self.baseline.mean()):.3f}; lost most without {named}."
 
     def to_frame(self) -> pa.Table:
@@ -83,17 +86,20 @@ def knockout_effects(
         input_ids: Contexts `[N, T]`, left-padded.
         token_ids: The token whose probability is followed, one a context, `[N]`.
         attention_mask: `[N, T]`, None if no row is padded.
-        positions: Silence the head at all positions (the paper's way: also what it wrote into earlier tokens is gone)
-            or only at the last.
+        positions: Silence the head at all positions (the paper's way: also what it wrote into earlier tokens
+            is gone) or only at the last.
         method: "exact", "gradient" or "screened".
         share: For "screened", the share of each row's heads that is measured exactly.
 
     Raises:
-        BadInput: Shapes do not fit, an unknown method, or a share outside 0..1.
+        BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, or a share outside 0..1.
+        UnsupportedModel: The model's layers cannot be run one by one.
 
     Note:
-        The gradient estimate is `sum over positions of z . dp/dz`. It ranks heads well and misjudges sizes: silencing a
-        head is a large step, and near p = 1 the slope is flat.
+        Edits that are attached when it is called stay in force, so it shows what single heads do to the edited model;
+        "exact" is then slower.
+        The gradient estimate is `sum over positions of z . dp/dz`. It ranks heads well and misjudges sizes:
+        silencing a head is a large step, and near p = 1 the slope is flat.
 
     Source: TCR (arXiv 2601.21214), section 3, causal indirect effect by zero ablation.
     """
@@ -105,38 +111,32 @@ def knockout_effects(
         raise BadInput(f"share must be above 0 and at most 1; got {share}.")
     parts = anatomy(model)
     contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
-    training = parts.model.training
-    parts.model.eval()
-    try:
+    with evaluating(parts.model):
         return _measure(parts, contexts, positions, method, share)
-    finally:
-        parts.model.train(training)
 
 
 def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
     """Return checked contexts on the model's device, with one tracked token a row."""
     check_ids(input_ids, attention_mask)
     tracked = check_token_ids(parts, token_ids, len(input_ids))[:, None]
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    device = parts.model.device
-    return Contexts(input_ids.to(device), mask.to(device), tracked)
+    input_ids = in_vocabulary(parts, "input_ids", input_ids)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(parts.model.device)
+    return Contexts(input_ids, mask, tracked)
 
 
 def baseline_probs(parts: Anatomy, contexts: Contexts) -> Tensor:
     """Return the probability of the tracked tokens with every head in place, `[N, K]`."""
     with torch.no_grad():
-        logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1].float()
+        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
     return logits.softmax(-1).gather(-1, contexts.tracked).cpu()
 
 
-def _measure(
-    parts: Anatomy, contexts: Contexts, positions: Positions, method: Method, share: float
-) -> KnockoutEffects:
+def _measure(parts: Anatomy, contexts: Contexts, positions: Positions, method: Method, share: float) -> KnockoutEffects:
     baseline = baseline_probs(parts, contexts)[:, 0]
     shape = (len(baseline), parts.n_layers, parts.n_heads)
     if method == "exact":
         wanted = torch.ones(shape, dtype=torch.bool)
-        estimate = torch.zeros(shape)
+        estimate = baseline.new_zeros(shape)
     else:
         estimate = gradient_effects(parts, contexts, positions)
         wanted = _best_ranked(estimate, share) if method == "screened" else torch.zeros(shape, dtype=torch.bool)
@@ -161,20 +161,21 @@ def _best_ranked(estimate: Tensor, share: float) -> Tensor:
 def gradient_effects(parts: Anatomy, contexts: Contexts, positions: Positions) -> Tensor:
     """Return the first-order estimate of every head's effect, `[N, L, H]`, from one backward pass."""
     n_rows = len(contexts.input_ids)
+    dtype = torch.promote_types(parts.model.dtype, torch.float32)
     gates: dict[int, Tensor] = {
-        i: torch.ones(n_rows, parts.n_heads, device=contexts.input_ids.device, requires_grad=True)
+        i: torch.ones(n_rows, parts.n_heads, dtype=dtype, device=parts.model.device, requires_grad=True)
         for i in range(parts.n_layers)
     }
 
     def gated(call: AttentionCall, attend: Attend) -> Tensor:
         z = attend(call)
-        gate = gates[call.layer].to(z.dtype)[:, None, :, None]
+        gate = gates[call.layer].to(z)[:, None, :, None]
         if positions == "all":
             return z * gate
         return torch.cat([z[:, :-1], z[:, -1:] * gate], dim=1)
 
     with torch.enable_grad(), attach(parts.model, Handlers({i: (gated,) for i in gates})):
-        logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1].float()
+        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
         probs = logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
         slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
-    return torch.stack([slope.float() for slope in slopes], dim=1).cpu()
+    return torch.stack([slope.cpu() for slope in slopes], dim=1)

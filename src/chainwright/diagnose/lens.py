@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import pyarrow as pa
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.capture import Capture, capture
+from chainwright.models.capture import Capture, capture, check_ids
 from chainwright.models.load import provenance
 from chainwright.models.residual import NormMode, head_writes, lens_log_probs
 
@@ -32,7 +33,8 @@ class LogitLens(Finding):
         """Return the depth at which the token's mean log-probability rises most."""
         step = self.logprob.mean(0).diff()
         best = int(step.argmax())
-        return f"The token rises most from {self.points[best]} to {self.points[best + 1]}: {float(step[best]):+.2f} nats."
+        where = f"from {self.points[best]} to {self.points[best + 1]}"
+        return f"The token rises most {where}: {float(step[best]):+.2f} nats."
 
     def to_frame(self) -> pa.Table:
         """Return one row for each context and point."""
@@ -47,21 +49,33 @@ class LogitLens(Finding):
 
 
 def check_token_ids(parts: Anatomy, token_ids: Tensor, n_rows: int) -> Tensor:
-    """Return token ids on the model's device; BadInput unless there is one for each row, in the vocabulary."""
-    if token_ids.shape != (n_rows,) or token_ids.is_floating_point():
-        raise BadInput(f"token_ids must hold one id for each of {n_rows} rows; got shape {list(token_ids.shape)}.")
-    if int(token_ids.min()) < 0 or int(token_ids.max()) >= parts.d_vocab:
-        raise BadInput(f"token_ids must be between 0 and {parts.d_vocab - 1}; got {token_ids.tolist()}.")
-    return token_ids.to(parts.model.device)
+    """Return token ids on the model's device; BadInput unless each of the rows has one of the vocabulary."""
+    if n_rows == 0 or token_ids.shape != (n_rows,) or token_ids.is_floating_point():
+        raise BadInput(
+            f"token_ids must hold one id for each of {n_rows} rows, of which there must be one at least; got "
+            f"shape {list(token_ids.shape)} of {token_ids.dtype}."
+        )
+    return in_vocabulary(parts, "token_ids", token_ids)
+
+
+def in_vocabulary(parts: Anatomy, name: str, ids: Tensor) -> Tensor:
+    """Return ids on the model's device as int64; BadInput if some are outside of the vocabulary."""
+    outside = (ids < 0) | (ids >= parts.d_vocab)
+    if bool(outside.any()):
+        raise BadInput(f"{name} must be between 0 and {parts.d_vocab - 1}; got {int(ids[outside][0])}.")
+    return ids.to(parts.model.device, torch.long)
 
 
 def _read(
-    model: nn.Module, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[Anatomy, Tensor, Capture]:
-    parts = anatomy(model)
+    parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None, norm: NormMode
+) -> tuple[Tensor, Capture]:
+    if norm not in get_args(NormMode):
+        raise BadInput(f"norm must be 'final' or 'frozen'; got {norm!r}.")
+    check_ids(input_ids, attention_mask)
     token_ids = check_token_ids(parts, token_ids, len(input_ids))
-    read = capture(model, input_ids, attention_mask=attention_mask, residual=True, positions="last")
-    return parts, token_ids, read
+    input_ids = in_vocabulary(parts, "input_ids", input_ids)
+    mask = None if attention_mask is None else attention_mask.to(parts.model.device)
+    return token_ids, capture(parts.model, input_ids, attention_mask=mask, residual=True, positions="last")
 
 
 @torch.no_grad()
@@ -80,14 +94,16 @@ def logit_lens(
         input_ids: Contexts `[N, T]`, left-padded.
         token_ids: The token to follow, one a context, `[N]`.
         attention_mask: `[N, T]`, None if no row is padded.
-        norm: "final" recomputes the final norm's scale at each depth, "frozen" keeps that of the last layer's output.
+        norm: "final" recomputes the final norm's scale at each depth, "frozen" keeps that of the last layer's
+            output.
 
     Raises:
-        BadInput: Shapes do not fit, or an id is outside the vocabulary.
+        BadInput: Shapes do not fit, an id is outside the vocabulary, or an unknown norm.
 
     Source: the logit lens, with the model's own final norm and unembedding.
     """
-    parts, token_ids, read = _read(model, input_ids, token_ids, attention_mask)
+    parts = anatomy(model)
+    token_ids, read = _read(parts, input_ids, token_ids, attention_mask, norm)
     assert read.resid_pre is not None and read.resid_mid is not None and read.resid_post is not None
     stream = [read.resid_pre[0]]
     for mid, post in zip(read.resid_mid, read.resid_post, strict=True):
@@ -115,10 +131,10 @@ def answer_writing_scores(
 ) -> Tensor:
     """Return how much of a token's lens probability each head writes at the last position, `[N, L, H]`.
 
-    The score of head h in layer l is `(p - p without h) / p`, where p is the lens probability of the token after the
-    layer's attention, `lens(resid_mid)`, and `p without h` is that of `resid_mid` less what the head writes. 1 means
-    that without this head nothing is left of it; negative scores push against the token. It is direct: what the head
-    does through later layers is not in it (see `knockout_effects`).
+    The score of head h in layer l is `(p - p without h) / p`, where p is the lens probability of the token
+    after the layer's attention, `lens(resid_mid)`, and `p without h` is that of `resid_mid` less what the
+    head writes. 1 means that without this head nothing is left of it; negative scores push against the token.
+    It is direct: what the head does through later layers is not in it (see `knockout_effects`).
 
     Args:
         model: A Transformers decoder.
@@ -128,12 +144,13 @@ def answer_writing_scores(
         norm: As in `logit_lens`.
 
     Raises:
-        BadInput: Shapes do not fit, or an id is outside the vocabulary.
+        BadInput: Shapes do not fit, an id is outside the vocabulary, or an unknown norm.
 
-    Source: TCR (arXiv 2601.21214), section 3. Departure: heads whose output passes through a norm before it is added
-    (Gemma) are taken with that norm's scale held.
+    Source: TCR (arXiv 2601.21214), section 3. Departure: heads whose output passes through a norm before it
+    is added (Gemma) are taken with that norm's scale held.
     """
-    parts, token_ids, read = _read(model, input_ids, token_ids, attention_mask)
+    parts = anatomy(model)
+    token_ids, read = _read(parts, input_ids, token_ids, attention_mask, norm)
     assert read.resid_mid is not None and read.resid_post is not None
     last = read.resid_post[-1][:, -1]
     scores = []
@@ -148,5 +165,5 @@ def answer_writing_scores(
             norm=norm,
             reference=last.repeat_interleave(parts.n_heads, dim=0),
         )
-        scores.append(1 - (without.unflatten(0, (-1, parts.n_heads)) - with_all[:, None]).exp())
+        scores.append(1 - (without.view(-1, parts.n_heads) - with_all[:, None]).exp())
     return torch.stack(scores, dim=1).cpu()

@@ -67,6 +67,11 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
         EditNeverFired: The block ended without an exception and some edit had touched no site.
         UnsupportedModel: The model does not go through the seam.
         BadInput: An edit does not fit the model.
+
+    Note:
+        Under gradient checkpointing the backward pass runs the layers again: call it inside the block too (outside it
+        PyTorch raises, or with `use_reentrant=True` silently gives the gradients of the unedited model), and know
+        that the sites are counted twice.
     """
     parts = anatomy(model)
     counts = [Touched() for _ in edits]

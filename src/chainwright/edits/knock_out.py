@@ -99,7 +99,7 @@ def _silence(
 def _repeats(n_batch: int, n_rows: int) -> int:
     if n_batch % n_rows:
         raise BadInput(
-            f"KnockOut was given one set of heads for each of {n_rows} rows, but the batch has {n_batch}; give one set, "
-            "one a row, or a batch that is a multiple of the rows."
+            f"KnockOut was given one set of heads for each of {n_rows} rows, but the batch has {n_batch}; give one "
+            "set, one a row, or a batch that is a multiple of the rows."
         )
     return n_batch // n_rows

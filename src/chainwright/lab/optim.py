@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from chainwright._errors import BadInput
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -23,8 +26,18 @@ def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read what `save_optimizer` wrote into a model and an optimizer over its parameters."""
-    tensors = load_file(path)
+    """Read what `save_optimizer` wrote into a model and an optimizer over its parameters.
+
+    Raises:
+        BadInput: The file is missing, damaged, or of another model.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} is missing or damaged: {error}; train again in another folder.") from error
+    needed = {f"{part}/{name}" for name, _ in model.named_parameters() for part in ("weight", *_MOMENTS)}
+    if needed != tensors.keys():
+        raise BadInput(f"{path} does not belong to this model; train again in another folder.")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(tensors[f"weight/{name}"])

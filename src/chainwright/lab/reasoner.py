@@ -1,15 +1,17 @@
 """The recipe of the bundled reasoner: a small Qwen3 that learns short chains of the seven tasks.
 
-1. Samples are drawn on the fly from the tasks' short rendering, hops uniform in each task's training range, and a
-   copy task is mixed in from the first step, so that induction forms.
-2. In half of the samples the positions jump ahead at random places, so that long inputs bring no unseen positions.
-   An attention mask of ones goes with them: without one Transformers would read a jump as a packed sequence.
-3. The loss counts the chain alone. AdamW, warm-up, constant rate, then a long linear decay; nothing can be judged
-   before the decay.
-4. Every batch is a pure function of (seed, its number): training that was killed goes on from its last checkpoint
-   with the same batches, and the number of data workers changes nothing.
+1. Samples are drawn on the fly from the tasks' short rendering, hops uniform in each task's training range,
+   and a copy task is mixed in from the first step, so that induction forms.
+2. In half of the samples the positions jump ahead at random places, so that long inputs bring no unseen
+   positions. An attention mask of ones goes with them: without one Transformers would read a jump as a packed
+   sequence.
+3. The loss counts the chain alone. AdamW, warm-up, constant rate, then a long linear decay; nothing can be
+   judged before the decay.
+4. Every batch is a pure function of (seed, its number): training that was killed goes on from its last
+   checkpoint with the same batches, and the number of data workers changes nothing.
 
-Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), training draws its own above 2**32.
+Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), training draws its own above
+2**32.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, 
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, read_json, write_json
+from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
 
@@ -142,22 +144,23 @@ class ReasonerData(Dataset[list[Batch]]):
         self.config = config
         self.tokenizer = tokenizer
         self.first = first
-        self.copyable = [w for w in tasks.vocabulary() if w.isalnum() and len(w) > 1 or w.isdigit()]
+        self.copyable = [w for w in tasks.vocabulary() if (w.isalnum() and len(w) > 1) or w.isdigit()]
 
     def __len__(self) -> int:
         """Return the number of groups from the first one to the end of training."""
         return -(-self.config.n_steps // _GROUP) - self.first
 
     def __getitem__(self, index: int) -> list[Batch]:
-        """Return the batches of one group in a random order."""
-        rng = random.Random(f"{self.config.seed}/{self.first + index}")
+        """Return the batches of one group in a random order; of the last group only those before the last step."""
+        number = self.first + index
+        rng = random.Random(f"{self.config.seed}/{number}")
         rows: list[tuple[list[int], int]] = []
         while sum(len(ids) for ids, _ in rows) < _GROUP * self.config.batch_tokens:
             rows.extend(self._rows([self._draw(rng) for _ in range(32)]))
         rows.sort(key=lambda row: len(row[0]))
         batches = self._cut(rows, rng)
         rng.shuffle(batches)
-        return batches
+        return batches[: self.config.n_steps - number * _GROUP]
 
     def _draw(self, rng: random.Random) -> tuple[str, str]:
         """Return one (prompt, chain)."""
@@ -179,17 +182,24 @@ class ReasonerData(Dataset[list[Batch]]):
         return [([*p, *c, end], len(p)) for p, c in zip(prompts, chains, strict=True)]
 
     def _cut(self, rows: list[tuple[list[int], int]], rng: random.Random) -> list[Batch]:
-        """Cut sorted rows into batches of about the same number of tokens."""
+        """Cut sorted rows into batches of about the same number of tokens, none of them empty."""
         total = sum(len(ids) for ids, _ in rows)
         cut: list[list[tuple[list[int], int]]] = [[] for _ in range(_GROUP)]
-        n_before = 0
-        for row in rows:
-            cut[n_before * _GROUP // total].append(row)
+        n_before = at = 0
+        for i, row in enumerate(rows):
+            # long rows could jump over a batch, which would shift the numbers of all later steps
+            at = min(max(n_before * _GROUP // total, _GROUP - len(rows) + i), at + 1 if cut[at] else at)
+            cut[at].append(row)
             n_before += len(row[0])
-        return [self._batch(part, rng) for part in cut if part]
+        return [self._batch(part, rng) for part in cut]
 
     def _batch(self, rows: list[tuple[list[int], int]], rng: random.Random) -> Batch:
         width = max(len(ids) for ids, _ in rows)
+        if width > self.config.n_positions:
+            raise BadInput(
+                f"A sample has {width} tokens, but the recipe has n_positions={self.config.n_positions}; raise that or "
+                "lower the hops."
+            )
         input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
         labels = torch.full((len(rows), width), _IGNORED)
         positions = torch.arange(width).repeat(len(rows), 1)
@@ -212,9 +222,9 @@ class ReasonerData(Dataset[list[Batch]]):
 
 
 def learning_rate(config: ReasonerConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, constant, linear decay to zero."""
-    warm = min(1.0, (step + 1) / config.n_warmup)
-    decay = min(1.0, (config.n_steps - step) / max(1.0, config.decay_share * config.n_steps))
+    """Return the learning rate of a step: linear warm-up, constant, linear decay to zero after the last step."""
+    warm = min(1.0, (step + 1) / max(1, config.n_warmup))
+    decay = min(1.0, max(0, config.n_steps - step) / max(1.0, config.decay_share * config.n_steps))
     return config.lr * min(warm, decay)
 
 
@@ -243,7 +253,8 @@ def train_reasoner(
         `folder`.
 
     Raises:
-        BadInput: `folder` holds a training of another config, or is there already and `resume` is off.
+        BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
+            what a killed run left is damaged, the disk is full, or the recipe has too few positions for its hops.
     """
     state_folder = folder / "training"
     step = _start(config, folder, state_folder, resume)
@@ -256,8 +267,9 @@ def train_reasoner(
         load_optimizer(state_folder / "state.safetensors", model, optimizer)
     trainer = _Trainer(config, model, tokenizer, optimizer, state_folder, seconds_between_checkpoints)
     trainer.run(step, n_workers, progress)
-    model.to("cpu").eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with clear_disk_errors(folder):
+        model.to("cpu").eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -265,14 +277,17 @@ def _start(config: ReasonerConfig, folder: Path, state_folder: Path, resume: boo
     """Return the step to begin with, after checking that the folder belongs to this recipe."""
     known = folder / "recipe.json"
     recipe = json.loads(json.dumps(asdict(config)))
-    if known.exists():
-        if not resume:
-            raise BadInput(f"{folder} already holds a training; pass --resume to go on with it, or another folder.")
-        if (old := read_json(known)) != recipe:
-            changed = sorted(k for k in recipe if old.get(k) != recipe[k])
-            raise BadInput(f"{folder} was begun with another recipe; these settings differ: {', '.join(changed)}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(known, recipe)
+    if not known.exists():
+        if folder.exists() and not (folder.is_dir() and all(is_draft(path, known.name) for path in folder.iterdir())):
+            raise BadInput(f"{folder} exists and holds no training; choose an empty or new folder.")
+        write_json(known, recipe)
+        return 0
+    if not resume:
+        raise BadInput(f"{folder} already holds a training; pass --resume to go on with it, or another folder.")
+    if (old := read_json(known)) != recipe:
+        changed = sorted(k for k in recipe if old.get(k) != recipe[k])
+        raise BadInput(f"{folder} was begun with another recipe; these settings differ: {', '.join(changed)}.")
+    remove_leftovers(folder)
     progress = state_folder / "progress.json"
     return int(read_json(progress)["step"]) if progress.exists() else 0
 
@@ -307,7 +322,8 @@ class _Trainer:
         self._save(step)
 
     def _loader(self, step: int, n_workers: int) -> DataLoader[Any]:
-        data = ReasonerData(self.config, self.tokenizer, first=step // _GROUP)
+        # saved steps are multiples of a group, or the last one
+        data = ReasonerData(self.config, self.tokenizer, first=-(-step // _GROUP))
         options: dict[str, Any] = {"prefetch_factor": 4} if n_workers else {}
         return DataLoader(data, batch_size=None, num_workers=n_workers, **options)
 
@@ -330,5 +346,9 @@ class _Trainer:
 
 
 def _bar(progress: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+    )
     return Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn(), disable=not progress)

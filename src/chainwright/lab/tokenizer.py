@@ -14,11 +14,12 @@ SPECIAL = (PAD, BOS, END, UNKNOWN)
 def word_tokenizer(words: Sequence[str], max_tokens: int) -> PreTrainedTokenizerFast:
     r"""Return a tokenizer that splits at spaces, takes line ends and digits one by one, and puts `<bos>` in front.
 
-    Decoding joins tokens with one space, and none around a line end or between two digits, so that text made of known
-    words with single spaces and without two numbers side by side comes back letter for letter.
+    Decoding joins tokens with one space, and none around a line end or between two digits, so that text made
+    of known words with single spaces and without two numbers side by side comes back letter for letter.
 
     Args:
-        words: Every token but the special ones, in the order of their ids; "\n" and the ten digits among them.
+        words: Every token but the special ones, in the order of their ids; "\n" and the ten digits among
+        them.
         max_tokens: Longest input the model is to be given.
     """
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
@@ -41,9 +42,7 @@ def word_tokenizer(words: Sequence[str], max_tokens: int) -> PreTrainedTokenizer
             decoders.Replace(Regex(" $"), ""),
         ]
     )
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
-    )
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

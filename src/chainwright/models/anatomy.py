@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
-from chainwright.models.seam import AttentionCall, Attend, Handlers, attach, causal_lm, suspended, widened
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, causal_lm, suspended, widened
 
 _CACHE = "_chainwright_anatomy"
 # options with tensors that the sdpa and eager functions of Transformers read, or may ignore
@@ -88,6 +88,23 @@ class Anatomy:
     def d_vocab(self) -> int:
         """Return the size of the vocabulary that the unembedding writes."""
         return _d_vocab(self.model)
+
+    def describe(self) -> dict[str, str]:
+        """Return what was found, for people: sizes, and where in the first layer each part is."""
+        names = {module: name for name, module in self.model.named_modules()}
+        first = self.layers[0]
+        mid = "attention and MLP in parallel" if first.mid_reader is None else names[first.mid_reader]
+        return {
+            "type": str(self.model.config.model_type),
+            "layers x heads": f"{self.n_layers} x {self.n_heads} ({self.n_kv_heads} for keys and values)",
+            "sizes": f"d_model {self.d_model}, d_head {self.d_head}, vocabulary {self.d_vocab}",
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "attention": f"{names[first.attention]} ({type(first.attention).__name__})",
+            "output projection": names[first.out_proj],
+            "after the attention": "nothing" if first.post_attn is None else names[first.post_attn],
+            "resid_mid is read by": mid,
+            "final norm": f"{names[self.final_norm]} ({type(self.final_norm).__name__})",
+        }
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` counted from 0 (negative ones count from the last); BadInput if there is none such."""
@@ -208,9 +225,7 @@ def _d_vocab(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _only_call(
-    model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_Arrived]], layer: int
-) -> _Arrived:
+def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_Arrived]], layer: int) -> _Arrived:
     calls = arrived.get(layer, [])
     if not calls:
         raise UnsupportedModel(_not_dispatching(model, n_layers, len(arrived)))

@@ -47,7 +47,8 @@ def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         return
     if attention_mask.shape != input_ids.shape:
         raise BadInput(
-            f"attention_mask must have the shape of input_ids, {list(input_ids.shape)}; got {list(attention_mask.shape)}."
+            f"attention_mask must have the shape of input_ids, {list(input_ids.shape)}; "
+            f"got {list(attention_mask.shape)}."
         )
     if not bool(attention_mask[:, -1].all()) or bool((attention_mask.long().diff(dim=-1) < 0).any()):
         raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,7 +24,7 @@ from chainwright._errors import BadInput, unknown_name
 from chainwright.models.anatomy import anatomy
 
 BUNDLED = Path(__file__).parent / "bundled"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError, struct.error)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -83,16 +84,30 @@ def load_model(
         except _LOADING_ERRORS as error:
             raise BadInput(_why_not(str(name), where, error)) from error
         _check_weights(str(name), report)
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    model = model.to(device).eval()
+    anatomy(model)
+    return LoadedModel(model, tokenizer)
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model alone, padding on the left; takes the names that `load_model` takes.
+
+    Raises:
+        BadInput: No such model, or no tokenizer with it that can be read.
+    """
+    where = _resolve(str(name))
+    with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
         except _LOADING_ERRORS as error:
             raise BadInput(f"Model {str(name)!r} has no tokenizer that can be read: {_sentence(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = model.to(device).eval()
-    anatomy(model)
-    return LoadedModel(model, tokenizer)
+    return tokenizer
 
 
 @contextmanager
@@ -156,7 +171,9 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"Folder {folder} has no config.json, so it holds no Transformers checkpoint.")
     if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
-        raise BadInput(f"Folder {folder} holds an adapter without adapter_model.safetensors; pickled ones are not loaded.")
+        raise BadInput(
+            f"Folder {folder} holds an adapter without adapter_model.safetensors; pickled ones are not loaded."
+        )
     if any(folder.glob("model*.safetensors")):
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
@@ -165,11 +182,13 @@ def _check_folder(folder: Path) -> None:
             f"Folder {folder} has its weights in a pickle format ({pickled[0]}), which can run code when loaded; save "
             "them as safetensors (model.save_pretrained does) and load that."
         )
-    raise BadInput(f"Folder {folder} has a config.json but no *.safetensors weights.")
+    raise BadInput(f"Folder {folder} has a config.json but no safetensors weights.")
 
 
 def _sentence(error: BaseException) -> str:
     """Return the first line of an error, ended like a sentence."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return first.rstrip(".:, ") + "."
 
@@ -184,7 +203,8 @@ def _why_not(name: str, where: str, error: BaseException) -> str:
     problem = f"Model {name!r} could not be loaded: {_sentence(error)}"
     if Path(where).is_dir():
         return problem
-    return f"{problem} Known bundled names: {', '.join(bundled_models())}; otherwise give a folder or a Hub id within reach."
+    known = ", ".join(bundled_models())
+    return f"{problem} Known bundled names: {known}; otherwise give a folder or a Hub id within reach."
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:

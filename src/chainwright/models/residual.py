@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def lens_log_probs(
     reference: Tensor | None = None,
     max_rows: int | None = None,
 ) -> Tensor:
-    """Return `log lens(v)[token]`, the log-probability a residual vector would give to a token if the model ended there.
+    """Return `log lens(v)[token]`: the log-probability that a token would get if the model ended at `v`.
 
     Args:
         parts: Anatomy of the model.

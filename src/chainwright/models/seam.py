@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from chainwright._errors import UnsupportedModel
+from chainwright._errors import BadInput, UnsupportedModel
 
 STATE_KEY = "chainwright_handlers"
 _NAME = {"sdpa": "chainwright_sdpa", "eager": "chainwright_eager"}
@@ -194,7 +194,11 @@ class SeamHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the base model's forward pass the handlers as one more keyword."""
         return args, {**kwargs, STATE_KEY: self.handlers}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise BadInput("A model cannot be copied or pickled while it is being edited or read; do it outside the block.")
 
 
 def _open_hook(base: nn.Module) -> SeamHook | None:

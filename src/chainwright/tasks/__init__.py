@@ -10,7 +10,7 @@ operations (clf), operands (moas), intervals (nums) or sentences (objc).
 
 from __future__ import annotations
 
-from chainwright.tasks._sampling import error_types, from_record, names, sample, title
+from chainwright.tasks._sampling import canonical, error_types, from_record, names, sample, title
 from chainwright.tasks._words import vocabulary
 from chainwright.tasks.base import UNPARSED, FirstError, Problem, ReadSlot, Rendering, Slot
 
@@ -21,6 +21,7 @@ __all__ = [
     "ReadSlot",
     "Rendering",
     "Slot",
+    "canonical",
     "error_types",
     "from_record",
     "names",

@@ -37,9 +37,7 @@ class Pattern:
 
     def meaning(self, text: str) -> str:
         """Return a key that is equal for two spellings of the same value."""
-        plain = " ".join(
-            re.sub("[*_]", " ", text.casefold()).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split()
-        )
+        plain = " ".join(re.sub("[*_]", " ", text.casefold()).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
         if self.sort == "number":
             sign = "-" if plain[:1] in _MINUS_SIGNS else ""
             digits = re.sub(r"[^0-9]", "", plain).lstrip("0")

@@ -23,16 +23,13 @@ from chainwright.tasks._patterns import MINUS, compiled
 from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Line, Part, ReadSlot
 
 _SMALL_WORDS = (
-    "the a an and it its is are was now so then still stays remains becomes again final up this that in "
-    "at with"
+    "the a an and it its is are was now so then still stays remains becomes again final up this that in at with"
 ).split()
 _MARKS = r".,:;!\"'()\[\]\u201c\u201d\u2018\u2019"
 _GAP = rf"[{MINUS[1:-1]}\u2014\u2192>\s*_`#${_MARKS}]"
 _LONG_GAP = rf"(?:{_GAP}|(?<!\w)(?:{'|'.join(_SMALL_WORDS)})(?!\w))"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_HEAD = compiled(
-    r"[\s*_#>•]*(?:-\s+)?[*_]*(?:(?:step\s+)?\(?[0-9]{1,3}[.):](?=[\s*_]|$)|step\s+[0-9]{1,3}\s)?"
-)
+_HEAD = compiled(r"[\s*_#>•]*(?:-\s+)?[*_]*(?:(?:step\s+)?\(?[0-9]{1,3}[.):](?=[\s*_]|$)|step\s+[0-9]{1,3}\s)?")
 _OWN_NUMBER = re.compile(r"^[0-9]+\.\s")
 _SYMBOLS = {"-": MINUS, "*": r"(?:[*x\u00d7\u00b7]|\\times(?!\w))", "=": "(?:=|equals(?!\\w))", "+": r"\+"}
 

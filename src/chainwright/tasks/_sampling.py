@@ -18,15 +18,18 @@ from chainwright.tasks._patterns import STEP
 from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
 from chainwright.tasks.base import SCHEMA_VERSION, Problem, write_chain
 
-_TASKS: Mapping[str, Task] = {
-    module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)
-}
+_TASKS: Mapping[str, Task] = {module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)}
 _MOST_HOPS_OF_EXAMPLES, _N_CANDIDATES = 4, 8
 
 
 def names() -> list[str]:
     """Return the names of the seven tasks, in the order of the source paper."""
     return list(_TASKS)
+
+
+def canonical(name: str) -> str:
+    """Return the name of the task that a name or title in any case means; BadInput if there is none such."""
+    return _task(name).name
 
 
 def title(name: str) -> str:
@@ -65,9 +68,7 @@ def sample(
     _check_int("seed", seed, None, None, "the same seed gives the same problems")
     _check_int("n_demonstrations", n_demonstrations, 0, None, "it is the number of worked examples")
     n_examples = n_demonstrations if rendering == "natural" else 0
-    return [
-        _draw_problem(spec, hops, f"{spec.name}|{hops}|{seed}|{i}", rendering, n_examples) for i in range(n)
-    ]
+    return [_draw_problem(spec, hops, f"{spec.name}|{hops}|{seed}|{i}", rendering, n_examples) for i in range(n)]
 
 
 def from_record(record: Mapping[str, Any]) -> Problem:
@@ -83,11 +84,7 @@ def from_record(record: Mapping[str, Any]) -> Problem:
             f"This problem record has schema version {version!r}, and this Chainwright reads {SCHEMA_VERSION}"
             "; sample the problem again or install the version that wrote it."
         )
-    missing = [
-        key
-        for key in ("task", "hops", "rendering", "prompt", "chain", "answer", "facts")
-        if key not in record
-    ]
+    missing = [key for key in ("task", "hops", "rendering", "prompt", "chain", "answer", "facts") if key not in record]
     if missing:
         raise BadInput(f"This problem record lacks {', '.join(missing)}; write it with Problem.to_record().")
     spec = _task(record["task"])
@@ -100,8 +97,7 @@ def from_record(record: Mapping[str, Any]) -> Problem:
     problem = _problem(spec, record["hops"], record["facts"], record["rendering"], script, record["prompt"])
     if (problem.chain, problem.answer) != (record["chain"], record["answer"]):
         raise BadInput(
-            f"The chain of this {spec.name} record is not the one that its facts lead to; sample the problem "
-            "again."
+            f"The chain of this {spec.name} record is not the one that its facts lead to; sample the problem again."
         )
     return problem
 
@@ -149,9 +145,7 @@ def _shape_key(line: Line) -> tuple[object, ...]:
     return line.kind, tuple(parts)
 
 
-def _problem(
-    spec: Task, hops: int, facts: Facts, rendering: Rendering, script: Script, prompt: str
-) -> Problem:
+def _problem(spec: Task, hops: int, facts: Facts, rendering: Rendering, script: Script, prompt: str) -> Problem:
     chain, slots = write_chain(script.lines)
     return Problem(
         spec.name,

@@ -10,13 +10,10 @@ from __future__ import annotations
 from string import ascii_lowercase, digits
 
 NAMES = (
-    "ann bob cara dan eva finn gina hugo iris jack kate liam mia noah olga paul rosa sam tina umar vera wade "
-    "yara zoe"
+    "ann bob cara dan eva finn gina hugo iris jack kate liam mia noah olga paul rosa sam tina umar vera wade yara zoe"
 ).split()
 VERBS = "has buys finds gets brings makes picks wins".split()
-OBJECTS = (
-    "apples pears coins books cups stamps shells pens kites keys hats socks plates eggs bells rings".split()
-)
+OBJECTS = "apples pears coins books cups stamps shells pens kites keys hats socks plates eggs bells rings".split()
 WORDS = (
     "cobra crab climb magic bread cloud table stone leaf roof flag king beach moth taxi ski rock desk wheel "
     "pearl drum farm lemon train piano echo lamp ship river silver glass moss robot forest menu window fox "
@@ -26,9 +23,7 @@ FOLDERS = "src/ lib/ docs/ bin/ tests/ data/ img/ tmp/ logs/ conf/ assets/ build
 PARENT, STAY = "../", "./"
 
 _TASKS = "parity mdm llc clf moas nums objc".split()
-_KEYWORDS = (
-    "start end answer heads tails flips stays add subtract time to in out digit place shift parts and"
-).split()
+_KEYWORDS = ("start end answer heads tails flips stays add subtract time to in out digit place shift parts and").split()
 _SYMBOLS = ". ? : + - = *".split()
 
 

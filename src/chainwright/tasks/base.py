@@ -139,9 +139,7 @@ class Problem:
         read = slots[-1] if slots else None
         if read is not None and read.error_type is not None:
             gold = self.slots[read.slot]
-            return FirstError(
-                read.error_type, read.slot, gold.hop, read.start, read.end, gold.value, read.got
-            )
+            return FirstError(read.error_type, read.slot, gold.hop, read.start, read.end, gold.value, read.got)
         if len(slots) == len(self.slots):
             return None
         gold = self.slots[len(slots)]

@@ -38,9 +38,7 @@ _LAYOUT = {
         "answer": "answer {answer}",
     },
     "natural": {
-        "hop": (
-            "Take {a} and digit {digit} in the {place} place: {again} * {copy} = {product}, shifted {shift}."
-        ),
+        "hop": ("Take {a} and digit {digit} in the {place} place: {again} * {copy} = {product}, shifted {shift}."),
         "parts": "{parts} {values}.",
         "sum": "Add up {left} + {right} = {total}.",
         "end": "{end}, {a} * {b} = {answer}.",

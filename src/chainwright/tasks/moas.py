@@ -73,9 +73,7 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
         writer.add(
             "hop",
             hop,
-            operation=Part(
-                operation if rendering == "short" else operation.title(), "operation recall", _OPERATIONS
-            ),
+            operation=Part(operation if rendering == "short" else operation.title(), "operation recall", _OPERATIONS),
             k=number(k, "operand recall"),
             left=number(total, "local result copy"),
             sign=Part("+" if operation == "add" else "-", "operand interpretation", SIGN),

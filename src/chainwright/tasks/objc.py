@@ -66,9 +66,7 @@ def _question(facts: Facts, rendering: Rendering) -> str:
         sentences = "".join(f" . {name} {verb} {k} {thing}" for name, verb, k, thing in facts["sentences"])
         return f"objc start {start}{sentences} ?"
     sentences = " ".join(f"{name.title()} {verb} {k} {thing}." for name, verb, k, thing in facts["sentences"])
-    return (
-        f"There are {start} objects on the table. {sentences} How many objects are there in all, of any kind?"
-    )
+    return f"There are {start} objects on the table. {sentences} How many objects are there in all, of any kind?"
 
 
 def _write(facts: Facts, rendering: Rendering) -> Script:

@@ -42,9 +42,7 @@ def _question(facts: Facts, rendering: Rendering) -> str:
     if rendering == "short":
         people = [f"{name} {'flips' if flips else 'stays'}" for name, flips in facts["people"]]
         return f"parity start {facts['start']} . {' . '.join(people)} ?"
-    people = [
-        f"{name.title()} {'flips' if flips else 'does not flip'} the coin." for name, flips in facts["people"]
-    ]
+    people = [f"{name.title()} {'flips' if flips else 'does not flip'} the coin." for name, flips in facts["people"]]
     start = f"A coin lies {facts['start']} up."
     return f"{start} {' '.join(people)} Which side of the coin is up now, heads or tails?"
 

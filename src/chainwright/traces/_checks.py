@@ -22,9 +22,7 @@ def as_ids(input_ids: object) -> torch.Tensor:
     try:
         ids = torch.as_tensor(input_ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadTrace(
-            f"input_ids must be token ids in one row, got {type(input_ids).__name__}: {error}."
-        ) from error
+        raise BadTrace(f"input_ids must be token ids in one row, got {type(input_ids).__name__}: {error}.") from error
     if ids.ndim != 1 or ids.shape[0] == 0:
         raise BadTrace(
             f"input_ids must be one row of at least one token, [T], got shape {list(ids.shape)}; "
@@ -34,9 +32,7 @@ def as_ids(input_ids: object) -> torch.Tensor:
         raise BadTrace(f"input_ids must be whole numbers, got {ids.dtype}.")
     ids = ids.detach().to(device="cpu", dtype=torch.long, copy=True)
     if int(ids.min()) < 0:
-        raise BadTrace(
-            f"input_ids must not be negative, got {int(ids.min())} at position {int(ids.argmin())}."
-        )
+        raise BadTrace(f"input_ids must not be negative, got {int(ids.min())} at position {int(ids.argmin())}.")
     return ids
 
 
@@ -53,9 +49,7 @@ def checked_info(info: Mapping[str, InfoValue]) -> dict[str, InfoValue]:
     """Return a copy of `info`, or raise `BadTrace` for a value that a file could not keep."""
     for key, value in info.items():
         if not isinstance(key, str) or not isinstance(value, (str, int, float, bool)):
-            raise BadTrace(
-                f"info takes texts, numbers and booleans by name, got {key!r}: {type(value).__name__}."
-            )
+            raise BadTrace(f"info takes texts, numbers and booleans by name, got {key!r}: {type(value).__name__}.")
     return dict(info)
 
 
@@ -65,9 +59,7 @@ def check_segments(trace: Trace) -> None:
     for name in ("question", "thinking", "summary"):
         start, end = getattr(trace, name)
         if start != position:
-            raise BadTrace(
-                f"{name} must begin at token {position}, where the part before it ends, got {start}."
-            )
+            raise BadTrace(f"{name} must begin at token {position}, where the part before it ends, got {start}.")
         if end < start:
             raise BadTrace(f"{name} must not end before it begins, got ({start}, {end}).")
         position = end
@@ -89,14 +81,10 @@ def check_steps(trace: Trace) -> None:
                 f"step {i} must begin at token {position} and hold at least one token, got ({start}, {end})."
             )
         if start < trace.thinking.end < end:
-            raise BadTrace(
-                f"step {i} ({start}, {end}) crosses the border of the summary at {trace.thinking.end}."
-            )
+            raise BadTrace(f"step {i} ({start}, {end}) crosses the border of the summary at {trace.thinking.end}.")
         position = end
     if position != trace.n_tokens:
-        raise BadTrace(
-            f"the last step must end at T = {trace.n_tokens}, the number of input_ids, got {position}."
-        )
+        raise BadTrace(f"the last step must end at T = {trace.n_tokens}, the number of input_ids, got {position}.")
 
 
 def check_positions(trace: Trace) -> None:

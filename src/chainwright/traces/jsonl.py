@@ -40,9 +40,7 @@ class JsonlTraces(NamedTuple):
     bad_lines: list[BadLine]
 
 
-def read_jsonl(
-    path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", skip_bad: bool = False
-) -> JsonlTraces:
+def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", skip_bad: bool = False) -> JsonlTraces:
     """Return the traces that a JSONL file holds as text, made into tokens by `tokenizer`.
 
     Args:
@@ -75,9 +73,7 @@ def _lines(path: Path) -> list[bytes]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadInput(
-            f"Cannot read {path}: {error.strerror or error}; name a file of JSON lines."
-        ) from error
+        raise BadInput(f"Cannot read {path}: {error.strerror or error}; name a file of JSON lines.") from error
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return lines if lines[-1] else lines[:-1]
 

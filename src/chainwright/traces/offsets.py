@@ -58,9 +58,7 @@ class TokenOffsets(NamedTuple):
     offsets: list[Span]
 
 
-def token_offsets(
-    tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_markers: bool = False
-) -> TokenOffsets:
+def token_offsets(tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_markers: bool = False) -> TokenOffsets:
     """Return the decoded text of `input_ids` and the span of it that each token covers.
 
     Args:
@@ -71,9 +69,7 @@ def token_offsets(
     """
     decode = _decoder(tokenizer)
     markers = _hidden_markers(tokenizer, decode) if keep_markers else {}
-    silent = {
-        i for i in set(input_ids) & set(tokenizer.all_special_ids) if i not in markers and not decode([i])
-    }
+    silent = {i for i in set(input_ids) & set(tokenizer.all_special_ids) if i not in markers and not decode([i])}
     text, offsets = "", []
     for run in _runs(input_ids, markers):
         if run[0] in markers:
@@ -94,9 +90,7 @@ def decode_with_markers(tokenizer: Tokenizer, input_ids: Sequence[int]) -> str:
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     """Return a function from ids to text, special tokens skipped and spaces left as they are."""
-    return lambda ids: str(
-        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    )
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _hidden_markers(tokenizer: Tokenizer, decode: Callable[[list[int]], str]) -> dict[int, str]:

@@ -125,9 +125,7 @@ def is_opened_by(question: str, style: Style) -> bool:
     return style != "plain" and _OPEN_AT_END[style].search(question) is not None
 
 
-def segment(
-    text: str, style: Style, *, opened: bool = False, config: SegmentConfig | None = None
-) -> Segments:
+def segment(text: str, style: Style, *, opened: bool = False, config: SegmentConfig | None = None) -> Segments:
     """Return the thinking, the summary and the steps of a response text.
 
     Without a closing marker everything is thinking if it was opened (an unclosed `<think>`), else everything

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace
+from chainwright._files import atomic_file, clear_disk_errors
 from chainwright.tasks.base import SCHEMA_VERSION as PROBLEM_VERSION
 from chainwright.tasks.base import FirstError, Problem, Slot
 from chainwright.traces.segments import Span
@@ -87,7 +86,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
 SCHEMA = pa.schema(_COLUMNS, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
-def write_traces(path: str | Path, traces: Iterable[Trace], *, overwrite: bool = False) -> None:
+def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], *, overwrite: bool = False) -> None:
     """Write traces to a Parquet file, all of them or, if that fails, nothing.
 
     Args:
@@ -101,25 +100,15 @@ def write_traces(path: str | Path, traces: Iterable[Trace], *, overwrite: bool =
         BadTrace: A trace holds text that is no valid Unicode, or a number that takes more than 32 bits.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with clear_disk_errors(path):
         if path.is_dir() or (path.exists() and not overwrite):
             what = "a folder" if path.is_dir() else "already there"
             raise BadInput(f"{path} is {what}; choose another name, or replace a file with overwrite=True.")
-        _write_file(partial, traces)
-        os.replace(partial, path)
-    except OSError as error:
-        raise BadInput(
-            f"Cannot write {path}: {error.strerror or error}; nothing was changed there. "
-            "Check that its folder exists, may be written to and has free space, then write again."
-        ) from error
-    finally:
-        with suppress(OSError):  # it is gone already, or never was
-            partial.unlink()
-    _sync_folder(path.parent)
+    with atomic_file(path, make_parents=False) as draft:
+        _write_file(draft, traces)
 
 
-def read_traces(path: str | Path) -> list[Trace]:
+def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
     """Return the traces of a Parquet file in the order of its rows.
 
     Raises:
@@ -137,15 +126,11 @@ def read_traces(path: str | Path) -> list[Trace]:
 
 
 def _write_file(path: Path, traces: Iterable[Trace]) -> None:
-    """Write a complete file and wait until it is on the disk."""
-    with path.open("xb") as file:
-        with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            n_written = 0
-            for rows in _batches(traces):
-                writer.write_table(_table(rows, n_written))
-                n_written += len(rows)
-        file.flush()
-        os.fsync(file.fileno())
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        n_written = 0
+        for rows in _batches(traces):
+            writer.write_table(_table(rows, n_written))
+            n_written += len(rows)
 
 
 def _table(rows: list[dict[str, Any]], first: int) -> pa.Table:
@@ -157,16 +142,6 @@ def _table(rows: list[dict[str, Any]], first: int) -> pa.Table:
             for i, row in enumerate(rows):
                 _table([row], first + i)
         raise BadTrace(f"Trace {first} cannot be written: {_first_line(error)}.") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a folder's list of files is on the disk, where the system can do that (some cannot)."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _batches(traces: Iterable[Trace]) -> Iterator[list[dict[str, Any]]]:

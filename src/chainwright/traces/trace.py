@@ -200,9 +200,7 @@ class Trace:
         """
         ids = as_ids(input_ids).tolist()
         if not 1 <= n_question <= len(ids):
-            raise BadTrace(
-                f"n_question is {n_question}, but a question takes 1 to all {len(ids)} of the input_ids."
-            )
+            raise BadTrace(f"n_question is {n_question}, but a question takes 1 to all {len(ids)} of the input_ids.")
         question = decode_with_markers(tokenizer, ids[:n_question])
         offsets = token_offsets(tokenizer, ids[n_question:], keep_markers=True)
         build = _Build(tokenizer, style, problem, segment_config)

@@ -34,8 +34,8 @@ class Accuracy(Finding):
 
     Attributes:
         rows: One a (task, hops): `n`, `accuracy` (right final answers) with `low` and `high` (Wilson, 95%),
-            `exact` (whole chains without a wrong slot) with `exact_low` and `exact_high`, `n_cut` (responses that the
-            token limit cut) and `tokens` (mean response length).
+            `exact` (whole chains without a wrong slot) with `exact_low` and `exact_high`, `n_cut` (responses
+            that the token limit cut) and `tokens` (mean response length).
     """
 
     rows: list[dict[str, Any]]
@@ -56,23 +56,29 @@ class Accuracy(Finding):
 def evaluate(traces: Sequence[Trace]) -> Accuracy:
     """Return accuracy by task and hops.
 
-    Right final answers and right chains are both counted: a parity answer is right half of the time by chance, a
-    chain without a wrong slot hardly ever.
+    Right final answers and right chains are both counted: a parity answer is right half of the time by
+    chance, a chain without a wrong slot hardly ever.
 
     Args:
         traces: Traces of problems.
 
     Raises:
-        BadInput: A trace has no problem to be judged by.
+        BadInput: A trace has no problem to be judged by, or nobody has judged it.
     """
     cells: dict[tuple[str, int], list[Trace]] = defaultdict(list)
     for i, trace in enumerate(traces):
         if trace.problem is None:
-            raise BadInput(f"Trace {i} has no problem, so nothing says whether it is right; evaluate traces of problems.")
+            raise BadInput(
+                f"Trace {i} has no problem, so nothing says whether it is right; evaluate traces of problems."
+            )
+        if trace.is_correct is None:
+            raise BadInput(f"Trace {i} was not judged by its problem; make it with Trace.from_text or from_ids.")
         cells[trace.problem.task, trace.problem.hops].append(trace)
     order = list(dict.fromkeys(task for task, _ in cells))
     ordered = sorted(cells.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
-    return Accuracy(rows=[_row(task, hops, group) for (task, hops), group in ordered], config={"interval": "Wilson 95%"})
+    return Accuracy(
+        rows=[_row(task, hops, group) for (task, hops), group in ordered], config={"interval": "Wilson 95%"}
+    )
 
 
 def _row(task: str, hops: int, group: list[Trace]) -> dict[str, Any]:

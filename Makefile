@@ -1,0 +1,42 @@
+# On a machine with Python 3.11, make and gcc: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUT ?= runs/demo
+
+.PHONY: demo test test-all lint format card clean
+
+demo: $(VENV)/.installed
+	$(BIN)/chainwright demo --out $(OUT) --overwrite
+
+test: $(VENV)/.developer
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.developer
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The figures of the bundled reasoner's model card.
+card: $(VENV)/.installed
+	$(BIN)/chainwright evaluate --model reasoner --task all -n 200 --seed 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,140 @@
+"""First errors of traces made by hand: shares, key types, entropies."""
+
+import pytest
+import torch
+
+from chainwright import tasks
+from chainwright.decode import TokenScores
+from chainwright.diagnose import first_errors
+from chainwright.tasks import Problem
+from chainwright.traces import Trace
+from trace_tokenizers import task_words
+
+OTHER = {"name recall": ("kate", "ann"), "action recall": ("flips", "stays"), "state update": ("heads", "tails")}
+
+
+def gold(problem: Problem) -> Trace:
+    return Trace.from_text(task_words(), problem.prompt, problem.chain, problem=problem)
+
+
+def wrong(problem: Problem, kind: str, nth: int = 0) -> Trace:
+    """Return a trace whose n-th slot of a kind says something else."""
+    slots = [slot for slot in problem.slots if slot.error_type == kind]
+    slot = slots[nth]
+    value = next(word for word in OTHER[kind] if word != slot.value)
+    text = problem.chain[: slot.start] + value + problem.chain[slot.end :]
+    trace = Trace.from_text(task_words(), problem.prompt, text, problem=problem)
+    assert trace.first_error is not None and trace.first_error.error_type == kind
+    return trace
+
+
+def unreadable(problem: Problem) -> Trace:
+    trace = Trace.from_text(task_words(), problem.prompt, "? ? ?", problem=problem)
+    assert trace.first_error is not None and trace.first_error.error_type == "unparsed"
+    return trace
+
+
+def parity(n: int, hops: int = 4) -> list[Problem]:
+    """Return problems in which somebody flips, so that every kind of slot is there."""
+    found = tasks.sample("parity", hops, 6 * n, seed=1)
+    return [p for p in found if sum(s.error_type == "state update" for s in p.slots) >= 2][:n]
+
+
+def entropies(trace: Trace, at: dict[int, float], elsewhere: float) -> TokenScores:
+    values = torch.full((len(trace),), elsewhere)
+    for position, value in at.items():
+        values[position] = value
+    return TokenScores(torch.zeros(len(trace)), values, torch.zeros(len(trace), dtype=torch.long))
+
+
+def test_shares_by_task_hops_and_type() -> None:
+    short, long = parity(4, 4), parity(3, 6)
+    traces = [gold(short[0]), wrong(short[1], "name recall"), wrong(short[2], "name recall"),
+              wrong(short[3], "action recall"), wrong(long[0], "action recall"), gold(long[1]),
+              unreadable(long[2])]  # fmt: skip
+    found = first_errors(traces)
+    cells = {(r["hops"], r["error_type"]): (r["n"], r["n_errors"], r["n_traces"]) for r in found.rows}
+    assert cells == {
+        (4, "name recall"): (2, 3, 4),
+        (4, "action recall"): (1, 3, 4),
+        (6, "action recall"): (1, 2, 3),
+        (6, "unparsed"): (1, 2, 3),
+    }
+    assert [r["share"] for r in found.rows] == [2 / 3, 1 / 3, 1 / 2, 1 / 2]
+    whole = {r["error_type"]: (r["n"], r["n_errors"], r["n_traces"], r["is_key"]) for r in found.by_task}
+    assert whole == {
+        "name recall": (2, 5, 7, True),
+        "action recall": (2, 5, 7, True),
+        "unparsed": (1, 5, 7, False),
+    }
+    assert found.key_types == {"parity": ["name recall", "action recall"]}
+    assert found.entropy == [] and found.config == {"key_share": 0.3}
+    assert found.summary() == "parity: 5 wrong traces; first errors: name recall 40%, action recall 40%, unparsed 20%"
+    assert found.to_frame().to_pylist() == found.rows
+
+
+@pytest.mark.parametrize(("n_kind", "n_all"), [(3, 10), (6, 20), (9, 30)])
+def test_exactly_30_percent_is_a_key_type_and_less_is_not(n_kind: int, n_all: int) -> None:
+    problems = parity(n_all)
+    kinds = ["action recall"] * n_kind + ["name recall"] * (n_all - n_kind)
+    at_30 = first_errors([wrong(p, kind) for p, kind in zip(problems, kinds, strict=True)])
+    assert at_30.key_types == {"parity": ["name recall", "action recall"]}
+    kinds = ["action recall"] * (n_kind - 1) + ["name recall"] * (n_all - n_kind + 1)
+    below = first_errors([wrong(p, kind) for p, kind in zip(problems, kinds, strict=True)])
+    assert below.key_types == {"parity": ["name recall"]}
+    assert first_errors([wrong(p, k) for p, k in zip(problems, kinds, strict=True)], key_share=0.9).key_types == {}
+
+
+def test_unparsed_is_never_a_key_type_and_still_counts_as_an_error() -> None:
+    problems = parity(10)
+    traces = [unreadable(p) for p in problems[:8]] + [wrong(p, "name recall") for p in problems[8:]]
+    found = first_errors(traces)
+    assert found.key_types == {}
+    assert {r["error_type"]: r["share"] for r in found.by_task} == {"unparsed": 0.8, "name recall": 0.2}
+
+
+def test_traces_without_errors_or_problems() -> None:
+    assert first_errors([]).summary() == "No errors."
+    plain = Trace.from_text(task_words(), "ann", "flips")
+    right = [gold(p) for p in parity(2)]
+    found = first_errors([plain, *right])
+    assert found.rows == [] and found.by_task == [] and found.key_types == {} and found.summary() == "No errors."
+    one = first_errors([plain, wrong(parity(1)[0], "name recall")])
+    assert [r["n_traces"] for r in one.rows] == [1]
+
+
+def test_tasks_are_kept_apart() -> None:
+    (other,) = tasks.sample("clf", 3, 1)
+    found = first_errors([unreadable(other), wrong(parity(1)[0], "name recall")])
+    assert [(r["task"], r["n_errors"]) for r in found.by_task] == [("clf", 1), ("parity", 1)]
+    assert found.key_types == {"parity": ["name recall"]}
+
+
+def test_entropy_at_errors_and_at_such_slots_when_right() -> None:
+    """Medians by hand: wrong at 2.0, 1.0 and 4.0; right name slots all at 0.25 but for the raised ones."""
+    traces = [wrong(p, "name recall", nth) for p, nth in zip(parity(3), (0, 1, 2), strict=True)]
+    values = (2.0, 1.0, 4.0)
+    scores = [entropies(t, {t.first_error_position: v}, 0.25) for t, v in zip(traces, values, strict=True)]
+    scores[2].entropy[traces[2].slots[0].start] = 9.0  # another kind of slot
+    (row,) = first_errors(traces, scores).entropy
+    n_right = sum(s.is_right and s.error_type == "name recall" for t in traces for s in t.slots)
+    assert n_right == 3, "0, 1 and 2 names before the wrong one"
+    assert row == {
+        "task": "parity",
+        "error_type": "name recall",
+        "entropy_wrong": 2.0,
+        "n_wrong": 3,
+        "entropy_right": 0.25,
+        "n_right": 3,
+    }
+
+
+def test_entropy_of_an_even_number_and_of_slots_that_were_never_right() -> None:
+    first, second = parity(2)
+    traces = [wrong(first, "name recall", 0), wrong(second, "name recall", 0)]
+    scores = [entropies(t, {t.first_error_position: v}, 0.1) for t, v in zip(traces, (1.0, 2.0), strict=True)]
+    (row,) = first_errors(traces, scores).entropy
+    assert (row["entropy_wrong"], row["n_wrong"]) == (1.5, 2)
+    assert (row["entropy_right"], row["n_right"]) == (None, 0)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        first_errors(traces, scores[:1])

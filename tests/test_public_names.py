@@ -1,0 +1,28 @@
+"""The names that the package exports are there, and are what they say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import chainwright
+
+
+def test_every_public_name_can_be_had_and_has_a_docstring() -> None:
+    for name in chainwright.__all__:
+        assert getattr(chainwright, name).__doc__, name
+
+
+def test_names_are_the_same_in_whatever_order_they_are_asked_for() -> None:
+    check = "import chainwright.study, chainwright as c; print(callable(c.evaluate), callable(c.capture))"
+    command = [sys.executable, "-c", check]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.split() == ["True", "True"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    try:
+        chainwright.no_such_name  # noqa: B018
+    except AttributeError as error:
+        assert "no_such_name" in str(error)
+    else:
+        raise AssertionError("no error")
