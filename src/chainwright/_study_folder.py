@@ -15,7 +15,7 @@ from chainwright._files import clear_disk_errors, is_draft, read_json, remove_le
 
 SCHEMA_VERSION = 1
 _STUDY = "study.json"
-_FOLDERS, _FILES = ("traces", "accuracy", "errors", "roles"), ("scores.safetensors", "report.html")
+_FOLDERS, _FILES = ("traces", "accuracy", "errors", "roles"), ("scores.safetensors", "token_strs.json", "report.html")
 
 
 def open_folder(folder: Path, config: Mapping[str, Any], source: Mapping[str, str], overwrite: bool) -> None:

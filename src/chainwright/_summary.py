@@ -80,7 +80,8 @@ def _reach(roles: Sequence[RoleFinding]) -> str:
     n = sum(c.n_erroneous for c in checked)
     mended = sum(c.corrected * c.n_erroneous for c in checked) / n
     kept = sum(c.kept * c.n_correct for c in checked) / sum(c.n_correct for c in checked)
+    over = "the error type" if len(checked) == 1 else f"the {len(checked)} error types"
     return (
-        f"Reach: over the {len(checked)} error types searched, the best single head of each mends {mended:.0%} of {n} "
+        f"Reach: over {over} searched, the best single head of each mends {mended:.0%} of {n} "
         f"held-out failing contexts and keeps {kept:.0%} of the right ones; these are single tokens, not yet answers."
     )

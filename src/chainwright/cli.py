@@ -297,14 +297,12 @@ def _diagnose(loaded: LoadedModel, config: DiagnoseConfig, folder: Path, overwri
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished diagnosis.")],
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: in the folder.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it has moved.")] = None,
 ) -> None:
     """Write the HTML report of a finished diagnosis again."""
     from chainwright import study
     from chainwright.report import write_report
 
-    config = study.study_config(folder)
-    found = study.open_diagnosis(folder, _load(model or config.model, "cpu", None, None, False).tokenizer)
+    found = study.open_diagnosis(folder)
     _print_summary(found, write_report(found, out_file or folder / "report.html"))
 
 

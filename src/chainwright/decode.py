@@ -15,6 +15,7 @@ from random import Random
 from typing import Protocol
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import (
@@ -112,7 +113,7 @@ def generate(
         attached,
         evaluating(anatomy(model).model),
         torch.no_grad(),
-        Progress(disable=not progress, transient=True) as bar,
+        _bar(progress) as bar,
     ):
         shown = bar.add_task("generating", total=len(prompts))
         for batch in _batches(prompts, batch_size, _n_positions(model)):
@@ -122,6 +123,12 @@ def generate(
                 on_traces(done)
             bar.advance(shown, len(batch))
     return [traces[i] for i in range(len(prompts))]
+
+
+def _bar(progress: bool) -> Progress:
+    """Return a bar on the error stream, shown only where somebody can watch it."""
+    console = Console(stderr=True)
+    return Progress(console=console, disable=not (progress and console.is_terminal), transient=True)
 
 
 def _check_options(temperature: float, batch_size: int | None, max_new_tokens: int | None) -> None:

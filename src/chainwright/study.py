@@ -5,6 +5,7 @@
     <folder>/accuracy, errors      findings
     <folder>/roles/<task>-<type>   head roles of each key error type
     <folder>/scores.safetensors    what the model gave each token of each trace
+    <folder>/token_strs.json       the text of each token id that stands in a trace
 
 A run that was killed or interrupted goes on where it stopped when it is started again with the same config.
 """
@@ -45,6 +46,7 @@ from chainwright.models.anatomy import anatomy
 from chainwright.traces import Trace, read_traces, write_traces
 
 Report = Callable[[str], None]
+_TOKEN_STRS = "token_strs.json"
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def run_diagnosis(
     say("Scoring every token of every trace")
     scores = score_all(model, traces)
     _save_scores(folder / "scores.safetensors", scores)
+    token_strs = _token_strs(tokenizer, traces)
+    write_json(folder / _TOKEN_STRS, {str(token): text for token, text in token_strs.items()})
     accuracy, errors = evaluate(traces), first_errors(traces, scores)
     accuracy.save(folder / "accuracy", overwrite=True)
     errors.save(folder / "errors", overwrite=True)
@@ -178,7 +182,7 @@ def run_diagnosis(
         state["provenance"],
         traces,
         scores,
-        _strings(tokenizer, traces),
+        _texts(token_strs, traces),
         accuracy,
         errors,
         roles,
@@ -309,19 +313,18 @@ def _load_scores(path: Path) -> list[TokenScores]:
     return [TokenScores(read["logprob"][cut], read["entropy"][cut], read["argmax"][cut]) for cut in cuts]
 
 
-def _strings(tokenizer: PreTrainedTokenizerBase, traces: list[Trace]) -> list[list[str]]:
-    known: dict[int, str] = {}
-
-    def text(token: int) -> str:
-        if token not in known:
-            known[token] = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return known[token]
-
-    return [[text(int(i)) for i in trace.input_ids] for trace in traces]
+def _token_strs(tokenizer: PreTrainedTokenizerBase, traces: list[Trace]) -> dict[int, str]:
+    """Return the text of each token id of the traces."""
+    known = sorted({int(i) for trace in traces for i in trace.input_ids})
+    return {i: tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
 
 
-def open_diagnosis(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Diagnosis:
-    """Return a finished diagnosis from its folder.
+def _texts(token_strs: Mapping[int, str], traces: list[Trace]) -> list[list[str]]:
+    return [[token_strs.get(int(i), "") for i in trace.input_ids] for trace in traces]
+
+
+def open_diagnosis(folder: str | Path) -> Diagnosis:
+    """Return a finished diagnosis from its folder; neither model nor tokenizer is needed.
 
     Raises:
         BadInput: No study there, an unfinished one, a newer schema, or damaged files.
@@ -342,7 +345,7 @@ def open_diagnosis(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> Di
         state["provenance"],
         traces,
         _load_scores(folder / "scores.safetensors"),
-        _strings(tokenizer, traces),
+        _texts({int(i): text for i, text in read_json(folder / _TOKEN_STRS).items()}, traces),
         Accuracy.load(folder / "accuracy"),
         ErrorTable.load(folder / "errors"),
         roles,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
-from chainwright.diagnose import KnockoutEffects, _sweep, knockout_effects
+from chainwright.diagnose import KnockoutEffects, knockout_effects
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -100,11 +100,10 @@ def test_contexts_of_one_two_and_as_many_tokens_as_rows(n_tokens: int) -> None:
 
 
 @both_positions
-def test_how_the_work_is_cut_changes_nothing(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_the_work_is_cut_changes_nothing(positions: str) -> None:
     model, (ids, mask) = tiny("llama"), left_padded(rows_of_three())
     whole = knockout_effects(model, ids, TOKENS, attention_mask=mask, positions=positions)
-    monkeypatch.setattr(_sweep, "_BYTES_AT_ONCE", 1)
-    one_by_one = knockout_effects(model, ids, TOKENS, attention_mask=mask, positions=positions)
+    one_by_one = knockout_effects(model, ids, TOKENS, attention_mask=mask, positions=positions, max_bytes=1)
     assert_close(one_by_one.effect, whole.effect, positions, TOLERANCE)
 
 
@@ -182,6 +181,7 @@ def test_what_was_asked_wrongly_is_said() -> None:
         ({"positions": "first"}, "positions must be 'all' or 'last'; got 'first'"),
         ({"share": 0.0}, "share must be above 0 and at most 1; got 0.0"),
         ({"share": 1.5}, "share must be above 0 and at most 1; got 1.5"),
+        ({"max_bytes": 0}, "max_bytes must be at least 1, or None; got 0"),
         ({"token_ids": torch.tensor([5, 61, 3])}, "token_ids must be between 0 and 60; got 61"),
         ({"token_ids": torch.tensor([5, -1, 3])}, "token_ids must be between 0 and 60; got -1"),
         ({"token_ids": TOKENS[:2]}, r"one id for each of 3 rows.*got shape \[2\]"),
@@ -265,7 +265,7 @@ def test_a_model_that_is_more_than_its_layers_is_refused_and_not_misread() -> No
     model.model.register_forward_pre_hook(lambda *_: inside.append(True))
     model.model.register_forward_hook(lambda *_: inside.clear())
     model.model.layers[1].register_forward_hook(lambda module, args, out: out + 1.0 if inside else out)
-    with pytest.raises(UnsupportedModel, match=r"called one by one, differ from the whole by .* nats"):
+    with pytest.raises(UnsupportedModel, match=r"called one by one, move .* of the probability"):
         knockout_effects(model, random_ids(2, 5), TOKENS[:2])
 
 
@@ -280,3 +280,39 @@ def test_table_and_summary() -> None:
     want = {"row": 1, "layer": 2, "head": 1, "effect": 0.5, "is_exact": True}
     assert {k: v for k, v in table[12 + 9].items() if k != "baseline"} == want
     assert table[21]["baseline"] == pytest.approx(0.7)
+
+
+@both_positions
+def test_bfloat16_follows_its_own_whole_passes(positions: str) -> None:
+    model, (ids, mask) = tiny("llama"), left_padded(rows_of_three())
+    tokens = likeliest(model, rows_of_three())
+    full = knockout_effects(model, ids, tokens, attention_mask=mask, positions=positions)
+    half = knockout_effects(model.to(torch.bfloat16), ids, tokens, attention_mask=mask, positions=positions)
+    assert half.effect.dtype == torch.float32
+    assert_close(half.effect, full.effect, positions, 0.1)  # bfloat16 has three digits
+
+
+def test_the_sweep_leaves_the_model_as_it_was() -> None:
+    model, ids = tiny("llama"), random_ids(2, 7)
+    own = model.model.layers[0].self_attn.forward
+    model.model.layers[1].self_attn.forward = own_forward = model.model.layers[1].self_attn.forward
+    knockout_effects(model, ids, TOKENS[:2])
+    assert "forward" not in model.model.layers[0].self_attn.__dict__
+    assert model.model.layers[0].self_attn.forward == own
+    assert model.model.layers[1].self_attn.__dict__["forward"] is own_forward
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_hook_of_someone_else_on_the_last_layer_is_obeyed() -> None:
+    model, ids = tiny("llama"), random_ids(2, 7)
+    tokens = likeliest(model, list(ids))
+
+    def by_position(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        return out * torch.arange(out.shape[1])[None, :, None]
+
+    model.model.layers[2].mlp.register_forward_hook(by_position)
+    got = knockout_effects(model, ids, tokens)
+    for at in [(0, 1), (2, 3)]:
+        with edit(model, KnockOut({at})):
+            want = torch.stack([prob(model, row, int(token)) for row, token in zip(ids, tokens, strict=True)])
+        assert_close(got.baseline - got.effect[(slice(None), *at)], want, str(at), TOLERANCE)

@@ -301,3 +301,12 @@ def test_unknown_devices_and_number_types_are_refused(good: Path, options: dict,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(good: Path) -> None:
     assert refusal(good, device="cuda").startswith("Device 'cuda' was asked for, but this PyTorch sees no CUDA device")
+
+
+def test_the_fingerprint_tells_other_weights_apart() -> None:
+    model = tiny("llama")
+    before = provenance(model)["fingerprint"]
+    assert provenance(tiny("llama"))["fingerprint"] == before
+    with torch.no_grad():
+        next(model.parameters()).flatten()[0].add_(0.5)
+    assert provenance(model)["fingerprint"] != before

@@ -1,8 +1,8 @@
 import pytest
-import trace_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trace_tokenizers
 from chainwright.traces import offsets, token_offsets
 
 names = st.sampled_from(sorted(trace_tokenizers.ALL))

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import trace_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trace_tokenizers
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace
 from chainwright.tasks import FirstError

@@ -2,10 +2,10 @@ import json
 import re
 
 import pytest
-import trace_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trace_tokenizers
 from chainwright._errors import BadInput, BadTrace
 from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
 

@@ -6,10 +6,10 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import trace_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trace_tokenizers
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace
 from chainwright.tasks import Problem, Slot

@@ -78,6 +78,7 @@ def knockout_effects(
     positions: Positions = "all",
     method: Method = "exact",
     share: float = 0.25,
+    max_bytes: int | None = None,
 ) -> KnockoutEffects:
     """Return each head's causal effect on the probability of a token at the last position.
 
@@ -90,9 +91,13 @@ def knockout_effects(
             is gone) or only at the last.
         method: "exact", "gradient" or "screened".
         share: For "screened", the share of each row's heads that is measured exactly.
+        max_bytes: How much memory the variants that are run side by side may take, roughly and besides the model, one
+            plain pass and the inputs of its layers; never less than one variant takes. None chooses what is fast on
+            the model's device. "gradient" is one pass over all rows and does not follow it.
 
     Raises:
-        BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, or a share outside 0..1.
+        BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, a share outside 0..1, or a
+            `max_bytes` below 1.
         UnsupportedModel: The model's layers cannot be run one by one.
 
     Note:
@@ -109,10 +114,12 @@ def knockout_effects(
         raise BadInput(f"positions must be 'all' or 'last'; got {positions!r}.")
     if not 0 < share <= 1:
         raise BadInput(f"share must be above 0 and at most 1; got {share}.")
+    if max_bytes is not None and max_bytes < 1:
+        raise BadInput(f"max_bytes must be at least 1, or None; got {max_bytes}.")
     parts = anatomy(model)
     contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
     with evaluating(parts.model):
-        return _measure(parts, contexts, positions, method, share)
+        return _measure(parts, contexts, positions, method, share, max_bytes)
 
 
 def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
@@ -131,19 +138,23 @@ def baseline_probs(parts: Anatomy, contexts: Contexts) -> Tensor:
     return logits.softmax(-1).gather(-1, contexts.tracked).cpu()
 
 
-def _measure(parts: Anatomy, contexts: Contexts, positions: Positions, method: Method, share: float) -> KnockoutEffects:
-    baseline = baseline_probs(parts, contexts)[:, 0]
-    shape = (len(baseline), parts.n_layers, parts.n_heads)
+def _measure(
+    parts: Anatomy, contexts: Contexts, positions: Positions, method: Method, share: float, max_bytes: int | None
+) -> KnockoutEffects:
+    shape = (len(contexts.input_ids), parts.n_layers, parts.n_heads)
     if method == "exact":
         wanted = torch.ones(shape, dtype=torch.bool)
-        estimate = baseline.new_zeros(shape)
+        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes)
+        baseline = knocked.baseline[:, 0]
+        effect = baseline[:, None, None] - knocked.probs[..., 0]
     else:
-        estimate = gradient_effects(parts, contexts, positions)
-        wanted = _best_ranked(estimate, share) if method == "screened" else torch.zeros(shape, dtype=torch.bool)
-    effect = estimate
-    if method != "gradient":
-        without = knock_out_each(parts, contexts, wanted, positions).probs[..., 0]
-        effect = torch.where(wanted, baseline[:, None, None] - without, estimate)
+        baseline, effect = _gradient(parts, contexts, positions)
+        wanted = torch.zeros(shape, dtype=torch.bool)
+    if method == "screened":
+        wanted = _best_ranked(effect, share)
+        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes)
+        baseline = knocked.baseline[:, 0]
+        effect = torch.where(wanted, baseline[:, None, None] - knocked.probs[..., 0], effect)
     config = {"method": method, "positions": positions} | ({"share": share} if method == "screened" else {})
     return KnockoutEffects(
         baseline=baseline, effect=effect, is_exact=wanted, config=config, provenance=provenance(parts.model)
@@ -160,6 +171,11 @@ def _best_ranked(estimate: Tensor, share: float) -> Tensor:
 
 def gradient_effects(parts: Anatomy, contexts: Contexts, positions: Positions) -> Tensor:
     """Return the first-order estimate of every head's effect, `[N, L, H]`, from one backward pass."""
+    return _gradient(parts, contexts, positions)[1]
+
+
+def _gradient(parts: Anatomy, contexts: Contexts, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Return the probability of the first tracked token `[N]`, and the estimates `[N, L, H]`."""
     n_rows = len(contexts.input_ids)
     dtype = torch.promote_types(parts.model.dtype, torch.float32)
     gates: dict[int, Tensor] = {
@@ -178,4 +194,4 @@ def gradient_effects(parts: Anatomy, contexts: Contexts, positions: Positions) -
         logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
         probs = logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
         slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
-    return torch.stack([slope.cpu() for slope in slopes], dim=1)
+    return probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1)

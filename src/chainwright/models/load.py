@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def _why_not(name: str, where: str, error: BaseException) -> str:
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:
-    """Return what identifies a model in a result: name, revision, type, dtype and a fingerprint of its shape."""
+    """Return what identifies a model in a result: name, revision, type, number type, shape and a fingerprint."""
     from chainwright import __version__
 
     parts = anatomy(model)
@@ -220,6 +221,20 @@ def provenance(model: PreTrainedModel) -> dict[str, str]:
         "model_type": str(parts.model.config.model_type),
         "dtype": str(parts.model.dtype).removeprefix("torch."),
         "shape": f"{parts.n_layers} layers x {parts.n_heads} heads, d {parts.d_model}",
+        "fingerprint": fingerprint(parts.model),
         "chainwright": __version__,
         "torch": str(torch.__version__),
     }
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Return 16 hexadecimal digits that differ between models with other weights.
+
+    The name and shape of every parameter and its first 64 numbers are hashed, so that it costs little on large models;
+    a change of other numbers alone is not seen.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        first = weight.detach().flatten()[:64].float().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{first.tolist()}".encode())
+    return digest.hexdigest()[:16]

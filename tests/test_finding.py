@@ -1,0 +1,199 @@
+"""Every kind of finding comes back from its folder as it was, and what is damaged, newer or foreign is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
+from chainwright.diagnose import (
+    ErrorTable,
+    HeadRoles,
+    KnockoutEffects,
+    LogitLens,
+    SlotContexts,
+    first_errors,
+    head_roles,
+    knockout_effects,
+    logit_lens,
+)
+from chainwright.evaluation import Accuracy, evaluate
+from chainwright.traces import Trace
+from families import random_ids, tiny
+from trace_tokenizers import task_words
+
+TOKENS = torch.tensor([5, 17])
+
+
+def traces() -> list[Trace]:
+    problem = tasks.sample("parity", 3, 1)[0]
+    texts = (problem.chain, problem.chain.replace("heads", "tails"), "? ?")
+    return [Trace.from_text(task_words(), problem.prompt, text, problem=problem) for text in texts]
+
+
+def roles() -> HeadRoles:
+    model, ids = tiny("llama"), random_ids(2, 5)
+    right = SlotContexts(ids, torch.ones_like(ids), TOKENS, TOKENS)
+    wrong = SlotContexts(ids, torch.ones_like(ids), TOKENS, TOKENS + 1)
+    return head_roles(model, right, wrong)
+
+
+MAKERS: dict[type[Finding], Callable[[], Finding]] = {
+    Accuracy: lambda: evaluate(traces()),
+    ErrorTable: lambda: first_errors(traces()),
+    HeadRoles: roles,
+    KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
+    LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
+}
+every_kind = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small(Finding):
+    """A finding for the tests of the store alone."""
+
+    numbers: torch.Tensor
+    words: list[str]
+
+    def summary(self) -> str:
+        return " ".join(self.words)
+
+    def to_frame(self) -> pa.Table:
+        return pa.table({"n": self.numbers.flatten().tolist()})
+
+
+def small(value: float = 1.0) -> Small:
+    return Small(numbers=torch.full((2, 2), value), words=["a", "é"], config={"n": 3}, provenance={"model": "tiny"})
+
+
+def same(got: Finding, want: Finding) -> None:
+    assert type(got) is type(want)
+    for f in fields(want):
+        ours, theirs = getattr(got, f.name), getattr(want, f.name)
+        if isinstance(theirs, torch.Tensor):
+            assert ours.dtype == theirs.dtype and ours.device.type == "cpu", f.name
+            off = (ours.double() - theirs.double()).abs()
+            assert torch.equal(ours, theirs), f"{f.name}: max {float(off.max()):.3g}, mean {float(off.mean()):.3g}"
+        else:
+            assert ours == theirs, f.name
+
+
+def test_no_kind_is_forgotten() -> None:
+    own = {kind for kind in _kinds(Finding) if kind.__module__.startswith("chainwright.")} - {Finding}
+    assert own == set(MAKERS)
+
+
+@every_kind
+def test_every_kind_comes_back(tmp_path: Path, kind: type[Finding]) -> None:
+    made = MAKERS[kind]()
+    folder = made.save(tmp_path / "deep" / "it")
+    assert sorted(p.name for p in folder.iterdir()) == ["result.json", "tensors.safetensors"]
+    same(kind.load(folder), made)
+    same(Finding.load(str(folder)), made)
+    assert kind.load(folder).summary() == made.summary()
+    assert kind.load(folder).to_frame() == made.to_frame()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["it"]
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert record["schema_version"] == SCHEMA_VERSION and record["kind"] == kind.__name__
+
+
+@every_kind
+def test_the_same_finding_is_the_same_bytes(tmp_path: Path, kind: type[Finding]) -> None:
+    for name in ("a", "b"):
+        MAKERS[kind]().save(tmp_path / name)
+    for file in ("result.json", "tensors.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_tensors_that_share_memory_or_gradients(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4).requires_grad_()
+    made = Small(numbers=whole.T[1:3], words=[])
+    got = Small.load(made.save(tmp_path / "a"))
+    assert got.numbers.tolist() == whole.T[1:3].tolist() and not got.numbers.requires_grad
+
+
+def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
+    folder = small(1.0).save(tmp_path / "a")
+    with pytest.raises(BadInput, match=r"a exists; pass overwrite=True or choose another folder"):
+        small(2.0).save(folder)
+    assert Small.load(folder).numbers[0, 0] == 1.0
+    small(2.0).save(folder, overwrite=True)
+    assert Small.load(folder).numbers[0, 0] == 2.0
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_no_finding_is_not_replaced_even_if_asked(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("also mine")
+    for name in ("mine", "file"):
+        with pytest.raises(BadInput, match="holds no finding, so it is not replaced"):
+            small().save(tmp_path / name, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "also mine"
+
+
+def test_a_finding_put_aside_by_a_killed_run_is_still_read(tmp_path: Path) -> None:
+    folder = small(1.0).save(tmp_path / "a")
+    folder.rename(tmp_path / ".a.12-0123abcd.old")
+    assert Small.load(folder).numbers[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, None, "1"])
+def test_other_schemas_are_refused_with_both_versions(tmp_path: Path, version: object) -> None:
+    folder = small().save(tmp_path / "a")
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    (folder / "result.json").write_text(json.dumps(record | {"schema_version": version}), encoding="utf-8")
+    with pytest.raises(BadInput, match=rf"has schema version {version}, this Chainwright reads {SCHEMA_VERSION}"):
+        Small.load(folder)
+
+
+def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    folder = small().save(tmp_path / "a")
+    with pytest.raises(BadInput, match="a holds a Small, not a Accuracy"):
+        Accuracy.load(folder)
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    (folder / "result.json").write_text(json.dumps(record | {"kind": "Larger"}), encoding="utf-8")
+    with pytest.raises(BadInput, match="a holds a Larger, not a Finding"):
+        Finding.load(folder)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    whole = small().save(tmp_path / "whole")
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    with pytest.raises(BadInput, match=r"There is no file .*result\.json"):
+        Small.load(tmp_path / "none")
+    folder = copy("no tensors")
+    (folder / "tensors.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"tensors\.safetensors is missing or damaged"):
+        Small.load(folder)
+    folder, content = copy("cut"), (whole / "tensors.safetensors").read_bytes()
+    for n in range(0, len(content), 7):
+        (folder / "tensors.safetensors").write_bytes(content[:n])
+        with pytest.raises(BadInput, match=r"tensors\.safetensors is missing or damaged"):
+            Small.load(folder)
+    folder = copy("json")
+    for text in ("", "{", "[]", "3", "null", "{}", '{"schema_version": 1}'):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(BadInput):
+            Small.load(folder)
+    record = json.loads((whole / "result.json").read_text(encoding="utf-8"))
+    for values in ({}, {"words": [], "colour": "blue"}, [], None):
+        (folder / "result.json").write_text(json.dumps(record | {"values": values}))
+        with pytest.raises(BadInput, match="do not make a Small"):
+            Small.load(folder)
+
+
+def test_no_pickle_is_ever_written(tmp_path: Path) -> None:
+    for path in small().save(tmp_path / "a").iterdir():
+        assert not path.read_bytes().startswith((b"\x80", b"PK"))
