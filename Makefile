@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo test test-all lint format card clean
+.PHONY: demo test test-all lint format card bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
@@ -29,6 +29,15 @@ format: $(VENV)/.developer
 card: $(VENV)/.installed
 	$(BIN)/chainwright evaluate --model reasoner --task all -n 200 --seed 1
 
+# Head sweeps beside other tools, in an environment of its own; see docs/benchmarks.md.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/knockout_sweep.py
+
+.venv-bench/.installed: benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt --editable .
+	touch $@
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -39,4 +48,4 @@ $(VENV)/.developer: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) .venv-bench runs build dist
