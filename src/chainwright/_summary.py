@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chainwright import tasks
-from chainwright.diagnose import ErrorTable, HeadCheck
+from chainwright.diagnose import ErrorTable, HeadCheck, RoleFinding
 from chainwright.evaluation import Accuracy
-
-if TYPE_CHECKING:
-    from chainwright.study import RoleFinding
 
 
 def summary_lines(accuracy: Accuracy, errors: ErrorTable, roles: Sequence[RoleFinding]) -> list[str]:

@@ -34,6 +34,7 @@ from chainwright.diagnose import (
     ErrorTable,
     HeadCheck,
     HeadRoles,
+    RoleFinding,
     check_head,
     correct_contexts,
     erroneous_contexts,
@@ -96,20 +97,6 @@ class DiagnoseConfig:
     def cells(self) -> list[tuple[str, int]]:
         """Return every (task, hops), tasks in their usual order."""
         return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
-
-
-@dataclass(frozen=True)
-class RoleFinding:
-    """Head roles at one key error type of one task, and the best head's check on contexts held out.
-
-    Attributes:
-        check: None where there were too few contexts to hold some out.
-    """
-
-    task: str
-    error_type: str
-    roles: HeadRoles
-    check: HeadCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from chainwright import tasks
 from chainwright.decode import TokenScores
-from chainwright.diagnose import HeadCheck, HeadRoles, first_errors
+from chainwright.diagnose import HeadCheck, HeadRoles, RoleFinding, first_errors
 from chainwright.evaluation import evaluate
-from chainwright.study import DiagnoseConfig, Diagnosis, RoleFinding
+from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
 EVIL = '</script><script>window.evil = 1</script><img src=x onerror="window.evil = 1">&amp;'

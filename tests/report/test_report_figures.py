@@ -4,10 +4,9 @@ import pytest
 import torch
 from report_examples import make_diagnosis, make_roles
 
-from chainwright.diagnose import ErrorTable
+from chainwright.diagnose import ErrorTable, RoleFinding
 from chainwright.report import figures
 from chainwright.report.theme import template
-from chainwright.study import RoleFinding
 
 
 def test_accuracy_has_a_panel_a_task_with_lines_and_bands() -> None:

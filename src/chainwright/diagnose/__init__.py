@@ -2,7 +2,7 @@
 
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
-from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RolesConfig, check_head, head_roles
+from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
 
@@ -12,6 +12,7 @@ __all__ = [
     "HeadRoles",
     "KnockoutEffects",
     "LogitLens",
+    "RoleFinding",
     "RolesConfig",
     "SlotContexts",
     "answer_writing_scores",

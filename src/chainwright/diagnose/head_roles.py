@@ -134,6 +134,20 @@ class HeadCheck:
     n_correct: int
 
 
+@dataclass(frozen=True)
+class RoleFinding:
+    """Head roles at one key error type of one task, and the best head's check on contexts held out.
+
+    Attributes:
+        check: None where there were too few contexts to hold some out.
+    """
+
+    task: str
+    error_type: str
+    roles: HeadRoles
+    check: HeadCheck | None = None
+
+
 _MAPS = (
     "writing_correct",
     "writing_erroneous",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from chainwright.diagnose import RoleFinding
 from chainwright.report.theme import template
-from chainwright.study import RoleFinding
 
 
 class HeadMap(NamedTuple):

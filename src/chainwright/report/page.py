@@ -22,10 +22,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from chainwright._files import atomic_file
+from chainwright.diagnose import RoleFinding
 from chainwright.report import figures, words
 from chainwright.report.readings import pick_traces, reader_data
 from chainwright.report.theme import template
-from chainwright.study import Diagnosis, RoleFinding
+from chainwright.study import Diagnosis
 
 SCRIPTS = ("figures.js", "heads.js", "traces.js")
 ROLES = {

@@ -10,9 +10,9 @@ from typing import Any
 
 from chainwright import tasks
 from chainwright._choices import choose_cells
-from chainwright.diagnose import HeadCheck
+from chainwright.diagnose import HeadCheck, RoleFinding
 from chainwright.evaluation import Accuracy, wilson
-from chainwright.study import DiagnoseConfig, Diagnosis, RoleFinding
+from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
 HIGH_CHANCE = 0.3
