@@ -113,6 +113,10 @@ MISTAKES = [
     (["train", "reasoner", "--set", "d_modle=3"], "Unknown setting 'd_modle'.*Did you mean 'd_model'"),
     (["train", "reasoner", "--set", "d_model=wide"], "must be of type int"),
     (["train", "reasoner", "--set", "d_model"], "name=value"),
+    (["train", "reasoner", "--set", "n_heads=0"], "Setting n_heads must be above 0; got 0"),
+    (["train", "reasoner", "--set", "jump_share=2.0"], "jump_share is a share from 0 to 1"),
+    (["train", "reasoner", "--set", 'weights={"sudoku": 1.0}'], "needs its hops; missing: sudoku"),
+    (["train", "reasoner", "--device", "nonsense"], "Unknown device 'nonsense'"),
     (["report", "missing"], "holds no study"),
 ]
 

@@ -35,6 +35,7 @@ from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.models.load import check_device
 
 _COPY = "copy"
 _SEPARATORS = (".", ";", "and", ",")
@@ -94,6 +95,21 @@ class ReasonerConfig:
     n_warmup: int = 200
     decay_share: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained."""
+        whole = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_positions", "n_tokens", "batch_tokens")
+        if self.n_warmup < 0:
+            raise BadInput(f"Setting n_warmup must be at least 0; got {self.n_warmup}.")
+        for name in (*whole, "lr"):
+            if getattr(self, name) <= 0:
+                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
+        for name in ("jump_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+        unknown = [name for name in self.weights if name != _COPY and name not in self.hops]
+        if unknown or not self.weights:
+            raise BadInput(f"Each task in weights needs its hops; missing: {', '.join(unknown) or 'every task'}.")
 
     @property
     def n_steps(self) -> int:
@@ -254,12 +270,14 @@ def train_reasoner(
 
     Raises:
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
-            what a killed run left is damaged, the disk is full, or the recipe has too few positions for its hops.
+            what a killed run left is damaged, the disk is full, there is no such device, or the recipe has too few
+            positions for its hops.
     """
+    place = check_device(device)
     state_folder = folder / "training"
     step = _start(config, folder, state_folder, resume)
     tokenizer = reasoner_tokenizer(config)
-    model = new_reasoner(config, tokenizer).to(device)
+    model = new_reasoner(config, tokenizer).to(place)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )

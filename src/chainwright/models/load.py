@@ -68,7 +68,7 @@ def load_model(
         UnsupportedModel: Its layers do not call the registered attention function.
     """
     where = _resolve(str(name))
-    device = _device(device)
+    device = check_device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _quiet():
         try:
@@ -138,7 +138,8 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
         )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def check_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that was asked for, or CUDA if there is some, else the CPU; BadInput if there is none such."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
