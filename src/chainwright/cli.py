@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -341,8 +342,9 @@ def reasoner(
     from chainwright.lab import ReasonerConfig, train_reasoner
 
     config = _choices.changed(ReasonerConfig(seed=seed), changes or [])
+    start = time.monotonic()
     folder = train_reasoner(config, out_folder, device=device, resume=resume, n_workers=n_workers, progress=not quiet)
-    out.print(f"Wrote the reasoner to {folder}", soft_wrap=True)
+    out.print(f"Wrote the reasoner to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
     out.print(f"See how good it is: chainwright evaluate --model {folder}", soft_wrap=True)
 
 
