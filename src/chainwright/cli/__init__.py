@@ -1,0 +1,34 @@
+"""The `chainwright` command: reads arguments, calls the package, prints. No logic of its own.
+
+Exit codes: 0 done, 2 bad input (one sentence says what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from chainwright.cli import decoding, diagnosing, looking, training
+
+app = typer.Typer(
+    name="chainwright",
+    help="Find out why an open language model's chain of thought breaks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(looking.models)
+app.command(name="tasks")(looking.tasks_command)
+app.command()(decoding.generate)
+app.command()(decoding.evaluate)
+app.command()(diagnosing.diagnose)
+app.command()(diagnosing.report)
+app.command()(diagnosing.demo)
+
+train_app = typer.Typer(help="Train the small models that come with Chainwright.", no_args_is_help=True)
+train_app.command()(training.reasoner)
+app.add_typer(train_app, name="train")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,86 @@
+"""What the commands share: their options, the consoles, and how a user's mistake is told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chainwright import tasks
+from chainwright._errors import ChainwrightError
+
+if TYPE_CHECKING:
+    from chainwright.evaluation import Accuracy
+    from chainwright.models import LoadedModel
+
+out = Console()
+err = Console(stderr=True)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="A bundled name, a folder, or a Hub id.")]
+TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several with commas, or 'all'.")]
+HopCounts = Annotated[
+    str | None, typer.Option("--hops", help="Hop counts: '12', '4,8,12', '4-10'. Left out: the task's usual ones.")
+]
+NProblems = Annotated[int, typer.Option("-n", help="Problems a task and hop count.")]
+Seed = Annotated[int, typer.Option(help="Decides problems and sampling.")]
+RenderingName = Annotated[
+    str, typer.Option("--rendering", help="'short', 'natural', or 'auto': short for models trained by Chainwright.")
+]
+Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', ...; left out: CUDA if there is some.")]
+Dtype = Annotated[str | None, typer.Option(help="'float32', 'bfloat16', ...; left out: as in the checkpoint.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows decoded together; left out: chosen by length.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; left out: 1.5 gold chains and 16.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+
+
+def clear_errors(command: Command) -> Command:
+    """Print a user's mistake as one sentence with exit code 2, and an interruption as one with 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ChainwrightError as error:
+            err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            err.print("Interrupted. What was finished is on disk; the same command goes on from there.")
+            raise typer.Exit(130) from error
+
+    return run  # type: ignore[return-value]
+
+
+def plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def load(name: str, device: str | None, dtype: str | None, revision: str | None, remote_code: bool) -> LoadedModel:
+    from chainwright.models import load_model
+
+    return load_model(name, device=device, dtype=dtype, revision=revision, trust_remote_code=remote_code)
+
+
+def print_accuracy(accuracy: Accuracy) -> None:
+    columns = ("task", "hops", "n", "answers right", "95% interval", "chains right", "95% interval")
+    table = Table(*columns, title="Accuracy")
+    for row in accuracy.rows:
+        table.add_row(
+            tasks.title(row["task"]),
+            str(row["hops"]),
+            str(row["n"]),
+            f"{row['accuracy']:.2f}",
+            f"{row['low']:.2f}-{row['high']:.2f}",
+            f"{row['exact']:.2f}",
+            f"{row['exact_low']:.2f}-{row['exact_high']:.2f}",
+        )
+    out.print(table)

@@ -1,0 +1,142 @@
+"""Commands that let a model answer: generate and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chainwright.cli._shared import (
+    BatchSize,
+    Device,
+    Dtype,
+    HopCounts,
+    MaxNewTokens,
+    ModelName,
+    NProblems,
+    Overwrite,
+    Quiet,
+    RemoteCode,
+    RenderingName,
+    Revision,
+    Seed,
+    TaskNames,
+    Temperature,
+    clear_errors,
+    load,
+    out,
+    plain,
+    print_accuracy,
+)
+
+if TYPE_CHECKING:
+    from chainwright.traces import JsonlTraces
+
+
+@clear_errors
+def generate(
+    model: ModelName = "reasoner",
+    task: TaskNames = "parity",
+    hops: HopCounts = None,
+    n: NProblems = 10,
+    prompt: Annotated[str | None, typer.Option(help="Ask this instead of a task's problems.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here (Parquet).")] = None,
+    seed: Seed = 0,
+    rendering: RenderingName = "auto",
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate traces, print the first one and the accuracy, and write them if asked."""
+    from chainwright import _choices, decode
+    from chainwright.evaluation import evaluate
+    from chainwright.traces import write_traces
+
+    chosen = _choices.rendering_for(rendering, model)
+    cells = _choices.choose_cells(task, hops, chosen)
+    asked = [prompt] if prompt is not None else _choices.sample_cells(cells, n, seed, chosen)
+    _choices.check_free(out_file, overwrite)
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    traces = decode.generate(
+        loaded.model,
+        loaded.tokenizer,
+        asked,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        progress=not quiet,
+    )
+    out.rule("first trace")
+    for text in (traces[0].prompt or "", traces[0].response or ""):
+        out.print(text, markup=False, highlight=False)
+    if prompt is None:
+        print_accuracy(evaluate(traces))
+    if out_file is not None:
+        write_traces(out_file, traces, overwrite=overwrite)
+        out.print(f"Wrote {len(traces)} traces to {out_file}", soft_wrap=True)
+
+
+@clear_errors
+def evaluate(
+    model: ModelName = "reasoner",
+    task: TaskNames = "all",
+    hops: HopCounts = None,
+    n: NProblems = 100,
+    traces: Annotated[
+        Path | None, typer.Option(help="Evaluate these traces (Parquet, or JSONL of question and response) instead.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken lines of a JSONL file out.")] = False,
+    seed: Seed = 0,
+    rendering: RenderingName = "auto",
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print accuracy by task and hops, with Wilson intervals, and the types of first errors."""
+    from chainwright import _choices, decode, diagnose, evaluation
+
+    chosen = _choices.rendering_for(rendering, model)
+    cells = {} if traces is not None else _choices.choose_cells(task, hops, chosen)
+    asked = _choices.sample_cells(cells, n, seed, chosen)
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    if traces is not None:
+        read = _choices.read_file(traces, loaded.tokenizer, skip_bad=skip_bad)
+        _print_read(read)
+        found = read.traces
+    else:
+        found = decode.generate(
+            loaded.model,
+            loaded.tokenizer,
+            asked,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            temperature=temperature,
+            seed=seed,
+            progress=not quiet,
+        )
+    if _choices.are_judged(found):
+        print_accuracy(evaluation.evaluate(found))
+        out.print(diagnose.first_errors(found).summary(), highlight=False)
+
+
+def _print_read(read: JsonlTraces) -> None:
+    judged = [t for t in read.traces if t.is_correct is not None]
+    right = sum(bool(t.is_correct) for t in judged)
+    out.print(f"Read {len(read.traces)} traces; skipped {len(read.bad_lines)} broken lines.", highlight=False)
+    for line in read.bad_lines:
+        out.print(f"  line {line.number}: {plain(line.reason)}", highlight=False)
+    if judged:
+        out.print(f"Right: {right} of the {len(judged)} that say whether they are.", highlight=False)
