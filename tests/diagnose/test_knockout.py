@@ -79,6 +79,32 @@ def test_exact_equals_one_whole_pass_a_head(family: str, positions: str) -> None
     assert bool(got.is_exact.all()) and got.config == {"method": "exact", "positions": positions}
 
 
+@every_family
+def test_at_the_last_position_every_family_shares_one_prefix(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny(family), rows_of_three()
+    (ids, mask), tokens = left_padded(rows), likeliest(model, rows)
+    asked = {"attention_mask": mask, "positions": "last"}
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(True))
+    shared = knockout_effects(model, ids, tokens, **asked)
+    assert len(forwards) <= 4 * len(rows), "more than a plain pass and a few unembeddings for each group of rows"
+    monkeypatch.setattr("chainwright.diagnose._sweep_last.most_off", lambda parts: -1.0)
+    decoded = knockout_effects(model, ids, tokens, **asked)
+    assert_close(shared.effect, decoded.effect, family, TOLERANCE)
+    want = slow_effects(model, lacking(model, family), rows, tokens, "last")
+    assert_close(decoded.effect, want, f"{family} decoded", TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss", "deepseek_v3"])
+@both_positions
+def test_rows_of_many_lengths_are_put_back_in_their_places(family: str, positions: str) -> None:
+    model, rows = tiny(family), [random_ids(1, n, seed=n)[0] for n in (3, 21, 20, 1, 19, 3, 12)]
+    (ids, mask), tokens = left_padded(rows), likeliest(model, rows)
+    got = knockout_effects(model, ids, tokens, attention_mask=mask, positions=positions)
+    want = slow_effects(model, lacking(model, family), rows, tokens, positions)
+    assert_close(got.effect, want, f"{family} {positions}", TOLERANCE)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @both_positions
 def test_float64_agrees_to_ten_digits(family: str, positions: str) -> None:

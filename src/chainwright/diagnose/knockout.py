@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.diagnose._sweep import Contexts, knock_out_each
+from chainwright.diagnose._sweep import knock_out_each
+from chainwright.diagnose._sweep_plain import Contexts
 from chainwright.diagnose.lens import check_token_ids, in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids, forward

@@ -1,0 +1,172 @@
+"""Knockouts at all positions: the layers from the silenced head's on, several variants side by side in the batch.
+
+Of the last layer only the last query, and what comes after it, is needed; only that position is unembedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from chainwright._errors import UnsupportedModel
+from chainwright.diagnose._sweep_plain import (
+    Contexts,
+    Found,
+    LayerCall,
+    Plain,
+    for_rows,
+    is_edited,
+    most_off,
+    record,
+    total_variation,
+)
+from chainwright.models.anatomy import Anatomy, Layer, first_tensor
+from chainwright.models.capture import Positions
+from chainwright.models.residual import unembed
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach
+
+
+class _Variants(NamedTuple):
+    """Which rows to run again from a layer on, and what to silence there.
+
+    Attributes:
+        pairs: (row, head) `[R, 2]`; head -1 silences nothing.
+        n_rows: Rows of the plain pass.
+    """
+
+    layer: int
+    pairs: Tensor
+    positions: Positions
+    n_rows: int
+
+
+def from_layer(
+    parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int, positions: Positions
+) -> Iterator[Found]:
+    n_rows, n_tokens = contexts.input_ids.shape
+    # a block holds about eight tensors of the residual stream's size at its widest point
+    at_once = max(1, max_bytes // (n_tokens * parts.d_model * parts.model.dtype.itemsize * 8))
+    with attach(parts.model, Handlers({})):
+        plain = record(parts, contexts)
+        yield Found(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
+        _check_replay(parts, plain, n_rows)
+        for layer in range(parts.n_layers):
+            chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
+            if not chunks:
+                continue
+            hidden = torch.cat([_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows)) for c in chunks])
+            pairs = torch.cat(chunks)
+            where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
+            asked = wanted[tuple(where.T)]
+            yield from _unembedded(parts, where[asked], hidden[asked.to(hidden.device)])
+
+
+def _unembedded(parts: Anatomy, where: Tensor, hidden: Tensor) -> Iterator[Found]:
+    step = max(1, 2**25 // parts.d_vocab)
+    for start in range(0, len(where), step):
+        rows = slice(start, start + step)
+        yield Found(where[rows], unembed(parts, parts.final_norm(hidden[rows])))
+
+
+def _chunks(wanted: Tensor, at_once: int, *, in_rows: bool) -> Iterator[Tensor]:
+    """Yield (row, head) pairs `[R, 2]` that cover `wanted` `[N, H]`; `in_rows`: each row once, in order."""
+    if not in_rows:
+        pairs = wanted.nonzero()
+        yield from (pairs[i : i + at_once] for i in range(0, len(pairs), at_once))
+        return
+    rows = torch.arange(len(wanted))
+    for head in wanted.any(0).nonzero()[:, 0]:
+        yield torch.stack([rows, head.expand_as(rows)], dim=1)
+
+
+def _check_replay(parts: Anatomy, plain: Plain, n_rows: int) -> None:
+    """Check on the first row that the layers called one by one do what the model did."""
+    n_rerun = n_rows if is_edited(parts) else 1
+    every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
+    for layer in {0, parts.n_layers // 2, parts.n_layers - 1}:
+        hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows))
+        off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
+        if not off <= most_off(parts):
+            raise UnsupportedModel(
+                f"The layers of this {parts.model.config.model_type} model, called one by one, move {off:.3g} of the "
+                "probability that the whole model gives, so single knockouts cannot share what they have in common; "
+                "use method='gradient'."
+            )
+
+
+def _rerun(parts: Anatomy, calls: list[LayerCall], variants: _Variants) -> Tensor:
+    """Return the last layer's output at the last position `[R, D]` with each variant's head silenced."""
+    layer, (rows, heads) = variants.layer, variants.pairs.T
+    z = calls[layer].z[rows.to(calls[layer].z.device)]
+    (silenced,) = (heads >= 0).nonzero(as_tuple=True)
+    if variants.positions == "all":
+        z[silenced, :, heads[silenced]] = 0
+    else:
+        z[silenced, -1, heads[silenced]] = 0
+    hidden: Tensor | None = None
+    last = parts.n_layers - 1
+    for at in range(layer, parts.n_layers):
+        args, kwargs = for_rows(calls[at], rows, variants.n_rows, hidden)
+        only_last = at == last and calls[at].is_positionwise
+        with ExitStack() as stack:
+            if only_last:
+                z = z[:, -1:] if at == layer else _last_query(parts.layers[at], args, kwargs)
+                args, kwargs = _at_last_position(args, kwargs)
+            if only_last or at == layer:
+                stack.enter_context(_attention_gives(parts.layers[at], calls[at], z))
+            hidden = first_tensor(parts.layers[at].block(*args, **kwargs))
+    assert hidden is not None
+    return hidden[:, -1].clone()
+
+
+@contextmanager
+def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> Iterator[None]:
+    """Let the layer's attention module, instead of attending, return the projection of `z`."""
+    recorded = first_tensor(call.attn_output)
+    assert recorded is not None
+    out = layer.out_proj(z.flatten(-2)).reshape(-1, *((z.shape[1],) if recorded.dim() > 2 else ()), recorded.shape[-1])
+    output = call.attn_output
+    given = out if isinstance(output, Tensor) else type(output)((out, *output[1:]))
+    before = layer.attention.__dict__.get("forward")  # there is one where weights are moved between devices
+    layer.attention.forward = lambda *args, **kwargs: given
+    try:
+        yield
+    finally:
+        if before is None:
+            del layer.attention.forward
+        else:
+            layer.attention.forward = before
+
+
+class _Enough(Exception):
+    """Leaves a layer with z of the last query, `[R, 1, H, d]`."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.z = z
+
+
+def _last_query(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return what the heads of a layer put out at the last position, `[R, 1, H, d]`, and run nothing else of it."""
+
+    def attend_once(call: AttentionCall, attend: Attend) -> Tensor:
+        mask = call.mask if call.mask is None else call.mask[:, :, -1:]
+        raise _Enough(attend(replace(call, q=call.q[:, :, -1:], mask=mask)))
+
+    handlers = Handlers({int(layer.attention.layer_idx): (attend_once,)})  # type: ignore[arg-type]
+    try:
+        layer.block(*args, **{**kwargs, STATE_KEY: handlers})
+    except _Enough as enough:
+        return enough.z
+    raise AssertionError("the layer did not call the seam")
+
+
+def _at_last_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (args[0][:, -1:], *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"][:, -1:]}
