@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from chainwright.models import Capture, bundled_models, load_model
     from chainwright.models.capture import capture
     from chainwright.report import write_report
+    from chainwright.studies import Study
     from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis
     from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
 
@@ -56,6 +57,7 @@ __all__ = [
     "LogitLens",
     "Problem",
     "SlotContexts",
+    "Study",
     "TokenScores",
     "Trace",
     "UnsupportedModel",
@@ -83,7 +85,7 @@ __all__ = [
 ]
 
 # The modules that hold the names above, in the order in which they import each other.
-_HOLDERS = ("_finding", "models", "edits", "traces", "decode", "diagnose", "evaluation", "study", "report")
+_HOLDERS = ("studies", "_finding", "models", "edits", "traces", "decode", "diagnose", "evaluation", "study", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -106,8 +106,6 @@ def atomic_file(path: Path, *, make_parents: bool = True) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft folder beside `folder` that takes its place when the block ends without an error.
 
-    The block may put files into it, but no folders.
-
     Raises:
         BadInput: It cannot be written.
     """
@@ -118,8 +116,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         mode = draft.stat().st_mode & 0o666
         try:
             yield draft
-            for path in draft.iterdir():
-                _finish(path, mode)
+            for path in sorted(draft.rglob("*"), reverse=True):  # what is in a folder before the folder
+                if path.is_dir():
+                    _sync_folder(path)
+                else:
+                    _finish(path, mode)
             _sync_folder(draft)
             _swap(draft, folder)
         finally:
@@ -159,6 +160,19 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in one step, if it is there: it gets a draft's name, and then goes.
+
+    Raises:
+        BadInput: It cannot be removed.
+    """
+    with clear_disk_errors(folder):
+        if folder.exists():
+            draft = _hidden(folder)
+            os.replace(folder, draft)
+            shutil.rmtree(draft)
 
 
 def is_draft(path: Path, name: str) -> bool:

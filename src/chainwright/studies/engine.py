@@ -1,0 +1,436 @@
+"""A study: units of work in a folder, each computed once, whatever happens in between.
+
+1. A plan lists units by id. It is asked again when all that it listed are finished, so that later units may depend on
+   what earlier ones found; a study is finished when nothing new is listed.
+2. A unit is a pure function of (config, model, id, results of finished units). It writes files into an empty folder,
+   which takes its place in one step together with a record of their hashes (`records`).
+3. Nothing else is kept: a run that was killed lists its units again, checks those that are finished, and computes the
+   others. It ends with the same bytes as an undisturbed run.
+
+So units of one listing may be computed in any order and place; here they are computed one after the other. Times are
+kept apart, in `study.log`.
+
+    class Squares(Plan):
+        kind, again, config = "squares", "python squares.py {folder}", {"up_to": 3}
+
+        def units(self, done):
+            single = [f"square/{n}" for n in range(self.config["up_to"])]
+            return [*single, "sum"] if all(unit in done for unit in single) else single
+
+        def compute(self, job):
+            if job.unit == "sum":
+                parts = [read_json(path / "value.json") for unit, path in job.done.items()]
+                write_json(job.out / "value.json", sum(parts))
+            else:
+                write_json(job.out / "value.json", int(job.unit.rpartition("/")[2]) ** 2)
+
+    study = Study.make("runs/squares", Squares())
+    study.run()
+    read_json(study.results["sum"] / "value.json")  # 5
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from chainwright._errors import BadInput
+from chainwright._files import clear_disk_errors, remove_leftovers
+from chainwright.studies import clock, manifest, records
+from chainwright.studies.lock import Holder, holder, locked
+from chainwright.studies.manifest import Manifest
+
+Tick = Callable[[int, int], None]
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class Skip(Exception):
+    """Raised by `Plan.compute`: there is nothing to compute for this unit, and why."""
+
+
+class Results(Mapping[str, Path]):
+    """Finished units in order: id -> the folder with its files, checked against its record.
+
+    Attributes:
+        skipped: Finished units for which nothing was computed, and why; they are not among the items.
+    """
+
+    def __init__(self, folder: Path, found: Mapping[str, records.Record]):
+        self._paths = {unit: folder / unit for unit, record in found.items() if record.skipped is None}
+        self.skipped = {unit: record.skipped for unit, record in found.items() if record.skipped is not None}
+
+    def __getitem__(self, unit: str) -> Path:
+        return self._paths[unit]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def are_finished(self, units: Sequence[str]) -> bool:
+        """Say whether every one of these units is computed or skipped."""
+        return all(unit in self._paths or unit in self.skipped for unit in units)
+
+
+class Job(NamedTuple):
+    """One unit to compute.
+
+    Attributes:
+        unit: Its id.
+        out: An empty folder for its files; it must not put a `unit.json` there.
+        done: Results of the units that are finished.
+        tick: May be called with (how much of the unit is done, of how much), for the display.
+    """
+
+    unit: str
+    out: Path
+    done: Results
+    tick: Tick
+
+
+class Plan(ABC):
+    """A kind of study: which units it has, and how each is computed.
+
+    Attributes:
+        kind: Name of the kind, in `study.json`.
+        again: The command that goes on with a study, "{folder}" standing for its folder.
+        config: Everything that the units depend on besides the model, as plain JSON values.
+        source: What identifies the model (`provenance`); empty if there is none.
+    """
+
+    kind: str
+    again: str
+    config: Mapping[str, Any]
+    source: Mapping[str, str] = {}
+
+    @abstractmethod
+    def units(self, done: Results) -> Sequence[str]:
+        """Return the ids of all units known by now, in order, those named before first.
+
+        An id such as "traces/parity-012" is the place of the unit's folder; no unit lies in another one. Must depend
+        on the config and the results alone.
+        """
+
+    @abstractmethod
+    def compute(self, job: Job) -> None:
+        """Write the files of a unit into `job.out`, the same bytes each time.
+
+        Raises:
+            Skip: There is nothing to compute, and why.
+        """
+
+    def title(self, unit: str) -> str:
+        """Return a unit's name for readers."""
+        return unit
+
+
+class Watch:
+    """Is told how a run gets on; this one does not tell anybody."""
+
+    def listed(self, n_done: int, n_units: int) -> None:
+        """So many of the units known by now are finished."""
+
+    def started(self, title: str) -> None:
+        """A unit has been begun."""
+
+    def ticked(self, done: int, total: int) -> None:
+        """So much of it is done."""
+
+    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
+        """It is finished, and the pending ones may take `left` seconds; None if nobody knows."""
+
+
+@dataclass(frozen=True)
+class UnitStatus:
+    """How a unit stands.
+
+    Attributes:
+        note: Why it was skipped, or what is wrong with it.
+        seconds: How long it took, where the log says so.
+    """
+
+    unit: str
+    state: Literal["done", "skipped", "missing", "damaged"]
+    note: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a study stands.
+
+    Attributes:
+        units: Those known by now; later ones may depend on what they find.
+        holder: Who works on it at this moment.
+        seconds_left: For the missing units among `units`; None if no unit is finished.
+    """
+
+    kind: str
+    is_complete: bool
+    units: list[UnitStatus]
+    holder: Holder | None
+    seconds_spent: float
+    seconds_left: float | None
+
+    def count(self, state: str) -> int:
+        """Return how many units are in a state."""
+        return sum(unit.state == state for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One investigation as a folder: made, gone on with after a kill, and read.
+
+    `Study.make(folder, plan).run()` computes; `Study.open(folder)` reads, also while another process computes.
+    """
+
+    folder: Path
+    plan: Plan | None = field(default=None, repr=False)
+
+    @classmethod
+    def make(cls, folder: str | Path, plan: Plan, *, overwrite: bool = False) -> Study:
+        """Return the study of a plan in a folder: a new one, or the one that was begun there.
+
+        Args:
+            folder: Where it lies or is to lie.
+            plan: What it consists of.
+            overwrite: Replace a study with other settings, or a finished one.
+
+        Raises:
+            BadInput: The folder holds something else or, without `overwrite`, a study with other settings; another
+                process works on it; or it cannot be written.
+        """
+        study = cls(Path(folder), plan)
+        new = _manifest(plan)
+        if manifest.check_place(study.folder) and not overwrite:
+            manifest.check_same(study.folder, manifest.read(study.folder), new)
+            return study
+        with clear_disk_errors(study.folder):
+            study.folder.mkdir(parents=True, exist_ok=True)
+        with locked(study.folder):
+            if (study.folder / manifest.STUDY).exists():
+                manifest.clear(study.folder)
+            (study.folder / clock.LOG).unlink(missing_ok=True)
+            new.save(study.folder)
+        return study
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Study:
+        """Return the study in a folder, to be read.
+
+        Raises:
+            BadInput: There is none, it is of another schema, or its manifest is damaged.
+        """
+        manifest.read(Path(folder))
+        return cls(Path(folder))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Return what `study.json` says now."""
+        return manifest.read(self.folder)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every unit is finished."""
+        return self.manifest.is_complete
+
+    @property
+    def units(self) -> list[str]:
+        """Return the ids of all units known by now, in order."""
+        return list(self.manifest.units)
+
+    @property
+    def results(self) -> Results:
+        """Return what is finished, every file checked against its record.
+
+        Raises:
+            BadInput: A file is missing, cut short or changed.
+        """
+        known = self.manifest
+        found, damage = self._check(known)
+        self._refuse(known, damage)
+        return Results(self.folder, found)
+
+    def run(self, watch: Watch | None = None, *, repair: bool = False) -> Results:
+        """Compute what is missing and return everything; a finished study is checked and returned.
+
+        Args:
+            watch: Is told how it gets on.
+            repair: Compute damaged units again.
+
+        Raises:
+            BadInput: Another process works on it, its settings were changed meanwhile, a finished unit is damaged and
+                `repair` is off, or the disk is full. What is finished stays.
+        """
+        if self.plan is None:
+            raise BadInput(f"{self.folder} was opened to be read; {self._advice(self.manifest)}.")
+        with locked(self.folder):
+            known = self.manifest
+            manifest.check_same(self.folder, known, _manifest(self.plan))
+            remove_leftovers(self.folder)
+            found, damage = self._check(known)
+            if repair:
+                for unit in damage:
+                    manifest.remove_unit(self.folder, unit)
+            else:
+                self._refuse(known, damage)
+            return Results(self.folder, _Run(self, self.plan, known, found, watch or Watch()).to_the_end())
+
+    def status(self) -> Status:
+        """Return how the study stands; takes no lock, so it works while another process computes."""
+        known = self.manifest
+        found, damage = self._check(known)
+        took = clock.seconds_by_unit(self.folder)
+        units = [_unit_status(unit, found, damage, took) for unit in known.units]
+        pending = [status.unit for status in units if status.state in ("missing", "damaged")]
+        finished = {unit: seconds for unit, seconds in took.items() if unit in found}
+        left = clock.seconds_left(pending, finished) if pending else 0.0
+        return Status(known.kind, known.is_complete, units, holder(self.folder), sum(finished.values()), left)
+
+    def _check(self, known: Manifest) -> tuple[dict[str, records.Record], dict[str, records.Damage]]:
+        """Return the sound units and what is wrong with the others; those not yet computed are in neither."""
+        key = records.study_key(known.kind, known.config, known.model)
+        found: dict[str, records.Record] = {}
+        damage: dict[str, records.Damage] = {}
+        for unit, expected in known.units.items():
+            try:
+                record = records.check(self.folder / unit, key, expected)
+            except records.Damage as error:
+                damage[unit] = error
+            else:
+                if record is not None:
+                    found[unit] = record
+        return found, damage
+
+    def _refuse(self, known: Manifest, damage: Mapping[str, records.Damage]) -> None:
+        if not damage:
+            return
+        unit, first = next(iter(damage.items()))
+        others = f" (and {len(damage) - 1} more damaged units)" if len(damage) > 1 else ""
+        raise BadInput(
+            f"Unit {unit} of {self.folder} is damaged: {first}{others}; put the file back, or compute it again: "
+            f"{self._again(known)} --repair"
+        )
+
+    def _again(self, known: Manifest) -> str:
+        return known.again.replace("{folder}", str(self.folder))
+
+    def _advice(self, known: Manifest) -> str:
+        return f"go on with it by: {self._again(known)}"
+
+
+def _manifest(plan: Plan) -> Manifest:
+    from chainwright import __version__
+
+    config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
+    return Manifest(plan.kind, plan.again, config, source, __version__)
+
+
+def _unit_status(
+    unit: str, found: Mapping[str, records.Record], damage: Mapping[str, records.Damage], took: Mapping[str, float]
+) -> UnitStatus:
+    if unit in damage:
+        return UnitStatus(unit, "damaged", str(damage[unit]))
+    if unit not in found:
+        return UnitStatus(unit, "missing")
+    skipped = found[unit].skipped
+    return UnitStatus(unit, "done" if skipped is None else "skipped", skipped or "", took.get(unit))
+
+
+@dataclass
+class _Run:
+    """One run of a study, under its lock."""
+
+    study: Study
+    plan: Plan
+    known: Manifest
+    found: dict[str, records.Record]
+    watch: Watch
+
+    def to_the_end(self) -> dict[str, records.Record]:
+        """Compute stage after stage, and return the records of all units in order."""
+        pending = self._list()
+        if pending or not self.known.is_complete:
+            clock.note(self.study.folder, "start", pid=os.getpid(), host=socket.gethostname())
+        while pending:
+            for i, unit in enumerate(pending):
+                self._compute(unit, pending[i + 1 :])
+            pending = self._list()
+        self._finish()
+        return {unit: self.found[unit] for unit in self.known.units}
+
+    @property
+    def _key(self) -> str:
+        return records.study_key(self.known.kind, self.known.config, self.known.model)
+
+    def _list(self) -> list[str]:
+        """Ask the plan for units, write down those that are new, and return those not yet computed."""
+        units = list(self.plan.units(Results(self.study.folder, self.found)))
+        _check_ids(units)
+        for unit in units:
+            if unit not in self.known.units and (self.study.folder / unit).exists():
+                raise BadInput(
+                    f"{self.study.folder / unit} is there, but {manifest.STUDY} does not name that unit; one of them "
+                    "was changed by hand. Put it back, or make the study again in another folder."
+                )
+        later = [unit for unit in self.known.units if unit not in units]
+        self._save(units={unit: self.known.units.get(unit) for unit in [*units, *later]})
+        pending = [unit for unit in units if unit not in self.found]
+        self.watch.listed(len(units) - len(pending), len(units))
+        return pending
+
+    def _save(self, **changes: Any) -> None:
+        new = replace(self.known, **changes)
+        if new != self.known or list(new.units) != list(self.known.units):
+            new.save(self.study.folder)
+        self.known = new
+
+    def _compute(self, unit: str, later: Sequence[str]) -> None:
+        place, title, start = self.study.folder / unit, self.plan.title(unit), time.monotonic()
+        self.watch.started(title)
+        try:
+            with records.writing(place, self._key) as draft:
+                self.plan.compute(Job(unit, draft, Results(self.study.folder, self.found), self.watch.ticked))
+        except Skip as skip:
+            records.write_skipped(place, self._key, str(skip))
+        try:
+            record = records.check(place, self._key, self.known.units[unit])
+        except records.Damage as error:
+            raise BadInput(
+                f"Unit {unit} of {self.study.folder} was computed again and came out differently ({error}): the "
+                "device or a library must be another; make the study again in another folder."
+            ) from error
+        assert record is not None
+        self.found[unit] = record
+        seconds = time.monotonic() - start
+        clock.note(self.study.folder, "unit", unit=unit, seconds=round(seconds, 3))
+        left = clock.seconds_left(later, clock.seconds_by_unit(self.study.folder))
+        self.watch.finished(title, seconds, record.skipped, left)
+
+    def _finish(self) -> None:
+        """Write down the hash of every record, so that a finished study pins all its bytes."""
+        if strange := [unit for unit in self.known.units if unit not in self.found]:
+            raise BadInput(
+                f"{self.study.folder / manifest.STUDY} names the unit {strange[0]!r}, which such a study does not "
+                "have; it was changed by hand. Put it back, or make the study again in another folder."
+            )
+        self._save(is_complete=True, units={unit: self.found[unit].sha256 for unit in self.known.units})
+
+
+def _check_ids(units: Sequence[str]) -> None:
+    """Refuse ids that are no places of their own: a mistake in a plan."""
+    known = set(units)
+    for unit in units:
+        if not _UNIT.fullmatch(unit) or any(str(above) in known for above in Path(unit).parents):
+            raise ValueError(f"A plan lists the unit {unit!r}; ids are like 'traces/a-1', and none lies in another.")
+    if len(known) < len(units):
+        raise ValueError("A plan lists a unit twice.")

@@ -1,0 +1,176 @@
+"""`study.json`: what a folder holds, checked before anything in it is believed or touched.
+
+    schema_version  of this file and of the folder's layout
+    chainwright     version of the package that made it
+    kind            which plan lists and computes the units
+    again           the command that goes on with it, "{folder}" standing for its folder
+    is_complete     whether every unit is finished
+    config          everything that the units depend on besides the model
+    model           what identifies the model: name, revision, shape, fingerprint, versions
+    units           ids in order, as far as known; in a finished study with the SHA-256 of each unit's record
+
+It has no times in it, so that the same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from chainwright._errors import BadInput
+from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
+from chainwright.studies.clock import LOG
+from chainwright.studies.lock import LOCK
+
+SCHEMA_VERSION = 2
+STUDY = "study.json"
+REPORT = "report.html"
+_FOLDERS_1, _FILES_1 = ("traces", "accuracy", "errors", "roles"), ("scores.safetensors", "token_strs.json")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `study.json` says; see the top of this module."""
+
+    kind: str
+    again: str
+    config: Mapping[str, Any]
+    model: Mapping[str, str]
+    chainwright: str
+    is_complete: bool = False
+    units: Mapping[str, str | None] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `study.json`."""
+        write_json(folder / STUDY, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+
+_TYPES = {
+    "kind": (str, "a text"),
+    "again": (str, "a text"),
+    "config": (dict, "an object"),
+    "model": (dict, "an object"),
+    "chainwright": (str, "a text"),
+    "is_complete": (bool, "true or false"),
+    "units": (dict, "an object"),
+}
+
+
+def read(folder: Path) -> Manifest:
+    """Return what a folder's `study.json` says.
+
+    Raises:
+        BadInput: There is none, it is not one of ours, of another schema, or was damaged or edited into nonsense.
+    """
+    path = folder / STUDY
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no study (there is no {STUDY} in it); `chainwright study run` makes one.")
+    state = read_json(path)
+    if not isinstance(state, dict) or "schema_version" not in state or "config" not in state:
+        raise BadInput(f"{path} was not written by Chainwright; choose another folder.")
+    if state["schema_version"] != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder} has study schema version {state['schema_version']}, this Chainwright reads {SCHEMA_VERSION}; "
+            "use the version that wrote it, or make the study again (--overwrite replaces it)."
+        )
+    for name, (kind, words) in _TYPES.items():
+        if not isinstance(state.get(name), kind):
+            got = json.dumps(state[name], ensure_ascii=False)[:60] if name in state else "nothing"
+            raise BadInput(
+                f"{path} was edited or damaged: {name!r} must be {words}, got {got}; put it back as it was, or make "
+                "the study again (--overwrite replaces it)."
+            )
+    return Manifest(**{name: state[name] for name in _TYPES})
+
+
+def check_place(folder: Path) -> bool:
+    """Say whether a folder holds a study already, refusing one that holds something else.
+
+    Raises:
+        BadInput: It is a file, or a folder with files of somebody else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; choose a folder for the results.")
+    if (folder / STUDY).exists():
+        return True
+    with clear_disk_errors(folder):
+        if folder.exists() and not all(p.name in (LOCK, LOG) or is_draft(p, STUDY) for p in folder.iterdir()):
+            raise BadInput(f"{folder} exists and holds no study of Chainwright's; choose an empty or new folder.")
+    return False
+
+
+def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
+    """Raise BadInput, naming every key that differs with both values, unless both are the same study."""
+    changed = differences(asdict(old), asdict(new), ("kind", "config", "model", "chainwright"))
+    if changed:
+        raise BadInput(
+            f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to go on with "
+            "it, --overwrite to replace it, or another folder."
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str, ...]) -> list[str]:
+    """Return a phrase such as "n is 40 there, 50 was asked" for each value that differs in the named parts."""
+    before, after = ({k: v for part in parts for k, v in _flat(part, m[part]).items()} for m in (old, new))
+    return [
+        f"{name} is {_shown(before, name)} there, {_shown(after, name)} was asked"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Return a nested mapping as one with dotted names; "config" and "model" do not stand in them."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    inner = {f"{name}.{k}".removeprefix("config."): v for k, v in value.items()}
+    return {k: v for key, part in inner.items() for k, v in _flat(key, part).items()}
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name], ensure_ascii=False) if name in values else "not set"
+
+
+def clear(folder: Path) -> None:
+    """Remove the units of a study, of this schema or the first, and nothing else.
+
+    Until a new manifest takes its place the folder holds an unfinished study of the old config.
+    """
+    state = read_json(folder / STUDY)
+    version = state.get("schema_version") if isinstance(state, dict) else None
+    if version == 1:
+        _clear_first_schema(folder, state)
+    elif version == SCHEMA_VERSION:
+        old = read(folder)
+        replace(old, is_complete=False, units=dict.fromkeys(old.units)).save(folder)
+        remove_leftovers(folder)
+        for unit in old.units:
+            remove_unit(folder, unit)
+    else:
+        read(folder)  # says what is wrong with it
+    with clear_disk_errors(folder):
+        (folder / REPORT).unlink(missing_ok=True)
+
+
+def remove_unit(folder: Path, unit: str) -> None:
+    """Remove a unit's folder, and the folders above it that are empty then."""
+    remove_folder(folder / unit)
+    with clear_disk_errors(folder):
+        for above in list((folder / unit).parents)[: unit.count("/")]:
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
+
+
+def _clear_first_schema(folder: Path, state: dict[str, Any]) -> None:
+    write_json(folder / STUDY, state | {"is_complete": False})
+    remove_leftovers(folder)
+    with clear_disk_errors(folder):
+        for name in _FOLDERS_1:
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        for name in _FILES_1:
+            (folder / name).unlink(missing_ok=True)
