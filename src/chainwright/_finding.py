@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from safetensors import SafetensorError
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 SCHEMA_VERSION = 1
 _RESULT, _TENSORS = "result.json", "tensors.safetensors"
@@ -43,6 +46,16 @@ class Finding(ABC):
     @abstractmethod
     def to_frame(self) -> pa.Table:
         """Return the finding as a flat table (`.to_pandas()` makes a data frame of it)."""
+
+    def plot(self) -> Figure:
+        """Return the finding as a Plotly figure, which is not shown; this one is the table of `to_frame`.
+
+        Findings that have a figure of their own return that. Drawing is read only when it is asked for, since Plotly
+        takes its time to load.
+        """
+        from chainwright.figures import table_of
+
+        return table_of(self.to_frame().to_pydict())
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `tensors.safetensors` and `result.json` into a new folder.

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from scipy.stats import binomtest
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._intervals import Interval, wilson
 from chainwright.traces import Trace
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
-class Interval(NamedTuple):
-    """A confidence interval, both ends in 0..1."""
-
-    low: float
-    high: float
-
-
-def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a share."""
-    found = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+__all__ = ["Accuracy", "Interval", "evaluate", "wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +43,12 @@ class Accuracy(Finding):
     def to_frame(self) -> pa.Table:
         """Return `rows` as a table."""
         return pa.Table.from_pylist(self.rows)
+
+    def plot(self, *, columns: int = 4) -> Figure:
+        """Return right chains and right answers against hops, a panel a task, with 95% intervals."""
+        from chainwright.figures import accuracy_by_hops
+
+        return accuracy_by_hops(self.rows, columns=columns)
 
 
 def evaluate(traces: Sequence[Trace]) -> Accuracy:

@@ -126,7 +126,21 @@ def test_entropy_at_errors_and_at_such_slots_when_right() -> None:
         "n_wrong": 3,
         "entropy_right": 0.25,
         "n_right": 3,
+        **dict.fromkeys(["wrong_low", "wrong_high", "right_low", "right_high"]),
     }
+
+
+def test_medians_of_six_and_more_have_intervals() -> None:
+    traces = [wrong(p, "name recall", 0) for p in parity(6)]
+    scores = [entropies(t, {t.first_error_position: float(i)}, 0.1) for i, t in enumerate(traces)]
+    (row,) = first_errors(traces, scores).entropy
+    assert (row["wrong_low"], row["entropy_wrong"], row["wrong_high"]) == (0.0, 2.5, 5.0)
+
+
+def test_shares_have_intervals() -> None:
+    (row,) = first_errors([wrong(p, "name recall") for p in parity(2)]).by_task
+    assert row["share"] == 1.0 == row["high"]
+    assert row["low"] == pytest.approx(0.3424, abs=1e-4)  # 1 / (1 + 1.96^2 / 2)
 
 
 def test_entropy_of_an_even_number_and_of_slots_that_were_never_right() -> None:

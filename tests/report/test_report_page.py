@@ -2,6 +2,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_examples import EVIL, make_diagnosis
@@ -52,15 +53,15 @@ def page() -> Page:
     return Page(render(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
 
 
-def data_of(page: Page) -> dict[str, object]:
-    read: dict[str, object] = json.loads(page.raw["data"])
+def data_of(page: Page) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(page.raw["data"])
     return read
 
 
 def test_every_section_and_figure_is_there(page: Page) -> None:
     assert page.sections == SECTIONS
     assert page.figures == ["accuracy", "error-types", "errors-by-hops", "entropy"]
-    assert set(data_of(page)["figures"]) == set(page.figures)  # type: ignore[call-overload]
+    assert set(data_of(page)["figures"]) == set(page.figures)
     for said in ("Where the chains of", "How sure this is", "Held out: without", "Not checked", "run_diagnosis("):
         assert said in page.text
 
@@ -90,12 +91,12 @@ def test_text_of_models_and_users_is_escaped() -> None:
     page = Page(source)
     assert EVIL not in source
     assert "img" not in page.tags
-    assert page.tags.count("script") == 5
+    assert page.tags.count("script") == 3
     assert f"Where the chains of {EVIL} break" in page.text
     assert EVIL in "".join(diagnosis.traces[0].prompt or "")
-    reader = data_of(page)["reader"]
-    shown = reader["traces"][0]  # type: ignore[index]
-    assert EVIL in "".join(reader["texts"][i] for i in shown["pieces"])  # type: ignore[index]
+    reader = data_of(page)["sections"]["traces"]
+    shown = reader["traces"][0]
+    assert EVIL in "".join(reader["texts"][i] for i in shown["pieces"])
 
 
 def test_json_cannot_end_its_element() -> None:
@@ -110,13 +111,13 @@ def test_without_errors_the_report_says_so() -> None:
     assert page.figures == ["accuracy"]
     for said in ("No chain of toy broke", "No chain has an error", "No heads were located", "only right ones"):
         assert said in page.text
-    assert len(data_of(page)["reader"]["groups"]) == 1  # type: ignore[index]
+    assert len(data_of(page)["sections"]["traces"]["groups"]) == 1
 
 
 def test_without_roles_the_reasons_are_given() -> None:
     page = Page(render(make_diagnosis(has_roles=False, extra="é 日本 ")))
     assert "No heads were located: parity, name recall: only 3 contexts é 日本" in page.text
-    assert data_of(page)["heads"] == []
+    assert data_of(page)["sections"]["heads"] == []
 
 
 def test_one_task_at_one_hop_count_with_one_problem() -> None:

@@ -5,6 +5,7 @@ from report_examples import make_diagnosis
 
 from chainwright.diagnose import HeadCheck
 from chainwright.evaluation import Accuracy
+from chainwright.figures import words as plain
 from chainwright.report import words
 from chainwright.study import DiagnoseConfig
 
@@ -14,22 +15,22 @@ from chainwright.study import DiagnoseConfig
     [(0, "0%"), (0.001, "<1%"), (0.005, "<1%"), (0.25, "25%"), (0.994, "99%"), (0.999, ">99%"), (1, "100%")],
 )
 def test_percentages_do_not_round_to_none_or_all(share: float, said: str) -> None:
-    assert words.percent(share) == said
+    assert plain.percent(share) == said
 
 
 def test_numbers_come_with_their_nouns() -> None:
-    assert words.counted(1, "problem") == "1 problem"
-    assert words.counted(1200, "problem") == "1,200 problems"
-    assert words.counted(0, "try", "tries") == "0 tries"
-    assert words.span_of([5, 12, 7]) == "5 to 12"
-    assert words.span_of([20, 20]) == "20"
-    assert words.listed([]) == ""
-    assert words.listed(["a"]) == "a"
-    assert words.listed(["a", "b", "c"]) == "a, b and c"
+    assert plain.counted(1, "problem") == "1 problem"
+    assert plain.counted(1200, "problem") == "1,200 problems"
+    assert plain.counted(0, "try", "tries") == "0 tries"
+    assert plain.span_of([5, 12, 7]) == "5 to 12"
+    assert plain.span_of([20, 20]) == "20"
+    assert plain.listed([]) == ""
+    assert plain.listed(["a"]) == "a"
+    assert plain.listed(["a", "b", "c"]) == "a, b and c"
 
 
 def test_an_interval_stays_within_none_and_all() -> None:
-    assert words.between(-1e-12, 1 + 1e-12) == "0% to 100%"
+    assert plain.between(-1e-12, 1 + 1e-12) == "0% to 100%"
 
 
 def test_the_check_is_said_in_counts_with_intervals() -> None:

@@ -27,6 +27,7 @@ class SlotContexts:
             right.
         hops: Hop of each slot, for matching.
         traces: Index of each context's trace.
+        positions: Position of the slot's deciding token in the trace.
     """
 
     input_ids: Tensor
@@ -35,6 +36,13 @@ class SlotContexts:
     right_ids: Tensor
     hops: tuple[int, ...] = ()
     traces: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+
+    @property
+    def sites(self) -> list[list[int]]:
+        """Return where each context ends, as [trace, position]; empty where that is unknown."""
+        known = len(self.traces) == len(self.positions) == len(self)
+        return [list(site) for site in zip(self.traces, self.positions, strict=True)] if known else []
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,6 +56,7 @@ class SlotContexts:
             self.right_ids[rows],
             self.hops[rows],
             self.traces[rows],
+            self.positions[rows],
         )
 
 
@@ -150,6 +159,7 @@ def _contexts(traces: Sequence[Trace], sites: list[_Site]) -> SlotContexts:
         torch.tensor([s.right_id for s in sites]),
         tuple(s.hop for s in sites),
         tuple(s.trace for s in sites),
+        tuple(s.position for s in sites),
     )
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
+from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._intervals import median_interval, wilson
 from chainwright.decode import TokenScores
 from chainwright.traces import Trace
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 KEY_SHARE = 0.30
+View = Literal["types", "hops", "entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +28,12 @@ class ErrorTable(Finding):
 
     Attributes:
         rows: One a (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors`
-            (wrong traces in the cell), `n_traces`, `share` (n / n_errors).
+            (wrong traces in the cell), `n_traces`, `share` (n / n_errors) with `low` and `high` (Wilson, 95%).
         by_task: One a (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
         entropy: One a (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at
             the least sure token of the same kind of slot where the model was right, `entropy_right` (None if it
-            never was), with their numbers. Empty without token scores.
+            never was), with their numbers `n_wrong` and `n_right`, and the 95% intervals of the medians, `wrong_low`,
+            `wrong_high`, `right_low` and `right_high` (None for fewer than six tokens). Empty without token scores.
     """
 
     rows: list[dict[str, Any]]
@@ -54,6 +61,25 @@ class ErrorTable(Finding):
     def to_frame(self) -> pa.Table:
         """Return `rows` as a table."""
         return pa.Table.from_pylist(self.rows)
+
+    def plot(self, view: View = "types") -> Figure:
+        """Return shares of the types, the types against hops, or entropies at wrong and right tokens.
+
+        Args:
+            view: "types", "hops" or "entropy".
+
+        Raises:
+            BadInput: An unknown view.
+        """
+        from chainwright import figures
+
+        if view not in get_args(View):
+            raise BadInput(f"view must be one of {', '.join(get_args(View))}; got {view!r}.")
+        if view == "hops":
+            return figures.errors_by_hops(self.rows, self.by_task)
+        if view == "entropy":
+            return figures.entropy_by_slot(self.by_task, self.entropy)
+        return figures.error_types(self.by_task, key_share=self.config.get("key_share"))
 
 
 def first_errors(
@@ -97,6 +123,7 @@ def _rows(group: list[Trace], **labels: Any) -> list[dict[str, Any]]:
             "n_errors": n_errors,
             "n_traces": len(group),
             "share": n / n_errors,
+            **wilson(n, n_errors)._asdict(),
         }
         for kind, n in counts.most_common()
     ]
@@ -129,6 +156,8 @@ def _entropies(traces: Sequence[Trace], scores: Sequence[TokenScores]) -> list[d
                 "n_wrong": len(values),
                 "entropy_right": _median(same_slots),
                 "n_right": len(same_slots),
+                **_median_ends("wrong", values),
+                **_median_ends("right", same_slots),
             }
         )
     return rows
@@ -140,3 +169,8 @@ def _median(values: list[float]) -> float | None:
         return None
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def _median_ends(side: str, values: list[float]) -> dict[str, float | None]:
+    low, high = median_interval(values) or (None, None)
+    return {f"{side}_low": low, f"{side}_high": high}

@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright.diagnose._sweep import Contexts, Knocked, knock_out_each
 from chainwright.diagnose.contexts import SlotContexts
@@ -26,6 +28,9 @@ from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids
 from chainwright.models.load import provenance
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class RolesConfig:
     positions: Positions = "all"
 
 
+_MAPS = (
+    "writing_correct",
+    "writing_erroneous",
+    "effect_correct",
+    "effect_erroneous",
+    "rectification",
+    "corrected",
+    "kept",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadRoles(Finding):
     """Scores and roles of every head for one kind of slot. All tensors are `[L, H]` means over contexts.
@@ -63,6 +79,12 @@ class HeadRoles(Finding):
         answer_writing, correct_processing, erroneous_processing, basic: The heads of each role, best first,
             as [layer, head] pairs.
         n_correct, n_erroneous: Contexts in each set.
+        sites_correct, sites_erroneous: Where each context ends, as [trace, position] of its deciding token; empty
+            where that is unknown.
+        right_correct, right_erroneous: The right token of each context, `[N]`.
+        first_correct, first_erroneous: The token that comes first in each context without the head, `[N, L, H]`.
+        p_right: Probability of the right token in each erroneous context without the head, `[N, L, H]`.
+        p_right_whole: The same with every head in place, `[N]`. The last six are None in findings of older versions.
     """
 
     writing_correct: Tensor
@@ -78,6 +100,14 @@ class HeadRoles(Finding):
     basic: list[list[int]]
     n_correct: int
     n_erroneous: int
+    sites_correct: list[list[int]] = field(default_factory=list)
+    sites_erroneous: list[list[int]] = field(default_factory=list)
+    right_correct: Tensor | None = None
+    right_erroneous: Tensor | None = None
+    first_correct: Tensor | None = None
+    first_erroneous: Tensor | None = None
+    p_right: Tensor | None = None
+    p_right_whole: Tensor | None = None
 
     def summary(self) -> str:
         """Return the roles in words."""
@@ -115,6 +145,35 @@ class HeadRoles(Finding):
             table[f"is_{role}"] = [head in members for head in every]
         return pa.table(table)
 
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Return the measurements of all heads by name, `[L, H]` each."""
+        return {name: getattr(self, name) for name in _MAPS}
+
+    @property
+    def members(self) -> dict[str, list[list[int]]]:
+        """Return the heads of each role as [layer, head] pairs, and the best head as "best"."""
+        roles = ("answer_writing", "correct_processing", "erroneous_processing", "basic")
+        return {role: getattr(self, role) for role in roles} | {"best": [list(self.best_head)]}
+
+    def plot(self, name: str | Collection[str] = _MAPS) -> Figure:
+        """Return head maps, layer against head.
+
+        Args:
+            name: One measurement, such as "rectification", or several; left out: all.
+
+        Raises:
+            BadInput: There is no such measurement.
+        """
+        from chainwright.figures import head_map, head_maps
+
+        names = [name] if isinstance(name, str) else list(name)
+        if unknown := [n for n in names if n not in _MAPS]:
+            raise unknown_name("measurement", unknown[0], _MAPS)
+        if isinstance(name, str):
+            return head_map(self.maps, self.members, name)
+        return head_maps(self.maps, self.members, names)
+
 
 @dataclass(frozen=True)
 class HeadCheck:
@@ -146,17 +205,6 @@ class RoleFinding:
     error_type: str
     roles: HeadRoles
     check: HeadCheck | None = None
-
-
-_MAPS = (
-    "writing_correct",
-    "writing_erroneous",
-    "effect_correct",
-    "effect_erroneous",
-    "rectification",
-    "corrected",
-    "kept",
-)
 
 
 def head_at(scores: Tensor, flat_index: int) -> Head:
@@ -231,6 +279,14 @@ def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, confi
         basic=[list(head_at(is_basic, int(i))) for i in is_basic.flatten().nonzero()[:, 0]],
         n_correct=len(correct),
         n_erroneous=len(erroneous),
+        sites_correct=correct.sites,
+        sites_erroneous=erroneous.sites,
+        right_correct=correct.right_ids.cpu(),
+        right_erroneous=erroneous.right_ids.cpu(),
+        first_correct=out_c.argmax,
+        first_erroneous=out_e.argmax,
+        p_right=out_e.probs[..., 1].float(),
+        p_right_whole=base_e[:, 1].float(),
         config={name: getattr(config, name) for name in config.__dataclass_fields__},
         provenance=provenance(parts.model),
     )

@@ -10,7 +10,7 @@ Three ways to the same map, from exact to cheap:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -25,6 +25,9 @@ from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids, forward
 from chainwright.models.load import provenance
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, widened
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Method = Literal["exact", "gradient", "screened"]
 
@@ -68,6 +71,21 @@ class KnockoutEffects(Finding):
                 "is_exact": self.is_exact.flatten().tolist(),
             }
         )
+
+    def plot(self, row: int | None = None) -> Figure:
+        """Return the effects as a map, layer against head.
+
+        Args:
+            row: One context; left out: the mean over all.
+
+        Raises:
+            BadInput: There is no such context.
+        """
+        from chainwright.figures import heat_of
+
+        if row is not None and not 0 <= row < len(self.effect):
+            raise BadInput(f"row must be between 0 and {len(self.effect) - 1}; got {row}.")
+        return heat_of(self.effect.mean(0) if row is None else self.effect[row], "probability lost")
 
 
 def knockout_effects(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 import torch
@@ -15,6 +15,9 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Capture, capture, check_ids
 from chainwright.models.load import provenance
 from chainwright.models.residual import NormMode, head_writes, lens_log_probs
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,12 @@ class LogitLens(Finding):
                 "logprob": self.logprob.flatten().tolist(),
             }
         )
+
+    def plot(self) -> Figure:
+        """Return the log-probability against depth, a thin line a context and a thick one for their mean."""
+        from chainwright.figures import lens_by_depth
+
+        return lens_by_depth(self.logprob, self.points)
 
 
 def check_token_ids(parts: Anatomy, token_ids: Tensor, n_rows: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from chainwright.report.words import title_of
+from chainwright.figures.words import title_of
 from chainwright.study import Diagnosis
 from chainwright.traces import Trace
 

@@ -1,4 +1,4 @@
-"""Sentences and numbers of the report: what was found, how sure it is, and how to make it again."""
+"""Sentences of the report: where chains break, how sure the numbers are, and how to make them again."""
 
 from __future__ import annotations
 
@@ -12,52 +12,13 @@ from chainwright import tasks
 from chainwright._choices import choose_cells
 from chainwright.diagnose import HeadCheck, RoleFinding
 from chainwright.evaluation import Accuracy, wilson
+from chainwright.figures.accuracy import HIGH_CHANCE
+from chainwright.figures.words import between, counted, head_name, listed, percent, share_of, span_of, title_of
 from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
-HIGH_CHANCE = 0.3
 _NO_SHORT_FORM = ("model", "hops", "rendering")
 _AS_OPTIONS = ("n", "seed", "n_contexts", "temperature", "max_new_tokens", "batch_size")
-
-
-def percent(share: float) -> str:
-    """Return a share as a whole percentage; what is not quite none or all does not read as 0% or 100%."""
-    text = f"{share:.0%}"
-    if text == "0%" and share > 0:
-        return "<1%"
-    return ">99%" if text == "100%" and share < 1 else text
-
-
-def between(low: float, high: float) -> str:
-    """Return an interval of shares, such as "38% to 96%"."""
-    return f"{percent(max(low, 0.0))} to {percent(min(high, 1.0))}"
-
-
-def counted(n: int, singular: str, plural: str | None = None) -> str:
-    """Return a number with its noun, such as "1 problem" or "1,200 problems"."""
-    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
-
-
-def span_of(values: Iterable[int]) -> str:
-    """Return the lowest and highest of some numbers, such as "5 to 12", or the one that they all are."""
-    low, high = min(known := list(values)), max(known)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def title_of(task: str) -> str:
-    """Return a task's title, or its name where Chainwright does not know it."""
-    return tasks.title(task) if task in tasks.names() else task
-
-
-def head_name(head: Iterable[int]) -> str:
-    """Return a head as "L1H7"."""
-    layer, number = head
-    return f"L{layer}H{number}"
-
-
-def listed(parts: list[str]) -> str:
-    """Return parts as "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def chance_levels(traces: Iterable[Trace]) -> dict[str, float]:
@@ -136,15 +97,9 @@ def check_sentence(check: HeadCheck | None) -> str:
         return "Not checked: there were too few contexts to hold some out, so the shares above are optimistic."
     return (
         f"Held out: without {head_name(check.head)} the right token comes first in "
-        f"{_share(check.corrected, check.n_erroneous, 'failing contexts')} and stays first in "
-        f"{_share(check.kept, check.n_correct, 'right ones')}."
+        f"{share_of(round(check.corrected * check.n_erroneous), check.n_erroneous, 'failing contexts')} and stays "
+        f"first in {share_of(round(check.kept * check.n_correct), check.n_correct, 'right ones')}."
     )
-
-
-def _share(share: float, n: int, things: str) -> str:
-    """Return a share of a small set with its interval, such as "4 of 5 things (80%; 95% interval 38% to 96%)"."""
-    k = round(share * n)
-    return f"{k} of {n} {things} ({percent(k / n)}; 95% interval {between(*wilson(k, n))})"
 
 
 def command(config: DiagnoseConfig) -> str:

@@ -107,5 +107,5 @@ const page = (() => {
   }
 
   start();
-  return { data, show, tools, theme };
+  return { data, show, tools, theme, section: (name) => data.sections[name] };
 })();

@@ -3,7 +3,7 @@
 (() => {
   const select = document.getElementById("group");
   if (!select) return;
-  const { groups, texts, traces } = page.data.reader;
+  const { groups, texts, traces } = page.section("traces");
   const reader = document.getElementById("reader");
   const tip = document.getElementById("tip");
   const tops = { entropy: 1.5, logprob: 3 }; // nats at which the shade is full

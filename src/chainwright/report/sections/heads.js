@@ -8,11 +8,11 @@
   const plots = new Map(names.map((name) => [name, figure(name).querySelector(".plot")]));
   const titles = new Map(names.map((name) => [name, figure(name).querySelector("h5").textContent]));
   const roleNames = /<br>(.*)/;
-  let pair = page.data.heads[0];
+  let pair = page.section("heads")[0];
   let chosen = pair.best;
 
   const heat = (name) => pair.maps[name].data[0];
-  const isShare = (name) => figure(name).dataset.unit === "share";
+  const isShare = (name) => figure(name).dataset.share === "1";
 
   function number(name) {
     const value = heat(name).z[chosen[0]][chosen[1]];
@@ -65,7 +65,7 @@
   }
 
   function showPair(index) {
-    pair = page.data.heads[index];
+    pair = page.section("heads")[index];
     for (const block of document.querySelectorAll("[data-pair]")) block.hidden = block.dataset.pair !== String(index);
     choose(...pair.best);
   }

@@ -1,0 +1,28 @@
+"""Every figure as a function of plain values that returns a Plotly figure, for notebooks too. None is ever shown.
+
+Findings call these in `plot()`, the report in its sections; they know neither. What comes from elsewhere (error types,
+titles) is escaped.
+"""
+
+from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
+from chainwright.figures.curves import lens_by_depth, table_of
+from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
+from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
+from chainwright.figures.theme import template
+
+__all__ = [
+    "HIGH_CHANCE",
+    "MAPS",
+    "HeadMap",
+    "accuracy_by_hops",
+    "entropy_by_slot",
+    "error_types",
+    "errors_by_hops",
+    "head_map",
+    "head_maps",
+    "heat_of",
+    "lens_by_depth",
+    "roles_of",
+    "table_of",
+    "template",
+]

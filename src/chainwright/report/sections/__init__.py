@@ -1,0 +1,15 @@
+"""The sections of the report in the order of the page: one file each, with its template and its script beside it."""
+
+from __future__ import annotations
+
+from chainwright.report.section import Builder
+from chainwright.report.sections import accuracy, errors, found, heads, limits, traces
+
+SECTIONS: tuple[Builder, ...] = (
+    found.section,
+    accuracy.section,
+    errors.section,
+    heads.section,
+    traces.section,
+    limits.section,
+)
