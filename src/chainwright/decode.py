@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -43,6 +43,26 @@ class AttachesToModel(Protocol):
 
     def attached(self, model: nn.Module) -> AbstractContextManager[object]:
         """Return a context in which the model decodes with the repair."""
+
+
+class Corrections(NamedTuple):
+    """The logits that a repair puts in place of the model's at some tokens of a trace.
+
+    Attributes:
+        positions: The positions in the trace that the logits decide, `[M]`, on the CPU.
+        logits: `[M, V]`, float32.
+    """
+
+    positions: Tensor
+    logits: Tensor
+
+
+@runtime_checkable
+class CorrectsLogits(AttachesToModel, Protocol):
+    """A repair that decides token by token, so that scoring a whole trace at once needs its help."""
+
+    def corrections(self, model: nn.Module, traces: Sequence[Trace]) -> list[Corrections]:
+        """Return for each trace the logits that decoding with the repair would have seen."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +317,8 @@ def score(model: nn.Module, trace: Trace, *, repair: AttachesToModel | None = No
     Args:
         model: A Transformers decoder.
         trace: The trace; its ids must be of this model's vocabulary.
-        repair: Something with `attached(model)`, in force while scoring.
+        repair: Something with `attached(model)`, in force while scoring; one that decides token by token gives its
+            `corrections` instead.
 
     Raises:
         BadTrace: The trace has ids outside the model's vocabulary, or more tokens than the model has
@@ -319,13 +340,15 @@ def score_all(
         _check_fits(parts, _n_positions(model), trace)
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     scores: dict[int, TokenScores] = {}
-    attached = nullcontext() if repair is None else repair.attached(model)
+    corrects = repair if isinstance(repair, CorrectsLogits) else None
+    attached = nullcontext() if repair is None or corrects is not None else repair.attached(model)
     with attached, evaluating(parts.model), torch.no_grad():
         start = 0
         while start < len(order):
             size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
             batch = order[start : start + size]
-            found = _score_batch(parts, [traces[i] for i in batch])
+            chosen = [traces[i] for i in batch]
+            found = _score_batch(parts, chosen, [] if corrects is None else corrects.corrections(model, chosen))
             scores.update(zip(batch, found, strict=True))
             start += size
     return [scores[i] for i in range(len(traces))]
@@ -342,7 +365,7 @@ def _check_fits(parts: Anatomy, n_positions: int, trace: Trace) -> None:
         raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {n_positions}.")
 
 
-def _score_batch(parts: Anatomy, traces: list[Trace]) -> list[TokenScores]:
+def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Corrections]) -> list[TokenScores]:
     ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.model.device)
     hidden = parts.model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
@@ -353,8 +376,12 @@ def _score_batch(parts: Anatomy, traces: list[Trace]) -> list[TokenScores]:
     for start in range(0, ids.shape[1] - 1, step):
         here = slice(start, min(start + step, ids.shape[1] - 1))
         after = slice(here.start + 1, here.stop + 1)
-        logits = unembed(parts, hidden[:, here].flatten(0, 1))
-        log_probs = logits.log_softmax(-1).view(len(traces), -1, logits.shape[-1])
+        logits = unembed(parts, hidden[:, here].flatten(0, 1)).view(len(traces), here.stop - here.start, -1)
+        for row, changed in enumerate(corrections):
+            columns = changed.positions + ids.shape[1] - len(traces[row]) - after.start
+            inside = (columns >= 0) & (columns < logits.shape[1])
+            logits[row, columns[inside]] = changed.logits[inside].to(logits)
+        log_probs = logits.log_softmax(-1)
         logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].float().cpu()
         entropy[:, after] = torch.special.entr(log_probs.exp()).sum(-1).float().cpu()
         argmax[:, after] = log_probs.argmax(-1).cpu()

@@ -12,7 +12,7 @@ from chainwright._errors import BadInput
 from chainwright.edits import KnockOut, edit
 from chainwright.models.capture import position_ids
 from families import FAMILIES, left_padded, random_ids, tiny
-from reference import assert_close, assert_equal, greedy, without_heads
+from reference import assert_close, assert_equal, greedy, out_proj, without_heads
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 HEADS = {(0, 1), (1, 0), (1, 3), (2, 2)}
@@ -278,3 +278,41 @@ def test_gradients_do_not_pass_a_silenced_head() -> None:
         model(input_ids=ids).logits.sum().backward()
     grad = model.model.layers[2].self_attn.o_proj.weight.grad
     assert grad is not None and float(grad[:, 12:24].abs().max()) == 0.0 and float(grad[:, :12].abs().max()) > 0
+
+
+@every_family
+@torch.no_grad()
+def test_a_scaled_head_is_a_head_with_scaled_weights(family: str) -> None:
+    model, ids = tiny(family), random_ids(2, 9)
+    whole, without = model(input_ids=ids).logits, without_heads(model, family, {(2, 1)})(input_ids=ids).logits
+    changed = copy.deepcopy(model)
+    projection, lacking = (out_proj(m, family, 2).weight for m in (changed, without_heads(model, family, {(2, 1)})))
+    projection.copy_(lacking + 0.3 * (projection - lacking))
+    want = changed(input_ids=ids).logits
+    with edit(model, KnockOut({(2, 1)}, scale=0.3)) as (touched,):
+        got = model(input_ids=ids).logits
+    assert_close(got, want, family)
+    assert touched.n_sites == 18
+    assert float((got - whole).abs().max()) > 1e-3 and float((got - without).abs().max()) > 1e-3
+
+
+@torch.no_grad()
+def test_scale_one_changes_nothing_and_zero_is_the_knockout() -> None:
+    model, ids = tiny("llama"), random_ids(1, 9)
+    own = model(input_ids=ids).logits
+    with edit(model, KnockOut(HEADS, scale=1.0)):
+        assert_equal(model(input_ids=ids).logits, own)
+    logits = []
+    for scale in (0.0, 1e-30):
+        with edit(model, KnockOut(HEADS, scale=scale)):
+            logits.append(model(input_ids=ids).logits)
+    assert_close(*logits)
+    last = []
+    for positions in ("all", "last"):
+        with edit(model, KnockOut(HEADS, positions, scale=0.5)):
+            last.append(model(input_ids=ids).logits)
+    assert_close(last[1][:, :-1], own[:, :-1], "only the last position is scaled")
+    assert float((last[0] - last[1]).abs().max()) > 1e-3
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(BadInput, match="scale must be a finite number"):
+            KnockOut(HEADS, scale=scale)

@@ -1,10 +1,11 @@
-"""Knocking out heads: their output z is set to zero before the output projection.
+"""Knocking out heads: their output z is set to zero, or scaled down, before the output projection.
 
 Zeroing a slice of the projection's OUTPUT would not do: after the projection the heads are mixed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,17 +37,21 @@ class KnockOut(Edit):
             When the batch is a multiple of the list (beams, several samples a prompt) each row's set is repeated.
         positions: "all" silences them at every position of each forward pass, so while decoding at all generated
             positions and, in the prefill, in the whole prompt; "last" only at the last position of each pass.
+        scale: What the heads' outputs are multiplied by: 0 silences them, 0.5 halves them, 1 leaves them.
 
     Source: TCR (arXiv 2601.21214), section 3, zero ablation of head outputs.
     """
 
     heads: Collection[Head] | Sequence[Collection[Head]]
     positions: Positions = "all"
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the form of the arguments."""
         if self.positions not in get_args(Positions):
             raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
+        if not math.isfinite(self.scale):
+            raise BadInput(f"scale must be a finite number (0 silences a head, 1 leaves it); got {self.scale!r}.")
         for row in self._rows():
             if not isinstance(row, Collection):
                 raise BadInput(f"{_FORM}; got {row!r} where a collection of pairs was due.")
@@ -68,7 +73,7 @@ class KnockOut(Edit):
             drop = torch.zeros(len(rows), parts.n_heads, dtype=torch.bool, device=counter.device)
             for i, row in enumerate(rows):
                 drop[i, [head for at, head in row if at == layer]] = True
-            by_layer[layer] = partial(_silence, drop, int(drop.sum()), self.positions, counter)
+            by_layer[layer] = partial(_silence, drop, int(drop.sum()), self, counter)
         return by_layer
 
 
@@ -81,19 +86,19 @@ def _is_head(value: object) -> bool:
 
 
 def _silence(
-    drop: Tensor, n_dropped: int, positions: Positions, counter: Tensor, call: AttentionCall, attend: Attend
+    drop: Tensor, n_dropped: int, knock_out: KnockOut, counter: Tensor, call: AttentionCall, attend: Attend
 ) -> Tensor:
-    """Return z with the dropped heads at zero; `drop` is `[rows, H]`."""
+    """Return z with the dropped heads at zero or scaled down; `drop` is `[rows, H]`."""
     z = attend(call)  # (batch, query, head, d_head)
     repeats = _repeats(z.shape[0], drop.shape[0])
     silenced = drop.repeat_interleave(repeats, dim=0) if drop.shape[0] > 1 else drop
     silenced = silenced[:, None, :, None]
     n_positions = z.shape[1]
-    if positions == "last" and n_positions > 1:
+    if knock_out.positions == "last" and n_positions > 1:
         is_last = torch.arange(n_positions, device=z.device) == n_positions - 1
         silenced = silenced & is_last[None, :, None, None]
-    counter.add_(n_dropped * repeats * (n_positions if positions == "all" else 1))
-    return z.masked_fill(silenced, 0.0)
+    counter.add_(n_dropped * repeats * (n_positions if knock_out.positions == "all" else 1))
+    return z.masked_fill(silenced, 0.0) if knock_out.scale == 0 else torch.where(silenced, knock_out.scale * z, z)
 
 
 def _repeats(n_batch: int, n_rows: int) -> int:

@@ -1,0 +1,19 @@
+"""Repairs: fitted policies that mend a model's chains while it decodes."""
+
+from chainwright.repair.base import Cost, Origin, Repair, bundled_repairs
+from chainwright.repair.baselines import RemoveAndResample
+from chainwright.repair.detector import EntropyDetector, GoldDetector, TrainedDetector
+from chainwright.repair.tcr import TCR, TCRConfig
+
+__all__ = [
+    "TCR",
+    "Cost",
+    "EntropyDetector",
+    "GoldDetector",
+    "Origin",
+    "RemoveAndResample",
+    "Repair",
+    "TCRConfig",
+    "TrainedDetector",
+    "bundled_repairs",
+]

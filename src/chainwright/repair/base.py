@@ -1,0 +1,292 @@
+"""What every repair has in common: it is attached to a model, counts its cost, and is a folder that others can open.
+
+    repair.json          kind, schema version, settings, the model it was made for, measured figures
+    repair.safetensors   its tensors
+    README.md            the card: what it is, for which model, what was measured
+
+Nothing is pickled, and loading runs no code that came with the folder.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput, unknown_name
+from chainwright._files import atomic_folder, current_folder, read_json, write_json
+from chainwright.models.anatomy import anatomy
+from chainwright.models.load import provenance
+from chainwright.repair._card import card
+
+SCHEMA_VERSION = 1
+BUNDLED = Path(__file__).parent / "bundled"
+_CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
+# where repairs are defined: read only when one is loaded, since these modules import this one
+_HOLDERS = ("chainwright.repair.tcr", "chainwright.repair.baselines")
+_SHAPE = ("model_type", "shape", "n_kv_heads", "d_vocab")
+R = TypeVar("R", bound="Repair")
+
+
+@dataclass
+class Cost:
+    """What decoding with a repair took, counted while it was attached.
+
+    Attributes:
+        n_tokens: Tokens decided, over all rows that were not finished.
+        n_flagged: Tokens at which the repair looked again.
+        n_changed: Tokens that it decided otherwise than the model alone.
+        n_forwards: Forward passes of the model itself.
+        n_extra_forwards: Forward passes that the repair added.
+        n_extra_tokens: Tokens in those passes.
+        seconds: Wall time in forward passes, the repair's included.
+        extra_seconds: The part of it that the repair took.
+    """
+
+    n_tokens: int = 0
+    n_flagged: int = 0
+    n_changed: int = 0
+    n_forwards: int = 0
+    n_extra_forwards: int = 0
+    n_extra_tokens: int = 0
+    seconds: float = 0.0
+    extra_seconds: float = 0.0
+
+    @property
+    def flag_rate(self) -> float:
+        """Return the share of tokens at which the repair looked again."""
+        return self.n_flagged / max(1, self.n_tokens)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Return wall time a token."""
+        return self.seconds / max(1, self.n_tokens)
+
+    @property
+    def slowdown(self) -> float:
+        """Return wall time as a multiple of what the model's own passes took."""
+        own = self.seconds - self.extra_seconds
+        return self.seconds / own if own > 0 else 1.0
+
+    def summary(self) -> str:
+        """Return the cost in words."""
+        return (
+            f"{self.n_tokens} tokens, {self.n_flagged} flagged ({self.flag_rate:.2%}), {self.n_changed} changed; "
+            f"{self.n_forwards} forward passes and {self.n_extra_forwards} more of {self.n_extra_tokens} tokens; "
+            f"{1000 * self.seconds_per_token:.2f} ms a token, {self.slowdown:.2f} times the model alone."
+        )
+
+    def add_seconds(self, since: float, *, is_extra: bool) -> None:
+        """Add the time since a reading of `time.perf_counter`."""
+        took = time.perf_counter() - since
+        self.seconds += took
+        self.extra_seconds += took if is_extra else 0.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which model a repair was made for, and what was measured on it.
+
+    Attributes:
+        model: Provenance of the model, with its head counts. Empty for a repair that fits any model.
+        figures: What was measured, as a table: rows of names and numbers.
+        note: What the figures were measured on.
+    """
+
+    model: Mapping[str, str] = field(default_factory=dict)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+
+
+def model_identity(model: nn.Module) -> dict[str, str]:
+    """Return what a repair is bound to: the model's provenance, with its kv heads and vocabulary."""
+    parts = anatomy(model)
+    return {**provenance(parts.model), "n_kv_heads": str(parts.n_kv_heads), "d_vocab": str(parts.d_vocab)}
+
+
+class Repair(ABC):
+    """A fitted policy that changes how a model decodes, and nothing of the model itself.
+
+    Attributes:
+        kind: The name under which it is saved.
+        origin: The model it was made for, and its figures.
+        cost: What the last run with it attached took; a new one each time it is attached.
+    """
+
+    kind: ClassVar[str]
+    origin: Origin
+    cost: Cost
+
+    def __init__(self, origin: Origin | None = None):
+        self.origin = origin or Origin()
+        self.cost = Cost()
+
+    @abstractmethod
+    def attached(self, model: nn.Module) -> AbstractContextManager[Cost]:
+        """Return a context in which `model` decodes with the repair, also inside `model.generate`.
+
+        Raises:
+            BadInput: The repair was made for another model.
+            UnsupportedModel: The model does not go through the seam.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return everything but tensors that makes the repair, as plain JSON values."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that make the repair."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def restore(cls: type[R], settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> R:
+        """Return the repair that `settings` and `tensors` describe."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return in a few sentences what the repair does, for its card."""
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise BadInput if the repair was made for a model of another type, shape or vocabulary."""
+        made_for = self.origin.model
+        if not made_for:
+            return
+        found = model_identity(model)
+        if any(made_for.get(part) != found[part] for part in _SHAPE):
+            raise BadInput(
+                f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; fit one for this "
+                f"model (chainwright fit {self.kind})."
+            )
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the repair and its card into a new folder.
+
+        Raises:
+            BadInput: The folder exists and `overwrite` is off, it holds something else than a repair, or it cannot
+                be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and not overwrite:
+            raise BadInput(f"{folder} exists; pass overwrite=True (--overwrite) or choose another folder.")
+        if folder.exists() and not (folder / _CONFIG).is_file():
+            raise BadInput(f"{folder} exists and holds no repair, so it is not replaced; choose another folder.")
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "settings": self.settings(),
+            "origin": asdict(self.origin),
+        }
+        # clones, since safetensors refuses tensors that share their memory
+        kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.tensors().items()}
+        with atomic_folder(folder) as draft:
+            save_file(kept, draft / _TENSORS)
+            write_json(draft / _CONFIG, record)
+            (draft / _CARD).write_text(card(self.kind, self.describe(), asdict(self.origin)), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls: type[R], name: str | Path, *, revision: str | None = None) -> R:
+        """Return the repair of a folder, a bundled name (see `bundled_repairs`) or a Hub id.
+
+        Called on `Repair` itself it takes any kind.
+
+        Raises:
+            BadInput: There is none such, it is of another kind, damaged, or written by a newer schema.
+        """
+        folder = _resolve(str(name), revision)
+        record = read_json(folder / _CONFIG)
+        kind = _kind(cls, folder, record)
+        try:
+            tensors = load_file(folder / _TENSORS)
+            return kind.restore(record["settings"], tensors, Origin(**record["origin"]))
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{folder / _TENSORS} is missing or damaged: {error}.") from error
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise BadInput(
+                f"The repair in {folder} is damaged: its parts do not make a {kind.__name__} ({error}); "
+                "save or fetch it again."
+            ) from error
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, message: str = "Upload repair") -> str:
+        """Upload the repair with its card to the Hub, and return where it is.
+
+        Raises:
+            BadInput: The Hub refuses, or cannot be reached.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as parent:
+            folder = self.save_pretrained(Path(parent) / "repair")
+            try:
+                HfApi().create_repo(repo_id, private=private, exist_ok=True)
+                return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                raise BadInput(f"The repair could not be put on the Hub as {repo_id!r}: {_line(error)}") from error
+
+
+def bundled_repairs() -> list[str]:
+    """Return the names of the repairs that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_CONFIG}"))
+
+
+def _named(identity: Mapping[str, str]) -> str:
+    kv, size = identity.get("n_kv_heads"), identity.get("d_vocab")
+    return (
+        f"{identity.get('model')} ({identity.get('model_type')}, {identity.get('shape')}, {kv} kv heads, {size} tokens)"
+    )
+
+
+def _resolve(name: str, revision: str | None) -> Path:
+    """Return the folder of a repair, fetched if it is a Hub id."""
+    if name in bundled_repairs():
+        return BUNDLED / name
+    folder = current_folder(Path(name).expanduser())
+    if (folder / _CONFIG).is_file():
+        return folder
+    if folder.exists():
+        raise BadInput(
+            f"{name} holds no repair (there is no {_CONFIG} in it); give a folder that save_pretrained wrote."
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise unknown_name("repair", name, bundled_repairs())
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[_CONFIG, _TENSORS, _CARD]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise BadInput(f"There is no folder {name}, and the Hub gives no such repair: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
+
+
+def _kind(cls: type[R], folder: Path, record: Any) -> type[R]:
+    """Return the class that made a record, checked to be `cls` or one of its kinds, and of this schema."""
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder} has repair schema version {version}, this Chainwright reads {SCHEMA_VERSION}; use the version "
+            "of Chainwright that wrote it, or fit it again."
+        )
+    for module in _HOLDERS:
+        import_module(module)
+    kinds = {kind.kind: kind for kind in _kinds(cls) if "kind" in vars(kind)}
+    if record.get("kind") not in kinds:
+        known = ", ".join(sorted(kinds)) or "none"
+        raise BadInput(f"{folder} holds a repair of kind {record.get('kind')!r}; {cls.__name__} reads: {known}.")
+    return kinds[record["kind"]]
+
+
+def _kinds(cls: type[R]) -> list[type[R]]:
+    return [cls, *(kind for sub in cls.__subclasses__() for kind in _kinds(sub))]

@@ -1,0 +1,183 @@
+"""Test-time correction of reasoning: at a doubtful token, silence one of a few erroneous heads and read again.
+
+1. The detector flags a token before it is chosen.
+2. The selector ranks the candidate heads. If it ranks 'silence nothing' first, the token stays as it is.
+3. Each of the best-ranked heads is silenced alone, and the next token is read each time.
+4. The tokens are voted on: a majority wins; without one, the token with the highest mean probability.
+
+The flagged logits are replaced by the mean distribution of the heads that voted for the winner: greedy decoding then
+takes the winner, and sampling draws from what those heads would have said.
+
+Source: TCR (arXiv 2601.21214), section 4. Departures: the selector may abstain; what sampling draws from is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright.edits import Head
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import Positions
+from chainwright.repair.base import Origin
+from chainwright.repair.correcting import CorrectingRepair, Detector, Seen, Without
+from chainwright.repair.detector import detector_settings, restore_detector
+from chainwright.repair.selector import Selector, restore_selector, selector_settings
+
+
+@dataclass(frozen=True)
+class TCRConfig:
+    """How a fitted TCR decodes.
+
+    Attributes:
+        n_votes: Heads that are silenced at a flagged token, each alone.
+        positions: Silence them at all positions of the row's past and present, or only at the last.
+        scale: What their outputs are multiplied by: 0 silences, 0.5 halves.
+        max_bytes: What the cached runs without single heads may take together, besides the pass that is running.
+
+    Raises:
+        BadInput: A value outside its range.
+    """
+
+    n_votes: int = 3
+    positions: Positions = "all"
+    scale: float = 0.0
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be decoded with."""
+        for name in ("n_votes", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.positions not in get_args(Positions):
+            raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
+
+
+class TCR(CorrectingRepair):
+    """A detector, candidate heads, a selector among them, and a vote.
+
+    Attributes:
+        heads: The candidate heads (H in the paper).
+        selector: Scores them, and last the choice to silence nothing.
+        config: How it decodes.
+    """
+
+    kind = "tcr"
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        selector: Selector,
+        detector: Detector,
+        *,
+        config: TCRConfig | None = None,
+        layers: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
+        origin: Origin | None = None,
+    ):
+        super().__init__(origin)
+        if not heads:
+            raise BadInput("TCR needs at least one candidate head; the list of heads is empty.")
+        self.heads: list[Head] = [(int(layer), int(head)) for layer, head in heads]
+        self.selector = selector
+        self.detector = detector
+        self.config = config or TCRConfig()
+        self.layers = tuple(layers)
+        self.end_ids = tuple(end_ids)
+        self.positions = self.config.positions
+        self.scale = self.config.scale
+        self.max_bytes = self.config.max_bytes
+        if not self.layers and (selector.reads_hidden or detector.reads_hidden):
+            raise BadInput("This selector or detector reads hidden states, but no layers were given to read them from.")
+
+    def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
+        """Return the logits that the vote makes; rows in which the selector abstains stay as they are."""
+        scores = self.selector.scores(seen).cpu()
+        acts = (scores.argmax(-1) < len(self.heads)).nonzero()[:, 0].tolist()
+        new = seen.logits.clone()
+        if not acts:
+            return new
+        n_votes = min(self.config.n_votes, len(self.heads))
+        chosen = scores[acts, : len(self.heads)].topk(n_votes, dim=-1).indices.tolist()
+        found = without([(row, self.heads[k]) for row, ks in zip(acts, chosen, strict=True) for k in ks])
+        new[acts] = vote(found.view(len(acts), n_votes, -1)).to(new)
+        return new
+
+    def describe(self) -> str:
+        """Return what the repair does."""
+        named = ", ".join(f"L{layer}H{head}" for layer, head in self.heads)
+        detector, selector = detector_settings(self.detector), selector_settings(self.selector)
+        return (
+            f"Test-time correction (arXiv 2601.21214): tokens flagged by the detector ({_plain(detector)}) are decided "
+            f"by a vote of {min(self.config.n_votes, len(self.heads))} of {len(self.heads)} heads ({named}), each "
+            f"silenced alone at {self.config.positions} positions, chosen by the selector ({_plain(selector)})."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return heads, layers, end tokens, detector, selector and how it decodes."""
+        return {
+            "heads": [list(head) for head in self.heads],
+            "layers": list(self.layers),
+            "end_ids": list(self.end_ids),
+            "config": asdict(self.config),
+            "detector": detector_settings(self.detector),
+            "selector": selector_settings(self.selector),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of detector and selector."""
+        out: dict[str, Tensor] = {}
+        for name, part in (("detector", self.detector), ("selector", self.selector)):
+            network = getattr(part, "network", None)
+            if network is not None:
+                out |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        return out
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> TCR:
+        """Return the repair that `settings` and `tensors` describe."""
+        return cls(
+            [(layer, head) for layer, head in settings["heads"]],
+            restore_selector(settings["selector"], _of(tensors, "selector.")),
+            restore_detector(settings["detector"], _of(tensors, "detector.")),
+            config=TCRConfig(**settings["config"]),
+            layers=settings["layers"],
+            end_ids=settings["end_ids"],
+            origin=origin,
+        )
+
+
+def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(settings: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in settings.items() if k != "order")
+
+
+def vote(logits: Tensor) -> Tensor:
+    """Return the logits that a vote of the heads' next-token distributions makes.
+
+    A token that more than half of the heads put first wins; without one, that of the voted tokens whose mean
+    probability over all heads is highest. The result is the log of the mean distribution of the heads that voted for
+    the winner, whose likeliest token is the winner.
+
+    Args:
+        logits: `[N, heads, V]`.
+
+    Returns:
+        `[N, V]`.
+    """
+    probs = logits.softmax(-1)
+    votes = probs.argmax(-1)  # (row, head)
+    n_same = (votes[:, :, None] == votes[:, None, :]).sum(-1)
+    mean_probs = probs.mean(1).gather(-1, votes)
+    worth = torch.where(2 * n_same > logits.shape[1], mean_probs + 1, mean_probs)
+    winner = votes.gather(-1, worth.argmax(-1, keepdim=True))
+    voters = (votes == winner)[:, :, None]
+    return ((probs * voters).sum(1) / voters.sum(1)).log()

@@ -1,0 +1,130 @@
+"""A repair is a folder: saved, loaded, refused for another model, and refused when damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from chainwright._errors import BadInput
+from chainwright.repair import TCR, EntropyDetector, Origin, RemoveAndResample, Repair, TCRConfig, TrainedDetector
+from chainwright.repair._perceptron import Perceptron
+from chainwright.repair.base import model_identity
+from chainwright.repair.selector import LightSelector, RandomSelector
+from families import random_ids, tiny
+
+HEADS = [(0, 1), (2, 3)]
+
+
+def fitted(family: str = "llama") -> TCR:
+    """Return a repair of random networks, made for the tiny model of a family."""
+    torch.manual_seed(0)
+    selector = LightSelector(Perceptron(2 * 48, 8, 3).eval())
+    detector = TrainedDetector(Perceptron(2 * 48 + 4, 0, 1).eval(), 0.4)
+    origin = Origin(model_identity(tiny(family)), [{"task": "clf", "gain": 0.25}], "Measured on nothing.")
+    config = TCRConfig(n_votes=2, positions="last", scale=0.1, max_bytes=1000)
+    return TCR(HEADS, selector, detector, config=config, layers=[0, -1], end_ids=[2], origin=origin)
+
+
+def tokens(repair: Repair) -> list[int]:
+    model, ids = tiny("llama"), random_ids(1, 9)
+    with repair.attached(model):
+        return model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0].tolist()
+
+
+def test_a_saved_repair_decodes_the_same(tmp_path: Path) -> None:
+    repair = fitted()
+    folder = repair.save_pretrained(tmp_path / "repair")
+    again = Repair.from_pretrained(folder)
+    assert isinstance(again, TCR) and again.settings() == repair.settings()
+    assert again.origin == repair.origin and again.config == repair.config
+    assert tokens(again) == tokens(repair) and again.cost.n_flagged == repair.cost.n_flagged > 0
+    assert {p.name for p in folder.iterdir()} == {"repair.json", "repair.safetensors", "README.md"}
+    card = (folder / "README.md").read_text()
+    assert "| clf | 0.250 |" in card and "Measured on nothing." in card and "L0H1, L2H3" in card
+
+
+def test_other_kinds_are_told_apart(tmp_path: Path) -> None:
+    folder = RemoveAndResample(EntropyDetector(0.2)).save_pretrained(tmp_path / "removal")
+    again = Repair.from_pretrained(folder)
+    assert isinstance(again, RemoveAndResample) and again.detector == EntropyDetector(0.2)
+    with pytest.raises(BadInput, match=r"holds a repair of kind 'remove-and-resample'; TCR reads: tcr\."):
+        TCR.from_pretrained(folder)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+    folder = fitted().save_pretrained(tmp_path / "repair")
+    with pytest.raises(BadInput, match="exists; pass overwrite=True"):
+        fitted().save_pretrained(folder)
+    fitted().save_pretrained(folder, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(BadInput, match="holds no repair, so it is not replaced"):
+        fitted().save_pretrained(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("other", ["qwen3", "llama with more layers"])
+def test_a_repair_made_for_another_model_is_refused(other: str) -> None:
+    model = tiny("qwen3") if other == "qwen3" else tiny("llama", num_hidden_layers=4)
+    with (
+        pytest.raises(BadInput, match=r"This tcr repair was made for .*llama, 3 layers x 4 heads.*, not for .*; fit one"),
+        fitted().attached(model),
+    ):
+        pass
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "repair.safetensors").write_bytes(b"not tensors"), "is missing or damaged"),
+        (lambda f: (f / "repair.safetensors").unlink(), "is missing or damaged"),
+        (lambda f: (f / "repair.json").write_text("{"), "is no readable JSON"),
+        (lambda f: (f / "repair.json").unlink(), "holds no repair"),
+        (lambda f: _change(f, schema_version=99), "has repair schema version 99, this Chainwright reads 1"),
+        (lambda f: _change(f, kind="nonsense"), "holds a repair of kind 'nonsense'"),
+        (lambda f: _change(f, settings={}), "is damaged: its parts do not make a TCR"),
+        (lambda f: _change(f, settings=None), "is damaged: its parts do not make a TCR"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path: Path, damage: object, words: str) -> None:
+    folder = fitted().save_pretrained(tmp_path / "repair")
+    damage(folder)
+    with pytest.raises(BadInput, match=words) as error:
+        Repair.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def _change(folder: Path, **changes: object) -> None:
+    path = folder / "repair.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="Unknown repair 'nosuch'"):
+        Repair.from_pretrained("nosuch")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no repair"):
+        Repair.from_pretrained(tmp_path / "empty")
+
+
+def test_no_heads_and_bad_settings_are_refused() -> None:
+    with pytest.raises(BadInput, match="at least one candidate head; the list of heads is empty"):
+        TCR([], RandomSelector(0), EntropyDetector())
+    with pytest.raises(BadInput, match="no layers were given"):
+        TCR(HEADS, LightSelector(Perceptron(4, 0, 3)), EntropyDetector())
+    for bad in ({"n_votes": 0}, {"max_bytes": 0}, {"positions": "first"}):
+        with pytest.raises(BadInput, match=next(iter(bad))):
+            TCRConfig(**bad)
+    with pytest.raises(BadInput, match="tau must be an entropy"):
+        EntropyDetector(-1.0)
+
+
+def test_repairs_for_studies_cannot_be_saved(tmp_path: Path) -> None:
+    from chainwright.repair import GoldDetector
+
+    gold = TCR(HEADS, RandomSelector(2), GoldDetector({(1,): [2]}))
+    with pytest.raises(BadInput, match="GoldDetector is for studies and cannot be saved"):
+        gold.save_pretrained(tmp_path / "gold")
+    assert not (tmp_path / "gold").exists()
