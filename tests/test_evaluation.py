@@ -4,7 +4,8 @@ import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.evaluation import evaluate, wilson
+from chainwright.evaluation import compare, evaluate, wilson
+from chainwright.models.load import load_model
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
 from trace_tokenizers import task_words
@@ -73,3 +74,36 @@ def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
         evaluate([trace(problem), plain])
     with pytest.raises(BadInput, match="Trace 0 was not judged by its problem"):
         evaluate([trace(problem, is_correct=None)])
+
+
+def outcome(problem: Problem, is_right: bool) -> Trace:
+    text = problem.chain if is_right else problem.chain.replace(problem.slots[0].value, "nothing", 1)
+    return Trace.from_text(load_model("reasoner").tokenizer, problem.prompt, text, problem=problem)
+
+
+def test_compare_pairs_problems_and_counts_what_is_mended_and_broken() -> None:
+    problems = tasks.sample("clf", 3, 6) + tasks.sample("clf", 4, 4)
+    before = [outcome(p, i in (0, 1, 6)) for i, p in enumerate(problems)]
+    after = [outcome(p, i in (1, 2, 3, 6, 7)) for i, p in enumerate(problems)]
+    found = compare({"none": before, "repair": after})
+    row = found.overall("repair")
+    assert (row["n"], row["n_mended"], row["n_broken"]) == (10, 3, 1)
+    assert row["exact"] == pytest.approx(0.5) and row["exact_gain"] == pytest.approx(0.2)
+    assert row["exact_gain_low"] <= 0.2 <= row["exact_gain_high"]
+    assert row["p"] == pytest.approx(0.625)  # 4 moved, 3 one way: 2 * (4 + 1) / 16
+    four = next(r for r in found.rows if r["hops"] == 4 and r["name"] == "repair")
+    assert (four["n"], four["exact"], four["exact_gain"]) == (4, 0.5, 0.25)
+    assert found.overall("none")["exact_gain"] == 0.0 and found.baseline == "none"
+    assert "3 mended, 1 broken" in found.summary()
+    assert found.to_frame().num_rows == len(found.rows) == 2 * 4
+
+
+def test_compare_refuses_other_problems_and_nothing() -> None:
+    one, two = (tasks.sample("clf", 3, 2, seed) for seed in (0, 1))
+    first, other = ([outcome(p, True) for p in ps] for ps in (one, two))
+    with pytest.raises(BadInput, match="Trace 0 of 'b' is of another problem"):
+        compare({"a": first, "b": other})
+    with pytest.raises(BadInput, match="'b' has 1 traces, the first way has 2"):
+        compare({"a": first, "b": first[:1]})
+    with pytest.raises(BadInput, match="at least one trace"):
+        compare({"a": []})

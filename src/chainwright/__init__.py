@@ -30,9 +30,20 @@ if TYPE_CHECKING:
     )
     from chainwright.diagnose.head_roles import head_roles
     from chainwright.edits import KnockOut, edit
-    from chainwright.evaluation import Accuracy, evaluate
+    from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
     from chainwright.models import Capture, bundled_models, load_model
     from chainwright.models.capture import capture
+    from chainwright.repair import (
+        TCR,
+        Cost,
+        EntropyDetector,
+        GoldDetector,
+        RemoveAndResample,
+        Repair,
+        TCRConfig,
+        TrainedDetector,
+        bundled_repairs,
+    )
     from chainwright.report import write_report
     from chainwright.studies import Study
     from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis
@@ -40,30 +51,41 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "TCR",
     "Accuracy",
     "BadInput",
     "BadTrace",
     "Capture",
     "ChainwrightError",
+    "Comparison",
+    "Cost",
     "DiagnoseConfig",
     "Diagnosis",
     "EditNeverFired",
+    "EntropyDetector",
     "ErrorTable",
     "Finding",
     "FirstError",
+    "GoldDetector",
     "HeadRoles",
     "KnockOut",
     "KnockoutEffects",
     "LogitLens",
     "Problem",
+    "RemoveAndResample",
+    "Repair",
     "SlotContexts",
     "Study",
+    "TCRConfig",
     "TokenScores",
     "Trace",
+    "TrainedDetector",
     "UnsupportedModel",
     "answer_writing_scores",
     "bundled_models",
+    "bundled_repairs",
     "capture",
+    "compare",
     "correct_contexts",
     "edit",
     "erroneous_contexts",
@@ -85,7 +107,19 @@ __all__ = [
 ]
 
 # The modules that hold the names above, in the order in which they import each other.
-_HOLDERS = ("studies", "_finding", "models", "edits", "traces", "decode", "diagnose", "evaluation", "study", "report")
+_HOLDERS = (
+    "studies",
+    "_finding",
+    "models",
+    "edits",
+    "traces",
+    "decode",
+    "diagnose",
+    "repair",
+    "evaluation",
+    "study",
+    "report",
+)
 
 
 def __getattr__(name: str) -> Any:

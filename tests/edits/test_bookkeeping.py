@@ -45,7 +45,7 @@ def test_an_edit_that_never_fired_says_so() -> None:
         with edit(model, KnockOut({(1, 2)})):
             pass
     assert str(caught.value) == (
-        "KnockOut(heads={(1, 2)}, positions='all') was attached but touched no (layer, head, position) site: no "
+        "KnockOut(heads={(1, 2)}, positions='all', scale=0.0) was attached but touched no (layer, head, position) site: no "
         "forward pass ran inside the block, or the edit selects nothing. Run the model inside the block, or pass "
         "strict=False."
     )
@@ -61,7 +61,7 @@ def test_an_edit_that_selects_nothing_never_fires(heads: object) -> None:
 
 def test_one_idle_edit_among_several_is_named() -> None:
     model = tiny("llama")
-    with pytest.raises(EditNeverFired, match=r"KnockOut\(heads=\[\], positions='last'\)"):
+    with pytest.raises(EditNeverFired, match=r"KnockOut\(heads=\[\], positions='last', scale=0.0\)"):
         with edit(model, KnockOut({(0, 1)}), KnockOut([], "last")):
             model(input_ids=random_ids(1, 4))
 

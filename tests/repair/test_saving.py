@@ -68,7 +68,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
 def test_a_repair_made_for_another_model_is_refused(other: str) -> None:
     model = tiny("qwen3") if other == "qwen3" else tiny("llama", num_hidden_layers=4)
     with (
-        pytest.raises(BadInput, match=r"This tcr repair was made for .*llama, 3 layers x 4 heads.*, not for .*; fit one"),
+        pytest.raises(BadInput, match=r"tcr repair was made for .*llama, 3 layers x 4 heads.*, not for .*; fit"),
         fitted().attached(model),
     ):
         pass

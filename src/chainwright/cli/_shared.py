@@ -16,6 +16,7 @@ from chainwright._errors import ChainwrightError
 if TYPE_CHECKING:
     from chainwright.evaluation import Accuracy
     from chainwright.models import LoadedModel
+    from chainwright.repair import Repair
 
 out = Console()
 err = Console(stderr=True)
@@ -39,6 +40,9 @@ RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code 
 BatchSize = Annotated[int | None, typer.Option(help="Rows decoded together; left out: chosen by length.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; left out: 1.5 gold chains and 16.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+RepairName = Annotated[
+    str | None, typer.Option("--repair", help="Decode with this repair: a bundled name, a folder, or a Hub id.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 
@@ -68,6 +72,17 @@ def load(name: str, device: str | None, dtype: str | None, revision: str | None,
     from chainwright.models import load_model
 
     return load_model(name, device=device, dtype=dtype, revision=revision, trust_remote_code=remote_code)
+
+
+def load_repair(name: str | None) -> Repair | None:
+    from chainwright.repair import Repair
+
+    return None if name is None else Repair.from_pretrained(name)
+
+
+def print_cost(repair: Repair | None) -> None:
+    if repair is not None:
+        out.print(f"Repair: {repair.cost.summary()}", highlight=False, soft_wrap=True)
 
 
 def print_accuracy(accuracy: Accuracy) -> None:

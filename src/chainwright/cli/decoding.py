@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chainwright._errors import BadInput
 from chainwright.cli._shared import (
     BatchSize,
     Device,
@@ -19,15 +20,18 @@ from chainwright.cli._shared import (
     Quiet,
     RemoteCode,
     RenderingName,
+    RepairName,
     Revision,
     Seed,
     TaskNames,
     Temperature,
     clear_errors,
     load,
+    load_repair,
     out,
     plain,
     print_accuracy,
+    print_cost,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ def generate(
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here (Parquet).")] = None,
     seed: Seed = 0,
     rendering: RenderingName = "auto",
+    repair: RepairName = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = None,
@@ -63,11 +68,13 @@ def generate(
     cells = _choices.choose_cells(task, hops, chosen)
     asked = [prompt] if prompt is not None else _choices.sample_cells(cells, n, seed, chosen)
     _choices.check_free(out_file, overwrite)
+    mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     traces = decode.generate(
         loaded.model,
         loaded.tokenizer,
         asked,
+        repair=mended,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         temperature=temperature,
@@ -79,6 +86,7 @@ def generate(
         out.print(text, markup=False, highlight=False)
     if prompt is None:
         print_accuracy(evaluate(traces))
+    print_cost(mended)
     if out_file is not None:
         write_traces(out_file, traces, overwrite=overwrite)
         out.print(f"Wrote {len(traces)} traces to {out_file}", soft_wrap=True)
@@ -96,6 +104,7 @@ def evaluate(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken lines of a JSONL file out.")] = False,
     seed: Seed = 0,
     rendering: RenderingName = "auto",
+    repair: RepairName = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = None,
@@ -111,6 +120,9 @@ def evaluate(
     chosen = _choices.rendering_for(rendering, model)
     cells = {} if traces is not None else _choices.choose_cells(task, hops, chosen)
     asked = _choices.sample_cells(cells, n, seed, chosen)
+    if repair is not None and traces is not None:
+        raise BadInput("--repair changes how a model decodes, but --traces are decoded already; give one of the two.")
+    mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     if traces is not None:
         read = _choices.read_file(traces, loaded.tokenizer, skip_bad=skip_bad)
@@ -121,6 +133,7 @@ def evaluate(
             loaded.model,
             loaded.tokenizer,
             asked,
+            repair=mended,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             temperature=temperature,
@@ -130,6 +143,7 @@ def evaluate(
     if _choices.are_judged(found):
         print_accuracy(evaluation.evaluate(found))
         out.print(diagnose.first_errors(found).summary(), highlight=False)
+    print_cost(mended)
 
 
 def _print_read(read: JsonlTraces) -> None:
