@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import binomtest
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
@@ -18,7 +19,7 @@ from chainwright.traces import Trace
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Accuracy", "Interval", "evaluate", "wilson"]
+__all__ = ["Accuracy", "Comparison", "Interval", "compare", "evaluate", "wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
