@@ -1,6 +1,7 @@
 """Knockout effects against the slow way: one full forward pass a head, on a copy of the model without its weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.diagnose import KnockoutEffects, knockout_effects
+from chainwright.diagnose._sweep_first import Sharing
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -103,6 +105,36 @@ def test_rows_of_many_lengths_are_put_back_in_their_places(family: str, position
     got = knockout_effects(model, ids, tokens, attention_mask=mask, positions=positions)
     want = slow_effects(model, lacking(model, family), rows, tokens, positions)
     assert_close(got.effect, want, f"{family} {positions}", TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("family", "n_readers"),
+    [("llama", 2), ("phi3", 1), ("gpt2", 1), ("granite", 2), ("deepseek_v3", 2), ("gemma2", 0), ("gpt_neox", 0)],
+)
+def test_what_the_heads_of_a_layer_share_is_computed_once(
+    family: str, n_readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FAMILIES.setdefault("granite", dict(FAMILIES["llama"], residual_multiplier=0.3))
+    model, rows = tiny(family), [random_ids(1, 30, seed=n)[0] for n in range(2)]
+    model = model if family == "deepseek_v3" else model.double()  # its experts know no float64
+    ids, tokens = torch.stack(rows), likeliest(model, rows)
+    used = []
+    of_layer = Sharing.of_layer
+
+    def counting(self: Sharing, *asked: Any) -> Any:
+        shared = of_layer(self, *asked)
+        used.append(len(shared.readers))
+        return shared
+
+    monkeypatch.setattr(Sharing, "of_layer", counting)
+    got = knockout_effects(model, ids, tokens)
+    assert used == [n_readers] * 3
+    tolerance = 1e-9 if family in ("gpt2", "gpt_neox") else TOLERANCE  # the norms of the others round to float32
+    assert_close(got.effect, slow_effects(model, lacking(model, family), rows, tokens, "all"), family, tolerance)
+    monkeypatch.setattr("chainwright.diagnose._sweep_first._MOST_OFF", -1.0)
+    used.clear()
+    assert_close(knockout_effects(model, ids, tokens).effect, got.effect, "modules as they are", tolerance)
+    assert used == [0] * 3
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])

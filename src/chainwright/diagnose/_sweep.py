@@ -22,9 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chainwright.diagnose._sweep_first import Sharing
 from chainwright.diagnose._sweep_last import last_position
 from chainwright.diagnose._sweep_layers import from_layer
-from chainwright.diagnose._sweep_plain import Contexts, Found, Group, groups, is_edited
+from chainwright.diagnose._sweep_plain import Contexts, Group, groups, is_edited
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
 
@@ -72,9 +73,12 @@ def knock_out_each(
     baseline = torch.full((n_rows, n_tracked), float("nan"), dtype=dtype)
     probs, argmax = torch.full((*shape, n_tracked), float("nan"), dtype=dtype), torch.full(shape, -1)
     wanted = wanted.cpu()
+    at_once = max_bytes or BYTES_AT_ONCE[_kind(parts)]
+    is_shared = positions == "last" and not is_edited(parts)
+    run = last_position if is_shared else partial(from_layer, positions=positions, sharing=Sharing(parts))
     with torch.no_grad():
         for group in _grouped(parts, contexts, max_bytes):
-            for where, logits in _run(parts, group, wanted[group.rows], positions, max_bytes):
+            for where, logits in run(parts, group.contexts, wanted[group.rows], at_once):
                 tracked = group.contexts.tracked[where[:, 0].to(contexts.tracked.device)]
                 found = logits.softmax(-1).gather(-1, tracked).cpu()
                 is_out = where[:, 2] >= 0
@@ -96,9 +100,3 @@ def _grouped(parts: Anatomy, contexts: Contexts, max_bytes: int | None) -> Itera
     # a layer's input, its heads' outputs and what its attention gave; or its keys and values, which are no more
     per_token = parts.n_layers * (2 * parts.d_model + parts.n_heads * parts.d_head) * parts.model.dtype.itemsize
     yield from groups(contexts, (max_bytes or BYTES_KEPT[_kind(parts)]) // per_token)
-
-
-def _run(parts: Anatomy, group: Group, wanted: Tensor, positions: Positions, max_bytes: int | None) -> Iterator[Found]:
-    is_shared = positions == "last" and group.contexts.input_ids.shape[1] > 1 and not is_edited(parts)
-    run = last_position if is_shared else partial(from_layer, positions=positions)
-    return run(parts, group.contexts, wanted, max_bytes or BYTES_AT_ONCE[_kind(parts)])

@@ -6,7 +6,7 @@ Of the last layer only the last query, and what comes after it, is needed; only 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import UnsupportedModel
+from chainwright.diagnose._sweep_first import Shared, Sharing, as_output, returning
 from chainwright.diagnose._sweep_plain import (
     Contexts,
     Found,
@@ -46,8 +47,9 @@ class _Variants(NamedTuple):
 
 
 def from_layer(
-    parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int, positions: Positions
+    parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int, positions: Positions, sharing: Sharing
 ) -> Iterator[Found]:
+    """Yield the logits with each wanted head `[N, L, H]` silenced, and with none."""
     n_rows, n_tokens = contexts.input_ids.shape
     # a block holds about eight tensors of the residual stream's size at its widest point
     at_once = max(1, max_bytes // (n_tokens * parts.d_model * parts.model.dtype.itemsize * 8))
@@ -59,8 +61,12 @@ def from_layer(
             chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
             if not chunks:
                 continue
-            hidden = torch.cat([_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows)) for c in chunks])
             pairs = torch.cat(chunks)
+            shared = sharing.of_layer(layer, plain.calls[layer], len(pairs)) if positions == "all" else None
+            hidden = torch.cat(
+                [_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows), shared) for c in chunks]
+            )
+            del shared
             where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
             asked = wanted[tuple(where.T)]
             yield from _unembedded(parts, where[asked], hidden[asked.to(hidden.device)])
@@ -99,48 +105,42 @@ def _check_replay(parts: Anatomy, plain: Plain, n_rows: int) -> None:
             )
 
 
-def _rerun(parts: Anatomy, calls: list[LayerCall], variants: _Variants) -> Tensor:
+def _rerun(parts: Anatomy, calls: list[LayerCall], variants: _Variants, shared: Shared | None = None) -> Tensor:
     """Return the last layer's output at the last position `[R, D]` with each variant's head silenced."""
-    layer, (rows, heads) = variants.layer, variants.pairs.T
-    z = calls[layer].z[rows.to(calls[layer].z.device)]
-    (silenced,) = (heads >= 0).nonzero(as_tuple=True)
-    if variants.positions == "all":
-        z[silenced, :, heads[silenced]] = 0
-    else:
-        z[silenced, -1, heads[silenced]] = 0
+    rows = variants.pairs[:, 0]
     hidden: Tensor | None = None
-    last = parts.n_layers - 1
-    for at in range(layer, parts.n_layers):
-        args, kwargs = for_rows(calls[at], rows, variants.n_rows, hidden)
-        only_last = at == last and calls[at].is_positionwise
+    for at in range(variants.layer, parts.n_layers):
+        layer, call = parts.layers[at], calls[at]
+        args, kwargs = for_rows(call, rows, variants.n_rows, hidden)
+        is_first, is_last = at == variants.layer, at == parts.n_layers - 1 and call.is_positionwise
         with ExitStack() as stack:
-            if only_last:
-                z = z[:, -1:] if at == layer else _last_query(parts.layers[at], args, kwargs)
+            if is_last:
+                z = _silenced(call.z[:, -1:], variants) if is_first else _last_query(layer, args, kwargs)
                 args, kwargs = _at_last_position(args, kwargs)
-            if only_last or at == layer:
-                stack.enter_context(_attention_gives(parts.layers[at], calls[at], z))
-            hidden = first_tensor(parts.layers[at].block(*args, **kwargs))
+                stack.enter_context(_attention_gives(layer, call, z))
+            elif is_first and shared is not None:
+                stack.enter_context(shared.given(rows, variants.pairs[:, 1]))
+            elif is_first:
+                stack.enter_context(_attention_gives(layer, call, _silenced(call.z, variants)))
+            hidden = first_tensor(layer.block(*args, **kwargs))
     assert hidden is not None
     return hidden[:, -1].clone()
 
 
-@contextmanager
-def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> Iterator[None]:
+def _silenced(z: Tensor, variants: _Variants) -> Tensor:
+    """Return z of each variant `[R, P, H, d]`, without its head."""
+    rows, heads = variants.pairs.T
+    z = z[rows.to(z.device)]
+    (silenced,) = (heads >= 0).nonzero(as_tuple=True)
+    where = slice(None) if variants.positions == "all" else -1
+    z[silenced, where, heads[silenced]] = 0
+    return z
+
+
+def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> AbstractContextManager[None]:
     """Let the layer's attention module, instead of attending, return the projection of `z`."""
-    recorded = first_tensor(call.attn_output)
-    assert recorded is not None
-    out = layer.out_proj(z.flatten(-2)).reshape(-1, *((z.shape[1],) if recorded.dim() > 2 else ()), recorded.shape[-1])
-    output = call.attn_output
-    given = out if isinstance(output, Tensor) else type(output)((out, *output[1:]))
-    before = layer.attention.__dict__.get("forward")  # there is one where weights are moved between devices
-    layer.attention.forward = lambda *args, **kwargs: given
-    try:
-        yield
-    finally:
-        if before is None:
-            del layer.attention.forward
-        else:
-            layer.attention.forward = before
+    given = as_output(call, layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
+    return returning(layer.attention, lambda *args, **kwargs: given)
 
 
 class _Enough(Exception):

@@ -7,14 +7,15 @@ knockouts at all positions) or the keys and values (for knockouts at the last on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from chainwright.models.anatomy import Anatomy
+from chainwright.models.anatomy import Anatomy, Layer
 from chainwright.models.capture import forward
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, SeamHook, attach, widened
 
@@ -58,6 +59,7 @@ class LayerCall:
         z: Head outputs before the output projection `[N, T, H, d]`.
         attn_output: What the attention module returned.
         seen: The attention's call, where keys and values were to be kept.
+        mid_readers: The linear modules that were given what the norm in front of the MLP returned.
         is_positionwise: Nothing that the layer was given is per position but what its attention alone reads, so
             that the rest of it can be run for the last position only.
     """
@@ -67,6 +69,7 @@ class LayerCall:
     z: Tensor = field(default_factory=lambda: torch.empty(0))
     attn_output: Any = None
     seen: AttentionCall | None = None
+    mid_readers: list[nn.Module] = field(default_factory=list)
     is_positionwise: bool = False
 
     @property
@@ -143,6 +146,7 @@ def record(parts: Anatomy, contexts: Contexts, *, keys: bool = False) -> Plain:
             if not keys:
                 # the first of the hooks, so that what others change is not taken for the module's own
                 stack.callback(layer.attention.register_forward_hook(read_output, prepend=True).remove)
+                stack.enter_context(_watching_readers(layer, calls))
         logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)
     for i, call in enumerate(calls):  # they were recorded with the readers among their handlers
         call.kwargs[STATE_KEY] = attached(parts)
@@ -150,9 +154,47 @@ def record(parts: Anatomy, contexts: Contexts, *, keys: bool = False) -> Plain:
     return Plain(calls, widened(logits[:, -1]))
 
 
-def is_hooked(block: nn.Module) -> bool:
-    """Say whether somebody else's hooks are on a layer."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
+@contextmanager
+def _watching_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
+    """Note in the current call which linear modules are given what the norm in front of the MLP returns."""
+    linear = [m for m in layer.block.modules() if type(m) in (nn.Linear, Conv1D) and "forward" not in m.__dict__]
+    if layer.mid_reader is None or is_hooked(layer.block, but=2):
+        yield
+        return
+    normed: list[Tensor] = []
+
+    def read_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        normed[:] = [output] if isinstance(output, Tensor) else []
+
+    def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
+        # the norm's output is held here, so that nothing else can have got its place in memory
+        given = args[0] if args else None
+        if normed and isinstance(given, Tensor) and _is_view(given, normed[0]):
+            calls[-1].mid_readers.append(module)
+
+    def forget(*_: Any) -> None:
+        normed.clear()
+
+    with ExitStack() as stack:
+        stack.callback(layer.mid_reader.register_forward_hook(read_norm).remove)
+        stack.callback(layer.block.register_forward_hook(forget).remove)
+        for module in linear:
+            stack.callback(module.register_forward_pre_hook(compare).remove)
+        yield
+
+
+def _is_view(tensor: Tensor, of: Tensor) -> bool:
+    return (
+        tensor.data_ptr() == of.data_ptr()
+        and tensor.numel() == of.numel()
+        and tensor.shape[-1] == of.shape[-1]
+        and tensor.is_contiguous() == of.is_contiguous()
+    )
+
+
+def is_hooked(block: nn.Module, but: int = 0) -> bool:
+    """Say whether more hooks are on a layer than the given number, which are our own."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in block.modules()) > but
 
 
 def _is_positionwise(parts: Anatomy, layer: int, call: LayerCall, options: dict[str, Any]) -> bool:
