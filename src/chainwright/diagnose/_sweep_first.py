@@ -45,7 +45,8 @@ class _Norm(NamedTuple):
         """Return the scale that turned `x` into `normed`, `[..., 1]`."""
         size = torch.linalg.vector_norm(self.direction(x), dim=-1, keepdim=True)
         without_bias = normed - self.bias if bool(self.bias.any()) else normed
-        return torch.linalg.vector_norm(without_bias, dim=-1, keepdim=True) / size.clamp(min=1e-30)
+        scale: Tensor = torch.linalg.vector_norm(without_bias, dim=-1, keepdim=True) / size.clamp(min=1e-30)
+        return scale
 
 
 class _Reader(NamedTuple):
