@@ -14,17 +14,25 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
 from chainwright.diagnose import (
+    Emergence,
     ErrorTable,
     HeadRoles,
+    IterationOverlap,
+    IterationScores,
+    IterationSettings,
     KnockoutEffects,
     LogitLens,
     SlotContexts,
     first_errors,
     head_roles,
+    iteration_overlap,
+    iteration_scores,
     knockout_effects,
     logit_lens,
 )
 from chainwright.evaluation import Accuracy, evaluate
+from chainwright.lab import IterationConfig
+from chainwright.lab.iteration import held_out_sets, measure, new_iteration_model
 from chainwright.traces import Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words
@@ -45,10 +53,25 @@ def roles() -> HeadRoles:
     return head_roles(model, right, wrong)
 
 
+def iteration() -> IterationScores:
+    tokenizer = task_words()
+    settings = IterationSettings(n_shuffles=9, n_checked=1, n_controls=1)
+    twice = [traces()[0]] * 2
+    return iteration_scores(tiny("llama", vocab_size=len(tokenizer)), tokenizer, twice, settings=settings)
+
+
+def emergence() -> Emergence:
+    config = IterationConfig(max_length=3, modulus=3, d_model=8, n_held_out=2)
+    return measure(new_iteration_model(config), config, held_out_sets(config), 0, 2.5)
+
+
 MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
+    Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
     HeadRoles: roles,
+    IterationOverlap: lambda: iteration_overlap(iteration(), torch.arange(12.0).reshape(3, 4)),
+    IterationScores: iteration,
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
 }

@@ -26,6 +26,7 @@ app.command()(diagnosing.demo)
 
 train_app = typer.Typer(help="Train the small models that come with Chainwright.", no_args_is_help=True)
 train_app.command()(training.reasoner)
+train_app.command()(training.iteration)
 app.add_typer(train_app, name="train")
 
 

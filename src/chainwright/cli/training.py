@@ -33,3 +33,31 @@ def reasoner(
     folder = train_reasoner(config, out_folder, device=device, resume=resume, n_workers=n_workers, progress=not quiet)
     out.print(f"Wrote the reasoner to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
     out.print(f"See how good it is: chainwright evaluate --model {folder}", soft_wrap=True)
+
+
+@clear_errors
+def iteration(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints and measures.")] = Path(
+        "runs/iteration"
+    ),
+    task: Annotated[str, typer.Option("--task", "-t", help="copy, parity or polynomial; several with commas.")] = (
+        "polynomial"
+    ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the recipe, such as max_length=16; may be given several times."),
+    ] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model on an iterative task and watch its circuit form: a minute on one free core."""
+    from chainwright import _choices
+    from chainwright.lab import IterationConfig, train_iteration
+
+    names = [name.strip().lower() for name in task.split(",") if name.strip()]
+    config = _choices.changed(IterationConfig(tasks=dict.fromkeys(names, 1.0), seed=seed), changes or [])
+    found = train_iteration(config, out_folder, device=device, resume=resume, progress=not quiet)
+    out.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
+    out.print(f"Wrote the model, its checkpoints and its measures to {out_folder}", soft_wrap=True)

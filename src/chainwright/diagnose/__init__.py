@@ -1,15 +1,28 @@
 """Instruments: each measures one thing and returns a `Finding`."""
 
+from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
+from chainwright.diagnose.iteration import (
+    IterationOverlap,
+    IterationScores,
+    IterationSettings,
+    iteration_overlap,
+    iteration_scores,
+)
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
 
 __all__ = [
+    "CircuitMeasures",
+    "Emergence",
     "ErrorTable",
     "HeadCheck",
     "HeadRoles",
+    "IterationOverlap",
+    "IterationScores",
+    "IterationSettings",
     "KnockoutEffects",
     "LogitLens",
     "RoleFinding",
@@ -17,10 +30,13 @@ __all__ = [
     "SlotContexts",
     "answer_writing_scores",
     "check_head",
+    "circuit_measures",
     "correct_contexts",
     "erroneous_contexts",
     "first_errors",
     "head_roles",
+    "iteration_overlap",
+    "iteration_scores",
     "knockout_effects",
     "logit_lens",
 ]

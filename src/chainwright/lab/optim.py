@@ -35,12 +35,13 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path} is missing or damaged: {error}; train again in another folder.") from error
-    needed = {f"{part}/{name}" for name, _ in model.named_parameters() for part in ("weight", *_MOMENTS)}
+    parts = {True: ("weight", *_MOMENTS), False: ("weight",)}  # a frozen weight has no moments
+    needed = {f"{part}/{name}" for name, weight in model.named_parameters() for part in parts[weight.requires_grad]}
     if needed != tensors.keys():
         raise BadInput(f"{path} does not belong to this model; train again in another folder.")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(tensors[f"weight/{name}"])
-            for moment in _MOMENTS:
+            for moment in _MOMENTS if weight.requires_grad else ():
                 saved = tensors[f"{moment}/{name}"]
                 optimizer.state[weight][moment] = saved if moment == "step" else saved.to(weight.device)

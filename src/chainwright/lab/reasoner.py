@@ -16,25 +16,24 @@ Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), tra
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
+from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.training import begin, learning_rate, progress_bar
 from chainwright.models.load import check_device
 
 _COPY = "copy"
@@ -237,13 +236,6 @@ class ReasonerData(Dataset[list[Batch]]):
         return steps.cumsum(0) - 1
 
 
-def learning_rate(config: ReasonerConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, constant, linear decay to zero after the last step."""
-    warm = min(1.0, (step + 1) / max(1, config.n_warmup))
-    decay = min(1.0, max(0, config.n_steps - step) / max(1.0, config.decay_share * config.n_steps))
-    return config.lr * min(warm, decay)
-
-
 def train_reasoner(
     config: ReasonerConfig,
     folder: Path,
@@ -275,7 +267,7 @@ def train_reasoner(
     """
     place = check_device(device)
     state_folder = folder / "training"
-    step = _start(config, folder, state_folder, resume)
+    step = begin(config, folder, state_folder, resume)
     tokenizer = reasoner_tokenizer(config)
     model = new_reasoner(config, tokenizer).to(place)
     optimizer = torch.optim.AdamW(
@@ -289,25 +281,6 @@ def train_reasoner(
         model.to("cpu").eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
-
-
-def _start(config: ReasonerConfig, folder: Path, state_folder: Path, resume: bool) -> int:
-    """Return the step to begin with, after checking that the folder belongs to this recipe."""
-    known = folder / "recipe.json"
-    recipe = json.loads(json.dumps(asdict(config)))
-    if not known.exists():
-        if folder.exists() and not (folder.is_dir() and all(is_draft(path, known.name) for path in folder.iterdir())):
-            raise BadInput(f"{folder} exists and holds no training; choose an empty or new folder.")
-        write_json(known, recipe)
-        return 0
-    if not resume:
-        raise BadInput(f"{folder} already holds a training; pass --resume to go on with it, or another folder.")
-    if (old := read_json(known)) != recipe:
-        changed = sorted(k for k in recipe if old.get(k) != recipe[k])
-        raise BadInput(f"{folder} was begun with another recipe; these settings differ: {', '.join(changed)}.")
-    remove_leftovers(folder)
-    progress = state_folder / "progress.json"
-    return int(read_json(progress)["step"]) if progress.exists() else 0
 
 
 @dataclass
@@ -326,7 +299,7 @@ class _Trainer:
             self.log = read_json(self.folder / "progress.json")["log"]
         saved = time.monotonic()
         loader = self._loader(step, n_workers)
-        with _bar(progress) as bar:
+        with progress_bar(progress, "loss {task.fields[loss]:.3f}") as bar:
             shown = bar.add_task("training", total=self.config.n_steps, completed=step, loss=float("nan"))
             for group in loader:
                 loss = torch.stack([self._step(step + i, batch) for i, batch in enumerate(group)])
@@ -361,12 +334,3 @@ class _Trainer:
         with atomic_folder(self.folder) as draft:
             save_optimizer(draft / "state.safetensors", self.model, self.optimizer)
             write_json(draft / "progress.json", {"step": step, "log": self.log})
-
-
-def _bar(progress: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-    )
-    return Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn(), disable=not progress)

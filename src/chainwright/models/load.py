@@ -70,7 +70,7 @@ def load_model(
     where = _resolve(str(name))
     device = check_device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(where, **options)
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -100,7 +100,7 @@ def load_tokenizer(
         BadInput: No such model, or no tokenizer with it that can be read.
     """
     where = _resolve(str(name))
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
         except _LOADING_ERRORS as error:
@@ -112,7 +112,7 @@ def load_tokenizer(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Transformers from drawing bars and tables; what is wrong is raised."""
     had_bar, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()

@@ -1,0 +1,44 @@
+"""Attention from a few positions to everything before them, read while the model runs; no map is ever kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import forward
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attn_pattern
+
+_BLOCK = 64  # rows that are computed together
+
+ReadRows = Callable[[int, Tensor, Tensor], None]
+"""Takes a layer, some positions `[R]` and their attention `[H, R, T]` (float32 or wider)."""
+
+
+@torch.no_grad()
+def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRows) -> None:
+    """Run one unpadded row of ids `[T]` and hand over the attention of some of its positions, block by block."""
+    positions = positions.to(parts.model.device)
+
+    def handler(call: AttentionCall, attend: Attend) -> Tensor:
+        for rows in torch.split(positions, _BLOCK):
+            read(call.layer, rows, attn_pattern(_only(call, rows))[0])
+        return attend(call)
+
+    handlers = Handlers({i: (handler,) for i in range(parts.n_layers)})
+    with attach(parts.model, handlers):
+        forward(parts, input_ids[None].to(parts.model.device), None, last_only=True)
+
+
+def _only(call: AttentionCall, rows: Tensor) -> AttentionCall:
+    """Return the call for some of its query rows."""
+    n_query, keys = call.q.shape[2], torch.arange(call.k.shape[2], device=call.q.device)
+    mask = (keys <= rows[:, None])[None, None] if call.mask is None else call.mask[..., rows, :]
+    options = dict(call.options)
+    bias = options.get("position_bias")
+    if isinstance(bias, Tensor) and bias.shape[-2] == n_query:
+        options["position_bias"] = bias[..., rows, :]
+    return replace(call, q=call.q[:, :, rows], mask=mask, options=options)

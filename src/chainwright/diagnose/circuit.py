@@ -1,0 +1,205 @@
+"""The circuit of an iterative task in a small transformer, and how it forms while the model trains.
+
+A sequence is `[task] x_1..x_n [end of input] s_1..s_n`; e = n + 1 is where the input ends. Two kinds of head are looked
+for, each in the attention of every head of every layer:
+
+- end-of-input: queries e+1..2e-1 (the written states) look at key e, which tells how long the input was;
+- diagonal: query e+j, which is about to write s_(j+1), looks at key 1+j, its input, for j = 0..e-2.
+
+Each has a score (mean attention there, the paper's "peakiness"), a share of entries above one half, and an invariance:
+one less the standard deviation over sequences of each entry, averaged over entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.edits import Head
+
+THRESHOLD = 0.5
+KINDS = ("end_of_input", "diagonal")
+MEASURES = ("score", "thresholded", "invariance")
+
+
+@dataclass(frozen=True)
+class CircuitMeasures:
+    """The measures of every head for one length; each `[L, H]`.
+
+    Attributes:
+        end_of_input: Mean attention of the written states on the end of the input.
+        end_of_input_thresholded: Share of those entries above one half.
+        end_of_input_invariance: One less their standard deviation over sequences, averaged over positions.
+        diagonal: Mean attention from where s_t is about to be written to x_t.
+        diagonal_thresholded: As above, for the diagonal.
+        diagonal_invariance: As above, for the diagonal.
+    """
+
+    end_of_input: Tensor
+    end_of_input_thresholded: Tensor
+    end_of_input_invariance: Tensor
+    diagonal: Tensor
+    diagonal_thresholded: Tensor
+    diagonal_invariance: Tensor
+
+    def stacked(self) -> Tensor:
+        """Return everything as `[2 kinds, 3 measures, L, H]`, in the order of `KINDS` and `MEASURES`."""
+        flat = [
+            self.end_of_input,
+            self.end_of_input_thresholded,
+            self.end_of_input_invariance,
+            self.diagonal,
+            self.diagonal_thresholded,
+            self.diagonal_invariance,
+        ]
+        return torch.stack(flat).reshape(len(KINDS), len(MEASURES), *self.diagonal.shape)
+
+
+def circuit_measures(attention: Tensor, length: int) -> CircuitMeasures:
+    """Return the measures of every head from stored attention.
+
+    Args:
+        attention: Attention weights of N sequences of one length, `[L, N, H, T, T]` as `capture` returns them; T is at
+            least 2 n + 2, what comes after is not looked at.
+        length: n, the number of inputs.
+
+    Raises:
+        BadInput: The attention has another form, or is too short for the length.
+
+    Note:
+        The standard deviation is that of the N sequences themselves (divided by N), so one sequence has none.
+
+    Source: Iteration Head (arXiv 2406.02128), section 3 and appendix.
+    """
+    if attention.dim() != 5 or attention.shape[-1] != attention.shape[-2]:
+        raise BadInput(f"attention must have the shape [L, N, H, T, T]; got {list(attention.shape)}.")
+    if length < 1 or attention.shape[-1] < 2 * length + 2:
+        raise BadInput(
+            f"A sequence of length {length} has {2 * length + 2} tokens up to its last state, and a length is at "
+            f"least 1; the attention given covers {attention.shape[-1]} tokens."
+        )
+    end, j = length + 1, torch.arange(length, device=attention.device)
+    at_end = attention[..., end + 1 : 2 * end, end]
+    diagonal = attention[..., end + j, 1 + j]
+    return CircuitMeasures(*_three(at_end), *_three(diagonal))
+
+
+def _three(entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return score, thresholded score and invariance, `[L, H]` each, of entries `[L, N, H, n]`."""
+    entries = entries.double()
+    spread = entries.std(dim=1, unbiased=False).mean(-1)
+    return entries.mean((1, 3)).float(), (entries > THRESHOLD).double().mean((1, 3)).float(), (1 - spread).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emergence(Finding):
+    """Accuracy and circuit of a small model at every checkpoint of its training.
+
+    C checkpoints, K tasks, N lengths, L layers, H heads, T tokens of the longest sequence.
+
+    Attributes:
+        steps: Optimizer steps done at each checkpoint, `[C]`; the first is 0, before training.
+        loss: Mean training loss since the checkpoint before, `[C]`; NaN at the first.
+        tasks: Names of the tasks.
+        lengths: The lengths that have held-out sequences.
+        accuracy: Share of held-out sequences with every state and the end right, `[C, K, N]`.
+        token_accuracy: Share of their states that are right, given the right ones before, `[C, K, N]`.
+        measures: `[C, K, N, 2, 3, L, H]`: kinds of head (end-of-input, diagonal) by measures (score, thresholded,
+            invariance). NaN without a chain of thought, which has no states between to look from.
+        maps: Attention of every head, averaged over the held-out sequences of the longest length,
+            `[C, K, L, H, T, T]`.
+        n_sequences: Held-out sequences of each task and length, `[K, N]`.
+    """
+
+    steps: Tensor
+    loss: Tensor
+    tasks: list[str]
+    lengths: list[int]
+    accuracy: Tensor
+    token_accuracy: Tensor
+    measures: Tensor
+    maps: Tensor
+    n_sequences: Tensor
+
+    def exact(self, task: str | None = None) -> Tensor:
+        """Return the share of exact sequences of a task at each checkpoint, mean over lengths, `[C]`."""
+        return self.accuracy[:, self._task(task)].mean(-1)
+
+    def scores(self, kind: str, task: str | None = None, measure: str = "score") -> Tensor:
+        """Return a measure of a kind of head at each checkpoint, mean over lengths, `[C, L, H]`."""
+        return self.measures[:, self._task(task), :, KINDS.index(kind), MEASURES.index(measure)].mean(1)
+
+    def best_head(self, kind: str, task: str | None = None) -> Head:
+        """Return the (layer, head) with the highest score of a kind at the last checkpoint."""
+        last = self.scores(kind, task)[-1].nan_to_num(0.0)
+        at = int(last.flatten().argmax())
+        return at // last.shape[1], at % last.shape[1]
+
+    def curve(self, kind: str, task: str | None = None, measure: str = "score") -> Tensor:
+        """Return how a measure of the head that ends up best moved over the checkpoints, `[C]`."""
+        layer, head = self.best_head(kind, task)
+        return self.scores(kind, task, measure)[:, layer, head]
+
+    def first_step(self, level: float, task: str | None = None) -> int | None:
+        """Return the first step at which the exact share reached `level`, None if it never did."""
+        reached = (self.exact(task) >= level).nonzero()
+        return int(self.steps[reached[0, 0]]) if len(reached) else None
+
+    def _task(self, task: str | None) -> int:
+        name = self.tasks[0] if task is None else task
+        if name not in self.tasks:
+            raise BadInput(f"There are no measures of task {name!r}; measured: {', '.join(self.tasks)}.")
+        return self.tasks.index(name)
+
+    def summary(self) -> str:
+        """Return the last checkpoint in words, one line a task."""
+        return "\n".join(self._line(task) for task in self.tasks)
+
+    def _line(self, task: str) -> str:
+        shown = (
+            f"{task}: {float(self.exact(task)[-1]):.3f} of held-out sequences exact after {int(self.steps[-1])} steps"
+        )
+        if bool(self.measures.isnan().all()):
+            return f"{shown}, without a chain of thought."
+        heads = []
+        for kind in KINDS:
+            layer, head = self.best_head(kind, task)
+            heads.append(f"{kind.replace('_', '-')} L{layer}H{head} {float(self.curve(kind, task)[-1]):.2f}")
+        return f"{shown}; {', '.join(heads)}."
+
+    def to_frame(self) -> pa.Table:
+        """Return one row for each checkpoint, task and length, with the scores of the heads that end up best."""
+        return pa.Table.from_pylist(
+            [
+                self._row(c, task, k, i)
+                for c in range(len(self.steps))
+                for k, task in enumerate(self.tasks)
+                for i in range(len(self.lengths))
+            ]
+        )
+
+    def _row(self, c: int, task: str, k: int, i: int) -> Mapping[str, float | int | str]:
+        row: dict[str, float | int | str] = {
+            "step": int(self.steps[c]),
+            "loss": float(self.loss[c]),
+            "task": task,
+            "length": self.lengths[i],
+            "n": int(self.n_sequences[k, i]),
+            "accuracy": float(self.accuracy[c, k, i]),
+            "token_accuracy": float(self.token_accuracy[c, k, i]),
+        }
+        for at, kind in enumerate(KINDS):
+            head = self.best_head(kind, task)
+            row[f"{kind}_head"] = f"L{head[0]}H{head[1]}"
+            for m, measure in enumerate(MEASURES):
+                row[f"{kind}_{measure}"] = float(self.measures[c, k, i, at, m, head[0], head[1]])
+        return row
+
+
+__all__ = ["KINDS", "MEASURES", "THRESHOLD", "CircuitMeasures", "Emergence", "circuit_measures"]

@@ -1,0 +1,165 @@
+"""The steps of a chain of thought as token positions: what each step takes in, what it writes, and from where.
+
+1. A step is a line of the gold chain (or a hop, where a line holds several) that ends with a result. Lines before the
+   first step that hold one value alone, such as a start, are no steps, but their value is what the first step goes on
+   from.
+2. Its input is what the question says for it. Most chains say it again first; those leading recall slots, taken
+   column by column, are looked for in the question in order, so that a name that comes twice is found at the right
+   place. A problem whose chain does not repeat its inputs gives their places in `facts["inputs"]`: a list of
+   [start, end] characters of the prompt, one a hop.
+3. The position that emits a token is the one before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from chainwright._errors import BadInput
+from chainwright.tasks import Problem
+from chainwright.traces import Trace
+from chainwright.traces.offsets import Tokenizer, TokenOffsets, token_offsets
+from chainwright.traces.segments import Span
+
+_QUESTION = "Problem:\n"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trace; every list holds token positions.
+
+    Attributes:
+        hop: Its hop, from 0.
+        result: The tokens of what it writes.
+        restated: The tokens that say its input again; empty where the chain does not.
+        inputs: The tokens of its input in the question.
+        previous: The tokens of the result before it; empty for a first step without a start value.
+    """
+
+    hop: int
+    result: tuple[int, ...]
+    restated: tuple[int, ...]
+    inputs: tuple[int, ...]
+    previous: tuple[int, ...]
+
+    @property
+    def emits_result(self) -> tuple[int, ...]:
+        """Return the positions whose next token is part of the result."""
+        return tuple(i - 1 for i in self.result)
+
+    @property
+    def emits_restated(self) -> tuple[int, ...]:
+        """Return the positions whose next token is part of the repeated input."""
+        return tuple(i - 1 for i in self.restated)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The slots of one line and hop, as indices into `problem.slots`."""
+
+    hop: int
+    slots: tuple[int, ...]
+
+
+def trace_steps(tokenizer: Tokenizer, trace: Trace) -> list[Step]:
+    """Return the steps of a trace up to its first error.
+
+    Raises:
+        BadInput: The trace has no slot map, or its question is not in its tokens.
+    """
+    problem = trace.problem
+    if problem is None or not problem.slots:
+        raise BadInput(
+            "This trace has no slot map, so its steps are not known; make it with a problem "
+            "(generate(model, tokenizer, problems), or Trace.from_text(..., problem=problem))."
+        )
+    groups = _groups(problem)
+    inputs = _inputs(problem, groups)
+    question = token_offsets(tokenizer, trace.input_ids[: trace.response_start].tolist(), keep_markers=True)
+    base = question.text.rfind(problem.prompt.strip())
+    if base < 0:
+        raise BadInput(
+            f"The question of a {problem.task} trace is not found in its first {trace.response_start} tokens; was it "
+            "made with another tokenizer?"
+        )
+    base -= len(problem.prompt) - len(problem.prompt.lstrip())
+    return _steps(trace, groups, [[_tokens(question, base, span) for span in spans] for spans in inputs])
+
+
+def _steps(trace: Trace, groups: Sequence[_Group], inputs: Sequence[list[tuple[int, ...]]]) -> list[Step]:
+    """Return a step for each group that was read, is right, and whose input is known."""
+    tokens = {s.slot: tuple(range(s.start, s.end)) for s in trace.slots if s.is_right}
+    steps, previous = [], tuple[int, ...]()
+    for group, found in zip(groups, inputs, strict=True):
+        result = tokens.get(group.slots[-1], ())
+        if not result:
+            break
+        if found:
+            restated = tuple(i for slot in _leading(trace.problem, group) for i in tokens.get(slot, ()))
+            taken_in = tuple(i for part in found for i in part)
+            steps.append(Step(group.hop, result, restated, taken_in, previous))
+        previous = result
+    return steps
+
+
+def _groups(problem: Problem) -> list[_Group]:
+    """Return the slots of each line and hop before the closing lines."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, slot in enumerate(problem.slots):
+        if slot.hop < problem.hops:
+            groups.setdefault((problem.chain.count("\n", 0, slot.start), slot.hop), []).append(i)
+    return [_Group(hop, tuple(slots)) for (_, hop), slots in groups.items()]
+
+
+def _leading(problem: Problem | None, group: _Group) -> tuple[int, ...]:
+    """Return the first slots of a group that repeat what the question says."""
+    assert problem is not None
+    if len(group.slots) < 2:
+        return ()
+    types = {i: problem.slots[i].error_type for i in group.slots[:-1]}
+    if problem.task == "mdm":  # the number that is multiplied is the same at every step: the digit is what goes in
+        return tuple(i for i, error_type in types.items() if error_type == "digit")[:1]
+    return tuple(takewhile(lambda i: types[i].endswith("recall"), types))
+
+
+def _inputs(problem: Problem, groups: Sequence[_Group]) -> list[list[Span]]:
+    """Return where in the prompt each group's input stands; nothing for groups that are no steps."""
+    if "inputs" in problem.facts:
+        by_hop = [Span(*pair) for pair in problem.facts["inputs"]]
+        return [[by_hop[group.hop]] for group in groups]
+    if problem.task == "mdm":
+        return [[span] for span in _digits_from_the_end(problem, len(groups))]
+    start = problem.prompt.rfind(_QUESTION) + len(_QUESTION) if _QUESTION in problem.prompt else 0
+    end = problem.prompt.find("\n\nSolution", start)
+    end = len(problem.prompt) if end < 0 else end
+    # a question may begin with a program, which says nothing about this problem
+    start = max(start, problem.prompt.rfind("\n\n", start, end) + 2)
+    cursors: dict[int, int] = {}
+    return [_columns(problem, group, cursors, start, end) for group in groups]
+
+
+def _digits_from_the_end(problem: Problem, n: int) -> list[Span]:
+    """Return the places of the multiplier's digits, ones first."""
+    digits = [match.start() for match in re.finditer(r"\d", problem.prompt)]
+    return [Span(i, i + 1) for i in reversed(digits[-n:])]
+
+
+def _columns(problem: Problem, group: _Group, cursors: dict[int, int], start: int, end: int) -> list[Span]:
+    """Return where the repeated values of a group stand in the question, moving each column's cursor on."""
+    found, after = [], start
+    for column, i in enumerate(_leading(problem, group)):
+        value = re.escape(problem.slots[i].value)
+        pattern = re.compile(rf"(?<![\w.]){value}(?![\w/])")
+        match = pattern.search(problem.prompt, max(cursors.get(column, start), after), end)
+        if match is not None:
+            found.append(Span(match.start(), match.end()))
+            cursors[column] = after = match.end()
+    return found
+
+
+def _tokens(question: TokenOffsets, base: int, span: Span) -> tuple[int, ...]:
+    """Return the tokens that write some character of a span of the prompt."""
+    start, end = base + span.start, base + span.end
+    return tuple(i for i, at in enumerate(question.offsets) if at.start < end and at.end > start)
