@@ -1,0 +1,172 @@
+"""One pass for the logit flow: the residual stream, queries, keys, values and head outputs of every layer.
+
+Memory: about `L T (4 D + (2 H + 2 G) d)` numbers; attention weights are made again row by row when they are asked for,
+and no tensor of the size neurons x vocabulary or heads x T x T is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import UnsupportedModel
+from chainwright.models.anatomy import Anatomy, first_tensor, given_tensor
+from chainwright.models.capture import forward
+from chainwright.models.residual import norm_at_scale
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attn_pattern, widened
+from chainwright.models.writers import FeedForward
+
+
+@dataclass
+class LayerRead:
+    """What one layer did at all positions: each `[T, D]`, z `[T, H, d]`.
+
+    Attributes:
+        args: The layer's arguments, to run it again.
+        attn_given: What the attention module was given.
+        mlp_given: What the MLP was given.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    pre: Tensor = field(default_factory=lambda: torch.empty(0))
+    mid: Tensor = field(default_factory=lambda: torch.empty(0))
+    post: Tensor = field(default_factory=lambda: torch.empty(0))
+    attn_given: Tensor = field(default_factory=lambda: torch.empty(0))
+    mlp_given: Tensor = field(default_factory=lambda: torch.empty(0))
+    z: Tensor = field(default_factory=lambda: torch.empty(0))
+    call: AttentionCall | None = None
+
+    def pattern(self, position: int) -> Tensor:
+        """Return the attention weights of one query position, `[H, T]`."""
+        assert self.call is not None
+        mask = self.call.mask
+        if mask is None:
+            # the row of a causal mask, since one query alone may look at everything
+            seen = torch.arange(self.call.k.shape[2], device=self.call.k.device) <= position
+            mask = seen[None, None, None]
+        else:
+            mask = mask[:, :, position : position + 1]
+        bias = self.call.options.get("position_bias")
+        own = {} if bias is None else {"position_bias": bias[:, :, position : position + 1]}
+        options = {**self.call.options, **own}
+        call = replace(self.call, q=self.call.q[:, :, position : position + 1], mask=mask, options=options)
+        return attn_pattern(call)[0, :, 0]
+
+    def values(self) -> Tensor:
+        """Return the values that each query head reads, `[H, T, d]`."""
+        assert self.call is not None
+        return self.call.v[0].repeat_interleave(self.call.q.shape[1] // self.call.v.shape[1], dim=0)
+
+
+def read_pass(parts: Anatomy, ffs: tuple[FeedForward, ...], input_ids: Tensor) -> list[LayerRead]:
+    """Run one row of ids `[1, T]` and return what each layer did; the last run of a layer counts.
+
+    Raises:
+        UnsupportedModel: What heads and positions write does not add up to the head outputs.
+    """
+    reads = [LayerRead() for _ in parts.layers]
+
+    def heads(call: AttentionCall, attend: Attend) -> Tensor:
+        z = attend(call)
+        reads[call.layer].z, reads[call.layer].call = z[0].clone(), call
+        return z
+
+    with attach(parts.model, Handlers({i: (heads,) for i in range(parts.n_layers)})), _hooks(parts, ffs, reads):
+        forward(parts, input_ids, None, last_only=True)
+    for i, read in enumerate(reads):
+        if parts.layers[i].mid_reader is None:
+            read.mid = read.pre + attn_write(parts, i, read)
+        _check_values(parts, i, read)
+    return reads
+
+
+def attn_write(parts: Anatomy, i: int, read: LayerRead) -> Tensor:
+    """Return what the attention of layer `i` adds to the residual stream, `[T, D]`."""
+    layer = parts.layers[i]
+    out: Tensor = layer.out_proj(read.z.flatten(-2))
+    return layer.multiplier * (out if layer.post_attn is None else layer.post_attn(out))
+
+
+def _check_values(parts: Anatomy, i: int, read: LayerRead) -> None:
+    again = torch.einsum("hk,hkd->hd", read.pattern(-1 % read.z.shape[0]).to(read.z.dtype), read.values())
+    off = widened(again - read.z[-1]).norm() / (1e-6 + widened(read.z[-1]).norm())
+    if not off <= {torch.float64: 1e-6, torch.float32: 1e-3}.get(read.z.dtype, 0.1):
+        raise UnsupportedModel(
+            f"In layer {i} of this {parts.model.config.model_type} model the attention weights times the values miss "
+            f"the head outputs by {float(off):.2g} of their size, so what each position gives cannot be told."
+        )
+
+
+@contextmanager
+def _hooks(parts: Anatomy, ffs: tuple[FeedForward, ...], reads: list[LayerRead]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for i, layer in enumerate(parts.layers):
+            stack.callback(layer.block.register_forward_pre_hook(_opener(reads, i), with_kwargs=True).remove)
+            # first of the hooks: one that runs layers again must not hide what they give then
+            stack.callback(layer.block.register_forward_hook(_closer(reads, i)).remove)
+            for name, module in (
+                ("attn_given", layer.attention),
+                ("mlp_given", ffs[i].mlp),
+                ("mid", layer.mid_reader),
+            ):
+                if module is not None:
+                    hook = _taker(reads, i, name)
+                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1]).clone()
+
+
+def _opener(reads: list[LayerRead], i: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = given_tensor(args, kwargs)
+        assert given is not None
+        plain = {name: value for name, value in kwargs.items() if name != STATE_KEY}
+        reads[i] = replace(LayerRead(args=args, kwargs=plain), pre=_row(given))
+
+    return hook
+
+
+def _taker(reads: list[LayerRead], i: int, name: str) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = given_tensor(args, kwargs)
+        if given is not None and not getattr(reads[i], name).numel():
+            setattr(reads[i], name, _row(given))
+
+    return hook
+
+
+def _closer(reads: list[LayerRead], i: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        returned = first_tensor(output)
+        assert returned is not None
+        if not reads[i].post.numel():
+            reads[i].post = _row(returned)
+
+    return hook
+
+
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a module's arguments with another tensor in the place of what it works on."""
+    for k, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:k], hidden, *args[k + 1 :]), kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, {**kwargs, name: hidden}
+
+
+def linear_norm(norm: nn.Module | None, v: Tensor, at: Tensor) -> Tensor:
+    """Return a norm of `v` held at its scale for `at`, without its bias."""
+    if norm is None:
+        return v
+    return norm_at_scale(norm, v, at) - norm_at_scale(norm, torch.zeros_like(v), at)
