@@ -156,7 +156,9 @@ class Tracer:
         if kind == ATTN:
             z = self.reads[layer].z[position]
             writes = attn_writes(self.parts.layers[layer], z, torch.arange(z.numel(), device=z.device))
-            credits = _best(writes @ pull, self.n_per_cell, lambda k: Neuron(position, layer, ATTN, *divmod(k, z.shape[1])))
+            credits = _best(
+                writes @ pull, self.n_per_cell, lambda k: Neuron(position, layer, ATTN, *divmod(k, z.shape[1]))
+            )
             return credits
         run = self.neurons_at(layer, position)
         for g, group in enumerate(run.groups):

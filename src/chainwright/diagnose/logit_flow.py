@@ -125,9 +125,7 @@ class _Lens(NamedTuple):
     def __call__(self, rows: Tensor, token: int | None = None) -> Tensor:
         ids = torch.full((len(rows),), self.token if token is None else token, device=rows.device)
         reference = self.last.expand_as(rows)
-        return lens_log_probs(
-            self.parts, rows, ids, norm=self.norm, reference=reference, max_rows=self.max_rows
-        )
+        return lens_log_probs(self.parts, rows, ids, norm=self.norm, reference=reference, max_rows=self.max_rows)
 
 
 @torch.no_grad()
@@ -331,7 +329,9 @@ class _Values:
             for at in torch.arange(z.numel(), device=z.device).split(self.step):
                 vectors = attn_writes(self.parts.layers[i], z, at)
                 head, index = at // z.shape[1], at % z.shape[1]
-                yield self._rows(i, ATTN, head, index, self.lens(read.pre[-1] + vectors) - base, z.flatten()[at], vectors)
+                yield self._rows(
+                    i, ATTN, head, index, self.lens(read.pre[-1] + vectors) - base, z.flatten()[at], vectors
+                )
 
     def _ffn_chunks(self) -> Iterator[_Rows]:
         for i, read in enumerate(self.reads):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +48,10 @@ class Edit(ABC):
             BadInput: The edit names a layer or head that the model does not have.
         """
 
+    def hooked(self, parts: Anatomy, touched: Touched) -> AbstractContextManager[None]:
+        """Return a context that is open while the edit is, for edits that do more than handlers can."""
+        return nullcontext()
+
 
 @contextmanager
 def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[Touched]]:
@@ -79,7 +83,9 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
     for one, touched in zip(edits, counts, strict=True):
         by_layer = one.handlers(parts, touched)
         handlers = handlers.joined(Handlers({layer: (handler,) for layer, handler in by_layer.items()}))
-    with attach(model, handlers):
+    with attach(model, handlers), ExitStack() as hooks:
+        for one, touched in zip(edits, counts, strict=True):
+            hooks.enter_context(one.hooked(parts, touched))
         yield counts
     for one, touched in zip(edits, counts, strict=True):
         if strict and touched.n_sites == 0:

@@ -1,0 +1,333 @@
+"""Back attention: deep layers are read back into a shallow one, and the layers above it run again.
+
+1. In the first pass each layer's input is kept.
+2. At a source layer s every position reads, by one attention head of its own, the inputs of deeper layers (and the last
+   layer's output) at its own and all earlier positions: `B = softmax(q K^T / sqrt(d')) V W_O`, with the softmax over
+   positions and target layers together.
+3. Layers s and above run again on `h_s + B`; what the last one then returns takes the place of what it returned first,
+   so that the model's own norm and unembedding go on from there.
+
+While decoding, the second pass and the head keep keys and values of their own. They are appended to the layers of the
+model's cache, so whatever reorders, repeats or crops that cache does the same to them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from chainwright._errors import BadInput
+from chainwright.edits.base import Edit, Touched
+from chainwright.models.anatomy import Anatomy, first_tensor, given_tensor
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handler
+
+_OWN = "_chainwright_back_attention"
+
+
+class BackHead(nn.Module):
+    """The parameters of back attention into one source layer.
+
+    Attributes:
+        source: Layer whose input is changed.
+        targets: Depths that are read: t is the input of layer t, L the output of the last of L layers.
+        d_back: Size of queries, keys and values.
+        is_normed: Divide what goes into the three projections by its root mean square.
+    """
+
+    def __init__(self, d_model: int, source: int, targets: Sequence[int], d_back: int = 64, is_normed: bool = True):
+        super().__init__()
+        if not targets:
+            raise BadInput("Back attention needs at least one target layer to read.")
+        if d_back < 1:
+            raise BadInput(f"d_back must be at least 1; got {d_back}.")
+        if min(targets) < source or max(targets) == source:
+            raise BadInput(
+                f"Source layer {source} comes after target {min(targets)}, or no target lies above it (targets "
+                f"{sorted(targets)}); back attention reads deeper layers: give targets from {source} to the number of "
+                f"layers, at least one above {source}."
+            )
+        self.source, self.targets = source, tuple(sorted(set(targets)))
+        self.d_back, self.is_normed = d_back, is_normed
+        self.q, self.k, self.v = (nn.Linear(d_model, d_back, bias=False) for _ in range(3))
+        self.o = nn.Linear(d_back, d_model, bias=False)
+        nn.init.zeros_(self.o.weight)  # so that an untrained module changes nothing
+
+    def keys_values(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the target depths, `[N, t, T, d']`, from `[N, t, T, D]`."""
+        given = self._normed(targets)
+        return self.k(given), self.v(given)
+
+    def pattern(self, source: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+        """Return where each position reads, `[N, Tq, t, Tk]`; a row that may look at nothing is zero.
+
+        Args:
+            source: Input of the source layer, `[N, Tq, D]`.
+            keys: `[N, t, Tk, d']`.
+            visible: Which keys a query may read, bool `[N, Tq, Tk]`.
+        """
+        scores = torch.einsum("nqd,ntkd->nqtk", self.q(self._normed(source)), keys) / self.d_back**0.5
+        hidden = ~visible[:, :, None, :].expand_as(scores)
+        flat = scores.float().masked_fill(hidden, torch.finfo(torch.float32).min).flatten(2).softmax(-1)
+        weights = flat.view_as(scores).masked_fill(hidden, 0.0)
+        return weights.to(scores.dtype)
+
+    def read(self, pattern: Tensor, values: Tensor) -> Tensor:
+        """Return what is added to the source layer's input, `[N, Tq, D]`."""
+        return self.o(torch.einsum("nqtk,ntkd->nqd", pattern, values))  # type: ignore[no-any-return]
+
+    def _normed(self, v: Tensor) -> Tensor:
+        if not self.is_normed:
+            return v
+        scale = v.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
+        return v * scale.to(v.dtype)
+
+
+class Scores(NamedTuple):
+    """What one back-attention head read in one pass: pattern `[N, Tq, t, Tk]` and the targets' depths."""
+
+    source: int
+    targets: tuple[int, ...]
+    pattern: Tensor
+
+
+@dataclass(frozen=True)
+class AttendBack(Edit):
+    """Runs a model with back attention (see above).
+
+    Attributes:
+        heads: One head for each source layer.
+        key_mask: Restricts what is read: bool `[T]` or `[N, T]` over the slots of a whole, uncached pass, or None.
+        on_scores: Is given what each head read.
+
+    Source: back attention (arXiv 2502.10835), section 4. Departures: target depths include the last layer's output;
+        inputs of the projections may be normed; several source layers may be changed in the one second pass, each
+        asking with its input in that pass.
+    """
+
+    heads: Sequence[BackHead]
+    key_mask: Tensor | None = None
+    on_scores: Callable[[Scores], None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse two heads of one layer, and none at all."""
+        sources = [head.source for head in self.heads]
+        if not sources or len(set(sources)) < len(sources):
+            raise BadInput(f"Back attention takes one head for each source layer; got heads of layers {sources}.")
+
+    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+        """Return a handler that changes nothing: it shows the hooks that the seam is open and not suspended."""
+        for head in self.heads:
+            self._check(parts, head)
+            touched.counter(parts, head.source)
+        return {head.source: partial(_unchanged, self) for head in self.heads}
+
+    def _check(self, parts: Anatomy, head: BackHead) -> None:
+        if head.q.in_features != parts.d_model:
+            raise BadInput(
+                f"This back attention was made for a residual stream of {head.q.in_features}, the model's has "
+                f"{parts.d_model}; fit one for this model."
+            )
+        if head.source >= parts.n_layers or head.targets[-1] > parts.n_layers:
+            raise BadInput(
+                f"Source layer {head.source} with targets {list(head.targets)} does not fit a model of "
+                f"{parts.n_layers} layers: sources go from 0 to {parts.n_layers - 1}, targets to {parts.n_layers}."
+            )
+
+    @contextmanager
+    def hooked(self, parts: Anatomy, touched: Touched) -> Iterator[None]:
+        """Keep each layer's input in the first pass, and run the second one when the last layer ends."""
+        run = _TwoPasses(self, parts, touched)
+        with ExitStack() as stack:
+            base = parts.model.base_model
+            stack.callback(base.register_forward_pre_hook(run.opened, with_kwargs=True).remove)
+            stack.callback(base.register_forward_hook(run.closed, always_call=True).remove)
+            for i, layer in enumerate(parts.layers):
+                stack.callback(layer.block.register_forward_pre_hook(partial(run.given, i), with_kwargs=True).remove)
+            last = parts.layers[-1].block
+            stack.callback(last.register_forward_hook(run.again).remove)
+            yield
+
+
+def _unchanged(owner: AttendBack, call: AttentionCall, attend: Attend) -> Tensor:
+    return attend(call)
+
+
+class _Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden: Tensor
+
+
+class _TwoPasses:
+    """The state of one forward pass of the base model."""
+
+    def __init__(self, owner: AttendBack, parts: Anatomy, touched: Touched):
+        self.owner, self.parts, self.touched = owner, parts, touched
+        self.heads = {head.source: head for head in owner.heads}
+        self.first = min(self.heads)
+        self.calls: list[_Call] | None = None  # None outside of a first pass
+        self.mask: Tensor | None = None
+
+    def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a pass of the base model."""
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() != 2:
+            raise BadInput(
+                f"Back attention needs an attention mask of shape [N, T] to know the padding; got {list(mask.shape)}."
+            )
+        self.mask, self.calls = mask, []
+
+    def closed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """End it, whatever happened in it."""
+        self.calls = None
+
+    def given(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what layer `i` is given in the first pass."""
+        if self.calls is None or not self._is_asked(kwargs.get(STATE_KEY)):
+            return
+        hidden = given_tensor(args, kwargs)
+        assert hidden is not None
+        # a copy, since some layers go on in place
+        self.calls.append(_Call(args, kwargs, hidden.clone()))
+
+    def _is_asked(self, handlers: Any) -> bool:
+        chain = () if handlers is None else handlers.by_layer.get(self.first, ())
+        return any(isinstance(h, partial) and h.args[:1] == (self.owner,) for h in chain)
+
+    def again(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Run the second pass and return its output in place of the first one's."""
+        calls, self.calls = self.calls, None  # what runs now is not recorded
+        if not calls:
+            return None
+        end = first_tensor(output)
+        assert end is not None
+        try:
+            hidden = self._second(calls, [*(call.hidden for call in calls), end])
+        finally:
+            self.calls = []
+        return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
+
+    def _second(self, calls: list[_Call], depths: list[Tensor]) -> Tensor:
+        cache = _cache_of(calls[0])
+        own = None if cache is None else _OwnLayers.of(cache, self.parts.n_layers, self.first)
+        hidden = calls[self.first].hidden
+        for i in range(self.first, self.parts.n_layers):
+            if i in self.heads:
+                hidden = hidden + self._read(self.heads[i], hidden, depths, own)
+            args, kwargs = _with_hidden(calls[i], hidden)
+            if own is not None:
+                args, kwargs = own.swapped(args, kwargs)
+            returned = first_tensor(self.parts.layers[i].block(*args, **kwargs))
+            assert returned is not None
+            hidden = returned
+        return hidden
+
+    def _read(self, head: BackHead, hidden: Tensor, depths: list[Tensor], own: _OwnLayers | None) -> Tensor:
+        keys, values = head.keys_values(torch.stack([depths[t] for t in head.targets], dim=1))
+        if own is not None:
+            keys, values = own.extended(head.source, keys, values)
+        visible = self._visible(hidden, keys.shape[2])
+        pattern = head.pattern(hidden, keys, visible)
+        if self.owner.on_scores is not None:
+            self.owner.on_scores(Scores(head.source, head.targets, pattern.detach()))
+        self.touched.counter(self.parts, head.source).add_(hidden.shape[0] * hidden.shape[1])
+        return head.read(pattern, values)
+
+    def _visible(self, hidden: Tensor, n_keys: int) -> Tensor:
+        """Return which slots each query may read, `[N, Tq, Tk]`."""
+        n_rows, n_queries, _ = hidden.shape
+        slots = torch.arange(n_keys, device=hidden.device)
+        visible = slots[None, None] <= slots[n_keys - n_queries :, None]
+        visible = visible.expand(n_rows, n_queries, n_keys)
+        for mask in (self.mask, self.owner.key_mask):
+            if mask is not None:
+                visible = visible & _over_rows(mask.to(hidden.device).bool(), n_rows, n_keys)[:, None]
+        return visible
+
+
+def _over_rows(mask: Tensor, n_rows: int, n_keys: int) -> Tensor:
+    mask = mask.expand(n_rows, -1) if mask.dim() == 1 else mask
+    if mask.shape != (n_rows, n_keys):
+        raise BadInput(
+            f"The mask of a back attention has shape {list(mask.shape)}, but the pass has {n_rows} rows and {n_keys} "
+            "slots; give one of that shape."
+        )
+    return mask
+
+
+def _with_hidden(call: _Call, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a layer's arguments with another tensor in the place of what it works on."""
+    for k, value in enumerate(call.args):
+        if isinstance(value, Tensor):
+            return (*call.args[:k], hidden, *call.args[k + 1 :]), call.kwargs
+    name = next(name for name, value in call.kwargs.items() if isinstance(value, Tensor))
+    return call.args, {**call.kwargs, name: hidden}
+
+
+def _cache_of(call: _Call) -> Cache | None:
+    found = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Cache)]
+    return found[0] if found else None
+
+
+class _OwnLayers:
+    """Keys and values of the second pass and of the heads, kept as further layers of the model's cache."""
+
+    def __init__(self, cache: DynamicCache, n_layers: int, first: int):
+        self.cache = cache
+        self.second = {i: _empty(cache.layers[i]) for i in range(first, n_layers)}
+        self.heads: dict[int, DynamicLayer] = {}
+        cache.layers.extend(self.second.values())
+
+    @classmethod
+    def of(cls, cache: Cache, n_layers: int, first: int) -> _OwnLayers:
+        """Return the own layers of a cache, made when it is first seen.
+
+        Raises:
+            BadInput: A kind of cache that cannot be extended, or one that was begun without back attention.
+        """
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        if type(cache) is not DynamicCache or any(type(layer) not in kinds for layer in cache.layers):
+            raise BadInput(
+                f"Back attention decodes with a DynamicCache; got {type(cache).__name__} with layers of "
+                f"{type(cache.layers[0]).__name__}. Leave cache_implementation at its default, or pass use_cache=False."
+            )
+        own: _OwnLayers | None = cache.__dict__.get(_OWN)
+        if own is None:
+            own = cache.__dict__[_OWN] = cls(cache, n_layers, first)
+        return own
+
+    def swapped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a layer's arguments with the second pass's cache in the place of the model's."""
+        view = copy.copy(self.cache)
+        view.layers = [self.second.get(i, layer) for i, layer in enumerate(self.cache.layers)]
+        args = tuple(view if isinstance(value, Cache) else value for value in args)
+        return args, {name: view if isinstance(value, Cache) else value for name, value in kwargs.items()}
+
+    def extended(self, source: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of all slots so far, the new ones `[N, t, Tq, d']` put behind the old."""
+        if source not in self.heads:
+            self.heads[source] = DynamicLayer()
+            self.cache.layers.append(self.heads[source])
+        all_keys, all_values = self.heads[source].update(keys, values)
+        n_slots = self.cache.get_seq_length()
+        if all_keys.shape[2] != n_slots:
+            raise BadInput(
+                f"The cache holds {n_slots} tokens, of which {n_slots - all_keys.shape[2]} were computed without this "
+                "back attention; begin with an empty cache inside the block."
+            )
+        return all_keys, all_values
+
+
+def _empty(layer: DynamicLayer) -> DynamicLayer:
+    """Return a cache layer of the same kind without anything in it."""
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return DynamicSlidingWindowLayer(sliding_window=layer.sliding_window)
+    return DynamicLayer()
