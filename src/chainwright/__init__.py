@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         IterationScores,
         IterationSettings,
         KnockoutEffects,
+        LogitFlow,
         LogitLens,
         SlotContexts,
         answer_writing_scores,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
         logit_lens,
     )
     from chainwright.diagnose.head_roles import head_roles
-    from chainwright.edits import KnockOut, edit
+    from chainwright.diagnose.logit_flow import logit_flow
+    from chainwright.edits import AttendBack, BackHead, KnockOut, edit
     from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
     from chainwright.models import Capture, bundled_models, load_model
     from chainwright.models.capture import capture
@@ -58,6 +60,8 @@ __version__ = "0.1.0"
 __all__ = [
     "TCR",
     "Accuracy",
+    "AttendBack",
+    "BackHead",
     "BadInput",
     "BadTrace",
     "Capture",
@@ -78,6 +82,7 @@ __all__ = [
     "IterationSettings",
     "KnockOut",
     "KnockoutEffects",
+    "LogitFlow",
     "LogitLens",
     "Problem",
     "RemoveAndResample",
@@ -105,6 +110,7 @@ __all__ = [
     "iteration_scores",
     "knockout_effects",
     "load_model",
+    "logit_flow",
     "logit_lens",
     "open_diagnosis",
     "read_jsonl",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, left_padded, random_ids, tiny
-from reference import assert_close, assert_equal, block
 
 from chainwright import BadInput, EditNeverFired, KnockOut, edit
 from chainwright.edits import AttendBack, BackHead
+from families import FAMILIES, left_padded, random_ids, tiny
+from reference import assert_close, assert_equal, block
 
 # the routed experts of float32 models sum in another order with a cache
 _ROOM = {"gpt_oss": 2e-3}

@@ -13,6 +13,7 @@ from chainwright.diagnose.iteration import (
 )
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
+from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
 
 __all__ = [
     "CircuitMeasures",
@@ -24,6 +25,7 @@ __all__ = [
     "IterationScores",
     "IterationSettings",
     "KnockoutEffects",
+    "LogitFlow",
     "LogitLens",
     "RoleFinding",
     "RolesConfig",
@@ -38,5 +40,6 @@ __all__ = [
     "iteration_overlap",
     "iteration_scores",
     "knockout_effects",
+    "logit_flow",
     "logit_lens",
 ]

@@ -12,15 +12,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from chainwright.diagnose._flow_reader import LayerRead, attn_write, with_hidden
 from chainwright.models.anatomy import Anatomy, evaluating, given_tensor
+from chainwright.models.residual import norm_at_scale
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 from chainwright.models.writers import (
     FeedForward,
@@ -42,7 +44,7 @@ class Neuron(NamedTuple):
     layer: int
     kind: int
     group: int
-    index: int
+    unit: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Traced:
     Attributes:
         flow: Credit dealt out at each step, `[S, T, L, 2]`, nats.
         neurons: The best query neurons, with their credit.
-        n_dealt: Credit that was to be dealt out at each step, and what of it went to the embeddings and biases.
     """
 
     flow: Tensor
@@ -107,8 +108,8 @@ class Tracer:
         patterns = {n.position: read.pattern(n.position) for n, _ in members}
         direction = torch.zeros_like(read.attn_given)
         for n, weight in members:
-            ratio = weight / _nonzero(float(read.z[n.position, n.group, n.index]))
-            row = rows(n.group, n.index)  # [T, D]
+            ratio = weight / _nonzero(float(read.z[n.position, n.group, n.unit]))
+            row = rows(n.group, n.unit)  # [T, D]
             direction += ratio * patterns[n.position][n.group, :, None].to(row.dtype) * row
         return pull_back(self.ffs[layer].attn_norm, read.pre, direction)
 
@@ -121,8 +122,8 @@ class Tracer:
             total = torch.zeros((), dtype=run.given.dtype, device=run.given.device)
             for n, weight in members:
                 if n.position == position:
-                    activation = run.groups[n.group].activation[n.index]
-                    total = total + activation * (weight / _nonzero(float(activation)))
+                    activation = run.groups[n.group].activation[n.unit]
+                    total = total + activation * (weight / _nonzero(float(activation.detach())))
             (slope,) = torch.autograd.grad(total, run.given)
             stream = read.pre if self.parts.layers[layer].mid_reader is None else read.mid
             pull = pull_back(self.ffs[layer].mlp_norm, stream[position][None], slope[None])
@@ -156,21 +157,21 @@ class Tracer:
         if kind == ATTN:
             z = self.reads[layer].z[position]
             writes = attn_writes(self.parts.layers[layer], z, torch.arange(z.numel(), device=z.device))
-            credits = _best(
-                writes @ pull, self.n_per_cell, lambda k: Neuron(position, layer, ATTN, *divmod(k, z.shape[1]))
-            )
+            for credit, k in _best(writes @ pull, self.n_per_cell):
+                credits.append((Neuron(position, layer, ATTN, *divmod(k, z.shape[1])), credit))
             return credits
         run = self.neurons_at(layer, position)
         for g, group in enumerate(run.groups):
             every = torch.arange(len(group.activation), device=pull.device)
             writes = mlp_writes(self.ffs[layer], group, run.out, every)
-            credits += _best(writes @ pull, self.n_per_cell, lambda k, g=g: Neuron(position, layer, FFN, g, k))
+            for credit, k in _best(writes @ pull, self.n_per_cell):
+                credits.append((Neuron(position, layer, FFN, g, k), credit))
         return sorted(credits, key=lambda item: -item[1])[: self.n_per_cell]
 
 
-def _best(credits: Tensor, n: int, name: object) -> list[tuple[Neuron, float]]:
+def _best(credits: Tensor, n: int) -> list[tuple[float, int]]:
     top = credits.topk(min(n, len(credits)))
-    return [(name(k), c) for c, k in zip(top.values.tolist(), top.indices.tolist(), strict=True) if c > 0]  # type: ignore[operator]
+    return [(c, k) for c, k in zip(top.values.tolist(), top.indices.tolist(), strict=True) if c > 0]
 
 
 def _by_layer(neurons: Sequence[tuple[Neuron, float]]) -> dict[tuple[int, int], list[tuple[Neuron, float]]]:
@@ -188,7 +189,29 @@ class _Enough(Exception):
     """Leaves an attention module once its values are known."""
 
 
-def _value_rows(parts: Anatomy, layer: int, read: LayerRead):  # type: ignore[no-untyped-def]
+@contextmanager
+def _norms_held(attention: nn.Module) -> Iterator[None]:
+    """Let the norms inside of an attention module (of a compressed key/value, say) keep the scales that they have."""
+    busy: list[nn.Module] = []
+
+    def hold(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if busy or not args or not isinstance(output, Tensor) or output.shape != args[0].shape:
+            return None
+        busy.append(module)
+        try:
+            return norm_at_scale(module, args[0], args[0].detach())
+        finally:
+            busy.pop()
+
+    with ExitStack() as stack:
+        for module in attention.modules():
+            sizes = [weight.dim() for weight in module.parameters()]
+            if sizes and max(sizes) == 1:
+                stack.callback(module.register_forward_hook(hold).remove)
+        yield
+
+
+def _value_rows(parts: Anatomy, layer: int, read: LayerRead) -> Callable[[int, int], Tensor]:
     """Return a function (head, index) -> the slope of that entry of the values in what the attention is given."""
     seen: list[AttentionCall] = []
     leaf = read.attn_given.detach()[None].clone().requires_grad_(True)
@@ -197,21 +220,20 @@ def _value_rows(parts: Anatomy, layer: int, read: LayerRead):  # type: ignore[no
         seen.append(call)
         raise _Enough
 
-    def put(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # type: ignore[type-arg]
+    def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = given_tensor(args, kwargs)
         assert given is not None
         return with_hidden(args, kwargs, leaf.reshape(given.shape))
 
     attention = parts.layers[layer].attention
     handlers = Handlers({int(attention.layer_idx): (stop,)})  # type: ignore[arg-type]
-    handle = attention.register_forward_pre_hook(put, with_kwargs=True)
-    try:
-        with torch.enable_grad(), evaluating(parts.layers[layer].block):
-            parts.layers[layer].block(*read.args, **{**read.kwargs, STATE_KEY: handlers})
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        stack.callback(attention.register_forward_pre_hook(put, with_kwargs=True).remove)
+        stack.enter_context(_norms_held(attention))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(evaluating(parts.layers[layer].block))
+        stack.enter_context(suppress(_Enough))
+        parts.layers[layer].block(*read.args, **{**read.kwargs, STATE_KEY: handlers})
     n_rep = seen[0].q.shape[1] // seen[0].v.shape[1]
     known: dict[tuple[int, int], Tensor] = {}
 

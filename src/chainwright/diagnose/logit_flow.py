@@ -31,7 +31,7 @@ from chainwright.models.capture import check_ids
 from chainwright.models.load import provenance
 from chainwright.models.residual import NormMode, head_writes, lens_log_probs, unembed
 from chainwright.models.seam import Handlers, attach, widened
-from chainwright.models.writers import FeedForward, attn_writes, feed_forwards, mlp_writes
+from chainwright.models.writers import FeedForward, attn_writes, feed_forwards, mlp_writes, z_writes
 
 KINDS = ("attention", "FFN")
 
@@ -48,7 +48,8 @@ class LogitFlow(Finding):
         token_id: The token whose writing is followed.
         logprob: Log-probability that the model gives it.
         attention: Importance of each layer's attention, `[L]`.
-        mlp: Importance of each layer's MLP, `[L]`; with `attention`, the embedding and `between` it adds up to `logprob`.
+        mlp: Importance of each layer's MLP, `[L]`; with the embedding, `attention` and `between` it adds up to
+            `logprob`.
         between: Importance of what was added between one layer and the next (an attached back attention), `[L]`.
         embedding: Log-probability of the token at the embedding.
         head: Importance of each head, `[L, H]`.
@@ -254,18 +255,8 @@ def _heads(parts: Anatomy, i: int, read: LayerRead, lens: _Lens) -> tuple[Tensor
     for h in range(parts.n_heads):
         z = torch.zeros(given.shape[1], *read.z.shape[1:], dtype=read.z.dtype, device=read.z.device)
         z[:, h] = given[h]
-        found.append(lens(read.pre[-1] + _projected(layer, z, read.z[-1])) - base)
+        found.append(lens(read.pre[-1] + z_writes(layer, z, read.z[-1])) - base)
     return lens(read.pre[-1] + writes) - base, torch.stack(found)
-
-
-def _projected(layer: object, z: Tensor, whole: Tensor) -> Tensor:
-    """Return what some head outputs `[R, H, d]` write on their own, at the scale that a later norm has for `whole`."""
-    from chainwright.models.anatomy import Layer
-    from chainwright.models.writers import _behind
-
-    assert isinstance(layer, Layer)
-    vectors = layer.out_proj(z.flatten(-2)) - layer.out_proj(torch.zeros_like(z[:1]).flatten(-2))
-    return layer.multiplier * _behind(layer.post_attn, vectors, layer.out_proj(whole.flatten()[None])[0])
 
 
 def _check_sums(parts: Anatomy, reads: list[LayerRead]) -> None:
@@ -326,7 +317,7 @@ class _Values:
     def _attn_chunks(self) -> Iterator[_Rows]:
         for i, read in enumerate(self.reads):
             z, base = read.z[-1], self.lens(read.pre[-1:])
-            for at in torch.arange(z.numel(), device=z.device).split(self.step):
+            for at in _pieces(torch.arange(z.numel(), device=z.device), self.step):
                 vectors = attn_writes(self.parts.layers[i], z, at)
                 head, index = at // z.shape[1], at % z.shape[1]
                 yield self._rows(
@@ -340,7 +331,7 @@ class _Values:
             self.groups[i] = [group.name for group in run.groups]
             for g, group in enumerate(run.groups):
                 activation = group.activation.detach()
-                for at in torch.arange(len(activation), device=activation.device).split(self.step):
+                for at in _pieces(torch.arange(len(activation), device=activation.device), self.step):
                     vectors = mlp_writes(self.ffs[i], group, run.out, at)
                     gain = self.lens(read.mid[-1] + vectors) - base
                     yield self._rows(i, FFN, torch.full_like(at, g), at, gain, activation[at], vectors)
@@ -359,9 +350,14 @@ class _Values:
         """Return the tokens that each neuron's write alone makes likeliest, `[K, W]`."""
         n = min(self.n_words, self.parts.d_vocab)
         found = [
-            unembed(self.parts, self.parts.final_norm(part)).topk(n).indices for part in rows.vectors.split(self.step)
+            unembed(self.parts, self.parts.final_norm(part)).topk(n).indices
+            for part in _pieces(rows.vectors, self.step)
         ]
         return torch.cat(found)
+
+
+def _pieces(rows: Tensor, n: int) -> Iterator[Tensor]:
+    yield from (rows[i : i + n] for i in range(0, len(rows), n))
 
 
 def _traced(tracer: Tracer, rows: tuple[_Rows, _Rows], n_traced: int, depth: int) -> Traced:

@@ -73,11 +73,11 @@ class BackHead(nn.Module):
             keys: `[N, t, Tk, d']`.
             visible: Which keys a query may read, bool `[N, Tq, Tk]`.
         """
-        scores = torch.einsum("nqd,ntkd->nqtk", self.q(self._normed(source)), keys) / self.d_back**0.5
+        scores: Tensor = torch.einsum("nqd,ntkd->nqtk", self.q(self._normed(source)), keys) / self.d_back**0.5
         hidden = ~visible[:, :, None, :].expand_as(scores)
         flat = scores.float().masked_fill(hidden, torch.finfo(torch.float32).min).flatten(2).softmax(-1)
-        weights = flat.view_as(scores).masked_fill(hidden, 0.0)
-        return weights.to(scores.dtype)
+        weights: Tensor = flat.view_as(scores).masked_fill(hidden, 0.0)
+        return weights.type_as(scores)
 
     def read(self, pattern: Tensor, values: Tensor) -> Tensor:
         """Return what is added to the source layer's input, `[N, Tq, D]`."""
@@ -86,7 +86,7 @@ class BackHead(nn.Module):
     def _normed(self, v: Tensor) -> Tensor:
         if not self.is_normed:
             return v
-        scale = v.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
+        scale: Tensor = v.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
         return v * scale.to(v.dtype)
 
 

@@ -15,7 +15,7 @@ checked to add up to what the MLP returned. So gated MLPs, routed and shared exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,8 +150,8 @@ def _writer(layer: Layer, others: list[_Seen], added: Tensor) -> tuple[_Seen, fl
             if _has_matrices(s.module) or is_norm:
                 return s, factor
     raise UnsupportedModel(
-        f"In {type(layer.block).__name__} no module returns what is added after the attention, so its neurons cannot be "
-        "read."
+        f"In {type(layer.block).__name__} no module returns what is added after the attention, so its neurons cannot "
+        "be read."
     )
 
 
@@ -267,7 +267,7 @@ def run_neurons(parts: Anatomy, ff: FeedForward, given: Tensor) -> NeuronRun:
         out = returned.reshape(-1)
     groups = _scaled(watch.found, out)
     total = sum((g.factor * (g.activation.detach() @ g.weight.detach()) for g in groups), _rest(ff, parts, given))
-    if not widened(total - out).norm() <= _ROOM.get(out.dtype, 0.05) * (1e-6 + widened(out).norm()):
+    if not groups or not widened(total - out).norm() <= _ROOM.get(out.dtype, 0.05) * (1e-6 + widened(out).norm()):
         raise UnsupportedModel(
             f"The neurons of {type(ff.mlp).__name__} could not be told apart: the products with its weights do not add "
             "up to what it returns (quantised or fused weights cannot be read; load the model in a plain number type)."
@@ -282,7 +282,9 @@ def _scaled(found: list[_Product], out: Tensor) -> list[Neurons]:
     direction = torch.linspace(-1, 1, out.shape[-1], device=out.device).to(out.dtype)
     with torch.enable_grad():
         total = out @ direction
-    grads = torch.autograd.grad(total, [p.probe for p in found], retain_graph=True, allow_unused=True)
+    grads: Sequence[Tensor | None] = torch.autograd.grad(
+        total, [p.probe for p in found], retain_graph=True, allow_unused=True
+    )
     groups = []
     for product, grad in zip(found, grads, strict=True):
         if grad is None:
@@ -323,8 +325,19 @@ def attn_writes(layer: Layer, z: Tensor, at: Tensor) -> Tensor:
     flat = z.flatten()
     alone = torch.zeros(len(at), flat.shape[0], dtype=z.dtype, device=z.device)
     alone[torch.arange(len(at)), at] = flat[at]
-    vectors = layer.out_proj(alone) - layer.out_proj(torch.zeros_like(alone[:1]))
-    return layer.multiplier * _behind(layer.post_attn, vectors, layer.out_proj(flat[None])[0])
+    return z_writes(layer, alone.view(len(at), *z.shape), z)
+
+
+def z_writes(layer: Layer, z: Tensor, whole: Tensor) -> Tensor:
+    """Return what parts of a head output write on their own, `[R, D]`.
+
+    Args:
+        layer: The layer.
+        z: The parts, `[R, H, d]`.
+        whole: The head output that they are parts of, `[H, d]`: a norm behind the projection has its scale.
+    """
+    vectors = layer.out_proj(z.flatten(-2)) - layer.out_proj(torch.zeros_like(z[:1]).flatten(-2))
+    return layer.multiplier * _behind(layer.post_attn, vectors, layer.out_proj(whole.flatten()[None])[0])
 
 
 def _behind(norm: nn.Module | None, vectors: Tensor, whole: Tensor) -> Tensor:
