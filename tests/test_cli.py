@@ -78,10 +78,12 @@ def test_report_is_written_again_with_the_same_bytes(finished: Path, tmp_path: P
     assert (tmp_path / "again.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
-def test_a_finished_study_is_not_overwritten_unasked(finished: Path) -> None:
+def test_a_finished_study_is_shown_again_and_not_overwritten_unasked(finished: Path) -> None:
     before = (finished / "study.json").read_bytes()
     code, printed = call("diagnose", "-t", "clf", "--hops", "8,14", "-n", 12, "-o", finished, "-q")
-    assert code == 2 and "--overwrite" in printed
+    assert code == 0 and "Where:" in printed
+    code, printed = call("diagnose", "-t", "clf", "--hops", "8,14", "-n", 13, "-o", finished, "-q")
+    assert code == 2 and "n is 12 there, 13 was asked" in printed and "--overwrite" in printed
     assert (finished / "study.json").read_bytes() == before
 
 
@@ -158,9 +160,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chainwright import study
+    from chainwright.studies import instruments
 
-    real, seen = study.generate, []
+    real, seen = instruments.generate, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
         if seen:
@@ -169,9 +171,9 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.M
         return real(*args, **kwargs)
 
     ask = ("diagnose", "-t", "clf", "--hops", "3,4", "-n", 2, "-o", tmp_path / "s", "-q")
-    monkeypatch.setattr(study, "generate", interrupted)
+    monkeypatch.setattr(instruments, "generate", interrupted)
     code, printed = call(*ask)
     assert code == 130 and "goes on from there" in printed
-    assert [p.name for p in (tmp_path / "s" / "traces").iterdir()] == ["clf-003.parquet"]
-    monkeypatch.setattr(study, "generate", real)
+    assert [p.name for p in (tmp_path / "s" / "traces").iterdir()] == ["clf-003-0"]
+    monkeypatch.setattr(instruments, "generate", real)
     assert call(*ask)[0] == 0

@@ -1,29 +1,33 @@
-"""The study folder: killed at any moment and gone on with, it ends as if nothing had happened."""
+"""A diagnosis as a study: killed at any moment and gone on with, it ends as if nothing had happened."""
+
+from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import study_nursery
 from chainwright import study, tasks
 from chainwright._errors import BadInput
 from chainwright.diagnose import HeadCheck
 from chainwright.models.load import LoadedModel, load_model
+from chainwright.studies import Job, Study, Watch, instruments
+from chainwright.studies.diagnosis import DiagnosisPlan
 from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis, study_config
 from families import tiny
+from study_nursery import CONFIG
+from study_plans import files
 
-CONFIG = DiagnoseConfig(
-    model="reasoner", hops={"clf": (13, 2), "parity": (13, 14)}, n=6, n_contexts=2, min_errors=2, max_types=2
-)
+HEADS = ["heads/clf-operation-recall", "heads/parity-fewer-hops", "heads/parity-name-recall"]
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +36,17 @@ def reasoner() -> LoadedModel:
 
 
 def run(reasoner: LoadedModel, folder: Path, config: DiagnoseConfig = CONFIG, **options: object) -> Diagnosis:
-    return run_diagnosis(*reasoner, config, folder, progress=False, **options)
+    return run_diagnosis(*reasoner, config, folder, progress=False, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def whole(reasoner: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diagnosis, list[str]]:
-    """An undisturbed run: its folder, what it found, and what it said."""
-    folder, said = tmp_path_factory.mktemp("study") / "whole", list[str]()
-    return folder, run(reasoner, folder, say=said.append), said
+def whole(reasoner: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diagnosis]:
+    """An undisturbed run: its folder, and what it found."""
+    folder = tmp_path_factory.mktemp("study") / "whole"
+    return folder, run(reasoner, folder)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def same_bytes(got: Path, want: Path) -> None:
-    ours, theirs = files(got), files(want)
-    assert sorted(ours) == sorted(theirs)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
-
-
-def copied(whole: tuple[Path, Diagnosis, list[str]], folder: Path) -> Path:
+def copied(whole: tuple[Path, Diagnosis], folder: Path) -> Path:
     return Path(shutil.copytree(whole[0], folder))
 
 
@@ -61,28 +55,40 @@ def change_state(folder: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
-def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis, list[str]]) -> None:
-    folder, found, said = whole
-    names = files(folder)
-    shards = [n for n in names if n.startswith("traces")]
-    assert shards == [f"traces/{cell}.parquet" for cell in ("clf-002", "clf-013", "parity-013", "parity-014")]
-    assert {"study.json", "scores.safetensors", "accuracy/result.json", "errors/result.json"} <= names.keys()
+def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis]) -> None:
+    folder, found = whole
+    cells = ["parity-013-0", "parity-014-0", "clf-002-0", "clf-013-0"]
+    units = Study.open(folder).units
+    assert units[:10] == [f"traces/{c}" for c in cells] + ["accuracy"] + [f"scores/{c}" for c in cells] + ["errors"]
+    assert len(units) > 10 and all(unit.startswith("heads/") for unit in units[10:])
     assert len(found.traces) == len(found.scores) == len(found.token_strs) == 24
     assert found.roles, "the reasoner fails at 13 and 14 hops"
+    names = files(folder)
     for role in found.roles:
-        assert f"roles/{role.task}-{role.error_type.replace(' ', '-')}/result.json" in names
-    assert said[0] == "[1/4] Parity-NL, 13 hops: 6 problems", "tasks in their usual order"
-    assert said[4] == "Scoring every token of every trace"
-    assert len(said) == 5 + len(found.roles) and said[5].startswith("Heads at Parity-NL")
+        assert f"heads/{role.task}-{role.error_type.replace(' ', '-')}/result.json" in names
     for trace, strings in zip(found.traces, found.token_strs, strict=True):
         assert len(strings) == len(trace)
     assert found.token_strs[0][0] == "<bos>"
+    known = Study.open(folder).manifest
+    assert known.kind == "diagnosis" and known.config["seeds"] == [0] and known.model["model"] == "reasoner"
+    assert len(known.model["fingerprint"]) == 16 and known.chainwright == "0.1.0"
 
 
-def test_a_finished_study_opens_as_it_was_found(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]]
-) -> None:
-    folder, found, _ = whole
+def test_units_have_titles_for_readers(reasoner: LoadedModel, whole: tuple[Path, Diagnosis]) -> None:
+    plan = DiagnosisPlan(*reasoner, replace(CONFIG, seeds=(0, 7)))
+    titles = [plan.title(unit) for unit in ("traces/clf-013-7", "scores/clf-013-7", "accuracy", "errors", HEADS[0])]
+    assert titles == [
+        "CLF, 13 hops, seed 7: 6 problems",
+        "Scoring every token: CLF, 13 hops",
+        "Accuracy by task and hops",
+        "First errors",
+        "Heads at CLF, operation recall",
+    ]
+    assert DiagnosisPlan(*reasoner, CONFIG).title("traces/clf-013-0") == "CLF, 13 hops: 6 problems"
+
+
+def test_a_finished_study_opens_as_it_was_found(whole: tuple[Path, Diagnosis]) -> None:
+    folder, found = whole
     again = open_diagnosis(folder)
     assert again.traces == found.traces and again.token_strs == found.token_strs
     assert again.accuracy == found.accuracy and again.errors == found.errors
@@ -95,66 +101,102 @@ def test_a_finished_study_opens_as_it_was_found(
     for ours, theirs in zip(again.roles, found.roles, strict=True):
         assert torch.equal(ours.roles.corrected, theirs.roles.corrected)
         assert ours.roles.erroneous_processing == theirs.roles.erroneous_processing
-    for ours, theirs in zip(again.scores, found.scores, strict=True):
-        assert torch.equal(ours.logprob[1:], theirs.logprob[1:]) and torch.equal(ours.argmax, theirs.argmax)
-        assert torch.equal(ours.entropy[1:], theirs.entropy[1:]) and bool(ours.entropy[0].isnan())
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, 4, 5, -1])
-def test_ctrl_c_at_any_stage_and_going_on_gives_the_same_bytes(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path, at: int
-) -> None:
-    line = whole[2][at]
+def test_what_is_in_memory_is_what_the_instruments_give(reasoner: LoadedModel, whole: tuple[Path, Diagnosis]) -> None:
+    from chainwright import generate, score
 
-    def interrupted(said: str) -> None:
-        if said == line:
+    found = whole[1]
+    problems = tasks.sample("clf", 13, 6, 0)
+    expected = generate(
+        *reasoner, problems, seed=instruments.decode_seed(instruments.Cell("clf", 13, 0)), progress=False
+    )
+    assert found.traces[18:] == expected
+    for trace, scores in zip(found.traces[::5], found.scores[::5], strict=True):
+        alone = score(reasoner.model, trace)
+        assert torch.equal(alone.argmax, scores.argmax) and bool(scores.entropy[0].isnan())
+        assert torch.allclose(alone.logprob[1:], scores.logprob[1:], atol=1e-4)
+
+
+class Stopping(Watch):
+    """Interrupts a run when a number of units are finished."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def started(self, title: str) -> None:
+        if self.left == 0:
             raise KeyboardInterrupt
+        self.left -= 1
 
+
+@pytest.mark.parametrize("at", [0, 3, 9, 11])
+def test_ctrl_c_at_any_unit_and_going_on_gives_the_same_bytes(
+    reasoner: LoadedModel, whole: tuple[Path, Diagnosis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    plan = DiagnosisPlan(*reasoner, CONFIG)
     with pytest.raises(KeyboardInterrupt):
-        run(reasoner, tmp_path / "s", say=interrupted)
-    with pytest.raises(BadInput, match=r"The study in .*s is not finished; run the same"):
+        Study.make(tmp_path / "s", plan).run(Stopping(at))
+    with pytest.raises(BadInput, match=r"The study in .*s is not finished; go on with it by: chainwright study run"):
         open_diagnosis(tmp_path / "s")
-    said: list[str] = []
-    found = run(reasoner, tmp_path / "s", say=said.append)
-    at %= len(whole[2])
-    assert said == whole[2][min(at, 4) : 5] + whole[2][max(at, 5) :], "what was saved is not done again"
-    same_bytes(tmp_path / "s", whole[0])
-    assert found.summary() == whole[1].summary()
+    computed: list[str] = []
+    real = DiagnosisPlan.compute
+
+    def noted(self: DiagnosisPlan, job: Job) -> None:
+        computed.append(job.unit)
+        real(self, job)
+
+    monkeypatch.setattr(DiagnosisPlan, "compute", noted)
+    found = run(reasoner, tmp_path / "s")
+    assert computed == Study.open(whole[0]).units[at:], "what was saved is not done again"
+    assert files(tmp_path / "s") == files(whole[0]) and found.summary() == whole[1].summary()
 
 
-@pytest.mark.parametrize("name", ["_save_scores", "first_errors", "_save_role", "finish", "write_traces"])
-def test_an_error_at_any_write_and_going_on_gives_the_same_bytes(
-    reasoner: LoadedModel,
-    whole: tuple[Path, Diagnosis, list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[subprocess.Popen[str]]:
+    """A process with everything loaded, which forks a run for each folder that is named to it."""
+    process = subprocess.Popen(
+        [sys.executable, study_nursery.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=study_nursery.environment(),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def born_and_killed(nursery: subprocess.Popen[str], folder: Path, seconds: float) -> bool:
+    """Run a study for some time, then kill it with SIGKILL; say whether it was still running."""
+    assert nursery.stdin is not None and nursery.stdout is not None
+    nursery.stdin.write(f"{seconds} {folder}\n")
+    nursery.stdin.flush()
+    return nursery.stdout.readline() == "killed\n"
+
+
+@pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_and_going_on_gives_the_same_bytes(
+    nursery: subprocess.Popen[str], tmp_path: Path, n_kills: int
 ) -> None:
-    real: Callable[..., object] = getattr(study, name)
-
-    def failing(*args: object, **kwargs: object) -> object:
-        if name in ("_save_scores", "_save_role", "write_traces"):
-            real(*args, **kwargs)
-        raise RuntimeError("the power went")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(study, name, failing)
-        with pytest.raises(RuntimeError, match="the power went"):
-            run(reasoner, tmp_path / "s")
-    run(reasoner, tmp_path / "s")
-    same_bytes(tmp_path / "s", whole[0])
-
-
-def test_what_a_killed_run_left_is_cleared_away(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path
-) -> None:
-    folder = copied(whole, tmp_path / "s")
-    change_state(folder, is_complete=False)
-    (folder / "accuracy").rename(folder / ".accuracy.12-0123abcd.old")
-    (folder / "traces" / ".clf-002.parquet.12-0123abcd.draft").write_text("half")
-    (folder / "roles" / ".x.12-0123abcd.draft").mkdir()
-    run(reasoner, folder)
-    same_bytes(folder, whole[0])
+    start = time.monotonic()
+    assert not born_and_killed(nursery, tmp_path / "whole", 600)
+    length = time.monotonic() - start
+    expected, draw, killed = files(tmp_path / "whole"), random.Random(n_kills), 0
+    for i in range(n_kills):
+        folder = tmp_path / "s"
+        killed += born_and_killed(nursery, folder, draw.uniform(0.02, 0.9) * length)
+        if i % 2 or i == n_kills - 1:  # every other study is killed twice before it may finish
+            assert not born_and_killed(nursery, folder, 600)
+            assert files(folder) == expected
+            log = [json.loads(line) for line in (folder / "study.log").read_bytes().splitlines()]
+            units = [entry["unit"] for entry in log if entry["event"] == "unit"]
+            assert len(units) <= len(set(units)) + 2, "a kill repeats at most the unit in flight"
+            shutil.rmtree(folder)
+    assert killed >= n_kills // 3, "most runs were killed before they ended"
 
 
 def test_a_run_killed_before_its_first_file_can_be_begun_again(reasoner: LoadedModel, tmp_path: Path) -> None:
@@ -162,182 +204,143 @@ def test_a_run_killed_before_its_first_file_can_be_begun_again(reasoner: LoadedM
     (tmp_path / "s" / ".study.json.12-0123abcd.draft").write_text("{")
     run(reasoner, tmp_path / "s", replace(CONFIG, hops={"clf": (2,)}, n=1))
     assert study_config(tmp_path / "s").n == 1
+    assert not list((tmp_path / "s").glob(".study.json*"))
 
 
-KILLED = """
-import sys
-from chainwright.models.load import load_model
-from chainwright.study import DiagnoseConfig, run_diagnosis
-config = DiagnoseConfig(
-    model="reasoner", hops={"clf": (13, 2), "parity": (13, 14)}, n=6, n_contexts=2, min_errors=2, max_types=2
-)
-run_diagnosis(*load_model("reasoner"), config, sys.argv[1], progress=False, say=lambda line: print(line, flush=True))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_lines", [1, 2, 4, 5, 6])
-def test_sigkill_and_going_on_gives_the_same_bytes(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path, n_lines: int
-) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "s")]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
-    for _ in range(n_lines):
-        assert process.stdout.readline()
-    time.sleep(0.02 * n_lines)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    run(reasoner, tmp_path / "s")
-    same_bytes(tmp_path / "s", whole[0])
-
-
-def test_a_finished_study_is_replaced_only_if_asked(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path
+def test_other_settings_are_refused_with_both_values(
+    reasoner: LoadedModel, whole: tuple[Path, Diagnosis], tmp_path: Path
 ) -> None:
     folder = copied(whole, tmp_path / "s")
     before = files(folder)
-    with pytest.raises(BadInput, match=r"s already holds a finished study; pass --overwrite to replace it"):
-        run(reasoner, folder)
-    with pytest.raises(BadInput, match="already holds a finished study"):
-        run(reasoner, folder, replace(CONFIG, n=3))
-    assert files(folder) == before
-    (folder / "notes.txt").write_text("mine")
-    (folder / "traces-of-mine").mkdir()
-    (folder / "report.html").write_text("old")
-    run(reasoner, folder, replace(CONFIG, hops={"clf": [3]}, n=1), overwrite=True)
-    after = files(folder)
-    assert [n for n in after if n.startswith("traces/")] == ["traces/clf-003.parquet"]
-    assert "report.html" not in after and not any(n.startswith("roles") for n in after)
-    assert after["notes.txt"] == b"mine" and (folder / "traces-of-mine").is_dir()
-    assert study_config(folder).n == 1
-
-
-def test_a_replacement_that_is_interrupted_leaves_no_mixture(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until the new config is written, what is left belongs to an unfinished study of the old config."""
-    folder = copied(whole, tmp_path / "s")
-    real, seen = shutil.rmtree, []
-
-    def once(path: Path, **options: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(path)
-        real(path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", once)
-        with pytest.raises(KeyboardInterrupt):
-            run(reasoner, folder, replace(CONFIG, n=3), overwrite=True)
-    with pytest.raises(BadInput, match=r"holds an unfinished study with other settings \(n differ\)"):
-        run(reasoner, folder, replace(CONFIG, n=3))
-    run(reasoner, folder)
-    same_bytes(folder, whole[0])
-
-
-def test_other_settings_are_refused_by_name(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path
-) -> None:
-    folder = copied(whole, tmp_path / "s")
-    change_state(folder, is_complete=False)
-    before = files(folder)
-    other = replace(CONFIG, n=7, seed=1, hops={"clf": (2,)}, temperature=0.5)
-    with pytest.raises(BadInput, match=r"other settings \(hops, n, seed, temperature differ\); use the same settings"):
+    other = replace(CONFIG, n=7, seeds=(1,), hops={"clf": (2,)}, temperature=0.5)
+    says = (
+        r"holds a study with other settings: hops\.clf is \[13, 2\] there, \[2\] was asked; hops\.parity is "
+        r"\[13, 14\] there, not set was asked; n is 6 there, 7 was asked; seeds is \[0\] there, \[1\] was asked; "
+        r"temperature is 0\.0 there, 0\.5 was asked\. Use the same settings"
+    )
+    with pytest.raises(BadInput, match=says):
         run(reasoner, folder, other)
-    source = json.loads(before["study.json"])["provenance"]
-    change_state(folder, provenance=source | {"torch": "1.0", "model": "another"})
-    with pytest.raises(BadInput, match=r"other settings \(model, torch differ\)"):
-        run(reasoner, folder)
-    change_state(folder, provenance=source)
-    assert run(reasoner, folder).summary() == whole[1].summary()
+    assert files(folder) == before
+    run(reasoner, folder, replace(CONFIG, hops={"clf": [3]}, n=1), overwrite=True)
+    assert [n for n in files(folder) if n.startswith("traces/")] == [
+        f"traces/clf-003-0/{name}" for name in ("token_strs.json", "traces.parquet", "unit.json")
+    ]
+    assert not (folder / "heads").exists() and study_config(folder).n == 1
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_foreign_folders_are_refused_and_left_as_they_are(
-    reasoner: LoadedModel, tmp_path: Path, overwrite: bool
-) -> None:
-    foreign = tmp_path / "mine"
-    (foreign / "traces").mkdir(parents=True)
-    (foreign / "traces" / "a.parquet").write_text("mine")
-    (foreign / "report.html").write_text("mine")
-    with pytest.raises(BadInput, match=r"mine exists and holds no study of Chainwright's; choose an empty or new"):
-        run(reasoner, foreign, overwrite=overwrite)
-    (foreign / "study.json").write_text('{"trials": 3}')
-    with pytest.raises(BadInput, match=r"study\.json was not written by Chainwright"):
-        run(reasoner, foreign, overwrite=overwrite)
-    (foreign / "study.json").write_text("not json")
-    with pytest.raises(BadInput, match=r"study\.json is no readable JSON"):
-        run(reasoner, foreign, overwrite=overwrite)
-    (foreign / "study.json").unlink()
-    assert files(foreign) == {"report.html": b"mine", "traces/a.parquet": b"mine"}
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(BadInput, match=r"file is a file; choose a folder"):
-        run(reasoner, tmp_path / "file", overwrite=overwrite)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_newer_schemas_are_refused(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path
+def test_another_model_is_told_by_its_fingerprint(
+    reasoner: LoadedModel, whole: tuple[Path, Diagnosis], tmp_path: Path
 ) -> None:
     folder = copied(whole, tmp_path / "s")
-    change_state(folder, schema_version=2)
-    for call in (lambda: run(reasoner, folder), lambda: open_diagnosis(folder),
-                 lambda: study_config(folder)):  # fmt: skip
-        with pytest.raises(BadInput, match=r"s has study schema version 2, this Chainwright reads 1"):
+    other = load_model("reasoner")
+    with torch.no_grad():
+        other.model.model.layers[2].mlp.up_proj.weight[100, 100] += 1e-3
+    says = r'other settings: model\.fingerprint is "[0-9a-f]{16}" there, "[0-9a-f]{16}" was asked\. Use'
+    with pytest.raises(BadInput, match=says):
+        run(other, folder)
+
+
+def first_schema(folder: Path) -> Path:
+    """Make what the first version of studies left."""
+    for name in ("traces/clf-002.parquet", "accuracy/result.json", "errors/result.json", "roles/clf-x/result.json",
+                 "scores.safetensors", "token_strs.json", "report.html", "notes.txt"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+    state = {"schema_version": 1, "is_complete": True, "config": {"model": "reasoner"}, "provenance": {}, "skipped": []}
+    (folder / "study.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_a_study_of_the_first_schema_is_refused_with_both_versions_named(reasoner: LoadedModel, tmp_path: Path) -> None:
+    folder = first_schema(tmp_path / "s")
+    before = files(folder)
+    for call in (lambda: run(reasoner, folder), lambda: open_diagnosis(folder), lambda: study_config(folder)):
+        with pytest.raises(BadInput, match=r"s has study schema version 1, this Chainwright reads 2; use the version"):
             call()
+    assert files(folder) == before
+    run(reasoner, folder, replace(CONFIG, hops={"clf": [2]}, n=1), overwrite=True)
+    after = files(folder)
+    assert after["notes.txt"] == b"old"
+    assert not {"traces/clf-002.parquet", "scores.safetensors", "roles/clf-x/result.json", "report.html"} & after.keys()
+    assert open_diagnosis(folder).accuracy.rows[0]["n"] == 1
 
 
-def test_damaged_files_are_named(
-    reasoner: LoadedModel, whole: tuple[Path, Diagnosis, list[str]], tmp_path: Path
+def test_damaged_units_are_named_and_computed_again_if_asked(
+    reasoner: LoadedModel, whole: tuple[Path, Diagnosis], tmp_path: Path
 ) -> None:
-    role = next(n for n in files(whole[0]) if n.startswith("roles") and n.endswith("/result.json"))
-    cases = {
-        "traces/clf-013.parquet": r"clf-013\.parquet is no complete Parquet file",
-        "scores.safetensors": r"scores\.safetensors is missing or damaged",
-        "accuracy/result.json": r"accuracy/result\.json is no readable JSON",
-        "errors/tensors.safetensors": r"errors/tensors\.safetensors is missing or damaged",
-        role: r"result\.json is no readable JSON",
-    }
-    for i, (name, says) in enumerate(cases.items()):
-        folder = copied(whole, tmp_path / str(i))
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
+    folder = copied(whole, tmp_path / "s")
+    before = files(folder)
+    path = folder / "traces" / "clf-013-0" / "traces.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    (folder / "scores" / "clf-002-0" / "scores.safetensors").unlink()
+    says = (
+        r"Unit traces/clf-013-0 of .*s is damaged: .*traces\.parquet was cut short: \d+ of \d+ bytes are there "
+        r"\(and 1 more damaged units\); put the file back, or compute it again: chainwright study run .*s --repair"
+    )
+    for call in (lambda: run(reasoner, folder), lambda: open_diagnosis(folder)):
         with pytest.raises(BadInput, match=says):
-            open_diagnosis(folder)
-        (folder / name).unlink()
-        with pytest.raises(BadInput, match=Path(name).name.replace(".", r"\.")):
-            open_diagnosis(folder)
-    folder = copied(whole, tmp_path / "resumed")
-    change_state(folder, is_complete=False)
-    (folder / "traces" / "clf-013.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(BadInput, match=r"clf-013\.parquet is no complete Parquet file"):
-        run(reasoner, folder)
-    change_state(folder, config={"modle": "x"})
-    with pytest.raises(BadInput, match=r"config of the study in .* is damaged"):
-        study_config(folder)
-    with pytest.raises(BadInput, match="none holds no study"):
-        open_diagnosis(tmp_path / "none")
+            call()
+    run(reasoner, folder, repair=True)
+    assert files(folder) == before
+
+
+def test_a_config_edited_into_nonsense_is_named(whole: tuple[Path, Diagnosis], tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path / "s")
+    config = json.loads((folder / "study.json").read_text())["config"]
+    cases = [
+        ({"modle": "x"}, "unexpected keyword argument 'modle'"),
+        ({"n": "many"}, "n must be a whole number from 1; got 'many'"),
+        ({"n": True}, "n must be a whole number from 1; got True"),
+        ({"hops": [3]}, r"hops must be lists of whole numbers from 1, by task; got \[3\]"),
+        ({"seeds": []}, "seeds must be a list of different whole numbers"),
+        ({"temperature": "hot"}, r"temperature must be 0 \(greedy\) or a positive number; got 'hot'"),
+        ({"instruments": ["heads"]}, "add 'errors' to the instruments"),
+    ]
+    for change, says in cases:
+        change_state(folder, config=config | change)
+        with pytest.raises(BadInput, match=rf"The config of the study in .*s is damaged: .*{says}"):
+            study_config(folder)
 
 
 def test_configs_that_could_not_be_run_are_refused_at_once(tmp_path: Path, reasoner: LoadedModel) -> None:
     wrong = [
         ({"hops": {}}, "No hops were asked for"),
         ({"hops": {"clf": ()}}, "No hops were asked for"),
+        ({"hops": {"clf": (0,)}}, "hops must be lists of whole numbers from 1"),
         ({"hops": {"clfs": (2,)}}, "Unknown task 'clfs'.*Did you mean 'clf'"),
-        ({"n": 0}, "n must be at least 1; got 0"),
-        ({"n_contexts": 0}, "n_contexts must be at least 1"),
-        ({"min_errors": 0}, "min_errors must be at least 1"),
+        ({"n": 0}, "n must be a whole number from 1; got 0"),
+        ({"n_contexts": 0}, "n_contexts must be a whole number from 1"),
+        ({"min_errors": 0}, "min_errors must be a whole number from 1"),
+        ({"seeds": (1, 1)}, "seeds must be a list of different"),
+        ({"rendering": "long"}, "Unknown rendering 'long'; known: "),
+        ({"instruments": ("acuracy",)}, "Unknown instrument 'acuracy'.*Did you mean 'accuracy'"),
     ]
     for change, says in wrong:
         with pytest.raises(BadInput, match=says):
             replace(CONFIG, **change)
-    for change in ({"hops": {"clf": (0,)}}, {"rendering": "long"}, {"hops": {"mdm": (99,)}}):
-        with pytest.raises(BadInput):
-            run(reasoner, tmp_path / "s", replace(CONFIG, **change))
+    with pytest.raises(BadInput):
+        run(reasoner, tmp_path / "s", replace(CONFIG, hops={"mdm": (99,)}))
+    with pytest.raises(BadInput, match="needs the instruments accuracy and errors, but errors was left out"):
+        run(reasoner, tmp_path / "s", replace(CONFIG, instruments=("accuracy",)))
     assert not (tmp_path / "s").exists(), "nothing is begun"
+
+
+def test_seeds_are_samples_of_their_own(reasoner: LoadedModel, tmp_path: Path) -> None:
+    config = replace(CONFIG, hops={"clf": (13,)}, n=3, seeds=(0, 5), instruments=("accuracy",))
+    made = study.run_study(*reasoner, config, tmp_path / "s", progress=False)
+    assert made.units == ["traces/clf-013-0", "traces/clf-013-5", "accuracy"]
+    traces = instruments.load_traces(config, made.results)
+    assert [t.problem for t in traces] == tasks.sample("clf", 13, 3, 0) + tasks.sample("clf", 13, 3, 5)
+    with pytest.raises(BadInput, match=r"The report of the study in .*s needs the instruments"):
+        open_diagnosis(tmp_path / "s")
+
+
+def test_cells_do_not_share_their_sampling_noise(reasoner: LoadedModel) -> None:
+    """Rows of one index in two cells are decoded with noise of their own, and each cell's is the same each time."""
+    cells = [instruments.Cell(*cell) for cell in (("clf", 13, 0), ("clf", 13, 1), ("clf", 12, 0), ("parity", 13, 0))]
+    seeds = [instruments.decode_seed(cell) for cell in cells]
+    assert len(set(seeds)) == 4 and seeds == [instruments.decode_seed(cell) for cell in cells]
+    assert seeds[0] == 593328818
 
 
 KEYS = ["Where: ", "Kind: ", "Doubt: ", "Heads: ", "Reach: "]

@@ -58,16 +58,17 @@ class Finding(ABC):
         return table_of(self.to_frame().to_pydict())
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `tensors.safetensors` and `result.json` into a new folder.
+        """Write `tensors.safetensors` and `result.json` into a new or empty folder.
 
         Raises:
             BadInput: The folder exists and `overwrite` is off, it is there and holds something else than a
                 finding, or it cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and not overwrite:
+        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        if not is_new and not overwrite:
             raise BadInput(f"{folder} exists; pass overwrite=True or choose another folder.")
-        if folder.exists() and not (folder / _RESULT).is_file():
+        if not is_new and not (folder / _RESULT).is_file():
             raise BadInput(f"{folder} exists and holds no finding, so it is not replaced; choose another folder.")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         # clones, since safetensors refuses tensors that share their memory

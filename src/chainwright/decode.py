@@ -29,7 +29,7 @@ from transformers import (
 from chainwright._errors import BadInput, BadTrace
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import position_ids
-from chainwright.models.load import provenance
+from chainwright.models.load import model_name
 from chainwright.models.residual import unembed
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
@@ -245,8 +245,7 @@ def _decode(
             pad_token_id=pad,
             logits_processor=processors,
         )
-    name = provenance(inner)["model"]
-    info: dict[str, str | int | float] = {"model": name, "seed": seed, "temperature": float(temperature)}
+    info: dict[str, str | int | float] = {"model": model_name(inner), "seed": seed, "temperature": float(temperature)}
     return [
         (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, info))
         for p, row in zip(batch, output, strict=True)

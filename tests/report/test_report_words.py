@@ -70,7 +70,7 @@ def test_certainty_counts_traces_and_warns_of_cut_responses() -> None:
 
 
 def test_the_command_says_only_what_differs() -> None:
-    config = DiagnoseConfig("my model", {"parity": [4, 8], "objc": (4, 8)}, n=20, seed=3, temperature=0.7)
+    config = DiagnoseConfig("my model", {"parity": [4, 8], "objc": (4, 8)}, n=20, seeds=[3], temperature=0.7)
     assert words.command(config) == (
         "chainwright diagnose --model 'my model' --task parity,objc --hops 4,8 -n 20 --rendering short --seed 3 "
         "--temperature 0.7"

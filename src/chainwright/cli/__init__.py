@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from chainwright.cli import decoding, diagnosing, looking, training
+from chainwright.cli import decoding, diagnosing, looking, studying, training
 
 app = typer.Typer(
     name="chainwright",
@@ -23,6 +23,13 @@ app.command()(decoding.evaluate)
 app.command()(diagnosing.diagnose)
 app.command()(diagnosing.report)
 app.command()(diagnosing.demo)
+
+study_app = typer.Typer(help="Run, follow and compare studies.", no_args_is_help=True)
+study_app.command()(studying.run)
+study_app.command()(studying.status)
+study_app.command()(studying.show)
+study_app.command()(studying.diff)
+app.add_typer(study_app, name="study")
 
 train_app = typer.Typer(help="Train the small models that come with Chainwright.", no_args_is_help=True)
 train_app.command()(training.reasoner)

@@ -19,19 +19,18 @@ from chainwright.cli._shared import (
     Quiet,
     RemoteCode,
     RenderingName,
+    Repair,
     Revision,
     Seed,
     TaskNames,
     Temperature,
     clear_errors,
-    err,
     load,
     out,
     plain,
 )
 
 if TYPE_CHECKING:
-    from chainwright.models import LoadedModel
     from chainwright.study import DiagnoseConfig, Diagnosis
 
 
@@ -55,6 +54,7 @@ def diagnose(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
+    repair: Repair = False,
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break, of which kind the errors are, and which heads push the wrong token."""
@@ -65,32 +65,47 @@ def diagnose(
         model=model,
         hops=_choices.choose_cells(task, hops, chosen),
         n=n,
-        seed=seed,
+        seeds=(seed,),
         rendering=chosen,
         n_contexts=n_contexts,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        dtype=dtype,
+        revision=revision,
     )
-    loaded = load(model, device, dtype, revision, trust_remote_code)
-    _diagnose(loaded, config, out_folder, overwrite, quiet)
+    run_study(config, out_folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
+    print_summary(study.open_diagnosis(out_folder), out_folder / "report.html")
 
 
-def _diagnose(loaded: LoadedModel, config: DiagnoseConfig, folder: Path, overwrite: bool, quiet: bool) -> None:
+def run_study(
+    config: DiagnoseConfig,
+    folder: Path,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run a diagnosis to its end and write its report, if it has one and that is not there."""
     from chainwright import study
+    from chainwright._errors import BadInput
     from chainwright.report import write_report
 
-    found = study.run_diagnosis(
-        loaded.model,
-        loaded.tokenizer,
-        config,
-        folder,
-        overwrite=overwrite,
-        progress=not quiet,
-        say=(lambda line: None) if quiet else (lambda line: err.print(line, markup=False, highlight=False)),
+    loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
+    study.run_study(
+        loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, repair=repair, progress=not quiet
     )
-    path = write_report(found, folder / "report.html")
-    _print_summary(found, path)
+    path = folder / "report.html"
+    if path.exists() or not study.has_report(config):
+        return
+    try:
+        write_report(study.open_diagnosis(folder), path)
+    except BadInput as error:
+        raise BadInput(
+            f"The study is finished, but not its report. {error} `chainwright report {folder}` writes the report."
+        ) from error
 
 
 @clear_errors
@@ -103,7 +118,7 @@ def report(
     from chainwright.report import write_report
 
     found = study.open_diagnosis(folder)
-    _print_summary(found, write_report(found, out_file or folder / "report.html"))
+    print_summary(found, write_report(found, out_file or folder / "report.html"))
 
 
 @clear_errors
@@ -118,10 +133,12 @@ def demo(
     from chainwright import _choices, study
 
     config = study.DiagnoseConfig(model="reasoner", hops=_choices.REASONER_HOPS, n=n)
-    _diagnose(load("reasoner", "cpu", None, None, False), config, out_folder, overwrite, quiet=False)
+    run_study(config, out_folder, "cpu", overwrite=overwrite)
+    print_summary(study.open_diagnosis(out_folder), out_folder / "report.html")
 
 
-def _print_summary(found: Diagnosis, path: Path) -> None:
+def print_summary(found: Diagnosis, path: Path) -> None:
+    """Print the five lines, and where the report is."""
     out.print()
     for line in found.summary():
         out.print(plain(line), highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from chainwright._errors import BadInput, unknown_name
 from chainwright.models.anatomy import anatomy
+from chainwright.models.fingerprint import fingerprint
 
 BUNDLED = Path(__file__).parent / "bundled"
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError, struct.error)
@@ -209,15 +209,24 @@ def _why_not(name: str, where: str, error: BaseException) -> str:
     return f"{problem} Known bundled names: {known}; otherwise give a folder or a Hub id within reach."
 
 
+def _is_bundled(model: PreTrainedModel) -> bool:
+    return str(BUNDLED) in str(model.config._name_or_path)
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """Return a model's bundled name, or where it was loaded from."""
+    path = str(model.config._name_or_path)
+    return Path(path).name if _is_bundled(model) else path
+
+
 def provenance(model: PreTrainedModel) -> dict[str, str]:
     """Return what identifies a model in a result: name, revision, type, number type, shape and a fingerprint."""
     from chainwright import __version__
 
     parts = anatomy(model)
-    path = str(model.config._name_or_path)
-    bundled = str(BUNDLED) in path
+    bundled = _is_bundled(model)
     return {
-        "model": Path(path).name if bundled else path,
+        "model": model_name(model),
         "revision": str(getattr(model.config, "_commit_hash", None) or ("bundled" if bundled else "")),
         "model_type": str(parts.model.config.model_type),
         "dtype": str(parts.model.dtype).removeprefix("torch."),
@@ -226,16 +235,3 @@ def provenance(model: PreTrainedModel) -> dict[str, str]:
         "chainwright": __version__,
         "torch": str(torch.__version__),
     }
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Return 16 hexadecimal digits that differ between models with other weights.
-
-    The name and shape of every parameter and its first 64 numbers are hashed, so that it costs little on large models;
-    a change of other numbers alone is not seen.
-    """
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        first = weight.detach().flatten()[:64].float().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}{first.tolist()}".encode())
-    return digest.hexdigest()[:16]

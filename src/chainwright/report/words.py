@@ -18,7 +18,7 @@ from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
 _NO_SHORT_FORM = ("model", "hops", "rendering")
-_AS_OPTIONS = ("n", "seed", "n_contexts", "temperature", "max_new_tokens", "batch_size")
+_AS_OPTIONS = ("n", "seeds", "n_contexts", "temperature", "max_new_tokens", "batch_size", "dtype", "revision")
 
 
 def chance_levels(traces: Iterable[Trace]) -> dict[str, float]:
@@ -111,13 +111,19 @@ def command(config: DiagnoseConfig) -> str:
     plain = {f.name: f.default for f in fields(DiagnoseConfig)}
     changed = {name: getattr(config, name) for name, value in plain.items() if getattr(config, name) != value}
     same_hops = len(set(asked.values())) == 1
-    if (asked != usual and not same_hops) or any(name not in (*_NO_SHORT_FORM, *_AS_OPTIONS) for name in changed):
+    if (
+        (asked != usual and not same_hops)
+        or len(config.seeds) > 1
+        or any(name not in (*_NO_SHORT_FORM, *_AS_OPTIONS) for name in changed)
+    ):
         return _python(config)
     words = ["chainwright", "diagnose", "--model", config.model, "--task", _tasks_option(asked)]
     if asked != usual:
         words += ["--hops", ",".join(map(str, next(iter(asked.values()))))]
     words += ["-n", str(config.n), "--rendering", config.rendering]
-    for name in _AS_OPTIONS[1:]:
+    if "seeds" in changed:
+        words += ["--seed", str(config.seeds[0])]
+    for name in _AS_OPTIONS[2:]:
         if name in changed:
             words += [f"--{name.replace('_', '-')}", str(changed[name])]
     return shlex.join(words)
@@ -129,7 +135,7 @@ def _tasks_option(asked: Mapping[str, Any]) -> str:
 
 def _python(config: DiagnoseConfig) -> str:
     plain = {f.name: f.default for f in fields(DiagnoseConfig)}
-    record = {name: value for name, value in config.record().items() if value != plain[name]}
+    record = {name: value for name, value in config.record().items() if getattr(config, name) != plain[name]}
     settings = "\n".join(f"    {name}={value!r}," for name, value in record.items())
     return (
         "from chainwright import DiagnoseConfig, load_model, run_diagnosis\n"

@@ -115,7 +115,7 @@ def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str, ...]) -> list[str]:
     """Return a phrase such as "n is 40 there, 50 was asked" for each value that differs in the named parts."""
-    before, after = ({k: v for part in parts for k, v in _flat(part, m[part]).items()} for m in (old, new))
+    before, after = (flat({part: m[part] for part in parts}) for m in (old, new))
     return [
         f"{name} is {_shown(before, name)} there, {_shown(after, name)} was asked"
         for name in dict.fromkeys([*before, *after])
@@ -123,12 +123,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str
     ]
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Return a nested mapping as one with dotted names; "config" and "model" do not stand in them."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    inner = {f"{name}.{k}".removeprefix("config."): v for k, v in value.items()}
-    return {k: v for key, part in inner.items() for k, v in _flat(key, part).items()}
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested mapping as one with dotted names; "config" does not stand in them."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flat(value) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{name}.{key}".removeprefix("config.").removesuffix("."): part for key, part in inner.items()}
+    return found
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -31,5 +31,6 @@ def _facts(diagnosis: Diagnosis) -> list[str]:
     versions = [f"{name} {source[name]}" for name in ("chainwright", "torch", "transformers") if name in source]
     revision = f"revision {source['revision']}" if source.get("revision") else ""
     drawn = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}"
-    asked = f"{counted(config.n, 'problem')} a cell, {config.rendering} rendering, {drawn}, seed {config.seed}"
+    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
+    asked = f"{counted(config.n, 'problem')} a cell, {config.rendering} rendering, {drawn}, {seeds}"
     return [part for part in (revision, *shown, asked, *versions) if part]
