@@ -19,7 +19,7 @@ from chainwright.cli._shared import (
     Quiet,
     RemoteCode,
     RenderingName,
-    Repair,
+    RepairUnits,
     Revision,
     Seed,
     TaskNames,
@@ -54,7 +54,7 @@ def diagnose(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
-    repair: Repair = False,
+    repair: RepairUnits = False,
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break, of which kind the errors are, and which heads push the wrong token."""

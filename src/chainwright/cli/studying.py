@@ -13,7 +13,7 @@ from chainwright.cli._shared import (
     Overwrite,
     Quiet,
     RemoteCode,
-    Repair,
+    RepairUnits,
     clear_errors,
     out,
     plain,
@@ -37,7 +37,7 @@ def run(
     device: Device = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
-    repair: Repair = False,
+    repair: RepairUnits = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study to its end: a new one, or one that was stopped."""
