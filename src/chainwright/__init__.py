@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LogitFlow,
         LogitLens,
         SlotContexts,
+        SweepPlan,
         answer_writing_scores,
         correct_contexts,
         erroneous_contexts,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         iteration_scores,
         knockout_effects,
         logit_lens,
+        plan_knockout_effects,
     )
     from chainwright.diagnose.head_roles import head_roles
     from chainwright.diagnose.logit_flow import logit_flow
@@ -89,6 +91,7 @@ __all__ = [
     "Repair",
     "SlotContexts",
     "Study",
+    "SweepPlan",
     "TCRConfig",
     "TokenScores",
     "Trace",
@@ -113,6 +116,7 @@ __all__ = [
     "logit_flow",
     "logit_lens",
     "open_diagnosis",
+    "plan_knockout_effects",
     "read_jsonl",
     "read_traces",
     "run_diagnosis",

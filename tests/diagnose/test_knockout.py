@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
-from chainwright.diagnose import KnockoutEffects, knockout_effects
+from chainwright.diagnose import KnockoutEffects, knockout_effects, plan_knockout_effects
 from chainwright.diagnose._sweep_first import Sharing
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
@@ -78,7 +78,7 @@ def test_exact_equals_one_whole_pass_a_head(family: str, positions: str) -> None
     alone = torch.stack([prob(model, row, int(token)) for row, token in zip(rows, tokens, strict=True)])
     assert_close(got.baseline, alone, f"{family} baseline", TOLERANCE)
     assert float(want.abs().max()) > 0.01, "the heads do nothing in this model"
-    assert bool(got.is_exact.all()) and got.config == {"method": "exact", "positions": positions}
+    assert bool(got.is_exact.all()) and got.config == {"method": "exact", "positions": positions, "max_bytes": None}
 
 
 @every_family
@@ -177,7 +177,7 @@ def test_screened_is_exact_where_it_says_so_and_an_estimate_elsewhere(positions:
     for row in range(3):
         kept, left = rough.effect[row][got.is_exact[row]], rough.effect[row][~got.is_exact[row]]
         assert float(kept.abs().min()) >= float(left.abs().max()), "other heads than the best-ranked were measured"
-    assert got.config == {"method": "screened", "positions": positions, "share": 0.25}
+    assert got.config == {"method": "screened", "positions": positions, "max_bytes": None, "share": 0.25}
     assert not rough.is_exact.any()
     every = knockout_effects(model, ids, TOKENS, method="screened", share=1.0, **asked)
     assert bool(every.is_exact.all())
@@ -374,3 +374,76 @@ def test_a_hook_of_someone_else_on_the_last_layer_is_obeyed() -> None:
         with edit(model, KnockOut({at})):
             want = torch.stack([prob(model, row, int(token)) for row, token in zip(ids, tokens, strict=True)])
         assert_close(got.baseline - got.effect[(slice(None), *at)], want, str(at), TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "gpt2"])
+@both_positions
+def test_bfloat16_effects_are_those_of_bfloat16_passes(family: str, positions: str) -> None:
+    model, rows = tiny(family).to(torch.bfloat16), [random_ids(1, n, seed=n)[0] for n in (24, 23, 9)]
+    (ids, mask), tokens = left_padded(rows), likeliest(model, rows)
+    got = knockout_effects(model, ids, tokens, attention_mask=mask, positions=positions)
+    want = slow_effects(model, lacking(model, family), rows, tokens, positions)
+    off = (got.effect - want.float()).abs()
+    # three digits, through three layers and, in the mixtures of experts, a choice that may tip
+    assert float(off.mean()) <= 0.02 and float(off.max()) <= 0.3, f"mean {off.mean():.3g}, max {off.max():.3g}"
+
+
+def test_interrupted_it_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny("llama"), random_ids(3, 30)
+    before = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    for module in (model.model.layers[0].mlp, model.model.layers[2].mlp.down_proj):
+        handle = module.register_forward_hook(Interrupting(4))
+        for options in ({}, {"positions": "last"}, {"method": "screened"}):
+            with pytest.raises(KeyboardInterrupt):
+                for _ in range(4):
+                    knockout_effects(model, ids, TOKENS, **options)
+        handle.remove()
+        assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules())
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == before
+
+
+class Interrupting:
+    """A hook that interrupts on every nth call."""
+
+    def __init__(self, n: int):
+        self.n, self.calls = n, 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls % self.n == 0:
+            raise KeyboardInterrupt
+
+
+def test_progress_is_shown_and_changes_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    model, ids = tiny("llama"), random_ids(3, 6)
+    want = knockout_effects(model, ids, TOKENS)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    got = knockout_effects(model, ids, TOKENS, progress=True)
+    assert "knockouts" in capsys.readouterr().err
+    assert_equal(got.effect, want.effect)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_variants"),
+    [({}, 36), ({"positions": "last"}, 36), ({"method": "gradient"}, 0), ({"method": "screened", "share": 0.25}, 9)],
+)
+def test_a_plan_says_what_a_sweep_takes(options: dict[str, Any], n_variants: int) -> None:
+    plan = plan_knockout_effects(tiny("llama"), [11, 8, 1], **options)
+    assert plan.n_variants == n_variants and plan.n_groups == 3
+    assert plan.seconds > 0 and plan.bytes > 0 and 1 <= plan.plain_passes < 12
+    assert plan.summary().startswith(f"{n_variants} knockouts in 3 groups of rows: ")
+    small = plan_knockout_effects(tiny("llama"), [11, 11, 11], max_bytes=1, **options)
+    assert small.n_groups == 3 and small.bytes <= plan.bytes
+
+
+def test_a_plan_for_nothing_is_refused() -> None:
+    with pytest.raises(BadInput, match="lengths must be whole numbers above 0"):
+        plan_knockout_effects(tiny("llama"), [])
+    with pytest.raises(BadInput, match="share must be above 0"):
+        plan_knockout_effects(tiny("llama"), [3], method="screened", share=2.0)
+
+
+def test_the_memory_bound_stands_in_the_result() -> None:
+    got = knockout_effects(tiny("llama"), random_ids(3, 6), TOKENS, max_bytes=2**20)
+    assert got.config["max_bytes"] == 2**20

@@ -1,5 +1,6 @@
 """Instruments: each measures one thing and returns a `Finding`."""
 
+from chainwright.diagnose._sweep_plan import SweepPlan, plan_knockout_effects
 from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
@@ -30,6 +31,7 @@ __all__ = [
     "RoleFinding",
     "RolesConfig",
     "SlotContexts",
+    "SweepPlan",
     "answer_writing_scores",
     "check_head",
     "circuit_measures",
@@ -42,4 +44,5 @@ __all__ = [
     "knockout_effects",
     "logit_flow",
     "logit_lens",
+    "plan_knockout_effects",
 ]

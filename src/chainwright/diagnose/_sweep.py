@@ -15,7 +15,7 @@ of them at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from chainwright.diagnose._sweep_first import Sharing
+from chainwright.diagnose._sweep_gradient import gradient_pass
 from chainwright.diagnose._sweep_last import last_position
 from chainwright.diagnose._sweep_layers import from_layer
-from chainwright.diagnose._sweep_plain import Contexts, Group, groups, is_edited
+from chainwright.diagnose._sweep_plain import Contexts, Group, Plain, groups, is_edited
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
 
@@ -34,7 +35,10 @@ BYTES_AT_ONCE = {"cpu": 2**23, "other": 2**30}
 # what is kept of a plain pass
 BYTES_KEPT = {"cpu": 2**28, "other": 2**33}
 
-__all__ = ["Contexts", "Knocked", "knock_out_each"]
+# what a backward pass needs of a layer, compared with what is kept of a plain pass
+BACKWARD = 4
+Choose = Callable[[Tensor], Tensor]
+Report = Callable[[int], None]
 
 
 class Knocked(NamedTuple):
@@ -51,8 +55,70 @@ class Knocked(NamedTuple):
     argmax: Tensor
 
 
+class Screened(NamedTuple):
+    """First-order estimates for all heads, and what was measured.
+
+    Attributes:
+        baseline: Probability of the first tracked token with every head in place `[N]`.
+        estimate: Slope along each head's gate `[N, L, H]`.
+        wanted: Which heads were chosen for which row `[N, L, H]`.
+        knocked: What was measured there.
+    """
+
+    baseline: Tensor
+    estimate: Tensor
+    wanted: Tensor
+    knocked: Knocked
+
+
+class _Sweep:
+    """Runs variants group by group and writes what they say into one table."""
+
+    def __init__(
+        self, parts: Anatomy, contexts: Contexts, positions: Positions, max_bytes: int | None, report: Report | None
+    ):
+        self.parts, self.contexts, self.positions = parts, contexts, positions
+        self.report = report or (lambda n: None)
+        self.max_bytes = max_bytes
+        self.at_once = max_bytes or BYTES_AT_ONCE[kind_of(parts)]
+        is_shared = positions == "last" and not is_edited(parts)
+        self.run = last_position if is_shared else partial(from_layer, positions=positions, sharing=Sharing(parts))
+        n_rows, n_tracked = contexts.tracked.shape
+        shape = (n_rows, parts.n_layers, parts.n_heads)
+        dtype = torch.promote_types(parts.model.dtype, torch.float32)
+        baseline = torch.full((n_rows, n_tracked), float("nan"), dtype=dtype)
+        probs, argmax = torch.full((*shape, n_tracked), float("nan"), dtype=dtype), torch.full(shape, -1)
+        self.knocked = Knocked(baseline, probs, argmax)
+
+    def groups(self, times: int = 1) -> Iterator[Group]:
+        """Yield rows that go together; `times`: what is kept of them, in plain passes."""
+        if is_edited(self.parts):
+            yield Group(torch.arange(len(self.contexts.input_ids)), self.contexts)
+            return
+        kept = self.max_bytes or BYTES_KEPT[kind_of(self.parts)]
+        yield from groups(self.contexts, kept // (bytes_per_token(self.parts) * times))
+
+    def measure(self, group: Group, wanted: Tensor, plain: Plain | None = None) -> None:
+        """Run the wanted heads `[n, L, H]` of a group."""
+        baseline, probs, argmax = self.knocked
+        for where, logits in self.run(self.parts, group.contexts, wanted, self.at_once, plain):
+            tracked = group.contexts.tracked[where[:, 0].to(logits.device)]
+            found = logits.softmax(-1).gather(-1, tracked).cpu()
+            is_out = where[:, 2] >= 0
+            at = torch.cat([group.rows[where[:, :1]], where[:, 1:]], dim=1)
+            probs[tuple(at[is_out].T)] = found[is_out]
+            argmax[tuple(at[is_out].T)] = logits.argmax(-1).cpu()[is_out]
+            baseline[at[~is_out, 0]] = found[~is_out]
+            self.report(int(is_out.sum()))
+
+
 def knock_out_each(
-    parts: Anatomy, contexts: Contexts, wanted: Tensor, positions: Positions, max_bytes: int | None = None
+    parts: Anatomy,
+    contexts: Contexts,
+    wanted: Tensor,
+    positions: Positions,
+    max_bytes: int | None = None,
+    report: Report | None = None,
 ) -> Knocked:
     """Return the effect of silencing each wanted head alone.
 
@@ -63,40 +129,51 @@ def knock_out_each(
         positions: Where to silence them.
         max_bytes: How much memory the variants that run side by side may take, roughly, and how much is kept of the
             rows that go together; None chooses by device.
+        report: Told how many heads of a row were measured, whenever some were.
 
     Raises:
         UnsupportedModel: The layers, run one by one, do not give what the model gives.
     """
-    n_rows, n_tracked = contexts.tracked.shape
-    shape = (n_rows, parts.n_layers, parts.n_heads)
-    dtype = torch.promote_types(parts.model.dtype, torch.float32)
-    baseline = torch.full((n_rows, n_tracked), float("nan"), dtype=dtype)
-    probs, argmax = torch.full((*shape, n_tracked), float("nan"), dtype=dtype), torch.full(shape, -1)
-    wanted = wanted.cpu()
-    at_once = max_bytes or BYTES_AT_ONCE[_kind(parts)]
-    is_shared = positions == "last" and not is_edited(parts)
-    run = last_position if is_shared else partial(from_layer, positions=positions, sharing=Sharing(parts))
+    sweep, wanted = _Sweep(parts, contexts, positions, max_bytes, report), wanted.cpu()
     with torch.no_grad():
-        for group in _grouped(parts, contexts, max_bytes):
-            for where, logits in run(parts, group.contexts, wanted[group.rows], at_once):
-                tracked = group.contexts.tracked[where[:, 0].to(contexts.tracked.device)]
-                found = logits.softmax(-1).gather(-1, tracked).cpu()
-                is_out = where[:, 2] >= 0
-                at = torch.cat([group.rows[where[:, :1]], where[:, 1:]], dim=1)
-                probs[tuple(at[is_out].T)] = found[is_out]
-                argmax[tuple(at[is_out].T)] = logits.argmax(-1).cpu()[is_out]
-                baseline[at[~is_out, 0]] = found[~is_out]
-    return Knocked(baseline, probs, argmax)
+        for group in sweep.groups():
+            sweep.measure(group, wanted[group.rows])
+    return sweep.knocked
 
 
-def _kind(parts: Anatomy) -> str:
+def gradient_each(
+    parts: Anatomy,
+    contexts: Contexts,
+    positions: Positions,
+    choose: Choose | None = None,
+    max_bytes: int | None = None,
+    report: Report | None = None,
+) -> Screened:
+    """Return every head's first-order estimate, and measure those that `choose` picks from the estimates `[n, L, H]`.
+
+    One pass over a group serves both.
+    """
+    sweep = _Sweep(parts, contexts, positions, max_bytes, report)
+    estimate = torch.full_like(sweep.knocked.probs[..., 0], float("nan"))
+    wanted = torch.zeros(estimate.shape, dtype=torch.bool)
+    baseline = torch.full_like(sweep.knocked.baseline[:, 0], float("nan"))
+    for group in sweep.groups(BACKWARD):
+        plain, baseline[group.rows], estimate[group.rows] = gradient_pass(parts, group.contexts, positions)
+        if choose is not None:
+            wanted[group.rows] = choose(estimate[group.rows])
+            with torch.no_grad():
+                sweep.measure(group, wanted[group.rows], plain)
+    return Screened(baseline, estimate, wanted, sweep.knocked)
+
+
+def kind_of(parts: Anatomy) -> str:
+    """Return the kind of device that memory bounds are chosen for."""
     return "cpu" if parts.model.device.type == "cpu" else "other"
 
 
-def _grouped(parts: Anatomy, contexts: Contexts, max_bytes: int | None) -> Iterator[Group]:
-    if is_edited(parts):
-        yield Group(torch.arange(len(contexts.input_ids)), contexts)
-        return
-    # a layer's input, its heads' outputs and what its attention gave; or its keys and values, which are no more
-    per_token = parts.n_layers * (2 * parts.d_model + parts.n_heads * parts.d_head) * parts.model.dtype.itemsize
-    yield from groups(contexts, (max_bytes or BYTES_KEPT[_kind(parts)]) // per_token)
+def bytes_per_token(parts: Anatomy) -> int:
+    """Return what is kept of a token: a layer's input, its heads' outputs and what its attention gave, of all layers.
+
+    Keys and values, which are kept in their place for the last position, are no more.
+    """
+    return parts.n_layers * (2 * parts.d_model + parts.n_heads * parts.d_head) * int(parts.model.dtype.itemsize)

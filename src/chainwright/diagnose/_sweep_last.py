@@ -27,6 +27,7 @@ from chainwright.diagnose._sweep_plain import (
     Found,
     LayerCall,
     Plain,
+    attached,
     for_rows,
     most_off,
     record,
@@ -51,10 +52,12 @@ class _Variants(NamedTuple):
     heads: Tensor
 
 
-def last_position(parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int) -> Iterator[Found]:
+def last_position(
+    parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int, plain: Plain | None = None
+) -> Iterator[Found]:
     """Yield the logits with each wanted head `[N, L, H]` silenced at the last position, and with none."""
     with attach(parts.model, Handlers({})):
-        plain = record(parts, contexts, keys=True)
+        plain = plain or record(parts, contexts, attached(parts), keys=True)
         shared = None
         if all(call.is_positionwise for call in plain.calls):
             shared = _shared_prefix(parts, plain, wanted, max_bytes)

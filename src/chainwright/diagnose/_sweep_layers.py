@@ -20,6 +20,7 @@ from chainwright.diagnose._sweep_plain import (
     Found,
     LayerCall,
     Plain,
+    attached,
     for_rows,
     is_edited,
     most_off,
@@ -47,14 +48,20 @@ class _Variants(NamedTuple):
 
 
 def from_layer(
-    parts: Anatomy, contexts: Contexts, wanted: Tensor, max_bytes: int, positions: Positions, sharing: Sharing
+    parts: Anatomy,
+    contexts: Contexts,
+    wanted: Tensor,
+    max_bytes: int,
+    plain: Plain | None = None,
+    *,
+    positions: Positions,
+    sharing: Sharing,
 ) -> Iterator[Found]:
     """Yield the logits with each wanted head `[N, L, H]` silenced, and with none."""
     n_rows, n_tokens = contexts.input_ids.shape
-    # a block holds about eight tensors of the residual stream's size at its widest point
-    at_once = max(1, max_bytes // (n_tokens * parts.d_model * parts.model.dtype.itemsize * 8))
+    at_once = max(1, max_bytes // bytes_per_variant(parts, n_tokens))
     with attach(parts.model, Handlers({})):
-        plain = record(parts, contexts)
+        plain = plain or record(parts, contexts, attached(parts))
         yield Found(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
         _check_replay(parts, plain, n_rows)
         for layer in range(parts.n_layers):
@@ -70,6 +77,11 @@ def from_layer(
             where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
             asked = wanted[tuple(where.T)]
             yield from _unembedded(parts, where[asked], hidden[asked.to(hidden.device)])
+
+
+def bytes_per_variant(parts: Anatomy, n_tokens: int) -> int:
+    """Return what a block holds of one variant at its widest point: about eight residual streams."""
+    return n_tokens * parts.d_model * int(parts.model.dtype.itemsize) * 8
 
 
 def _unembedded(parts: Anatomy, where: Tensor, hidden: Tensor) -> Iterator[Found]:

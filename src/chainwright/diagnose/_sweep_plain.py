@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +114,11 @@ def groups(contexts: Contexts, max_tokens: int) -> Iterator[Group]:
         yield Group(at, cut)
 
 
-def record(parts: Anatomy, contexts: Contexts, *, keys: bool = False) -> Plain:
-    """Run the model once and keep each layer's call: with what its heads gave, or with keys and values."""
+def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool = False) -> Plain:
+    """Run the model once and keep each layer's call: with what its heads gave, or with keys and values.
+
+    `outside` is what was attached before the sweep began, and is to be in force when a layer is run again.
+    """
     calls: list[LayerCall] = []
     options: dict[int, dict[str, Any]] = {}
 
@@ -131,13 +134,14 @@ def record(parts: Anatomy, contexts: Contexts, *, keys: bool = False) -> Plain:
         z = attend(call)
         options[call.layer] = call.options
         if keys:
-            calls[-1].seen = call
+            k, v = call.k.detach(), call.v.detach()
+            calls[-1].seen = replace(call, q=call.q[:, :, :0].detach(), k=k, v=v)
         else:
             calls[-1].z = z.detach().clone()
         return z
 
     def read_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        calls[-1].attn_output = output
+        calls[-1].attn_output = _detached(output)
 
     with ExitStack() as stack:
         stack.enter_context(attach(parts.model, Handlers({i: (read_heads,) for i in range(parts.n_layers)})))
@@ -149,8 +153,8 @@ def record(parts: Anatomy, contexts: Contexts, *, keys: bool = False) -> Plain:
                 stack.enter_context(_watching_readers(layer, calls))
         logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)
     for i, call in enumerate(calls):  # they were recorded with the readers among their handlers
-        call.kwargs[STATE_KEY] = attached(parts)
-        call.is_positionwise = _is_positionwise(parts, i, call, options[i])
+        call.kwargs[STATE_KEY] = outside
+        call.is_positionwise = not outside.by_layer and _is_positionwise(parts, i, call, options[i])
     return Plain(calls, widened(logits[:, -1]))
 
 
@@ -183,6 +187,12 @@ def _watching_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
         yield
 
 
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    return type(output)(_detached(one) for one in output) if type(output) in (tuple, list) else output
+
+
 def _is_view(tensor: Tensor, of: Tensor) -> bool:
     return (
         tensor.data_ptr() == of.data_ptr()
@@ -200,12 +210,7 @@ def is_hooked(block: nn.Module, but: int = 0) -> bool:
 def _is_positionwise(parts: Anatomy, layer: int, call: LayerCall, options: dict[str, Any]) -> bool:
     extra = [*call.args[1:], *(value for name, value in call.kwargs.items() if name not in PER_TOKEN)]
     per_query = any(isinstance(value, Tensor) and value.dim() > 2 for value in options.values())
-    return not (
-        is_edited(parts)
-        or is_hooked(parts.layers[layer].block)
-        or per_query
-        or any(isinstance(value, Tensor) for value in extra)
-    )
+    return not (is_hooked(parts.layers[layer].block) or per_query or any(isinstance(value, Tensor) for value in extra))
 
 
 def total_variation(logits: Tensor, plain: Tensor) -> float:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
-from chainwright.diagnose._sweep import Contexts, Knocked, knock_out_each
+from chainwright.diagnose._sweep import Knocked, knock_out_each
+from chainwright.diagnose._sweep_plain import Contexts
 from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.knockout import baseline_probs
 from chainwright.diagnose.lens import answer_writing_scores

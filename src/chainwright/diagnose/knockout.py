@@ -9,22 +9,26 @@ Three ways to the same map, from exact to cheap:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import pyarrow as pa
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.diagnose._sweep import knock_out_each
+from chainwright.diagnose._sweep import gradient_each, knock_out_each
 from chainwright.diagnose._sweep_plain import Contexts
 from chainwright.diagnose.lens import check_token_ids, in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, check_ids, forward
 from chainwright.models.load import provenance
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, widened
+from chainwright.models.seam import widened
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,6 +102,7 @@ def knockout_effects(
     method: Method = "exact",
     share: float = 0.25,
     max_bytes: int | None = None,
+    progress: bool = False,
 ) -> KnockoutEffects:
     """Return each head's causal effect on the probability of a token at the last position.
 
@@ -110,9 +115,10 @@ def knockout_effects(
             is gone) or only at the last.
         method: "exact", "gradient" or "screened".
         share: For "screened", the share of each row's heads that is measured exactly.
-        max_bytes: How much memory the variants that are run side by side may take, roughly and besides the model, one
-            plain pass and the inputs of its layers; never less than one variant takes. None chooses what is fast on
-            the model's device. "gradient" is one pass over all rows and does not follow it.
+        max_bytes: How much memory the variants that are run side by side may take, roughly and besides the model, and
+            how much is kept of the rows that go together; never less than one row and one variant take. None chooses
+            what is fast on the model's device. `plan_knockout_effects` says beforehand what that comes to.
+        progress: Show a progress bar on a terminal. Interrupted, it leaves the model as it was.
 
     Raises:
         BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, a share outside 0..1, or a
@@ -127,6 +133,30 @@ def knockout_effects(
 
     Source: TCR (arXiv 2601.21214), section 3, causal indirect effect by zero ablation.
     """
+    check_options(method, positions, share, max_bytes)
+    parts = anatomy(model)
+    contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
+    with evaluating(parts.model), _bar(progress) as bar:
+        shown = bar.add_task("knockouts", total=n_measured(parts, len(contexts.input_ids), method, share))
+        report = partial(bar.advance, shown)
+        baseline, effect, is_exact = _measure(parts, contexts, positions, method, share, max_bytes, report)
+    config = {"method": method, "positions": positions, "max_bytes": max_bytes}
+    return KnockoutEffects(
+        baseline=baseline,
+        effect=effect,
+        is_exact=is_exact,
+        config=config | ({"share": share} if method == "screened" else {}),
+        provenance=provenance(parts.model),
+    )
+
+
+def _bar(progress: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(console=console, disable=not (progress and console.is_terminal), transient=True)
+
+
+def check_options(method: str, positions: str, share: float, max_bytes: int | None) -> None:
+    """Raise BadInput unless a sweep can be run with these options."""
     if method not in get_args(Method):
         raise BadInput(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
     if positions not in get_args(Positions):
@@ -135,10 +165,6 @@ def knockout_effects(
         raise BadInput(f"share must be above 0 and at most 1; got {share}.")
     if max_bytes is not None and max_bytes < 1:
         raise BadInput(f"max_bytes must be at least 1, or None; got {max_bytes}.")
-    parts = anatomy(model)
-    contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
-    with evaluating(parts.model):
-        return _measure(parts, contexts, positions, method, share, max_bytes)
 
 
 def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
@@ -158,59 +184,40 @@ def baseline_probs(parts: Anatomy, contexts: Contexts) -> Tensor:
 
 
 def _measure(
-    parts: Anatomy, contexts: Contexts, positions: Positions, method: Method, share: float, max_bytes: int | None
-) -> KnockoutEffects:
-    shape = (len(contexts.input_ids), parts.n_layers, parts.n_heads)
+    parts: Anatomy,
+    contexts: Contexts,
+    positions: Positions,
+    method: Method,
+    share: float,
+    max_bytes: int | None,
+    report: Callable[[int], None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return baseline `[N]`, effects `[N, L, H]`, and where they were measured."""
     if method == "exact":
-        wanted = torch.ones(shape, dtype=torch.bool)
-        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes)
+        wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
+        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes, report)
         baseline = knocked.baseline[:, 0]
-        effect = baseline[:, None, None] - knocked.probs[..., 0]
-    else:
-        baseline, effect = _gradient(parts, contexts, positions)
-        wanted = torch.zeros(shape, dtype=torch.bool)
-    if method == "screened":
-        wanted = _best_ranked(effect, share)
-        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes)
-        baseline = knocked.baseline[:, 0]
-        effect = torch.where(wanted, baseline[:, None, None] - knocked.probs[..., 0], effect)
-    config = {"method": method, "positions": positions} | ({"share": share} if method == "screened" else {})
-    return KnockoutEffects(
-        baseline=baseline, effect=effect, is_exact=wanted, config=config, provenance=provenance(parts.model)
-    )
+        return baseline, baseline[:, None, None] - knocked.probs[..., 0], wanted
+    choose = partial(_best_ranked, share=share) if method == "screened" else None
+    found = gradient_each(parts, contexts, positions, choose, max_bytes, report)
+    measured = found.baseline[:, None, None] - found.knocked.probs[..., 0]
+    return found.baseline, torch.where(found.wanted, measured, found.estimate), found.wanted
+
+
+def _n_kept(share: float, n_heads: int) -> int:
+    return max(1, round(share * n_heads))
 
 
 def _best_ranked(estimate: Tensor, share: float) -> Tensor:
     flat = estimate.flatten(1).abs()
-    n_kept = max(1, round(share * flat.shape[1]))
+    n_kept = _n_kept(share, flat.shape[1])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept.scatter_(1, flat.topk(n_kept, dim=1).indices, True)
     return kept.view_as(estimate)
 
 
-def gradient_effects(parts: Anatomy, contexts: Contexts, positions: Positions) -> Tensor:
-    """Return the first-order estimate of every head's effect, `[N, L, H]`, from one backward pass."""
-    return _gradient(parts, contexts, positions)[1]
-
-
-def _gradient(parts: Anatomy, contexts: Contexts, positions: Positions) -> tuple[Tensor, Tensor]:
-    """Return the probability of the first tracked token `[N]`, and the estimates `[N, L, H]`."""
-    n_rows = len(contexts.input_ids)
-    dtype = torch.promote_types(parts.model.dtype, torch.float32)
-    gates: dict[int, Tensor] = {
-        i: torch.ones(n_rows, parts.n_heads, dtype=dtype, device=parts.model.device, requires_grad=True)
-        for i in range(parts.n_layers)
-    }
-
-    def gated(call: AttentionCall, attend: Attend) -> Tensor:
-        z = attend(call)
-        gate = gates[call.layer].to(z)[:, None, :, None]
-        if positions == "all":
-            return z * gate
-        return torch.cat([z[:, :-1], z[:, -1:] * gate], dim=1)
-
-    with torch.enable_grad(), attach(parts.model, Handlers({i: (gated,) for i in gates})):
-        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
-        probs = logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
-        slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
-    return probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1)
+def n_measured(parts: Anatomy, n_rows: int, method: Method, share: float) -> int:
+    """Return how many (row, head) pairs a sweep measures."""
+    n_heads = parts.n_layers * parts.n_heads
+    per_row = {"exact": n_heads, "gradient": 0, "screened": _n_kept(share, n_heads)}
+    return n_rows * per_row[method]
