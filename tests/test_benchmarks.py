@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "knockout_sweep.py"
 
@@ -26,14 +27,32 @@ def test_every_way_of_our_own_agrees_with_plain_hooks(bench: ModuleType, tmp_pat
         bench.run_one(way, tmp_path, threads=1)
         one = json.loads((tmp_path / f"{way}.json").read_text())
         assert one["seconds"] > 0 and one["peak_mib"] > 0
-        found[way] = {"seconds": [one["seconds"]], "peak_mib": one["peak_mib"], "failed": None}
-    found["nnsight"] = {"seconds": [], "peak_mib": 0.0, "failed": "No module named 'nnsight'"}
+        cpu, wall = [one["cpu_seconds"]], [one["seconds"]]
+        found[way] = {"seconds": wall, "cpu_seconds": cpu, "peak_mib": one["peak_mib"], "failed": None}
+    found["nnsight"] = {"seconds": [], "cpu_seconds": [], "peak_mib": 0.0, "failed": "No module named 'nnsight'"}
     lines = bench.table(found, tmp_path).splitlines()
-    assert lines[0].split() == "way seconds x plain x fastest MiB disagrees recall@10".split()
-    assert lines[-1].split(maxsplit=1) == ["nnsight", "cannot run: No module named 'nnsight'"]
-    by_way = {line[:38].strip(): line[38:].split() for line in lines[1:]}
+    assert lines[0].split() == "way CPU s wall s x plain x fastest MiB disagrees".split()
+    assert lines[-2].split(maxsplit=1) == ["nnsight", "cannot run: No module named 'nnsight'"]
+    by_way = {line[:38].strip(): line[38:].split() for line in lines[1:-1]}
     for way in (bench.PLAIN_CUT, bench.EXACT, bench.LAST):
-        assert float(by_way[way][4]) <= 1e-5, way
+        assert float(by_way[way][5]) <= 1e-5, way
+    assert lines[-1].startswith("largest effect: ")
+
+
+def test_recall_is_said_for_three_models(bench: ModuleType, tmp_path: Path) -> None:
+    lines = bench.recall_table(tmp_path, quick=True).splitlines()
+    assert len(lines) == 1 + 3 * len(bench.ESTIMATES)
+    for line in lines[1:]:
+        assert all(0 <= float(recall) <= 1 for recall in line[44:62].split())
+
+
+def test_recall_counts_the_ten_largest_of_each_row(bench: ModuleType) -> None:
+    exact = torch.arange(40.0).reshape(2, 4, 5)
+    assert bench.recall_at_10(exact, exact) == 1.0
+    assert bench.recall_at_10(-exact, exact) == 0.0
+    moved = exact.clone()
+    moved[0, 3, 4] = -1.0  # one of the ten of the first row
+    assert bench.recall_at_10(moved, exact) == pytest.approx(0.95)
 
 
 def test_a_way_that_cannot_run_is_named_with_its_reason(
