@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from chainwright.cli import decoding, diagnosing, looking, studying, training
+from chainwright.cli import decoding, diagnosing, iterating, looking, studying, training
 
 app = typer.Typer(
     name="chainwright",
@@ -35,6 +35,10 @@ train_app = typer.Typer(help="Train the small models that come with Chainwright.
 train_app.command()(training.reasoner)
 train_app.command()(training.iteration)
 app.add_typer(train_app, name="train")
+
+reproduce_app = typer.Typer(help="Reproduce the experiments of a paper.", no_args_is_help=True)
+reproduce_app.command()(iterating.iteration_heads)
+app.add_typer(reproduce_app, name="reproduce")
 
 
 def main() -> None:

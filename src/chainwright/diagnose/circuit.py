@@ -14,15 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright.edits import Head
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from chainwright.figures import HeatMap, Run
+
+View = Literal["curves", "maps"]
 THRESHOLD = 0.5
 KINDS = ("end_of_input", "diagonal")
 MEASURES = ("score", "thresholded", "invariance")
@@ -157,6 +164,75 @@ class Emergence(Finding):
             raise BadInput(f"There are no measures of task {name!r}; measured: {', '.join(self.tasks)}.")
         return self.tasks.index(name)
 
+    @property
+    def label(self) -> str:
+        """Return what tells this training from others: task, length, seed, and what is unusual."""
+        config = self.config
+        parts = [" and ".join(self.tasks), f"length {config.get('max_length', self.lengths[-1])}"]
+        if not config.get("chain_of_thought", True):
+            parts.append("no chain")
+        if config.get("start_from"):
+            parts.append("after another task")
+        if config.get("positions", "learned") != "learned":
+            parts.append(f"positions {config['positions']}")
+        parts += [
+            f"{config[name]} {said}" for name, said in (("n_layers", "layers"), ("d_model", "wide")) if name in config
+        ]
+        return ", ".join([*parts, f"seed {config.get('seed', 0)}"])
+
+    @property
+    def has_circuit(self) -> bool:
+        """Return whether there were written states to look from: without a chain of thought there are none."""
+        return not bool(self.measures.isnan().all())
+
+    def run(self, task: str | None = None) -> Run:
+        """Return the curves of a task as a figure draws them."""
+        from chainwright.figures import Run
+
+        curves = {"exact": self.exact(task).tolist()}
+        if self.has_circuit:
+            curves |= {kind: self.curve(kind, task).tolist() for kind in KINDS}
+        return Run(self.label, self.steps.tolist(), curves)
+
+    def plot(self, view: View = "curves", task: str | None = None) -> Figure:
+        """Return a figure of one task.
+
+        Args:
+            view: "curves" for accuracy and both scores against steps, "maps" for the attention of both heads with a
+                slider over checkpoints.
+            task: Which task; None for the first.
+
+        Raises:
+            BadInput: An unknown view or task, or maps of a training without a chain of thought.
+        """
+        from chainwright import figures
+
+        name = self.tasks[self._task(task)]
+        if view == "curves":
+            return figures.emergence_curves({name: [self.run(task)]})
+        if view != "maps":
+            raise unknown_name("view", view, ("curves", "maps"))
+        if not self.has_circuit:
+            raise BadInput("This model was trained without a chain of thought, so there is no circuit to draw.")
+        return figures.circuit_maps(self._heat_maps(task), self.steps.tolist(), self.token_strs)
+
+    def _heat_maps(self, task: str | None) -> list[HeatMap]:
+        from chainwright.figures import HeatMap
+
+        heads = {kind: self.best_head(kind, task) for kind in KINDS}
+        maps = self.maps[:, self._task(task)]
+        return [
+            HeatMap(f"L{layer}H{head}, {kind.replace('_', '-')} head", maps[:, layer, head].round(decimals=3).tolist())
+            for kind, (layer, head) in heads.items()
+        ]
+
+    @property
+    def token_strs(self) -> list[str]:
+        """Return what stands at each position of a longest sequence: x1, =, s1, ..."""
+        n = self.lengths[-1]
+        states = [f"s{t}" for t in range(1, n + 1)] if self.has_circuit else [f"s{n}"]
+        return ["task", *(f"x{t}" for t in range(1, n + 1)), "=", *states, "end"]
+
     def summary(self) -> str:
         """Return the last checkpoint in words, one line a task."""
         return "\n".join(self._line(task) for task in self.tasks)
@@ -165,7 +241,7 @@ class Emergence(Finding):
         shown = (
             f"{task}: {float(self.exact(task)[-1]):.3f} of held-out sequences exact after {int(self.steps[-1])} steps"
         )
-        if bool(self.measures.isnan().all()):
+        if not self.has_circuit:
             return f"{shown}, without a chain of thought."
         heads = []
         for kind in KINDS:

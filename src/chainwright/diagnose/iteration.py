@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from random import Random
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -34,6 +34,11 @@ from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.load import provenance
 from chainwright.traces import Trace
 from chainwright.traces.offsets import Tokenizer
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from chainwright.figures import Ranked
 
 Link = Literal["input", "previous", "recall"]
 LINKS: tuple[Link, ...] = get_args(Link)
@@ -144,6 +149,20 @@ class IterationScores(Finding):
             if tuple(head) == best and self.checked_for[c] == link
         ]
         return f"{shown}; without it {losses[0]:+.2f} accuracy lost." if losses else f"{shown}."
+
+    def ranked(self, link: str = "input", title: str | None = None) -> Ranked:
+        """Return every head with its score and null, best first, as a figure draws them."""
+        from chainwright.figures import Ranked
+
+        k, heads = self.link(link), self.ranking(link)
+        maps = (self.score, self.null_mean, self.null_sd)
+        return Ranked(link if title is None else title, heads, *([float(m[k][head]) for head in heads] for m in maps))
+
+    def plot(self) -> Figure:
+        """Return the best heads of every link beside what shuffled steps give."""
+        from chainwright import figures
+
+        return figures.head_ranking([self.ranked(link) for link in self.links], columns=3)
 
     def to_frame(self) -> pa.Table:
         """Return one row for each link and head; accuracy lost is empty where the head was not silenced."""

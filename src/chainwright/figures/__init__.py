@@ -8,21 +8,39 @@ from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
 from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
+from chainwright.figures.iteration import (
+    HeatMap,
+    Ranked,
+    Run,
+    circuit_maps,
+    emergence_curves,
+    exact_by_length,
+    head_ranking,
+    transfer_curves,
+)
 from chainwright.figures.theme import template
 
 __all__ = [
     "HIGH_CHANCE",
     "MAPS",
     "HeadMap",
+    "HeatMap",
+    "Ranked",
+    "Run",
     "accuracy_by_hops",
+    "circuit_maps",
+    "emergence_curves",
     "entropy_by_slot",
     "error_types",
     "errors_by_hops",
+    "exact_by_length",
     "head_map",
     "head_maps",
+    "head_ranking",
     "heat_of",
     "lens_by_depth",
     "roles_of",
     "table_of",
     "template",
+    "transfer_curves",
 ]

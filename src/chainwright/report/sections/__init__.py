@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from chainwright.report.section import Builder
-from chainwright.report.sections import accuracy, errors, found, heads, limits, traces
+from chainwright.report.sections import accuracy, errors, found, heads, iteration, limits, traces
 
 SECTIONS: tuple[Builder, ...] = (
     found.section,
     accuracy.section,
     errors.section,
     heads.section,
+    iteration.section,
     traces.section,
     limits.section,
 )

@@ -1,0 +1,1 @@
+"""Reproductions: one command a paper, a study whose tables say what was published and what came out here."""
