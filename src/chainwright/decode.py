@@ -336,7 +336,7 @@ def score_all(
     """Return `score` of many traces, several a forward pass."""
     parts = anatomy(model)
     for trace in traces:
-        _check_fits(parts, _n_positions(model), trace)
+        check_fits(parts, trace)
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     scores: dict[int, TokenScores] = {}
     corrects = repair if isinstance(repair, CorrectsLogits) else None
@@ -353,13 +353,15 @@ def score_all(
     return [scores[i] for i in range(len(traces))]
 
 
-def _check_fits(parts: Anatomy, n_positions: int, trace: Trace) -> None:
+def check_fits(parts: Anatomy, trace: Trace) -> None:
+    """Raise BadTrace unless the model has the trace's ids in its vocabulary and positions for all of them."""
     outside = [i for i in trace.input_ids.tolist() if not 0 <= i < parts.d_vocab]
     if outside:
         raise BadTrace(
             f"The trace has token id {outside[0]}, but the model's vocabulary has {parts.d_vocab} entries; "
             "score it with the model whose tokenizer made it."
         )
+    n_positions = _n_positions(parts.model)
     if len(trace) > n_positions:
         raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {n_positions}.")
 

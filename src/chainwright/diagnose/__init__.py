@@ -15,6 +15,8 @@ from chainwright.diagnose.iteration import (
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
 from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
+from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, saliency_plan, step_saliency
+from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
     "CircuitMeasures",
@@ -30,7 +32,10 @@ __all__ = [
     "LogitLens",
     "RoleFinding",
     "RolesConfig",
+    "SaliencyPlan",
     "SlotContexts",
+    "StepMeasures",
+    "StepSaliency",
     "SweepPlan",
     "answer_writing_scores",
     "check_head",
@@ -45,4 +50,6 @@ __all__ = [
     "logit_flow",
     "logit_lens",
     "plan_knockout_effects",
+    "saliency_plan",
+    "step_saliency",
 ]

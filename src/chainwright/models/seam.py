@@ -174,9 +174,9 @@ class SeamHook:
         self.handlers = Handlers({})
         self.closing = ExitStack()
 
-    def push(self, handlers: Handlers) -> None:
-        """Wrap `handlers` around what is already attached."""
-        self.set_stack([*self.stack, handlers])
+    def push(self, handlers: Handlers, *, innermost: bool = False) -> None:
+        """Wrap `handlers` around what is already attached, or put them inside of it."""
+        self.set_stack([handlers, *self.stack] if innermost else [*self.stack, handlers])
 
     def remove(self, handlers: Handlers) -> None:
         """Take `handlers` out again, wherever in the stack they stand; the last one closes the seam."""
@@ -199,6 +199,19 @@ class SeamHook:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise BadInput("A model cannot be copied or pickled while it is being edited or read; do it outside the block.")
+
+
+def attached_handlers(model: nn.Module) -> Handlers:
+    """Return what is attached to a model now."""
+    hook = _open_hook(causal_lm(model).base_model)
+    return Handlers({}) if hook is None else hook.handlers
+
+
+def seam_kind(model: PreTrainedModel) -> str:
+    """Return what the seam delegates to for this model, "sdpa" or "eager"."""
+    now = seam_name(model) if model.config._attn_implementation not in _NAME.values() else None
+    name = now or model.config._attn_implementation
+    return next(kind for kind, registered in _NAME.items() if registered == name)
 
 
 def _open_hook(base: nn.Module) -> SeamHook | None:
@@ -233,12 +246,17 @@ def seam_name(model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def attach(model: nn.Module, handlers: Handlers) -> Iterator[None]:
+def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> Iterator[None]:
     """Run `handlers` in every forward pass of `model` inside this context.
 
     Contexts nest: a later one wraps the earlier ones and so reads what they changed. When the last one is left, also
     by an exception, the hook, the attention implementation and the configs are as before. Attaching is not
     thread-safe.
+
+    Args:
+        model: A Transformers decoder.
+        handlers: What to run at each layer.
+        innermost: Put them inside of the handlers that are attached, in the delegate's place, instead of around them.
 
     Raises:
         UnsupportedModel: The model does not let its attention implementation be chosen.
@@ -248,7 +266,7 @@ def attach(model: nn.Module, handlers: Handlers) -> Iterator[None]:
     """
     inner = causal_lm(model)
     hook = _open_hook(inner.base_model) or _opened(inner)
-    hook.push(handlers)
+    hook.push(handlers, innermost=innermost)
     try:
         yield
     finally:
@@ -312,7 +330,7 @@ def attn_pattern(call: AttentionCall) -> Tensor:
     scores = widened(scores).masked_fill(~_visible(call, scores), float("-inf"))
     if call.mask is not None and call.mask.dtype != torch.bool:
         scores = scores + call.mask
-    return _normalised(scores, _sinks(call))
+    return _normalised(scores, attention_sinks(call))
 
 
 def _visible(call: AttentionCall, scores: Tensor) -> Tensor:
@@ -331,7 +349,8 @@ def _is_causal(call: AttentionCall) -> bool:
     return bool(getattr(call.module, "is_causal", True) if given is None else given)
 
 
-def _sinks(call: AttentionCall) -> Tensor | None:
+def attention_sinks(call: AttentionCall) -> Tensor | None:
+    """Return the sink logits of the heads, `[1, H, 1, 1]`, or None for a model without sinks."""
     sinks = call.options.get("s_aux", getattr(call.module, "sinks", None))
     return None if sinks is None else widened(sinks).reshape(1, -1, 1, 1)
 
