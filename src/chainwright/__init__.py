@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from chainwright.diagnose.head_roles import head_roles
     from chainwright.diagnose.logit_flow import logit_flow
-    from chainwright.edits import AttendBack, BackHead, KnockOut, edit
+    from chainwright.edits import AttendBack, BackHead, Bridge, Cut, CutAttention, KnockOut, Momentum, edit
     from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
     from chainwright.models import Capture, bundled_models, load_model
     from chainwright.models.capture import capture
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from chainwright.report import write_report
     from chainwright.studies import Study
     from chainwright.study import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis
-    from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
+    from chainwright.traces import LiveSteps, Trace, read_jsonl, read_traces, write_traces
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,10 +71,13 @@ __all__ = [
     "BackHead",
     "BadInput",
     "BadTrace",
+    "Bridge",
     "Capture",
     "ChainwrightError",
     "Comparison",
     "Cost",
+    "Cut",
+    "CutAttention",
     "DiagnoseConfig",
     "Diagnosis",
     "EditNeverFired",
@@ -89,8 +92,10 @@ __all__ = [
     "IterationSettings",
     "KnockOut",
     "KnockoutEffects",
+    "LiveSteps",
     "LogitFlow",
     "LogitLens",
+    "Momentum",
     "Problem",
     "RemoveAndResample",
     "Repair",

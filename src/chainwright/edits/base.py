@@ -41,8 +41,10 @@ class Edit(ABC):
     """A change to the forward pass. Holds no model and no state of a run; one edit can be used many times."""
 
     @abstractmethod
-    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler] | Handlers:
         """Return what is to run at each layer, counting in `touched` what it changes.
+
+        An edit that has to know of each forward pass before it runs returns `Handlers` with that in `before`.
 
         Raises:
             BadInput: The edit names a layer or head that the model does not have.
@@ -81,8 +83,10 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
     counts = [Touched() for _ in edits]
     handlers = Handlers({})
     for one, touched in zip(edits, counts, strict=True):
-        by_layer = one.handlers(parts, touched)
-        handlers = handlers.joined(Handlers({layer: (handler,) for layer, handler in by_layer.items()}))
+        given = one.handlers(parts, touched)
+        if not isinstance(given, Handlers):
+            given = Handlers({layer: (handler,) for layer, handler in given.items()})
+        handlers = handlers.joined(given)
     with attach(model, handlers), ExitStack() as hooks:
         for one, touched in zip(edits, counts, strict=True):
             hooks.enter_context(one.hooked(parts, touched))

@@ -64,20 +64,27 @@ Handler = Callable[[AttentionCall, Attend], Tensor]
 """Takes the call and the attention inside of it; returns z `[N, Tq, H, dv]`."""
 
 
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+"""Told of each forward pass of the base model before it runs: the base model, its arguments, its keywords."""
+
+
 class Handlers:
     """The handlers of each layer, in the order in which they wrap the delegate.
 
     Attributes:
         by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
+        before: What is told of each forward pass before it runs.
     """
 
-    def __init__(self, by_layer: Mapping[int, tuple[Handler, ...]]):
+    def __init__(self, by_layer: Mapping[int, tuple[Handler, ...]], before: tuple[Before, ...] = ()):
         self.by_layer = dict(by_layer)
+        self.before = before
 
     def joined(self, inner: Handlers) -> Handlers:
         """Return these handlers with those of a context opened later wrapped around them."""
         layers = sorted({*self.by_layer, *inner.by_layer})
-        return Handlers({i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers})
+        by_layer = {i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers}
+        return Handlers(by_layer, self.before + inner.before)
 
 
 def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -195,6 +202,8 @@ class SeamHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the base model's forward pass the handlers as one more keyword."""
+        for told in self.handlers.before:
+            told(module, args, kwargs)
         return args, {**kwargs, STATE_KEY: self.handlers}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -319,8 +328,9 @@ def attn_pattern(call: AttentionCall) -> Tensor:
 
     Source: softmax(q k^T * scaling) as in each model's eager function.
     """
-    n_rep = call.q.shape[1] // call.k.shape[1]
-    scores = call.q @ call.k.repeat_interleave(n_rep, dim=1).transpose(-1, -2)  # (batch, head, query, key)
+    n_rows, n_heads, n_queries, d = call.q.shape
+    q = call.q.reshape(n_rows, call.k.shape[1], -1, d)  # the query heads of a key head side by side
+    scores = (q @ call.k.transpose(-1, -2)).view(n_rows, n_heads, n_queries, -1)  # (batch, head, query, key)
     scale = call.options.get("scaling")
     scores = scores * (call.q.shape[-1] ** -0.5 if scale is None else scale)
     if (cap := call.options.get("softcap")) is not None:

@@ -1,6 +1,7 @@
 """Traces: a question and a response as tokens, cut into segments and steps, and the files that keep them."""
 
 from chainwright.traces.jsonl import BadLine, JsonlTraces, read_jsonl
+from chainwright.traces.live import LiveSteps, Place
 from chainwright.traces.offsets import Tokenizer, TokenOffsets, token_offsets
 from chainwright.traces.segments import (
     ONE_LINE_ONE_STEP,
@@ -21,6 +22,8 @@ __all__ = [
     "STYLES",
     "BadLine",
     "JsonlTraces",
+    "LiveSteps",
+    "Place",
     "SegmentConfig",
     "Segments",
     "Span",

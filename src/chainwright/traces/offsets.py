@@ -83,9 +83,22 @@ def token_offsets(tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_marker
 
 def decode_with_markers(tokenizer: Tokenizer, input_ids: Sequence[int]) -> str:
     """Return the text of `token_offsets(..., keep_markers=True)` without its offsets, which is faster."""
-    decode = _decoder(tokenizer)
-    markers = _hidden_markers(tokenizer, decode)
-    return "".join(markers[run[0]] if run[0] in markers else decode(run) for run in _runs(input_ids, markers))
+    return MarkerDecoder(tokenizer)(input_ids)
+
+
+class MarkerDecoder:
+    """Decodes as `decode_with_markers` does; what it needs to know of the tokenizer is looked up once."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._decode = _decoder(tokenizer)
+        self._markers = _hidden_markers(tokenizer, self._decode)
+
+    def __call__(self, input_ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
+        if self._markers.keys().isdisjoint(input_ids):
+            return self._decode(list(input_ids))
+        runs = _runs(input_ids, self._markers)
+        return "".join(self._markers[run[0]] if run[0] in self._markers else self._decode(run) for run in runs)
 
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:

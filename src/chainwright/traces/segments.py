@@ -125,7 +125,9 @@ def is_opened_by(question: str, style: Style) -> bool:
     return style != "plain" and _OPEN_AT_END[style].search(question) is not None
 
 
-def segment(text: str, style: Style, *, opened: bool = False, config: SegmentConfig | None = None) -> Segments:
+def segment(
+    text: str, style: Style, *, opened: bool = False, config: SegmentConfig | None = None, complete: bool = True
+) -> Segments:
     """Return the thinking, the summary and the steps of a response text.
 
     Without a closing marker everything is thinking if it was opened (an unclosed `<think>`), else everything
@@ -136,13 +138,15 @@ def segment(text: str, style: Style, *, opened: bool = False, config: SegmentCon
         style: "think", "harmony" or "plain".
         opened: Whether the question already ends with the opening marker.
         config: How the thinking is cut into steps.
+        complete: Whether the response is over. While it is being written the last line is no summary in the plain
+            style, unless it announces an answer.
 
     Raises:
         BadInput: `style` is unknown.
     """
     known = check_style(style)
     config = config or SegmentConfig()
-    begin, close, border = _borders(text, known, opened)
+    begin, close, border = _borders(text, known, opened, complete)
     steps = _thinking_steps(text, begin, close, border, config) + _summary_steps(text, border)
     return Segments(known, Span(0, begin), Span(begin, border), Span(border, len(text)), tuple(steps))
 
@@ -155,10 +159,10 @@ class _Borders(NamedTuple):
     border: int
 
 
-def _borders(text: str, style: Style, opened: bool) -> _Borders:
+def _borders(text: str, style: Style, opened: bool, complete: bool) -> _Borders:
     """Return the borders of the segments; see `segment`."""
     if style == "plain":
-        answer = _answer_line_start(text)
+        answer = _answer_line_start(text, complete)
         return _Borders(0, answer, answer)
     opening = _OPENING[style].match(text)
     begin = opening.end() if opening else 0
@@ -172,17 +176,27 @@ def _borders(text: str, style: Style, opened: bool) -> _Borders:
     return _Borders(begin, closing.start(), closing.end())
 
 
-def _answer_line_start(text: str) -> int:
-    """Return where the last line that announces an answer begins, or else the last line that is not blank."""
+def _answer_line_start(text: str, complete: bool) -> int:
+    """Return where the last line that announces an answer begins.
+
+    Without one it is the last line that is not blank, or the end of a text that is not complete.
+    """
     start = last = 0
     answer = None
     for line in text.splitlines(keepends=True):
         if line.strip():
             last = start
-            if line.lstrip().startswith("####") or _ANSWER.match(line.lstrip(_BEFORE_ANSWERS)):
+            if announces_answer(line):
                 answer = start
         start += len(line)
-    return last if answer is None else answer
+    if answer is not None:
+        return answer
+    return last if complete else len(text)
+
+
+def announces_answer(line: str) -> bool:
+    """Return whether a line says that the answer follows."""
+    return line.lstrip().startswith("####") or _ANSWER.match(line.lstrip(_BEFORE_ANSWERS)) is not None
 
 
 def _thinking_steps(text: str, begin: int, close: int, border: int, config: SegmentConfig) -> list[Span]:

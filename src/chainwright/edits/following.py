@@ -1,0 +1,161 @@
+"""Following a run through its forward passes: which token stands in which slot, and in which segment and step it is.
+
+Edits that act on segments or steps need to know them while the model decodes. A slot is a column of the padded batch;
+what stands in it is kept by number, so that
+
+- a pass over a prompt, one token at a time, several at a time and a whole trace at once are all the same;
+- tokens that speculative decoding takes back are forgotten: the next pass starts at an earlier slot;
+- beams that change places are followed: the cache tells when it is reordered.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput
+from chainwright.traces.live import LiveRow, LiveSteps, Place
+
+
+@dataclass
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        n_past: Slots that were filled before it.
+        n_new: Slots that it fills.
+        first: The slot of each row's first token; those before it are padding.
+        places: For each row the places of its new tokens; None stands for padding. Positions in a place count from
+            the row's first token.
+        offsets: Slot of the first key that a layer is given.
+    """
+
+    n_past: int
+    n_new: int
+    first: list[int]
+    places: list[list[Place | None]]
+    offsets: Callable[[int], int]
+
+
+class Follower:
+    """The run so far.
+
+    Attributes:
+        how: How responses are read.
+        n_question: Tokens of each row's question, or None: then the first pass is the question.
+        latest: The pass that is running.
+        rows: The tokens and places of each row.
+        on_new_run: Called when a run begins.
+        on_reorder: Called with the indices when rows change places.
+    """
+
+    def __init__(self, how: LiveSteps, n_question: Sequence[int] | None = None):
+        self.how = how
+        self.n_question = n_question
+        self.rows: list[LiveRow] = []
+        self.first: list[int] = []
+        self.latest = Pass(0, 0, [], [], lambda layer: 0)
+        self.on_new_run: list[Callable[[], None]] = []
+        self.on_reorder: list[Callable[[Tensor], None]] = []
+        self._cache: Any = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take in a pass that is about to run.
+
+        Raises:
+            BadInput: The model is run on embeddings, or goes on from a cache that was filled before.
+        """
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = {**given.get("kwargs", {}), **given}
+        ids, cache = given.get("input_ids"), given.get("past_key_values")
+        if ids is None:
+            raise BadInput("This edit reads the tokens, but the model is being run on embeddings; pass input_ids.")
+        n_past = 0 if cache is None else int(cache.get_seq_length())
+        n_rows, n_new = ids.shape
+        if n_past == 0:
+            self._begin(n_rows, _first_slots(given.get("attention_mask"), n_rows, n_new))
+        elif len(self.rows) != n_rows or n_past > self.first[0] + len(self.rows[0].ids):
+            raise BadInput(
+                f"The cache holds {n_past} tokens that this edit has not seen; attach it before the prompt is read, and "
+                "start with an empty cache."
+            )
+        self._watch(cache)
+        places = [self._extend(row, new, n_past) for row, new in enumerate(ids.tolist())]
+
+        def offset(layer: int) -> int:
+            return offsets.get(layer, 0)
+
+        # asked now, since the layers change the cache as they run
+        offsets = {} if cache is None else _offsets(cache, n_new)
+        self.latest = Pass(n_past, n_new, list(self.first), places, offset)
+
+    def _begin(self, n_rows: int, first: list[int]) -> None:
+        known: Sequence[int | None] = self.n_question or [None]
+        if n_rows % len(known):
+            raise BadInput(
+                f"The lengths of {len(known)} questions were given, but the batch has {n_rows} rows; give one a row, or "
+                "a batch that is a multiple of them."
+            )
+        repeats = n_rows // len(known)
+        self.rows = [self.how.row(n) for n in known for _ in range(repeats)]
+        self.first = first
+        for told in self.on_new_run:
+            told()
+
+    def _extend(self, row: int, new: list[int], n_past: int) -> list[Place | None]:
+        first, known = self.first[row], self.rows[row]
+        known.truncate(max(0, n_past - first))
+        n_padding = max(0, min(len(new), first - n_past))
+        return [None] * n_padding + list(known.extend(new[n_padding:]))
+
+    def _watch(self, cache: Any) -> None:
+        """Be told when the rows of a cache change places."""
+        if cache is None or cache is self._cache:
+            return
+        self._cache, own = cache, cache.reorder_cache
+
+        def reorder(beam_idx: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.reorder(beam_idx)
+            return own(beam_idx, *args, **kwargs)
+
+        cache.reorder_cache = reorder
+
+    def reorder(self, order: Tensor) -> None:
+        """Put row `order[i]` in the place of row i."""
+        chosen = order.tolist()
+        self.rows = [self.rows[i].copy() for i in chosen]
+        self.first = [self.first[i] for i in chosen]
+        for told in self.on_reorder:
+            told(order)
+
+
+def _offsets(cache: Any, n_new: int) -> dict[int, int]:
+    layers = getattr(cache, "layers", [])
+    return {
+        i: int(layer.get_mask_sizes(n_new)[1]) for i, layer in enumerate(layers) if hasattr(layer, "get_mask_sizes")
+    }
+
+
+def _first_slots(mask: Any, n_rows: int, n_new: int) -> list[int]:
+    """Return how many columns of padding stand before each row's first token."""
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if mask is None:
+        return [0] * n_rows
+    if mask.dim() == 2:
+        shown = mask[:, :n_new].bool()
+    else:  # a token sees itself, padding does not
+        own = mask[:, 0, :, :n_new].diagonal(dim1=1, dim2=2)
+        shown = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        shown = shown.expand(n_rows, -1)
+    if not bool(shown[:, -1].all()) or bool((shown.long().diff(dim=-1) < 0).any()):
+        raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")
+    return [int(n) for n in (~shown).sum(1)]
+
+
+__all__ = ["Follower", "LiveSteps", "Pass"]
