@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
@@ -73,7 +75,7 @@ def cached(model: PreTrainedModel, rows: list[Tensor], n_new: int, kind: str = "
     cache = make_cache(kind, model, width)
     borders = [0, *range(width - n_new, width, chunk), width]
     logits = []
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in pairwise(borders):
         out = model(
             input_ids=ids[:, a:b],
             attention_mask=mask[:, :b],

@@ -61,9 +61,9 @@ def test_it_adds_the_mean_of_the_step_before(family: str, options: dict) -> None
     with edit(model, strong(n_question=n_question, **options)) as (touched,):
         got = uncached(model, rows)
     assert_close(got, want, family, 1e-4)
-    n_first = sum(
-        len(first_tokens(r.tolist(), n, "into_summary" in options)) for r, n in zip(rows, n_question, strict=True)
-    )
+    into_summary = "into_summary" in options
+    each = [first_tokens(row.tolist(), n, into_summary) for row, n in zip(rows, n_question, strict=True)]
+    n_first = sum(map(len, each))
     assert touched.n_sites == n_first * 2 * 4 and n_first >= 4
     assert float((got - own).abs().max()) > 1e-2
     assert_equal(uncached(model, rows), own, "afterwards")

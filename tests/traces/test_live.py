@@ -36,7 +36,8 @@ class Characters:
 
 
 TOKENIZER = Characters()
-PIECES = ["<think>", "</think>", "<", "think", ">", ". ", "\n", "\n\n", "The sum of all is four", "answer", "answer 5", "ing",
+PIECES = ["<think>", "</think>", "<", "think", ">", ". ", "\n", "\n\n", "The sum of all is four", "answer", "answer 5",
+          "ing",
           "Hm. ", "12", "3.5", " ", "  ", "Therefore", "<|channel|>final<|message|>", "<|channel|>analysis<|message|>",
           "? ", "the final answer", "x" * 15]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=14).map("".join)

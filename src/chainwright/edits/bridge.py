@@ -24,6 +24,7 @@ from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, attn_pattern, widened
+from chainwright.traces.live import Place
 
 EPSILON = 1e-6
 _WEIGHTS_AT_ONCE = 2**22
@@ -121,11 +122,11 @@ class _Spans:
         return self._bounds
 
 
-def _bounds(place: object, first: int, slot: int) -> tuple[int, int, int, int]:
+def _bounds(place: Place | None, first: int, slot: int) -> tuple[int, int, int, int]:
     """Return B and S of one query in slots."""
     if place is None:
         return 0, 0, 0, 0
-    question_end, thinking_end = place.question_end + first, place.thinking_end  # type: ignore[attr-defined]
+    question_end, thinking_end = place.question_end + first, place.thinking_end
     if slot < question_end:
         return 0, 0, 0, 0
     if thinking_end < 0:

@@ -81,8 +81,8 @@ class Follower:
             self._begin(n_rows, _first_slots(given.get("attention_mask"), n_rows, n_new))
         elif len(self.rows) != n_rows or n_past > self.first[0] + len(self.rows[0].ids):
             raise BadInput(
-                f"The cache holds {n_past} tokens that this edit has not seen; attach it before the prompt is read, and "
-                "start with an empty cache."
+                f"The cache holds {n_past} tokens that this edit has not seen; attach it before the prompt is read, "
+                "and start with an empty cache."
             )
         self._watch(cache)
         places = [self._extend(row, new, n_past) for row, new in enumerate(ids.tolist())]
@@ -98,8 +98,8 @@ class Follower:
         known: Sequence[int | None] = self.n_question or [None]
         if n_rows % len(known):
             raise BadInput(
-                f"The lengths of {len(known)} questions were given, but the batch has {n_rows} rows; give one a row, or "
-                "a batch that is a multiple of them."
+                f"The lengths of {len(known)} questions were given, but the batch has {n_rows} rows; give one a row, "
+                "or a batch that is a multiple of them."
             )
         repeats = n_rows // len(known)
         self.rows = [self.how.row(n) for n in known for _ in range(repeats)]

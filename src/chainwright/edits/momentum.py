@@ -24,6 +24,7 @@ from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, widened
+from chainwright.traces.live import Place
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ class _Sites:
             ]
         return self._sites
 
-    def _site(self, latest: Pass, row: int, query: int, place: object) -> Site | None:
-        previous = None if place is None else place.previous  # type: ignore[attr-defined]
-        if previous is None:
+    def _site(self, latest: Pass, row: int, query: int, place: Place | None) -> Site | None:
+        if place is None or place.previous is None:
             return None
-        if place.thinking_end >= 0 and not self.how.into_summary:  # type: ignore[attr-defined]
+        if place.thinking_end >= 0 and not self.how.into_summary:
             return None
+        previous = place.previous
         start = previous.start if self.how.window is None else max(previous.start, previous.end - self.how.window)
         return Site(row, query, start + latest.first[row], previous.end + latest.first[row])
 
