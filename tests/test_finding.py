@@ -23,12 +23,14 @@ from chainwright.diagnose import (
     KnockoutEffects,
     LogitLens,
     SlotContexts,
+    StepSaliency,
     first_errors,
     head_roles,
     iteration_overlap,
     iteration_scores,
     knockout_effects,
     logit_lens,
+    step_saliency,
 )
 from chainwright.evaluation import Accuracy, evaluate
 from chainwright.lab import IterationConfig
@@ -74,6 +76,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     IterationScores: iteration,
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
+    StepSaliency: lambda: step_saliency(tiny("llama"), (random_ids(1, 9)[0], [(0, 4), (4, 9)])),
 }
 every_kind = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         knockout_effects,
         logit_lens,
         plan_knockout_effects,
-        saliency_plan,
+        plan_step_saliency,
         step_saliency,
     )
     from chainwright.diagnose.head_roles import head_roles
@@ -130,10 +130,10 @@ __all__ = [
     "logit_lens",
     "open_diagnosis",
     "plan_knockout_effects",
+    "plan_step_saliency",
     "read_jsonl",
     "read_traces",
     "run_diagnosis",
-    "saliency_plan",
     "score",
     "step_saliency",
     "tasks",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, BadTrace
 from chainwright._finding import Finding
-from chainwright.diagnose.saliency import StepSaliency, saliency_plan, step_saliency
+from chainwright.diagnose.saliency import StepSaliency, plan_step_saliency, step_saliency
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
 from chainwright.models.capture import position_ids
@@ -248,6 +248,6 @@ def test_a_finding_comes_back_from_its_folder(tmp_path) -> None:
 def test_the_plan_grows_linearly_in_memory_and_needs_no_run() -> None:
     model = tiny("llama", max_position_embeddings=8192)
     ids = random_ids(1, 8000)[0]
-    short, long = (saliency_plan(model, (ids[:n], [(0, n)])) for n in (4000, 8000))
+    short, long = (plan_step_saliency(model, (ids[:n], [(0, n)])) for n in (4000, 8000))
     assert 1.5 < long.mebibytes / short.mebibytes < 2.2 and long.seconds > short.seconds > 0
     assert str(long).startswith("1 trace of up to 8000 tokens in 1 steps: about ")

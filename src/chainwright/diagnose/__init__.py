@@ -15,7 +15,7 @@ from chainwright.diagnose.iteration import (
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
 from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
-from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, saliency_plan, step_saliency
+from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, plan_step_saliency, step_saliency
 from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
@@ -50,6 +50,6 @@ __all__ = [
     "logit_flow",
     "logit_lens",
     "plan_knockout_effects",
-    "saliency_plan",
+    "plan_step_saliency",
     "step_saliency",
 ]

@@ -366,7 +366,7 @@ def _recording(recorder: Recorder, forward: Any, call: AttentionCall, attend: At
     return recorder.record(lambda asked: forward(asked, attend), call)
 
 
-def saliency_plan(
+def plan_step_saliency(
     model: nn.Module, trace: TraceLike | list[TraceLike] | list[Trace], *, block_bytes: int = BLOCK_BYTES
 ) -> SaliencyPlan:
     """Return what `step_saliency` will need, from the model's sizes and a matrix product timed for an instant.
