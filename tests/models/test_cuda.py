@@ -101,3 +101,28 @@ def test_bfloat16_knockouts_do_what_a_zeroed_weight_does(family: str) -> None:
         expected = model(ids).logits.float()
     apart = (found - expected).abs()
     assert apart.max() < 0.1, f"max {apart.max()}, mean {apart.mean()}"
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_oss", "deepseek_v3"])
+def test_sweeps_in_bfloat16_follow_whole_passes(family: str, positions: str) -> None:
+    model = tiny(family).to("cuda", torch.bfloat16)
+    ids, tokens = random_ids(3, 24).cuda(), torch.tensor([5, 9, 20])
+    found = knockout_effects(model, ids, tokens, positions=positions)
+    with torch.no_grad(), edit(model, KnockOut({(1, 2)}, positions=positions)):
+        probs = model(ids, use_cache=False).logits[:, -1].float().softmax(-1).cpu()
+    without = probs.gather(-1, tokens[:, None])[:, 0]
+    apart = (found.baseline - found.effect[:, 1, 2] - without).abs()
+    assert apart.max() < 0.1, f"max {apart.max()}, mean {apart.mean()}"
+
+
+@pytest.mark.parametrize("method", ["gradient", "screened"])
+def test_estimates_on_cuda_are_those_of_the_cpu(method: str) -> None:
+    model = tiny("llama")
+    ids, mask = _batch()
+    asked = {"method": method, "share": 0.25}
+    on_cpu = knockout_effects(model, ids, torch.tensor([5, 9, 20]), attention_mask=mask, **asked)
+    on_gpu = copy.deepcopy(model).cuda()
+    found = knockout_effects(on_gpu, ids.cuda(), torch.tensor([5, 9, 20]), attention_mask=mask.cuda(), **asked)
+    apart = (found.effect - on_cpu.effect).abs()
+    assert apart.max() < TOLERANCE, f"max {apart.max()}, mean {apart.mean()}"

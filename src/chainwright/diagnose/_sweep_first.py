@@ -102,7 +102,7 @@ class Shared:
 
     def _z(self, rows: Tensor, heads: Tensor) -> Tensor:
         z = self.call.z[rows, :, heads]  # (variant, position, d_head)
-        return z * (heads >= 0)[:, None, None] if bool((heads < 0).any()) else z
+        return z * (heads >= 0)[:, None, None].to(z.device) if bool((heads < 0).any()) else z
 
     def _give_readers(self, stack: ExitStack, rows: Tensor, heads: Tensor, z: Tensor) -> None:
         norm, mid_reader = self.weights.norm, self.layer.mid_reader
