@@ -34,7 +34,8 @@ from chainwright.diagnose import (
 )
 from chainwright.evaluation import Accuracy, evaluate
 from chainwright.lab import IterationConfig
-from chainwright.lab.iteration import held_out_sets, measure, new_iteration_model
+from chainwright.lab.iteration import held_out_sets, measure
+from chainwright.lab.iteration_model import new_iteration_model
 from chainwright.traces import Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words

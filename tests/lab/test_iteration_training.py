@@ -12,8 +12,9 @@ from chainwright._errors import BadInput
 from chainwright.cli import app
 from chainwright.diagnose import Emergence, circuit_measures, iteration_scores
 from chainwright.lab import IterationConfig, iteration, train_iteration
-from chainwright.lab.iteration import held_out_sets, new_iteration_model
+from chainwright.lab.iteration import held_out_sets
 from chainwright.lab.iteration_data import iteration_problems
+from chainwright.lab.iteration_model import new_iteration_model
 from chainwright.models.capture import capture
 from chainwright.models.load import load_model
 from chainwright.traces import Trace

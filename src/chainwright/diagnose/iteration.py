@@ -18,16 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING, Literal, get_args
 
-import pyarrow as pa
 import torch
 from scipy import stats
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
-from chainwright._finding import Finding
 from chainwright.diagnose._attention_rows import read_rows
+from chainwright.diagnose.iteration_findings import LINKS, MAPS, IterationOverlap, IterationScores, Link
 from chainwright.diagnose.steps import Step, trace_steps
 from chainwright.edits import Head, KnockOut, edit
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
@@ -35,13 +33,6 @@ from chainwright.models.load import provenance
 from chainwright.traces import Trace
 from chainwright.traces.offsets import Tokenizer
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-    from chainwright.figures import Ranked
-
-Link = Literal["input", "previous", "recall"]
-LINKS: tuple[Link, ...] = get_args(Link)
 _ROWS_TOGETHER = 8  # knockouts that run side by side
 
 
@@ -72,168 +63,6 @@ class IterationSettings:
             raise BadInput(f"n_shuffles must be at least 1; got {self.n_shuffles}.")
         if not 0 < self.threshold < 1:
             raise BadInput(f"threshold is an attention weight between 0 and 1; got {self.threshold}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IterationScores(Finding):
-    """How much each head works like an iteration head. K links, L layers, H heads, C silenced heads.
-
-    Attributes:
-        links: What was measured: "input" (from where the result is written to the step's input, in the question or said
-            again), "previous" (from there to the result before), "recall" (from where the input is said again to the
-            question). A link that no trace has is left out.
-        score: Mean attention on the link, `[K, L, H]`.
-        thresholded: Share of the steps with attention above the threshold, `[K, L, H]`.
-        invariance: One less the standard deviation over problems at the same step of chains of the same length,
-            averaged over steps, `[K, L, H]`; NaN where no two chains are alike.
-        null_mean: Mean attention with the steps shuffled, `[K, L, H]`.
-        null_sd: Its standard deviation over shuffles, `[K, L, H]`.
-        p_value: Chance that the best of all heads stands out that much under shuffling, `[K, L, H]`.
-        checked: The silenced heads as [layer, head].
-        checked_for: For each of them the link that it is among the best of, or "control".
-        accuracy: Share of the emitted tokens of each link that are predicted with every head, `[K]`.
-        accuracy_without: The same without each silenced head, `[C, K]`.
-        exact: Share of the traces with every such token predicted.
-        exact_without: The same without each silenced head, `[C]`.
-        n_steps: Steps of each link.
-        n_traces: Traces measured.
-    """
-
-    links: list[str]
-    score: Tensor
-    thresholded: Tensor
-    invariance: Tensor
-    null_mean: Tensor
-    null_sd: Tensor
-    p_value: Tensor
-    checked: list[list[int]]
-    checked_for: list[str]
-    accuracy: Tensor
-    accuracy_without: Tensor
-    exact: float
-    exact_without: Tensor
-    n_steps: list[int]
-    n_traces: int
-
-    def link(self, link: str) -> int:
-        """Return the index of a link; BadInput if it was not measured."""
-        if link not in self.links:
-            raise BadInput(f"Link {link!r} was not measured on these traces; measured: {', '.join(self.links)}.")
-        return self.links.index(link)
-
-    def ranking(self, link: str = "input") -> list[Head]:
-        """Return every (layer, head), highest score first; ties in their own order."""
-        scores = self.score[self.link(link)]
-        _, order = scores.flatten().sort(descending=True, stable=True)
-        return [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in order]
-
-    def above_chance(self, link: str = "input", level: float = 0.05) -> list[Head]:
-        """Return the heads whose p-value is below a level, highest score first."""
-        k = self.link(link)
-        return [head for head in self.ranking(link) if float(self.p_value[k][head]) < level]
-
-    def summary(self) -> str:
-        """Return the best head of each link in words."""
-        return "\n".join(self._line(link) for link in self.links)
-
-    def _line(self, link: str) -> str:
-        k, best = self.link(link), self.ranking(link)[0]
-        shown = (
-            f"{link}: L{best[0]}H{best[1]} {float(self.score[k][best]):.2f} (shuffled "
-            f"{float(self.null_mean[k][best]):.2f}, p {float(self.p_value[k][best]):.3f}); "
-            f"{len(self.above_chance(link))} of {self.score[k].numel()} heads above chance"
-        )
-        losses = [
-            float(self.accuracy[k] - self.accuracy_without[c, k])
-            for c, head in enumerate(self.checked)
-            if tuple(head) == best and self.checked_for[c] == link
-        ]
-        return f"{shown}; without it {losses[0]:+.2f} accuracy lost." if losses else f"{shown}."
-
-    def ranked(self, link: str = "input", title: str | None = None) -> Ranked:
-        """Return every head with its score and null, best first, as a figure draws them."""
-        from chainwright.figures import Ranked
-
-        k, heads = self.link(link), self.ranking(link)
-        maps = (self.score, self.null_mean, self.null_sd)
-        return Ranked(link if title is None else title, heads, *([float(m[k][head]) for head in heads] for m in maps))
-
-    def plot(self) -> Figure:
-        """Return the best heads of every link beside what shuffled steps give."""
-        from chainwright import figures
-
-        return figures.head_ranking([self.ranked(link) for link in self.links], columns=3)
-
-    def to_frame(self) -> pa.Table:
-        """Return one row for each link and head; accuracy lost is empty where the head was not silenced."""
-        silenced = {tuple(head): c for c, head in enumerate(self.checked)}
-        rows = []
-        for k, link in enumerate(self.links):
-            for rank, head in enumerate(self.ranking(link)):
-                c = silenced.get(head)
-                rows.append(
-                    {
-                        "link": link,
-                        "rank": rank + 1,
-                        "layer": head[0],
-                        "head": head[1],
-                        **{name: float(getattr(self, name)[k][head]) for name in _MAPS},
-                        "accuracy_lost": None if c is None else float(self.accuracy[k] - self.accuracy_without[c, k]),
-                    }
-                )
-        return pa.Table.from_pylist(rows)
-
-
-_MAPS = ("score", "thresholded", "invariance", "null_mean", "null_sd", "p_value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IterationOverlap(Finding):
-    """How far the best iteration heads are the heads that right results need.
-
-    Attributes:
-        link: The link that ranks the iteration heads.
-        n: Heads taken from both rankings.
-        iteration, processing: The heads, best first, as [layer, head].
-        shared: Those in both.
-        expected: How many chance would share.
-        p_value: Chance to share as many or more (hypergeometric).
-        rank_correlation: Spearman's, over all heads.
-        rank_p_value: Its p-value.
-    """
-
-    link: str
-    n: int
-    iteration: list[list[int]]
-    processing: list[list[int]]
-    shared: list[list[int]]
-    expected: float
-    p_value: float
-    rank_correlation: float
-    rank_p_value: float
-
-    def summary(self) -> str:
-        """Return the overlap in a sentence."""
-        return (
-            f"{len(self.shared)} of the {self.n} best heads by {self.link!r} are among the {self.n} that right results "
-            f"lose most without ({self.expected:.1f} by chance, p {self.p_value:.3f}); rank correlation over all heads "
-            f"{self.rank_correlation:+.2f} (p {self.rank_p_value:.3f})."
-        )
-
-    def to_frame(self) -> pa.Table:
-        """Return one row a head of either ranking."""
-        every = sorted({tuple(head) for head in (*self.iteration, *self.processing)})
-        return pa.Table.from_pylist(
-            [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "is_iteration": [layer, head] in self.iteration,
-                    "is_processing": [layer, head] in self.processing,
-                }
-                for layer, head in every
-            ]
-        )
 
 
 def iteration_scores(
@@ -278,7 +107,7 @@ def iteration_scores(
             _read(parts, trace, its_steps, tallies)
         found = [link for link in LINKS if tallies[link].n]
         maps = [tallies[link].maps() for link in found]
-        scores = {name: torch.stack([one[name] for one in maps]) for name in _MAPS}
+        scores = {name: torch.stack([one[name] for one in maps]) for name in MAPS}
         checked = _heads_to_check(found, scores["score"], chosen)
         say(f"Silencing {len(checked)} heads one at a time")
         causal = _silenced(parts, traces, steps, found, [head for head, _ in checked])

@@ -2,26 +2,23 @@
 
 1. Training draws fresh sequences every step (`iteration_data`), each batch a pure function of (seed, step).
 2. The loss counts what follows the end of the input. AdamW, warm-up, constant rate, linear decay.
-3. The embedding tables are drawn far wider than usual: with the usual 0.02 the circuit does not form in the time that
-   these recipes take.
-4. At every checkpoint the model is measured on held-out sequences of every length: exact sequences, attention of every
+3. At every checkpoint the model is measured on held-out sequences of every length: exact sequences, attention of every
    head. Weights, measures and what a killed run needs to go on are written then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, current_folder, write_json
@@ -32,202 +29,15 @@ from chainwright.lab.iteration_data import (
     Sequences,
     held_out,
     iteration_tokenizer,
-    n_tokens,
-    task_of,
     training_batch,
-    vocabulary,
 )
+from chainwright.lab.iteration_model import IterationConfig, new_iteration_model
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.training import begin, learning_rate, progress_bar
 from chainwright.models.capture import capture
-from chainwright.models.load import check_device, load_model, provenance, quiet
+from chainwright.models.load import check_device, provenance, quiet
 
-POSITIONS = ("learned", "rotary", "none")
 OnCheckpoint = Callable[[Emergence], None]
-
-
-@dataclass(frozen=True)
-class IterationConfig:
-    """Everything that a training of the laboratory depends on.
-
-    Attributes:
-        tasks: How often each of copy, parity and polynomial is drawn, relative to the others.
-        polynomial: The next state from the state s and the input x, such as "s*x + 1".
-        modulus: Number of states of the polynomial task.
-        alphabet: Number of its inputs; 0 for as many as states.
-        min_length, max_length: Lengths to train on, uniform in between.
-        chain_of_thought: Write every state, or the last alone.
-        held_out_share: Share of the sequences that is never trained on.
-        positions: Position embeddings: "learned" (GPT-2), "rotary" (Llama) or "none" (GPT-2 without).
-        n_positions: Most tokens of a sequence; 0 for as many as the longest one has.
-        model: A Transformers config as plain values with its `model_type`, in place of the sizes above; vocabulary,
-            positions and special tokens are filled in.
-        initializer_range: Standard deviation of new weights.
-        embedding_std: Standard deviation of the token and position tables.
-        start_from: Folder of a checkpoint to go on from; empty for a new model.
-        n_steps, batch_size, lr, betas, weight_decay, clip, n_warmup, decay_share: The optimisation.
-        measure_every: Steps between two checkpoints.
-        n_held_out: Held-out sequences of each task and length at a checkpoint, where there are so many.
-    """
-
-    tasks: Mapping[str, float] = field(default_factory=lambda: {"polynomial": 1.0})
-    polynomial: str = "s*x + 1"
-    modulus: int = 11
-    alphabet: int = 0
-    min_length: int = 1
-    max_length: int = 12
-    chain_of_thought: bool = True
-    held_out_share: float = 0.25
-    d_model: int = 64
-    n_layers: int = 2
-    n_heads: int = 1
-    positions: str = "learned"
-    n_positions: int = 0
-    model: Mapping[str, Any] = field(default_factory=dict)
-    initializer_range: float = 0.1
-    embedding_std: float = 1.0
-    start_from: str = ""
-    n_steps: int = 1000
-    batch_size: int = 64
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    n_warmup: int = 100
-    decay_share: float = 0.4
-    measure_every: int = 50
-    n_held_out: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        whole = ("min_length", "d_model", "n_layers", "n_heads", "n_steps", "batch_size", "measure_every", "n_held_out")
-        for name in (*whole, "lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        if not 0 < self.held_out_share < 1:
-            raise BadInput(f"Setting held_out_share lies between 0 and 1; got {self.held_out_share}.")
-        if not 0 <= self.decay_share <= 1:
-            raise BadInput(f"Setting decay_share is a share from 0 to 1; got {self.decay_share}.")
-        self._check_tasks()
-        self._check_lengths()
-
-    def _check_tasks(self) -> None:
-        if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
-            raise BadInput(
-                f"Setting tasks gives a weight to at least one of {', '.join(TASKS)}; got {dict(self.tasks)}."
-            )
-        # every task is made, since the words of the polynomial task are in each model's vocabulary
-        for name in {*self.tasks, "polynomial"}:
-            task_of(self, name)
-
-    def _check_lengths(self) -> None:
-        if self.max_length < self.min_length:
-            raise BadInput(
-                f"Setting max_length must be at least min_length; got {self.max_length} and {self.min_length}."
-            )
-        if self.positions not in POSITIONS:
-            raise BadInput(f"Setting positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}.")
-        if self.n_positions and self.n_positions < self.most_tokens:
-            raise BadInput(
-                f"Sequences of length {self.max_length} have {self.most_tokens} tokens, more than the "
-                f"{self.n_positions} positions of the model; lower max_length or raise n_positions."
-            )
-
-    @property
-    def most_tokens(self) -> int:
-        """Return the number of tokens of the longest sequence."""
-        return n_tokens(self.max_length, chain_of_thought=self.chain_of_thought)
-
-
-def model_config(config: IterationConfig) -> PretrainedConfig:
-    """Return the Transformers config of a recipe.
-
-    Raises:
-        BadInput: The given config names no known model type.
-    """
-    shared: dict[str, Any] = {
-        "vocab_size": len(vocabulary(config)),
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "tie_word_embeddings": False,
-        "initializer_range": config.initializer_range,
-    }
-    n_positions = config.n_positions or config.most_tokens
-    if config.model:
-        given = {name: value for name, value in config.model.items() if name != "model_type"}
-        try:
-            kind = AutoConfig.for_model(config.model.get("model_type", ""))
-            place = kind.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-            return AutoConfig.for_model(kind.model_type, **{place: n_positions}, **(shared | given))
-        except (ValueError, TypeError) as error:
-            raise BadInput(f"Setting model makes no Transformers config: {error}.") from error
-    if config.positions == "rotary":
-        return AutoConfig.for_model(
-            "llama",
-            **shared,
-            hidden_size=config.d_model,
-            intermediate_size=4 * config.d_model,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            max_position_embeddings=n_positions,
-        )
-    return AutoConfig.for_model(
-        "gpt2",
-        **shared,
-        n_embd=config.d_model,
-        n_layer=config.n_layers,
-        n_head=config.n_heads,
-        n_positions=n_positions,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
-
-
-def new_iteration_model(config: IterationConfig) -> PreTrainedModel:
-    """Return the model that a training begins with, the same for the same seed.
-
-    Raises:
-        BadInput: The recipe's sizes do not make a model, or the checkpoint to start from does not fit the recipe.
-    """
-    if config.start_from:
-        return _started(config)
-    torch.manual_seed(config.seed)
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(config))
-    except ValueError as error:
-        raise BadInput(f"These sizes make no model: {error}.") from error
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Embedding):
-                drawn = torch.randn(module.weight.shape, generator=generator)
-                module.weight.copy_(config.embedding_std * drawn)
-    if config.positions == "none" and not config.model:
-        model.transformer.wpe.weight.data.zero_()
-        model.transformer.wpe.weight.requires_grad_(False)
-    return model
-
-
-def _started(config: IterationConfig) -> PreTrainedModel:
-    model, tokenizer = load_model(config.start_from, device="cpu")
-    if tokenizer.get_vocab() != {word: i for i, word in enumerate(vocabulary(config))}:
-        raise BadInput(
-            f"The checkpoint {config.start_from} was made for another modulus or alphabet; its words differ from "
-            "those of this recipe."
-        )
-    n_positions = int(getattr(model.config, "max_position_embeddings", config.most_tokens))
-    if n_positions < config.most_tokens:
-        raise BadInput(
-            f"Sequences of length {config.max_length} have {config.most_tokens} tokens, more than the {n_positions} "
-            f"positions of the checkpoint {config.start_from}; lower max_length."
-        )
-    if config.positions == "none" and not config.model:
-        model.transformer.wpe.weight.requires_grad_(False)
-    return model
 
 
 class IterationData(Dataset[tuple[Tensor, Tensor]]):
