@@ -71,7 +71,7 @@ def transfer_curves(after: Sequence[Run], scratch: Sequence[Run], task: str) -> 
             _line(fig, run, "exact", name, colour, {}, is_first=run is runs[0])
     fig.update_xaxes(title=f"steps on {safe(task)}")
     fig.update_yaxes(title="exact sequences", range=[-0.03, 1.03], tickformat=".0%")
-    return fig.update_layout(height=360, template=template(), legend=_LEGEND)
+    return fig.update_layout(height=360, template=template(), legend=_LEGEND, margin={"t": 48, "b": 46})
 
 
 def exact_by_length(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> go.Figure:
@@ -92,7 +92,7 @@ def exact_by_length(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) 
         )
     fig.update_xaxes(title="length of the input")
     fig.update_yaxes(title="exact sequences", range=[-0.03, 1.03], tickformat=".0%")
-    return fig.update_layout(height=380, template=template(), legend=_LEGEND)
+    return fig.update_layout(height=400, template=template(), legend=_LEGEND, margin={"t": 84, "b": 46})
 
 
 def circuit_maps(
@@ -122,10 +122,8 @@ def circuit_maps(
                 row=i // n_columns + 1,
                 col=i % n_columns + 1,
             )
-    every = max(1, len(tokens) // 14)
-    ticks = {"tickvals": places[::every], "ticktext": [safe(t) for t in tokens][::every], "showgrid": False}
-    fig.update_xaxes(title="looks at", tickangle=0, **ticks)
-    fig.update_yaxes(title="position", autorange="reversed", **ticks)
+    fig.update_xaxes(title="looks at", tickangle=0, **_ticks(tokens, 8 if n_columns > 1 else 12))
+    fig.update_yaxes(title="position", autorange="reversed", **_ticks(tokens, 14))
     colours = {"cmin": 0, "cmax": 1, "colorbar": {"title": "attention", "thickness": 12}}
     slider = {"steps": _slides(len(maps), steps), "active": len(steps) - 1, "currentvalue": {"prefix": "step "}}
     return fig.update_layout(
@@ -163,6 +161,13 @@ def head_ranking(panels: Sequence[Ranked], *, columns: int = 4) -> go.Figure:
         )
     fig.update_xaxes(range=[0, 1.02])
     return fig.update_yaxes(autorange="reversed", range=None, tickformat=None, type="category")
+
+
+def _ticks(tokens: Sequence[str], room: int) -> dict[str, Any]:
+    """Return labels for as many positions as there is room for."""
+    every = max(1, ceil(len(tokens) / room))
+    shown = range(0, len(tokens), every)
+    return {"tickvals": list(shown), "ticktext": [safe(tokens[i]) for i in shown], "showgrid": False}
 
 
 def _slides(n_maps: int, steps: Sequence[int]) -> list[dict[str, Any]]:

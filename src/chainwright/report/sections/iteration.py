@@ -34,8 +34,11 @@ def section(material: Material) -> Section | None:
 
 
 def _clearest(runs: Sequence[Emergence]) -> Emergence:
-    """Return the training whose two heads are the clearest at its end."""
-    return max(runs, key=lambda run: float(run.curve("end_of_input")[-1] + run.curve("diagonal")[-1]))
+    """Return the training whose two heads are the clearest at its end, one of the usual model where there is one."""
+    return max(
+        [run for run in runs if _plain(run)] or runs,
+        key=lambda run: float(run.curve("end_of_input")[-1] + run.curve("diagonal")[-1]),
+    )
 
 
 def _plain(run: Emergence) -> bool:
