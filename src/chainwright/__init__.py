@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from chainwright._finding import Finding
     from chainwright.decode import TokenScores, generate, score
     from chainwright.diagnose import (
+        Alternatives,
         ErrorTable,
+        HeadEvidence,
         HeadRoles,
         IterationOverlap,
         IterationScores,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         KnockoutEffects,
         LogitFlow,
         LogitLens,
+        RoleFinding,
         SaliencyPlan,
         SlotContexts,
         StepMeasures,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         correct_contexts,
         erroneous_contexts,
         first_errors,
+        head_evidence,
         iteration_overlap,
         iteration_scores,
         knockout_effects,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
         plan_step_saliency,
         step_saliency,
     )
+    from chainwright.diagnose.alternatives import alternatives
     from chainwright.diagnose.head_roles import head_roles
     from chainwright.diagnose.logit_flow import logit_flow
     from chainwright.edits import AttendBack, BackHead, Bridge, Cut, CutAttention, KnockOut, Momentum, edit
@@ -67,6 +72,7 @@ __version__ = "0.1.0"
 __all__ = [
     "TCR",
     "Accuracy",
+    "Alternatives",
     "AttendBack",
     "BackHead",
     "BadInput",
@@ -86,6 +92,7 @@ __all__ = [
     "Finding",
     "FirstError",
     "GoldDetector",
+    "HeadEvidence",
     "HeadRoles",
     "IterationOverlap",
     "IterationScores",
@@ -99,6 +106,7 @@ __all__ = [
     "Problem",
     "RemoveAndResample",
     "Repair",
+    "RoleFinding",
     "SaliencyPlan",
     "SlotContexts",
     "StepMeasures",
@@ -110,6 +118,7 @@ __all__ = [
     "Trace",
     "TrainedDetector",
     "UnsupportedModel",
+    "alternatives",
     "answer_writing_scores",
     "bundled_models",
     "bundled_repairs",
@@ -121,6 +130,7 @@ __all__ = [
     "evaluate",
     "first_errors",
     "generate",
+    "head_evidence",
     "head_roles",
     "iteration_overlap",
     "iteration_scores",

@@ -150,6 +150,14 @@ class Page:
         """Let files that the page offers be saved into a folder."""
         self.ask("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
+    def wait_for_files(self, folder: Path, names: list[str], seconds: float = 20.0) -> None:
+        """Wait until files are there, and whole."""
+        until = time.monotonic() + seconds
+        while missing := [name for name in names if not (folder / name).exists() or not (folder / name).stat().st_size]:
+            assert time.monotonic() < until, f"never saved: {missing}; there are {sorted(folder.iterdir())}"
+            self.settle()
+            time.sleep(0.05)
+
     def picture(self, path: Path, part: tuple[float, float] | None = None) -> None:
         """Save what is on the screen as a PNG file, or a part of the page between two heights in pixels."""
         options: dict[str, Any] = {"format": "png"}

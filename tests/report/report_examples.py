@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chainwright import tasks
 from chainwright.decode import TokenScores
-from chainwright.diagnose import HeadCheck, HeadRoles, RoleFinding, first_errors
+from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, HeadRoles, RoleFinding, first_errors
 from chainwright.evaluation import evaluate
 from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
@@ -73,6 +73,87 @@ def make_roles(n_layers: int, n_heads: int, seed: int = 0) -> HeadRoles:
     )
 
 
+def with_contexts(roles: HeadRoles, traces: Sequence[Trace], task: str) -> HeadRoles:
+    """Return roles with contexts of a task: head h of layer l mends context i if l + h + i is even.
+
+    It breaks right ones if that is a multiple of 5. What it says instead is token 100.
+    """
+    own = [(i, t) for i, t in enumerate(traces) if t.problem is not None and t.problem.task == task]
+    wrong = [[i, t.first_error_position] for i, t in own if t.first_error_position is not None]
+    right = [[i, t.slots[0].start] for i, t in own if t.first_error is None]
+    n_layers, n_heads = roles.kept.shape
+    sums = torch.arange(n_layers)[:, None] + torch.arange(n_heads)
+    mends = (sums + torch.arange(len(wrong))[:, None, None]) % 2 == 0
+    breaks = (sums + torch.arange(len(right))[:, None, None]) % 5 == 0
+    return replace(
+        roles,
+        sites_erroneous=[[i, at] for i, at in wrong if at is not None],
+        sites_correct=right,
+        right_erroneous=torch.full((len(wrong),), 99),
+        right_correct=torch.full((len(right),), 99),
+        first_erroneous=torch.where(mends, 99, 100),
+        first_correct=torch.where(breaks, 100, 99),
+        p_right=torch.where(mends, 0.6, 0.1),
+        p_right_whole=torch.full((len(wrong),), 0.25),
+        n_erroneous=len(wrong),
+        n_correct=len(right),
+    )
+
+
+def make_evidence(diagnosis: Diagnosis) -> list[HeadEvidence]:
+    """Return evidence for two heads at each error type: the first mends all failing contexts, the second breaks all."""
+    found = []
+    for one in diagnosis.roles:
+        sites = one.roles.sites_erroneous + one.roles.sites_correct
+        is_wrong = torch.arange(len(sites)) < len(one.roles.sites_erroneous)
+        first = torch.stack([torch.where(is_wrong, 100, 99), torch.full_like(is_wrong, 99, dtype=torch.long)], dim=1)
+        top = torch.cat([first, torch.full((len(sites), 1), 100)], dim=1)[..., None]
+        share = torch.tensor([0.25, 0.61, 0.02]).expand(len(sites), 3)
+        found.append(
+            HeadEvidence(
+                task=one.task,
+                error_type=one.error_type,
+                heads=[[1, 1], [0, 1]],
+                sites=sites,
+                is_erroneous=is_wrong,
+                is_seen=torch.arange(len(sites)) % 2 == 0,
+                right_ids=torch.full((len(sites),), 99),
+                p_right=share,
+                top_ids=top,
+                p_top=torch.full(top.shape, 0.7),
+                token_strs={"99": " right", "100": " wrong"},
+            )
+        )
+    return found
+
+
+def make_alternatives(diagnosis: Diagnosis) -> Alternatives:
+    """Return alternatives at every slot: the token that stands there 70%, two others, and the expected one 12.5%."""
+    places = [
+        (i, slot.start, int(trace.input_ids[slot.start]), not slot.is_right)
+        for i, trace in enumerate(diagnosis.traces)
+        for slot in trace.slots
+        if slot.end > slot.start
+    ]
+    own = torch.tensor([place[2] for place in places])
+    is_wrong = torch.tensor([place[3] for place in places])
+    others = torch.tensor([[200, 201]]).expand(len(places), 2)
+    strings = {
+        str(i): text
+        for t, s in zip(diagnosis.traces, diagnosis.token_strs, strict=True)
+        for i, text in zip(t.input_ids.tolist(), s, strict=True)
+    }
+    return Alternatives(
+        trace=torch.tensor([place[0] for place in places]),
+        position=torch.tensor([place[1] for place in places]),
+        top_ids=torch.cat([own[:, None], others], dim=1),
+        p_top=torch.tensor([[0.7, 0.125, 0.0004]]).expand(len(places), 3),
+        expected_ids=torch.where(is_wrong, 200, own),
+        p_expected=torch.where(is_wrong, 0.125, 0.7),
+        token_strs=strings | {"200": " <b>other</b>", "201": " third"},
+    )
+
+
 def make_diagnosis(
     hops: Mapping[str, Sequence[int]] | None = None,
     *,
@@ -105,7 +186,10 @@ def make_diagnosis(
     errors = first_errors(traces, scores)
     keys = [(task, kind) for task, kinds in errors.key_types.items() for kind in kinds]
     checks = [HeadCheck([1, 1], 0.5, 15 / 16, 4, 16), None]
-    roles = [RoleFinding(*key, make_roles(*shape, seed=i), checks[i % 2]) for i, key in enumerate(keys)]
+    roles = [
+        RoleFinding(*key, with_contexts(make_roles(*shape, seed=i), traces, key[0]), checks[i % 2])
+        for i, key in enumerate(keys)
+    ]
     strings = [[tok.decode([i]) for i in trace.input_ids.tolist()] for trace in traces]
     return Diagnosis(
         config,

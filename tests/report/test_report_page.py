@@ -1,16 +1,17 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_examples import EVIL, make_diagnosis
+from report_examples import EVIL, make_alternatives, make_diagnosis, make_evidence, make_roles
 
 from chainwright import BadInput
 from chainwright.report import write_report
 from chainwright.report.page import as_json, render
-from chainwright.report.readings import pick_traces, reader_data, with_spaces
+from chainwright.study import Diagnosis
 
 SECTIONS = ["found", "accuracy", "errors", "heads", "traces", "limits"]
 
@@ -61,6 +62,7 @@ def data_of(page: Page) -> dict[str, Any]:
 def test_every_section_and_figure_is_there(page: Page) -> None:
     assert page.sections == SECTIONS
     assert page.figures == ["accuracy", "error-types", "errors-by-hops", "entropy"]
+    assert [a[1:] for a in page.addresses if a != "#main"] == SECTIONS
     assert set(data_of(page)["figures"]) == set(page.figures)
     for said in ("Where the chains of", "How sure this is", "Held out: without", "Not checked", "run_diagnosis("):
         assert said in page.text
@@ -109,7 +111,7 @@ def test_without_errors_the_report_says_so() -> None:
     page = Page(render(make_diagnosis(n_wrong=0)))
     assert page.sections == SECTIONS
     assert page.figures == ["accuracy"]
-    for said in ("No chain of toy broke", "No chain has an error", "No heads were located", "only right ones"):
+    for said in ("No chain of toy broke", "No chain has an error", "No heads were located", "no error"):
         assert said in page.text
     assert len(data_of(page)["sections"]["traces"]["groups"]) == 1
 
@@ -125,57 +127,73 @@ def test_one_task_at_one_hop_count_with_one_problem() -> None:
     assert page.sections == SECTIONS
 
 
-def test_maps_of_a_7b_model_and_long_traces_stay_small(tmp_path: Path) -> None:
-    diagnosis = make_diagnosis({"parity": (10, 90)}, n=4, rendering="natural", shape=(28, 28))
-    assert max(len(trace) for trace in diagnosis.traces) > 2000
-    assert write_report(diagnosis, tmp_path / "big.html").stat().st_size < 7e6
+def full_report(diagnosis: Diagnosis) -> str:
+    return render(diagnosis, findings=[make_alternatives(diagnosis), *make_evidence(diagnosis)])
 
 
-def test_wrong_traces_come_before_a_right_one_and_no_trace_twice() -> None:
+@pytest.mark.slow
+def test_500_long_traces_of_a_7b_model_stay_below_10_megabytes() -> None:
+    hops = {"parity": (10, 40, 60, 70, 80), "objc": (10, 40, 50, 60, 70)}
+    diagnosis = make_diagnosis(hops, n=50, n_wrong=25, rendering="natural", shape=(28, 28))
+    assert len(diagnosis.traces) == 500
+    n_tokens = sum(len(trace) for trace in diagnosis.traces)
+    assert n_tokens > 500_000
+    source = full_report(diagnosis)
+    assert len(source.encode()) < 10e6
+    said = re.search(r"(\d+) of 500 traces; the others would make this file too large", source)
+    assert said is not None and int(said[1]) > 100
+
+
+def test_500_traces_of_the_short_tasks_are_all_there() -> None:
+    diagnosis = make_diagnosis({"parity": (6, 10, 12, 13, 14), "objc": (5, 8, 9, 10, 11)}, n=50, shape=(4, 8))
+    source = full_report(diagnosis)
+    assert len(source.encode()) < 10e6
+    assert "All 500 traces" in source
+
+
+def test_findings_fill_the_heads_and_the_reader() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4), "objc": (3, 5)})
-    picks = pick_traces(diagnosis)
-    assert [pick.label for pick in picks] == ["Parity-NL: name recall", "ObjC: name recall"]
-    for pick in picks:
-        assert [diagnosis.traces[i].first_error is None for i in pick.indices] == [False, False, True]
-    data = reader_data(diagnosis, picks)
-    assert len({trace["number"] for trace in data["traces"]}) == len(data["traces"]) == 6
+    page = Page(full_report(diagnosis))
+    assert page.figures[-2:] == ["heads-parity-name-recall", "heads-objc-name-recall"]
+    plain = Page(render(diagnosis))
+    assert "heads-parity-name-recall" not in plain.figures
+    assert "kept no alternatives" in plain.text and "kept no alternatives" not in page.text
 
 
-def test_the_first_error_stands_at_its_tokens() -> None:
-    diagnosis = make_diagnosis()
-    data = reader_data(diagnosis, pick_traces(diagnosis))
-    wrong = data["traces"][data["groups"][0]["traces"][0]]
-    error = wrong["error"]
-    pieces = [data["texts"][i] for i in wrong["pieces"]]
-    assert "".join(pieces[error["start"] : error["end"]]).strip() == error["got"] != error["expected"]
-    assert error["type"] == "name recall"
-    assert wrong["logprob"][0] is None
-    assert len(wrong["pieces"]) == len(wrong["entropy"]) == len(wrong["likeliest"])
+def test_what_a_head_mends_and_breaks_is_told_context_by_context() -> None:
+    diagnosis = make_diagnosis({"parity": (2, 4)})
+    (pair,) = data_of(Page(full_report(diagnosis)))["sections"]["heads"]
+    roles = diagnosis.roles[0].roles
+    assert [line[:2] for line in pair["seen"]["wrong"]] == roles.sites_erroneous
+    first = diagnosis.traces[pair["seen"]["wrong"][0][0]]
+    assert first.first_error is not None
+    assert pair["seen"]["wrong"][0][3] == first.first_error.got
+    assert pair["seen"]["wrong"][0][5] == 250
+    assert [i for i, _ in pair["seen"]["heads"]["0,0"][0]] == [0, 2]
+    assert [i for i, _ in pair["seen"]["heads"]["0,1"][0]] == [1]
+    assert [i for i, _ in pair["seen"]["heads"]["0,0"][1]] == [0]
+    assert pair["held_out"]["heads"]["1,1"][0] == [[0, 610]]
+    assert set(pair["held_out"]["heads"]) == {"1,1", "0,1"}
 
 
-def test_a_likeliest_token_that_stands_nowhere_is_named_by_its_number() -> None:
-    diagnosis = make_diagnosis()
-    data = reader_data(diagnosis, pick_traces(diagnosis))
-    assert "token 999999" in data["texts"]
+def test_roles_of_an_older_version_have_no_contexts_to_show() -> None:
+    diagnosis = make_diagnosis({"parity": (2, 4)})
+    roles = replace(diagnosis.roles[0].roles, first_correct=None, first_erroneous=None, p_right=None)
+    page = Page(render(replace(diagnosis, roles=[replace(diagnosis.roles[0], roles=roles)])))
+    assert data_of(page)["sections"]["heads"][0]["seen"] is None
 
 
-@pytest.mark.parametrize(
-    ("tokens", "text", "spaced"),
-    [
-        (["a", "b"], "a b", ["a", " b"]),
-        ([" a", " b"], " a b", [" a", " b"]),
-        (["<s>", "a", "\n", "b", "</s>"], "a\nb", ["<s>", "a", "\n", "b", "</s>"]),
-        (["a", "\ufffd", "\ufffd", " c"], "a日 c", ["a", "\ufffd", "\ufffd", " c"]),
-        (["a", "", " ", "b"], "a b", ["a", "", " ", "b"]),
-        (["aa", "a", "aa"], "aa a  aa", ["aa", " a", "  aa"]),
-    ],
-)
-def test_lost_spaces_are_put_back(tokens: list[str], text: str, spaced: list[str]) -> None:
-    assert with_spaces(tokens, text) == spaced
+def test_a_report_of_nothing_is_refused() -> None:
+    with pytest.raises(BadInput, match="needs a diagnosis or a finding that it has a section for; got HeadRoles"):
+        render(None, findings=[make_roles(2, 2)])
 
 
-def test_pieces_add_up_to_the_trace() -> None:
-    diagnosis = make_diagnosis({"parity": (3,), "clf": (2,)}, n_wrong=0, rendering="natural")
-    for trace, strings in zip(diagnosis.traces, diagnosis.token_strs, strict=True):
-        text = (trace.prompt or "") + (trace.response or "")
-        assert "".join(with_spaces(strings, text)) == text
+def test_the_opening_says_how_sure_each_number_is() -> None:
+    page = Page(render(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
+    assert "toy got 10 of 16 whole chains (62%; 95% interval 39% to 82%) right" in page.text
+    assert "a recall error: 6 of 6 wrong chains" in page.text
+    assert "which the one type with enough of them allowed" in page.text
+    assert "2 of 4 failing contexts (50%; 95% interval 15% to 85%)" in page.text
+    assert "no answer was decoded again" in page.text
+    plain = Page(render(make_diagnosis(n_wrong=0)))
+    assert "No chain went wrong, so there is nothing to diagnose" in plain.text

@@ -1,9 +1,11 @@
 """Instruments: each measures one thing and returns a `Finding`."""
 
 from chainwright.diagnose._sweep_plan import SweepPlan, plan_knockout_effects
+from chainwright.diagnose.alternatives import Alternatives, alternatives
 from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
+from chainwright.diagnose.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
 from chainwright.diagnose.iteration import (
     IterationOverlap,
@@ -19,10 +21,12 @@ from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, plan_step_
 from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
+    "Alternatives",
     "CircuitMeasures",
     "Emergence",
     "ErrorTable",
     "HeadCheck",
+    "HeadEvidence",
     "HeadRoles",
     "IterationOverlap",
     "IterationScores",
@@ -37,12 +41,14 @@ __all__ = [
     "StepMeasures",
     "StepSaliency",
     "SweepPlan",
+    "alternatives",
     "answer_writing_scores",
     "check_head",
     "circuit_measures",
     "correct_contexts",
     "erroneous_contexts",
     "first_errors",
+    "head_evidence",
     "head_roles",
     "iteration_overlap",
     "iteration_scores",

@@ -86,7 +86,7 @@ def erroneous_contexts(
         is_wanted = trace.problem is not None and trace.problem.task == task
         if not is_wanted or error is None or error.error_type != error_type or position is None:
             continue
-        right = _right_id(tokenizer, trace)
+        right = right_token(tokenizer, trace)
         if right is not None and right != int(trace.input_ids[position]):
             sites.append(_Site(i, position, right, error.hop or 0))
     if not sites:
@@ -163,8 +163,8 @@ def _contexts(traces: Sequence[Trace], sites: list[_Site]) -> SlotContexts:
     )
 
 
-def _right_id(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
-    """Return the token that should have stood at the first wrong position, None if it cannot be told.
+def right_token(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
+    """Return the token that should have stood at the first wrong position of a trace, None if it cannot be told.
 
     It is the token that begins there in the right text, and must be the same whether the text ends with the expected
     value or goes on as the gold chain does: some tokenizers join the end of a value with what follows.

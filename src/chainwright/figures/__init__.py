@@ -7,6 +7,7 @@ titles) is escaped.
 from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
+from chainwright.figures.evidence import mended_and_broken
 from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
 from chainwright.figures.iteration import (
     HeatMap,
@@ -39,6 +40,7 @@ __all__ = [
     "head_ranking",
     "heat_of",
     "lens_by_depth",
+    "mended_and_broken",
     "roles_of",
     "table_of",
     "template",

@@ -91,8 +91,11 @@ def list_layout(fig: go.Figure, labels: list[str], *, room_right: int = 12, top:
     return fig
 
 
-def beside(fig: go.Figure, at: Mapping[int, str], title: str, pixels: int) -> None:
+def beside(fig: go.Figure, at: Mapping[int, str], title: str, pixels: int, *, title_at: float = -0.1) -> None:
     """Write a text to the right of some lines of a list, as a column with a title."""
     shared = {"showarrow": False, "xref": "paper", "x": 1, "xanchor": "left", "xshift": 8, "font": {"size": 12}}
-    for place, text in [(-0.1, f"<i>{title}</i>"), *at.items()]:
-        fig.add_annotation(text=text, y=place, yref="y", width=pixels, align="left", **shared)
+    lines = [(title_at, f"<i>{title}</i>"), *at.items()]
+    notes = [
+        {"text": text, "y": place, "yref": "y", "width": pixels, "align": "left", **shared} for place, text in lines
+    ]
+    fig.update_layout(annotations=[*fig.layout.annotations, *notes])  # at once: one by one takes quadratic time

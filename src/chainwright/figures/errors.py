@@ -198,8 +198,8 @@ def _add_medians(fig: go.Figure, rows: Sequence[Row], at: Mapping[tuple[str, str
 
 def _spread(rows: Sequence[Row], side: str, value: list[float], colour: str) -> dict[str, Any]:
     high, low = ([row.get(f"{side}_{end}") for row in rows] for end in ("high", "low"))
-    up = [0.0 if end is None else end - v for end, v in zip(high, value, strict=True)]
-    down = [0.0 if end is None else v - end for end, v in zip(low, value, strict=True)]
+    up = [None if end is None else end - v for end, v in zip(high, value, strict=True)]
+    down = [None if end is None else v - end for end, v in zip(low, value, strict=True)]
     return {"array": up, "arrayminus": down, "color": colour, "thickness": 1.4, "width": 3}
 
 

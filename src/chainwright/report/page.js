@@ -1,15 +1,29 @@
 "use strict";
-// Theme, drawing, and what a reader takes away from a figure (PNG, SVG, CSV). Shared by the other scripts as `page`.
+// Theme, drawing, links, and what a reader takes away from a figure (PNG, SVG, CSV). Other scripts see it as `page`.
 const page = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const drawn = new Map(); // plot element -> what it shows
+  const routes = []; // what links into the page do beside scrolling
 
   window.addEventListener("error", (event) => {
     const place = document.getElementById("script-error");
     place.hidden = false;
     place.textContent = `A script of this page failed: ${event.message}`;
   });
+
+  function make(tag, className, text) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text; // never innerHTML: the text is a model's
+    return element;
+  }
+
+  function link(hash, className, text) {
+    const element = make("a", className, text);
+    element.href = hash;
+    return element;
+  }
 
   function theme() {
     if (root.dataset.theme) return root.dataset.theme;
@@ -18,7 +32,10 @@ const page = (() => {
 
   function setTheme(name) {
     if (name) root.dataset.theme = name;
-    document.getElementById("theme").textContent = theme() === "dark" ? "Light" : "Dark";
+    const other = theme() === "dark" ? "Light" : "Dark";
+    const button = document.getElementById("theme");
+    button.textContent = other;
+    button.setAttribute("aria-label", `${other} theme`);
     for (const element of drawn.keys()) redraw(element);
   }
 
@@ -33,6 +50,7 @@ const page = (() => {
   }
 
   function redraw(element) {
+    if (!element.clientWidth) return undefined; // hidden; the watcher draws it when it shows
     const figure = withTheme(fitting(drawn.get(element), element), theme());
     const still = { dragmode: false, autosize: true };
     const config = { displayModeBar: false, scrollZoom: false, doubleClick: false };
@@ -44,7 +62,7 @@ const page = (() => {
     for (const { target } of entries) {
       if (target.clientWidth === 0 || widths.get(target) === target.clientWidth) continue;
       widths.set(target, target.clientWidth);
-      redraw(target);
+      requestAnimationFrame(() => redraw(target)); // not at once: it changes heights, which would be watched again
     }
   });
 
@@ -57,15 +75,15 @@ const page = (() => {
   }
 
   function save(name, type, text) {
-    const link = document.createElement("a");
-    link.href = `data:${type};charset=utf-8,${encodeURIComponent(text)}`;
-    link.download = name;
-    link.click();
+    const element = link(URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` })));
+    element.download = name;
+    element.click();
+    setTimeout(() => URL.revokeObjectURL(element.href), 10000);
   }
 
   function csv(table) {
     const cell = (value) => {
-      const text = value === null ? "" : String(value);
+      const text = value === null || value === undefined ? "" : String(value);
       return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     return [table.columns, ...table.rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
@@ -78,18 +96,35 @@ const page = (() => {
     Plotly.downloadImage(structuredClone(figure), { format, filename: name, scale: 2, ...size });
   }
 
+  function button(place, label, said, act) {
+    const element = make("button", "", label);
+    element.type = "button";
+    if (said) element.setAttribute("aria-label", said);
+    element.addEventListener("click", act);
+    place.append(element);
+    return element;
+  }
+
+  function saveTable(place, name, table) {
+    button(place, "CSV", `Download ${name()} as CSV`, () => save(`${name()}.csv`, "text/csv", csv(table())));
+  }
+
   function tools(place, element, name, table) {
-    const add = (label, act) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = label;
-      button.setAttribute("aria-label", `Download ${name()} as ${label}`);
-      button.addEventListener("click", act);
-      place.append(button);
-    };
-    add("CSV", () => save(`${name()}.csv`, "text/csv", csv(table())));
-    add("PNG", () => picture(element, "png", name()));
-    add("SVG", () => picture(element, "svg", name()));
+    saveTable(place, name, table);
+    button(place, "PNG", `Download ${name()} as PNG`, () => picture(element, "png", name()));
+    button(place, "SVG", `Download ${name()} as SVG`, () => picture(element, "svg", name()));
+  }
+
+  // `act` gets the groups of `pattern` whenever somebody follows a link to an address that it matches.
+  function route(pattern, act) {
+    routes.push([pattern, act]);
+  }
+
+  function follow() {
+    for (const [pattern, act] of routes) {
+      const found = pattern.exec(decodeURIComponent(location.hash));
+      if (found) act(...found.slice(1));
+    }
   }
 
   function start() {
@@ -104,8 +139,15 @@ const page = (() => {
       tools(figure.querySelector(".tools"), element, () => figure.dataset.figure, () => record.table);
       show(element, record);
     }
+    window.addEventListener("hashchange", follow);
+    window.addEventListener("load", follow);
+    document.addEventListener("click", (event) => {
+      const to = event.target.closest && event.target.closest("a[href^='#']");
+      if (to && to.hash === location.hash) follow(); // no change, so no event
+    });
   }
 
+  const percent = (thousandths) => (thousandths >= 1 ? `${(thousandths / 10).toFixed(1)}%` : "<0.1%");
   start();
-  return { data, show, tools, theme, section: (name) => data.sections[name] };
+  return { make, link, button, show, tools, saveTable, theme, route, percent, section: (name) => data.sections[name] };
 })();

@@ -1,14 +1,19 @@
-"""Attention heads: their roles at each key error type."""
+"""Attention heads: their roles at each key error type, and the evidence, context by context."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
 
 from chainwright import figures
-from chainwright.diagnose import RoleFinding
+from chainwright.diagnose import Alternatives, HeadEvidence, RoleFinding
 from chainwright.figures.words import counted, title_of
-from chainwright.report.section import Material, Section, plain_figure
+from chainwright.report.readings import Extras, extras
+from chainwright.report.section import Material, Section, drawn, plain_figure
 from chainwright.report.words import check_sentence
+from chainwright.study import Diagnosis
 
 ROLES = {
     "erroneous_processing": "Erroneous-processing: the wrong token lives on them",
@@ -18,60 +23,47 @@ ROLES = {
 }
 
 
-class MapGroup(NamedTuple):
-    """Head maps that answer one question."""
-
-    title: str
-    reading: str
-    maps: tuple[str, ...]
-
-
-MAP_GROUPS = (
-    MapGroup(
-        "Which heads write the answer?",
-        "Directly, by what they add to the residual stream. Dots: the answer-writing heads. Both maps share a scale; "
-        "what pushes against the token by more than \u22121 has the colour of \u22121.",
-        ("writing_correct", "writing_erroneous"),
-    ),
-    MapGroup(
-        "Which heads do the predictions lean on?",
-        "Probability lost or won when the head is silenced, by whatever way. Dots: the correct-processing heads, the "
-        "erroneous-processing heads, the best head. The two effects share a scale.",
-        ("effect_correct", "effect_erroneous", "rectification"),
-    ),
-    MapGroup(
-        "Which head, silenced, would mend more than it breaks?",
-        "High in both maps is what to look for. Dot: the best head, the one with the highest sum.",
-        ("corrected", "kept"),
-    ),
-)
-
-
 def section(material: Material) -> Section | None:
     """Return the section; None without a diagnosis."""
     diagnosis = material.diagnosis
     if diagnosis is None:
         return None
+    evidence = {(e.task, e.error_type): e for e in material.of(HeadEvidence)}
+    known = extras(diagnosis, next(iter(material.of(Alternatives)), None), list(evidence.values()))
+    pairs = [(found, evidence.get((found.task, found.error_type))) for found in diagnosis.roles]
+    drawings = {_figure_name(e): _drawn(e) for _, e in pairs if e is not None}
     words = {
-        "roles": [_role_words(found) for found in diagnosis.roles],
+        "roles": [_role_words(found, e) for found, e in pairs],
         "maps": figures.MAPS,
-        "map_groups": MAP_GROUPS,
         "skipped": diagnosis.skipped,
     }
-    return Section("heads", "Heads", words, data=[_head_data(found) for found in diagnosis.roles])
+    return Section("heads", "Heads", words, drawings, [_head_data(diagnosis, found, e, known) for found, e in pairs])
 
 
-def _role_words(found: RoleFinding) -> dict[str, Any]:
+def _figure_name(evidence: HeadEvidence) -> str:
+    return f"heads-{evidence.task}-{evidence.error_type.replace(' ', '-')}"
+
+
+def _drawn(evidence: HeadEvidence) -> dict[str, Any]:
+    rows = evidence.counts(seen=not evidence.has_held_out)
+    both = [figures.mended_and_broken(rows, is_narrow=n) for n in (False, True)]
+    return drawn(both[0], rows, narrow=both[1], max_width=760)
+
+
+def _role_words(found: RoleFinding, evidence: HeadEvidence | None) -> dict[str, Any]:
     best = found.roles.best_head
     return {
         "label": _label(found),
         "sets": f"{counted(found.roles.n_erroneous, 'failing context')} and "
         f"{counted(found.roles.n_correct, 'right one')} matched in kind of slot and hop",
         "heads": [(label, getattr(found.roles, name)) for name, label in ROLES.items()],
+        "n_heads": found.roles.kept.numel(),
         "best": best,
         "corrected": float(found.roles.corrected[best]),
         "kept": float(found.roles.kept[best]),
         "check": check_sentence(found.check),
+        "figure": None if evidence is None else _figure_name(evidence),
+        "is_held_out": evidence is not None and evidence.has_held_out,
     }
 
 
@@ -79,10 +71,91 @@ def _label(found: RoleFinding) -> str:
     return f"{title_of(found.task)}: {found.error_type}"
 
 
-def _head_data(found: RoleFinding) -> dict[str, Any]:
+def _head_data(
+    diagnosis: Diagnosis, found: RoleFinding, evidence: HeadEvidence | None, known: Extras
+) -> dict[str, Any]:
     values, members = found.roles.maps, found.roles.members
     return {
         "label": _label(found),
         "best": list(found.roles.best_head),
         "maps": {name: plain_figure(figures.head_map(values, members, name)) for name in figures.MAPS},
+        "seen": _seen(diagnosis, found, known),
+        "held_out": {} if evidence is None else _held_out(diagnosis, evidence, known),
     }
+
+
+def _seen(diagnosis: Diagnosis, found: RoleFinding, known: Extras) -> dict[str, Any] | None:
+    """Return what each head mends and breaks in the contexts that the roles were found on; None if nobody kept it.
+
+    Contexts are `[trace, position, hop, token]`, failing ones with the right token and its thousandths. A head has two
+    lists: those that it mends, with the thousandths of the right token then; those that it breaks, with what is said.
+    """
+    roles = found.roles
+    if roles.first_erroneous is None or roles.first_correct is None or not roles.sites_erroneous:
+        return None
+    assert roles.right_erroneous is not None and roles.right_correct is not None
+    assert roles.p_right is not None and roles.p_right_whole is not None
+    mended = roles.first_erroneous == roles.right_erroneous[:, None, None]
+    broken = roles.first_correct != roles.right_correct[:, None, None]
+    n_layers, n_heads = roles.kept.shape
+    by_head = (mended, roles.p_right, broken, roles.first_correct)
+    wrong = [
+        [*_site(diagnosis, site), known.name(right), _thousandth(p)]
+        for site, right, p in zip(roles.sites_erroneous, roles.right_erroneous, roles.p_right_whole, strict=True)
+    ]
+    return {
+        "wrong": wrong,
+        "right": [_site(diagnosis, site) for site in roles.sites_correct],
+        "heads": {
+            f"{layer},{head}": _lists([values[:, layer, head] for values in by_head], known)
+            for layer in range(n_layers)
+            for head in range(n_heads)
+        },
+    }
+
+
+def _lists(of_head: Sequence[Tensor], known: Extras) -> list[list[list[Any]]]:
+    mended, p_right, broken, said = of_head
+    return [
+        [[i, _thousandth(p_right[i])] for i in mended.nonzero()[:, 0].tolist()],
+        [[i, known.name(said[i])] for i in broken.nonzero()[:, 0].tolist()],
+    ]
+
+
+def _held_out(diagnosis: Diagnosis, evidence: HeadEvidence, known: Extras) -> dict[str, Any]:
+    """Return the same for the contexts held out and the few heads that were looked at there."""
+    places = [i for i in range(len(evidence.sites)) if not evidence.is_seen[i]]
+    wrong = [i for i in places if evidence.is_erroneous[i]]
+    right = [i for i in places if not evidence.is_erroneous[i]]
+    if not wrong:
+        return {}
+    found = {}
+    for k, (layer, head) in enumerate(evidence.heads, start=1):
+        is_right = evidence.is_right[:, k]
+        of_head = (is_right[wrong], evidence.p_right[wrong, k], ~is_right[right], evidence.top_ids[right, k, 0])
+        found[f"{layer},{head}"] = _lists(of_head, known)
+    return {
+        "wrong": [
+            [
+                *_site(diagnosis, evidence.sites[i]),
+                known.name(evidence.right_ids[i]),
+                _thousandth(evidence.p_right[i, 0]),
+            ]
+            for i in wrong
+        ],
+        "right": [_site(diagnosis, evidence.sites[i]) for i in right],
+        "heads": found,
+    }
+
+
+def _site(diagnosis: Diagnosis, site: list[int]) -> list[Any]:
+    """Return the trace, the position, the hop (from 1) and the token that stands there."""
+    trace, at = diagnosis.traces[site[0]], site[1]
+    hops = [slot.hop for slot in trace.slots if slot.start <= at < max(slot.end, slot.start + 1)]
+    error = trace.first_error
+    hop = error.hop if at == trace.first_error_position and error is not None else next(iter(hops), None)
+    return [site[0], at, None if hop is None else hop + 1, diagnosis.token_strs[site[0]][at].strip()]
+
+
+def _thousandth(value: Tensor) -> int:
+    return round(1000 * float(value))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chainwright.report.readings import pick_traces, reader_data
+from chainwright.diagnose import Alternatives, HeadEvidence
+from chainwright.report.readings import extras, reader_data
 from chainwright.report.section import Material, Section
 
 
@@ -11,6 +12,12 @@ def section(material: Material) -> Section | None:
     diagnosis = material.diagnosis
     if diagnosis is None:
         return None
-    picks = pick_traces(diagnosis)
-    words = {"n_groups": len(picks), "n_errors": sum(row["n"] for row in diagnosis.errors.by_task)}
-    return Section("traces", "Traces", words, data=reader_data(diagnosis, picks))
+    others = next(iter(material.of(Alternatives)), None)
+    data = reader_data(diagnosis, extras(diagnosis, others, material.of(HeadEvidence)))
+    words = {
+        "n_shown": len(data["traces"]),
+        "n_all": data["n_all"],
+        "has_others": others is not None,
+        "has_evidence": bool(material.of(HeadEvidence)),
+    }
+    return Section("traces", "Traces", words, data=data)
