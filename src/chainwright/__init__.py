@@ -59,9 +59,11 @@ if TYPE_CHECKING:
         GoldDetector,
         RemoveAndResample,
         Repair,
+        StepFlow,
         TCRConfig,
         TrainedDetector,
         bundled_repairs,
+        choose_layers,
     )
     from chainwright.report import write_report
     from chainwright.studies import Study
@@ -109,6 +111,7 @@ __all__ = [
     "RoleFinding",
     "SaliencyPlan",
     "SlotContexts",
+    "StepFlow",
     "StepMeasures",
     "StepSaliency",
     "Study",
@@ -123,6 +126,7 @@ __all__ = [
     "bundled_models",
     "bundled_repairs",
     "capture",
+    "choose_layers",
     "compare",
     "correct_contexts",
     "edit",

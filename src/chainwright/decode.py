@@ -65,6 +65,14 @@ class CorrectsLogits(AttachesToModel, Protocol):
         """Return for each trace the logits that decoding with the repair would have seen."""
 
 
+@runtime_checkable
+class ReadsTraces(AttachesToModel, Protocol):
+    """A repair that has to know which traces are being scored."""
+
+    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> AbstractContextManager[object]:
+        """Return a context in which one pass over these traces, left-padded, goes as decoding them would have."""
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """What a model gave each token of a trace, judged from the tokens before it.
@@ -340,14 +348,18 @@ def score_all(
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     scores: dict[int, TokenScores] = {}
     corrects = repair if isinstance(repair, CorrectsLogits) else None
-    attached = nullcontext() if repair is None or corrects is not None else repair.attached(model)
+    reads = repair if isinstance(repair, ReadsTraces) else None
+    attached: AbstractContextManager[object] = nullcontext()
+    if repair is not None and corrects is None and reads is None:
+        attached = repair.attached(model)
     with attached, evaluating(parts.model), torch.no_grad():
         start = 0
         while start < len(order):
             size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
             batch = order[start : start + size]
             chosen = [traces[i] for i in batch]
-            found = _score_batch(parts, chosen, [] if corrects is None else corrects.corrections(model, chosen))
+            with nullcontext() if reads is None else reads.scoring(model, chosen):
+                found = _score_batch(parts, chosen, [] if corrects is None else corrects.corrections(model, chosen))
             scores.update(zip(batch, found, strict=True))
             start += size
     return [scores[i] for i in range(len(traces))]

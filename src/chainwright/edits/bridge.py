@@ -77,7 +77,7 @@ class Bridge(Edit):
     """
 
     layers: Collection[int]
-    steps: LiveSteps
+    steps: LiveSteps | None
     tau_max: float = 0.15
     n_question: tuple[int, ...] | None = None
 

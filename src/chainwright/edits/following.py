@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
-from chainwright.traces.live import LiveRow, LiveSteps, Place
+from chainwright.traces.live import KnownRow, LiveRow, LiveSteps, Place
 
 
 @dataclass
@@ -46,18 +46,25 @@ class Follower:
     """The run so far.
 
     Attributes:
-        how: How responses are read.
+        how: How responses are read; None where the places are known beforehand.
         n_question: Tokens of each row's question, or None: then the first pass is the question.
+        known: The places of each row, or None.
         latest: The pass that is running.
         rows: The tokens and places of each row.
         on_new_run: Called when a run begins.
         on_reorder: Called with the indices when rows change places.
     """
 
-    def __init__(self, how: LiveSteps, n_question: Sequence[int] | None = None):
+    def __init__(
+        self,
+        how: LiveSteps | None,
+        n_question: Sequence[int] | None = None,
+        known: Sequence[KnownRow] | None = None,
+    ):
         self.how = how
         self.n_question = n_question
-        self.rows: list[LiveRow] = []
+        self.known = known
+        self.rows: list[LiveRow] | list[KnownRow] = []
         self.first: list[int] = []
         self.latest = Pass(0, 0, [], [], lambda layer: 0)
         self.on_new_run: list[Callable[[], None]] = []
@@ -96,13 +103,20 @@ class Follower:
 
     def _begin(self, n_rows: int, first: list[int]) -> None:
         known: Sequence[int | None] = self.n_question or [None]
+        if self.known is not None:
+            known = [0] * len(self.known)
         if n_rows % len(known):
             raise BadInput(
                 f"The lengths of {len(known)} questions were given, but the batch has {n_rows} rows; give one a row, "
                 "or a batch that is a multiple of them."
             )
         repeats = n_rows // len(known)
-        self.rows = [self.how.row(n) for n in known for _ in range(repeats)]
+        if self.known is not None:
+            self.rows = [row.copy() for row in self.known for _ in range(repeats)]
+        else:
+            if self.how is None:
+                raise BadInput("This edit reads the response while it is written; give it steps=LiveSteps(tokenizer).")
+            self.rows = [self.how.row(n) for n in known for _ in range(repeats)]
         self.first = first
         for told in self.on_new_run:
             told()

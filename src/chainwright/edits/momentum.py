@@ -46,7 +46,7 @@ class Momentum(Edit):
     """
 
     layers: Collection[int]
-    steps: LiveSteps
+    steps: LiveSteps | None
     alpha: float = 0.06
     window: int | None = None
     into_summary: bool = False

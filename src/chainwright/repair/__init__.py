@@ -3,6 +3,7 @@
 from chainwright.repair.base import Cost, Origin, Repair, bundled_repairs
 from chainwright.repair.baselines import RemoveAndResample
 from chainwright.repair.detector import EntropyDetector, GoldDetector, TrainedDetector
+from chainwright.repair.stepflow import StepFlow, choose_layers
 from chainwright.repair.tcr import TCR, TCRConfig
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "Origin",
     "RemoveAndResample",
     "Repair",
+    "StepFlow",
     "TCRConfig",
     "TrainedDetector",
     "bundled_repairs",
+    "choose_layers",
 ]

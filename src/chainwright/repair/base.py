@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 BUNDLED = Path(__file__).parent / "bundled"
 _CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
 # where repairs are defined: read only when one is loaded, since these modules import this one
-_HOLDERS = ("chainwright.repair.tcr", "chainwright.repair.baselines")
+_HOLDERS = ("chainwright.repair.tcr", "chainwright.repair.baselines", "chainwright.repair.stepflow")
 _SHAPE = ("model_type", "shape", "n_kv_heads", "d_vocab")
 R = TypeVar("R", bound="Repair")
 

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from chainwright._errors import BadInput
 from chainwright.traces.offsets import MarkerDecoder, Tokenizer, token_offsets
@@ -33,6 +33,9 @@ from chainwright.traces.segments import (
     is_opened_by,
     segment,
 )
+
+if TYPE_CHECKING:
+    from chainwright.traces.trace import Trace
 
 _WINDOW = 12  # ids that are decoded again to see what a new one adds
 _UNFINISHED = "\ufffd"
@@ -137,6 +140,49 @@ class LiveRow:
             decode = MarkerDecoder(self.how.tokenizer)
             self._response = _Response(self.how, decode, decode(prompt))
         return self._response.append(token_id).moved(self.n_question)
+
+
+class KnownRow:
+    """The tokens of a finished trace, whose places are those of its spans.
+
+    Attributes:
+        ids: The tokens so far.
+        all_places: The places of all tokens of the trace.
+    """
+
+    def __init__(self, all_places: list[Place], ids: list[int] | None = None):
+        self.all_places = all_places
+        self.ids: list[int] = ids or []
+
+    @classmethod
+    def of(cls, trace: Trace) -> KnownRow:
+        """Return the row of a trace, before its first token."""
+        inside = [step for step in trace.steps[1:] if step.start < trace.thinking.end]
+        befores = dict(zip((step.start for step in inside[1:]), inside, strict=False))
+        if inside:
+            befores[trace.summary.start] = inside[-1]
+        border = trace.thinking.end
+        places = [
+            Place(trace.question.end, border if border <= t and t >= trace.question.end else -1, befores.get(t))
+            for t in range(len(trace))
+        ]
+        return cls(places)
+
+    def extend(self, ids: list[int]) -> list[Place]:
+        """Take in tokens, and return their places."""
+        start = len(self.ids)
+        self.ids += ids
+        if len(self.ids) > len(self.all_places):
+            raise BadInput(f"The trace has {len(self.all_places)} tokens, but the model was given more.")
+        return self.all_places[start : len(self.ids)]
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget all tokens from position `n_tokens` on."""
+        del self.ids[n_tokens:]
+
+    def copy(self) -> KnownRow:
+        """Return a row that goes on from here by itself."""
+        return KnownRow(self.all_places, list(self.ids))
 
 
 class _Response:

@@ -1,0 +1,367 @@
+"""StepFlow: a floor under the attention between segments, and the last step carried over to the next, while decoding.
+
+1. The bridge (`edits/bridge.py`) acts in shallow layers: a query of the thinking gives the question at least a share of
+   its attention, one of the summary the thinking.
+2. The momentum (`edits/momentum.py`) acts in deep layers: the first token of a step gets the mean value of the step
+   before.
+
+Nothing is trained. Which layers, and how strongly, is set by hand, taken from one diagnosis pass (`choose_layers`), or
+tuned on a few problems (`StepFlow.tune`); the quarter rule of the paper is the default.
+
+Source: StepFlow (arXiv 2604.06695).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.decode import generate
+from chainwright.diagnose.saliency import StepSaliency
+from chainwright.edits.base import Edit, Touched, edit
+from chainwright.edits.bridge import Bridge
+from chainwright.edits.following import Follower
+from chainwright.edits.momentum import Momentum
+from chainwright.evaluation import compare
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.load import load_tokenizer
+from chainwright.models.seam import Handlers
+from chainwright.repair.base import Cost, Origin, Repair, model_identity
+from chainwright.tasks.base import Problem
+from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, SegmentConfig, Trace
+from chainwright.traces.live import KnownRow
+from chainwright.traces.segments import check_style
+
+
+class StepFlow(Repair):
+    """The bridge and the momentum as one repair.
+
+    Attributes:
+        bridge_layers: Layers with the bridge; None takes the bottom quarter, () none.
+        momentum_layers: Layers with the momentum; None takes the top quarter, () none.
+        tau_max: Largest share of attention that the bridge sees to.
+        alpha: Strength of the momentum.
+        window: Tokens of the previous step that are averaged; None takes all.
+        into_summary: Whether the first token of the summary gets the momentum too.
+        style: The markers of the segments, or "auto".
+        min_chars: Characters of a step of its own; None takes 1 (a line is a step) for models trained by Chainwright
+            and 15 for others.
+        tokenizer: What reads the text while it is written; None loads the one that lies with the model.
+    """
+
+    kind = "stepflow"
+
+    def __init__(
+        self,
+        bridge_layers: Sequence[int] | None = None,
+        momentum_layers: Sequence[int] | None = None,
+        tau_max: float = 0.15,
+        alpha: float = 0.06,
+        window: int | None = None,
+        *,
+        into_summary: bool = False,
+        style: str = "auto",
+        min_chars: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        origin: Origin | None = None,
+    ):
+        super().__init__(origin)
+        self.bridge_layers = None if bridge_layers is None else tuple(bridge_layers)
+        self.momentum_layers = None if momentum_layers is None else tuple(momentum_layers)
+        self.tau_max, self.alpha, self.window = tau_max, alpha, window
+        self.into_summary, self.style, self.min_chars = into_summary, style, min_chars
+        self.tokenizer = tokenizer
+        if style != "auto":
+            check_style(style)
+        self._edits(1, None)  # refuses bad settings now
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[Cost]:
+        """Decode with the repair inside this context, also by `model.generate` with beams or assistants.
+
+        Raises:
+            BadInput: Made for another model, a layer that the model does not have, or no tokenizer.
+        """
+        self.check_model(model)
+        parts = anatomy(model)
+        follower = Follower(self._reading(parts))
+        self.cost = Cost()
+        with (
+            _prompts_known(parts.model, follower),
+            edit(model, self._whole(parts, follower), strict=False) as (touched,),
+        ):
+            try:
+                yield self.cost
+            finally:
+                self.cost.n_changed = touched.n_sites
+
+    @contextmanager
+    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Iterator[None]:
+        """Score these traces as one batch inside this context, as decoding them with the repair would have gone.
+
+        The segments are read token by token as while decoding. Without a tokenizer those of the traces are taken.
+        """
+        self.check_model(model)
+        parts = anatomy(model)
+        if self._has_tokenizer(parts):
+            follower = Follower(self._reading(parts), [trace.response_start for trace in traces])
+        else:
+            follower = Follower(None, known=[KnownRow.of(trace) for trace in traces])
+        with edit(model, self._whole(parts, follower), strict=False):
+            yield
+
+    def _has_tokenizer(self, parts: Anatomy) -> bool:
+        return self.tokenizer is not None or bool(parts.model.config._name_or_path)
+
+    def _reading(self, parts: Anatomy) -> LiveSteps:
+        if not self._has_tokenizer(parts):
+            raise BadInput(
+                "StepFlow reads the text while it is written, and this model was not loaded from anywhere that has a "
+                "tokenizer; pass StepFlow(..., tokenizer=...)."
+            )
+        where = str(parts.model.config._name_or_path)
+        tokenizer = self.tokenizer or load_tokenizer(where)
+        is_ours = (Path(where) / "recipe.json").is_file()
+        if self.min_chars is None:
+            config = ONE_LINE_ONE_STEP if is_ours else SegmentConfig()
+        else:
+            config = SegmentConfig(self.min_chars, merge_numbers=self.min_chars > 1)
+        return LiveSteps(tokenizer, self.style, config)
+
+    def layers(self, n_layers: int) -> Layers:
+        """Return the layers of the bridge and of the momentum in a model of so many layers."""
+        quarter = max(1, n_layers // 4)
+        bridge = range(quarter) if self.bridge_layers is None else self.bridge_layers
+        momentum = range(n_layers - quarter, n_layers) if self.momentum_layers is None else self.momentum_layers
+        return Layers(tuple(bridge), tuple(momentum))
+
+    def _edits(self, n_layers: int, steps: LiveSteps | None) -> tuple[Bridge, Momentum]:
+        bridge, momentum = self.layers(n_layers)
+        return (
+            Bridge(bridge, steps, self.tau_max),
+            Momentum(momentum, steps, self.alpha, self.window, self.into_summary),
+        )
+
+    def _whole(self, parts: Anatomy, follower: Follower) -> Edit:
+        return _Whole(self._edits(parts.n_layers, follower.how), follower, self)
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything but the tokenizer."""
+        return {
+            "bridge_layers": None if self.bridge_layers is None else list(self.bridge_layers),
+            "momentum_layers": None if self.momentum_layers is None else list(self.momentum_layers),
+            "tau_max": self.tau_max,
+            "alpha": self.alpha,
+            "window": self.window,
+            "into_summary": self.into_summary,
+            "style": self.style,
+            "min_chars": self.min_chars,
+        }
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> StepFlow:
+        """Return the repair that `settings` describe; its tokenizer is the model's."""
+        return cls(**settings, origin=origin)
+
+    def describe(self) -> str:
+        """Return what the repair does."""
+        bridge = "the bottom quarter" if self.bridge_layers is None else f"layers {list(self.bridge_layers)}"
+        momentum = "the top quarter" if self.momentum_layers is None else f"layers {list(self.momentum_layers)}"
+        return (
+            f"In {bridge} the thinking gives the question, and the summary the thinking, at least {self.tau_max:g} of "
+            f"each head's attention. In {momentum} the first token of a step gets {self.alpha:g} of the mean value of "
+            "the step before. Nothing is trained."
+        )
+
+    @classmethod
+    def tune(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        *,
+        taus: Sequence[float] = (0.15, 0.3, 0.4, 0.6),
+        alphas: Sequence[float] = (0.06, 0.2),
+        layer_sets: Sequence[Sequence[int]] | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> StepFlow:
+        """Return the settings that keep most chains right on one half of the problems, checked on the other half.
+
+        First layers and floor of the bridge, then layers and strength of the momentum beside it. What does not gain a
+        problem is left out; a repair that does nothing is a result. `origin.figures` has every setting that was tried.
+
+        Args:
+            model: A Transformers decoder.
+            tokenizer: Its tokenizer.
+            problems: Validation problems, none of those that the result is to be reported on.
+            taus: Floors to try.
+            alphas: Strengths to try.
+            layer_sets: Layers to try for each; None takes every single layer.
+            max_new_tokens: As in `generate`.
+            batch_size: As in `generate`.
+            progress: Show a progress bar.
+
+        Raises:
+            BadInput: Fewer than two problems.
+        """
+        if len(problems) < 2:
+            raise BadInput(
+                f"Tuning needs at least two problems, one half to choose on, one to check; got {len(problems)}."
+            )
+        n_layers = anatomy(model).n_layers
+        sets = [(layer,) for layer in range(n_layers)] if layer_sets is None else [tuple(one) for one in layer_sets]
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
+        search = _Search(model, tokenizer, list(problems), options)
+        search.run([cls(one, (), tau, tokenizer=tokenizer) for one in sets for tau in taus])
+        best = search.best
+        search.run(
+            [cls(best.bridge_layers, one, best.tau_max, alpha, tokenizer=tokenizer) for one in sets for alpha in alphas]
+        )
+        return search.result()
+
+
+class Layers(NamedTuple):
+    """Where StepFlow acts.
+
+    Attributes:
+        bridge: Layers with the bridge.
+        momentum: Layers with the momentum.
+    """
+
+    bridge: tuple[int, ...]
+    momentum: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Whole(Edit):
+    """Both edits on one run that is followed once."""
+
+    both: tuple[Bridge, Momentum]
+    follower: Follower
+    repair: StepFlow
+
+    def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
+        """Return the handlers of both, and the follower once."""
+        handlers = Handlers({}, (self._count, self.follower.before))
+        for one in self.both:
+            handlers = handlers.joined(Handlers(one.following(self.follower, parts, touched).by_layer))
+        return handlers
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self.repair.cost.n_forwards += 1
+        if isinstance(ids, Tensor):
+            self.repair.cost.n_tokens += len(ids)
+
+
+@contextmanager
+def _prompts_known(model: PreTrainedModel, follower: Follower) -> Iterator[None]:
+    """Tell the follower how long the prompts are whenever `model.generate` is called.
+
+    The first pass of assisted decoding holds candidates besides the prompt, so that it does not tell.
+    """
+    own = model.generate
+
+    def generate_knowing(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        mask = kwargs.get("attention_mask")
+        if isinstance(ids, Tensor):
+            is_given = isinstance(mask, Tensor) and mask.shape == ids.shape
+            follower.n_question = (mask if is_given else torch.ones_like(ids)).sum(1).tolist()  # type: ignore[union-attr]
+        try:
+            return own(inputs, *args, **kwargs)
+        finally:
+            follower.n_question = None
+
+    before = model.__dict__.get("generate")
+    model.generate = generate_knowing
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
+
+
+class _Search:
+    """The settings tried so far, on all problems; chosen by one half of them."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], options: dict[str, Any]
+    ):
+        self.model, self.tokenizer, self.problems, self.options = model, tokenizer, problems, options
+        self.best = StepFlow((), (), tokenizer=tokenizer)
+        self.plain = generate(model, tokenizer, problems, **options)
+        self.best_traces = self.plain
+        self.figures: list[dict[str, Any]] = []
+
+    def run(self, candidates: Sequence[StepFlow]) -> None:
+        """Try settings, and keep the best of all."""
+        for one in candidates:
+            traces = generate(self.model, self.tokenizer, self.problems, repair=one, **self.options)
+            self.figures.append(self._figures(one, traces))
+            if _n_right(traces[::2]) > _n_right(self.best_traces[::2]):
+                self.best, self.best_traces = one, traces
+
+    def _figures(self, one: StepFlow, traces: list[Trace]) -> dict[str, Any]:
+        return {
+            "bridge layers": str(list(one.bridge_layers or ())),
+            "tau_max": one.tau_max,
+            "momentum layers": str(list(one.momentum_layers or ())),
+            "alpha": one.alpha,
+            "chosen on, right": _n_right(traces[::2]),
+            "held out, right": _n_right(traces[1::2]),
+        }
+
+    def result(self) -> StepFlow:
+        """Return the best settings with the figures of all."""
+        held_out = compare({"none": self.plain[1::2], "tuned": self.best_traces[1::2]}).overall("tuned")
+        note = (
+            f"Whole chains right on {len(self.plain[::2])} problems to choose on and {len(self.plain[1::2])} held out; "
+            f"without the repair {_n_right(self.plain[::2])} and {_n_right(self.plain[1::2])}. Held out, the chosen "
+            f"settings gain {held_out['exact_gain']:+.3f} (95% {held_out['exact_gain_low']:+.3f} to "
+            f"{held_out['exact_gain_high']:+.3f})."
+        )
+        self.best.origin = Origin(model_identity(self.model), self.figures, note)
+        return self.best
+
+
+def _n_right(traces: Sequence[Trace]) -> int:
+    return sum(trace.first_error is None for trace in traces)
+
+
+def choose_layers(maps: Sequence[StepSaliency], share: float = 0.25) -> Layers:
+    """Return where to act by one diagnosis pass, without a search.
+
+    The bridge goes where the thinking looks back least (highest mean lock-in), the momentum where the summary draws
+    least on the thinking (lowest mean share of decay); for traces without a summary, where lock-in is lowest.
+
+    Args:
+        maps: Step maps of some traces of the model.
+        share: Share of the layers for each.
+
+    Raises:
+        BadInput: No maps, maps of different models, or no trace with thinking.
+    """
+    if not maps or len({len(one.map) for one in maps}) != 1:
+        raise BadInput(f"Layers are chosen from at least one step map, all of one model; got {len(maps)}.")
+    found = [one.measures for one in maps]
+    lock_in = torch.stack([one.lock_in for one in found]).nanmean(0)
+    decay = torch.stack([one.decay_share for one in found]).nanmean(0)
+    if bool(lock_in.isnan().any()):
+        raise BadInput("None of the traces has thinking, so no layer can be chosen by it; give others.")
+    n = max(1, round(share * len(lock_in)))
+    weakest = lock_in if bool(decay.isnan().any()) else decay
+    bridge, momentum = lock_in.topk(n).indices, weakest.topk(n, largest=False).indices
+    return Layers(tuple(sorted(bridge.tolist())), tuple(sorted(momentum.tolist())))
