@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,18 @@ def test_intervals_of_differences() -> None:
     # lost 1.5, won 3.5 of 14: middle 2/14, spread 1.96 sqrt(5 - 4/14) / 14
     assert paired(pairs) == pytest.approx((2 / 12, 2 / 14 - 0.30396, 2 / 14 + 0.30396), abs=1e-4)
     assert paired([(True, True)] * 5)[0] == 0.0
+
+
+def test_the_example_of_the_docs_is_the_one_that_is_shipped() -> None:
+    root = Path(__file__).parent.parent
+    docs = (root / "docs" / "studies.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", docs, re.DOTALL)
+    assert text == (root / "examples" / "study.toml").read_text(encoding="utf-8")
+    asked = read_study_file(root / "examples" / "study.toml")
+    assert asked.hops == {"parity": (12, 13, 14), "clf": (10, 13), "moas": (12,)} and asked.seeds == (0, 1)
+    rows = re.findall(r"^\| (`.*?) \|", docs.partition("## Keys")[2], re.MULTILINE)
+    named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert named == {field.name for field in fields(DiagnoseConfig)} | {"tasks"}
 
 
 BAD_FILES = [

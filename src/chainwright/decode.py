@@ -108,6 +108,7 @@ def generate(
     batch_size: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    first_row: int = 0,
     progress: bool = True,
     on_traces: Callable[[list[tuple[int, Trace]]], None] | None = None,
 ) -> list[Trace]:
@@ -126,6 +127,7 @@ def generate(
         temperature: 0 is greedy; above it tokens are drawn.
         seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they
             do not change with the batch size.
+        first_row: Index of the first problem, where problems are decoded in several calls.
         progress: Show a progress bar.
         on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
 
@@ -134,7 +136,8 @@ def generate(
             longer than the model's positions.
     """
     _check_options(temperature, batch_size, max_new_tokens)
-    prompts = [_prompt(model, tokenizer, i, problem, max_new_tokens) for i, problem in enumerate(problems)]
+    rows = enumerate(problems, first_row)
+    prompts = [_prompt(model, tokenizer, i, problem, max_new_tokens) for i, problem in rows]
     traces: dict[int, Trace] = {}
     attached = nullcontext() if repair is None else repair.attached(model)
     with (
@@ -150,7 +153,7 @@ def generate(
             if on_traces is not None:
                 on_traces(done)
             bar.advance(shown, len(batch))
-    return [traces[i] for i in range(len(prompts))]
+    return [traces[prompt.index] for prompt in prompts]
 
 
 def _bar(progress: bool) -> Progress:

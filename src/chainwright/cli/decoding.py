@@ -35,7 +35,13 @@ from chainwright.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from chainwright.traces import JsonlTraces
+    from chainwright.studies.generation import TracesPlan
+    from chainwright.traces import JsonlTraces, Trace
+
+OutFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Write the traces here (Parquet); what was stopped is gone on with."),
+]
 
 
 @clear_errors
@@ -45,7 +51,7 @@ def generate(
     hops: HopCounts = None,
     n: NProblems = 10,
     prompt: Annotated[str | None, typer.Option(help="Ask this instead of a task's problems.")] = None,
-    out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the traces here (Parquet).")] = None,
+    out_file: OutFile = None,
     seed: Seed = 0,
     rendering: RenderingName = "auto",
     repair: RepairName = None,
@@ -60,9 +66,9 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Generate traces, print the first one and the accuracy, and write them if asked."""
-    from chainwright import _choices, decode
+    from chainwright import _choices
     from chainwright.evaluation import evaluate
-    from chainwright.traces import write_traces
+    from chainwright.studies import generation
 
     chosen = _choices.rendering_for(rendering, model)
     cells = _choices.choose_cells(task, hops, chosen)
@@ -70,26 +76,16 @@ def generate(
     _choices.check_free(out_file, overwrite)
     mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
-    traces = decode.generate(
-        loaded.model,
-        loaded.tokenizer,
-        asked,
-        repair=mended,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-        progress=not quiet,
-    )
+    settings = generation.DecodeSettings(max_new_tokens, batch_size, temperature, seed)
+    config = _config(model, cells if prompt is None else prompt, n, chosen, repair)
+    plan = generation.TracesPlan(loaded.model, loaded.tokenizer, asked, settings, mended, config)
+    traces = _decoded(plan, out_file, overwrite, quiet)
     out.rule("first trace")
     for text in (traces[0].prompt or "", traces[0].response or ""):
         out.print(text, markup=False, highlight=False)
     if prompt is None:
         print_accuracy(evaluate(traces))
     print_cost(mended)
-    if out_file is not None:
-        write_traces(out_file, traces, overwrite=overwrite)
-        out.print(f"Wrote {len(traces)} traces to {out_file}", soft_wrap=True)
 
 
 @clear_errors
@@ -102,6 +98,7 @@ def evaluate(
         Path | None, typer.Option(help="Evaluate these traces (Parquet, or JSONL of question and response) instead.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave broken lines of a JSONL file out.")] = False,
+    out_file: OutFile = None,
     seed: Seed = 0,
     rendering: RenderingName = "auto",
     repair: RepairName = None,
@@ -112,16 +109,21 @@ def evaluate(
     dtype: Dtype = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Print accuracy by task and hops, with Wilson intervals, and the types of first errors."""
-    from chainwright import _choices, decode, diagnose, evaluation
+    from chainwright import _choices, diagnose, evaluation
+    from chainwright.studies import generation
 
     chosen = _choices.rendering_for(rendering, model)
     cells = {} if traces is not None else _choices.choose_cells(task, hops, chosen)
     asked = _choices.sample_cells(cells, n, seed, chosen)
     if repair is not None and traces is not None:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; give one of the two.")
+    if out_file is not None and traces is not None:
+        raise BadInput("--out is for new traces, but --traces are read; give one of the two.")
+    _choices.check_free(out_file, overwrite)
     mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     if traces is not None:
@@ -129,21 +131,31 @@ def evaluate(
         _print_read(read)
         found = read.traces
     else:
-        found = decode.generate(
-            loaded.model,
-            loaded.tokenizer,
-            asked,
-            repair=mended,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            temperature=temperature,
-            seed=seed,
-            progress=not quiet,
-        )
+        settings = generation.DecodeSettings(max_new_tokens, batch_size, temperature, seed)
+        config = _config(model, cells, n, chosen, repair)
+        plan = generation.TracesPlan(loaded.model, loaded.tokenizer, asked, settings, mended, config)
+        found = _decoded(plan, out_file, overwrite, quiet)
     if _choices.are_judged(found):
         print_accuracy(evaluation.evaluate(found))
         out.print(diagnose.first_errors(found).summary(), highlight=False)
     print_cost(mended)
+
+
+def _config(model: str, asked: object, n: int, rendering: str, repair: str | None) -> dict[str, object]:
+    from chainwright.studies.generation import identity_of
+
+    return {"model": model, "asked": asked, "n": n, "rendering": rendering, "repair": identity_of(repair)}
+
+
+def _decoded(plan: TracesPlan, out_file: Path | None, overwrite: bool, quiet: bool) -> list[Trace]:
+    """Decode in memory or, with a file to write, in parts that survive a kill."""
+    from chainwright.studies.generation import decode_in_memory, generate_to
+
+    if out_file is None:
+        return decode_in_memory(plan, progress=not quiet)
+    traces = generate_to(out_file, plan, overwrite=overwrite, progress=not quiet)
+    out.print(f"Wrote {len(traces)} traces to {out_file}", soft_wrap=True)
+    return traces
 
 
 def _print_read(read: JsonlTraces) -> None:
