@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from chainwright.models.capture import capture
     from chainwright.repair import (
         TCR,
+        AnswerTraining,
+        BackAttention,
         Cost,
         EntropyDetector,
         GoldDetector,
@@ -75,7 +77,9 @@ __all__ = [
     "TCR",
     "Accuracy",
     "Alternatives",
+    "AnswerTraining",
     "AttendBack",
+    "BackAttention",
     "BackHead",
     "BadInput",
     "BadTrace",

@@ -14,6 +14,7 @@ model's cache, so whatever reorders, repeats or crops that cache does the same t
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class AttendBack(Edit):
         heads: One head for each source layer.
         key_mask: Restricts what is read: bool `[T]` or `[N, T]` over the slots of a whole, uncached pass, or None.
         on_scores: Is given what each head read.
+        on_second: Is given the seconds and tokens of each second pass.
 
     Source: back attention (arXiv 2502.10835), section 4. Departures: target depths include the last layer's output;
         inputs of the projections may be normed; several source layers may be changed in the one second pass, each
@@ -115,6 +117,7 @@ class AttendBack(Edit):
     heads: Sequence[BackHead]
     key_mask: Tensor | None = None
     on_scores: Callable[[Scores], None] | None = field(default=None, repr=False)
+    on_second: Callable[[float, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two heads of one layer, and none at all."""
@@ -209,10 +212,13 @@ class _TwoPasses:
             return None
         end = first_tensor(output)
         assert end is not None
+        since = time.perf_counter()
         try:
             hidden = self._second(calls, [*(call.hidden for call in calls), end])
         finally:
             self.calls = []
+        if self.owner.on_second is not None:
+            self.owner.on_second(time.perf_counter() - since, hidden.shape[0] * hidden.shape[1])
         return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
 
     def _second(self, calls: list[_Call], depths: list[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Repairs: fitted policies that mend a model's chains while it decodes."""
 
+from chainwright.repair._answers import AnswerTraining
+from chainwright.repair.back_attention import BackAttention
 from chainwright.repair.base import Cost, Origin, Repair, bundled_repairs
 from chainwright.repair.baselines import RemoveAndResample
 from chainwright.repair.detector import EntropyDetector, GoldDetector, TrainedDetector
@@ -8,6 +10,8 @@ from chainwright.repair.tcr import TCR, TCRConfig
 
 __all__ = [
     "TCR",
+    "AnswerTraining",
+    "BackAttention",
     "Cost",
     "EntropyDetector",
     "GoldDetector",

@@ -1,0 +1,251 @@
+"""The recipe of the small model of a made-up world: it knows every single fact and fails most two-hop questions.
+
+1. Rows are bare questions with their answer, "bado mother kevi", about the facts of a `World`, all of them every time.
+2. In a share of the rows one word at random stands in front, so that no position is special; in a share one word at
+   random stands between a one-hop question and its answer. From the latter the model learns to pass over a word that
+   follows the relation, and its usual wrong answer to a two-hop question becomes that of the first hop.
+3. A share of the training compositions is learned by heart with them. Those that are not stay for a back attention.
+4. The loss counts the answer alone. AdamW, warm-up, linear decay; each batch is a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from chainwright._errors import BadInput
+from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
+from chainwright.lab.optim import load_optimizer, save_optimizer
+from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.training import begin, learning_rate, progress_bar
+from chainwright.models.load import check_device
+from chainwright.tasks.base import Problem
+from chainwright.tasks.knowledge import Composition, Split, World, split
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@dataclass(frozen=True)
+class KnowledgeConfig:
+    """Everything that the recipe depends on.
+
+    Attributes:
+        n_entities, n_relations, world_seed: The world.
+        prefix_share: Share of the rows with a word at random in front.
+        pass_over_share: Share of the one-hop rows with a word at random before the answer.
+        known_share: Share of the training compositions that is learned by heart.
+        two_hop_share: Share of the rows that are such compositions, if there are any.
+    """
+
+    n_entities: int = 100
+    n_relations: int = 8
+    world_seed: int = 0
+    prefix_share: float = 0.66
+    pass_over_share: float = 0.3
+    known_share: float = 0.25
+    two_hop_share: float = 0.4
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    d_head: int = 32
+    d_mlp: int = 384
+    n_steps: int = 900
+    batch_size: int = 128
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    n_warmup: int = 50
+    decay_share: float = 0.4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained."""
+        for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_steps", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
+        for name in ("prefix_share", "pass_over_share", "known_share", "two_hop_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+
+    @property
+    def world(self) -> World:
+        """Return the world."""
+        return World(self.n_entities, self.n_relations, self.world_seed)
+
+
+def known_compositions(config: KnowledgeConfig) -> tuple[list[Composition], Split]:
+    """Return the compositions that the recipe learns by heart, and the world's parts without them.
+
+    `Split.train` of what is returned holds the compositions that a back attention may be trained on: the model has
+    never seen them, and what is fitted already could not train it.
+    """
+    parts = split(config.world)
+    drawn = random.Random(f"{config.world_seed}/by heart")
+    known = [c for c in parts.train if drawn.random() < config.known_share]
+    kept = set(known)
+    return known, Split(
+        [c for c in parts.train if c not in kept], parts.held_out, parts.new_first, parts.new_second, parts.new_both
+    )
+
+
+def knowledge_tokenizer(config: KnowledgeConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the world: one token a word."""
+    return word_tokenizer(["\n", *"0123456789", *config.world.vocabulary()], 64)
+
+
+def new_model(config: KnowledgeConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """Return an untrained model, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.d_model,
+            intermediate_size=config.d_mlp,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_heads,
+            head_dim=config.d_head,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
+            eos_token_id=tokenizer.convert_tokens_to_ids(END),
+            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        )
+    )
+
+
+class _Rows:
+    """Draws batches: ids right-aligned at the answer, `[N, T]`, with their mask."""
+
+    def __init__(self, config: KnowledgeConfig, tokenizer: PreTrainedTokenizerBase):
+        self.config = config
+        world = config.world
+        ids = {word: tokenizer.convert_tokens_to_ids(word) for word in world.vocabulary()}
+        self.words = list(ids.values())
+        self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+        known, _ = known_compositions(config)
+        self.one = [self._row(ids, world.question(*fact, order="bare")) for fact in world.facts]
+        self.two = [self._row(ids, world.question(*c, order="bare")) for c in known]
+
+    @staticmethod
+    def _row(ids: dict[str, int], problem: Problem) -> list[int]:
+        return [ids[word] for word in (*problem.prompt.split(), problem.answer)]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        rng = random.Random(f"{self.config.seed}/{step}")
+        rows = [self._drawn(rng) for _ in range(self.config.batch_size)]
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
+        return ids, (ids != self.pad).long()
+
+    def _drawn(self, rng: random.Random) -> list[int]:
+        is_two = bool(self.two) and rng.random() < self.config.two_hop_share
+        row = rng.choice(self.two if is_two else self.one)
+        if not is_two and rng.random() < self.config.pass_over_share:
+            row = [*row[:-1], rng.choice(self.words), row[-1]]
+        if rng.random() < self.config.prefix_share:
+            row = [rng.choice(self.words), *row]
+        return [self.bos, *row]
+
+
+def train_knowledge(
+    config: KnowledgeConfig, folder: Path, *, device: str = "cpu", resume: bool = False, progress: bool = True
+) -> Path:
+    """Train the model of a world and write the checkpoint, tokenizer and recipe to `folder`.
+
+    Args:
+        config: The recipe.
+        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        device: Where to train.
+        resume: Go on from `folder/training` if it is there.
+        progress: Show a progress bar.
+
+    Raises:
+        BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
+            or there is no such device.
+    """
+    place = check_device(device)
+    state = folder / "training"
+    step = begin(config, folder, state, resume)
+    tokenizer = knowledge_tokenizer(config)
+    model = new_model(config, tokenizer).to(place)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    if step:
+        load_optimizer(state / "state.safetensors", model, optimizer)
+    _train(config, model, optimizer, _Rows(config, tokenizer), state, step, progress)
+    with clear_disk_errors(folder):
+        model.to("cpu").eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _train(
+    config: KnowledgeConfig,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: _Rows,
+    state: Path,
+    first: int,
+    progress: bool,
+) -> None:
+    saved = time.monotonic()
+    log = read_json(state / "progress.json")["log"] if first else []
+    with progress_bar(progress) as bar:
+        shown = bar.add_task("training", total=config.n_steps, completed=first, loss=float("nan"))
+        for step in range(first, config.n_steps):
+            loss = _step(config, model, optimizer, rows, step)
+            if (step + 1) % 50 == 0 or step + 1 == config.n_steps:
+                log.append({"step": step + 1, "loss": round(loss, 5)})
+                bar.update(shown, completed=step + 1, loss=loss)
+            if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == config.n_steps:
+                saved = time.monotonic()
+                with atomic_folder(state) as draft:
+                    save_optimizer(draft / "state.safetensors", model, optimizer)
+                    write_json(draft / "progress.json", {"step": step + 1, "log": log})
+
+
+def _step(
+    config: KnowledgeConfig, model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: _Rows, step: int
+) -> float:
+    ids, mask = (tensor.to(model.device) for tensor in rows.batch(step))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    logits = last_logits(model, ids[:, :-1], mask[:, :-1])
+    loss = nn.functional.cross_entropy(logits, ids[:, -1])
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def last_logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits at the last position of left-padded rows, `[N, V]`."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out: Tensor = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+    ).logits
+    return out[:, -1]
+
+
+def answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], batch_size: int = 512
+) -> list[str]:
+    """Return the likeliest next word after each prompt."""
+    out: list[str] = []
+    for start in range(0, len(problems), batch_size):
+        rows = tokenizer([p.prompt for p in problems[start : start + batch_size]], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            best = last_logits(model, rows["input_ids"], rows["attention_mask"]).argmax(-1)
+        out += tokenizer.convert_ids_to_tokens(best.tolist())
+    return out
