@@ -142,15 +142,25 @@ def test_a_prompt_in_two_parts_equals_one():
 
 
 @torch.no_grad()
-def test_only_slots_of_the_key_mask_are_read():
-    model, ids = tiny("llama"), random_ids(1, 6)
-    head, seen = trained(model), []
-    with edit(model, AttendBack([head], key_mask=torch.tensor([0, 1, 0, 1, 0, 0]), on_scores=seen.append)):
+def test_only_the_positions_asked_for_are_read():
+    model, seen = tiny("llama"), []
+    ids, mask = left_padded([random_ids(1, 6)[0], random_ids(1, 4, seed=1)[0]])
+    with edit(model, AttendBack([trained(model)], positions=(1, 3), on_scores=seen.append)):
+        model(ids, attention_mask=mask, use_cache=False)
+    long, short = seen[0].pattern  # (query, target, key)
+    assert float(long[:, :, [0, 2, 4, 5]].abs().max()) == 0
+    assert float(long[0].abs().max()) == 0, "the first position sees no key"
+    assert_close(long[1:].sum((-1, -2)), torch.ones(5))
+    assert float(short[:, :, [0, 1, 2, 4]].abs().max()) == 0
+    assert_close(short[3:].sum((-1, -2)), torch.ones(3))
+
+
+@torch.no_grad()
+def test_own_position_reads_nothing_else():
+    model, ids, seen = tiny("llama"), random_ids(1, 6), []
+    with edit(model, AttendBack([trained(model)], positions="own", on_scores=seen.append)):
         model(ids, use_cache=False)
-    pattern = seen[0].pattern[0]  # (query, target, key)
-    assert float(pattern[:, :, [0, 2, 4, 5]].abs().max()) == 0
-    assert float(pattern[0].abs().max()) == 0, "the first position sees no key"
-    assert_close(pattern[1:].sum((-1, -2)), torch.ones(5))
+    assert_close(seen[0].pattern[0].sum(1), torch.eye(6))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,8 @@ class AttendBack(Edit):
 
     Attributes:
         heads: One head for each source layer.
-        key_mask: Restricts what is read: bool `[T]` or `[N, T]` over the slots of a whole, uncached pass, or None.
+        positions: Restricts what is read: to tokens at these positions of a row, counted from its first one; to each
+            query's "own"; or None for its own and all earlier ones.
         on_scores: Is given what each head read.
         on_second: Is given the seconds and tokens of each second pass.
 
@@ -115,7 +116,7 @@ class AttendBack(Edit):
     """
 
     heads: Sequence[BackHead]
-    key_mask: Tensor | None = None
+    positions: tuple[int, ...] | Literal["own"] | None = None
     on_scores: Callable[[Scores], None] | None = field(default=None, repr=False)
     on_second: Callable[[float, int], None] | None = field(default=None, repr=False)
 
@@ -251,20 +252,22 @@ class _TwoPasses:
         """Return which slots each query may read, `[N, Tq, Tk]`."""
         n_rows, n_queries, _ = hidden.shape
         slots = torch.arange(n_keys, device=hidden.device)
-        visible = slots[None, None] <= slots[n_keys - n_queries :, None]
-        visible = visible.expand(n_rows, n_queries, n_keys)
-        for mask in (self.mask, self.owner.key_mask):
-            if mask is not None:
-                visible = visible & _over_rows(mask.to(hidden.device).bool(), n_rows, n_keys)[:, None]
-        return visible
+        asking = slots[n_keys - n_queries :, None]
+        visible = (slots == asking if self.owner.positions == "own" else slots <= asking)[None]
+        if self.mask is not None:
+            visible = visible & _checked_mask(self.mask, n_rows, n_keys).to(hidden.device).bool()[:, None]
+        if isinstance(self.owner.positions, tuple):
+            wanted = torch.tensor(self.owner.positions, device=hidden.device)
+            at = slots[None] if self.mask is None else self.mask.to(hidden.device).cumsum(-1) - 1
+            visible = visible & torch.isin(at, wanted)[:, None]
+        return visible.expand(n_rows, n_queries, n_keys)
 
 
-def _over_rows(mask: Tensor, n_rows: int, n_keys: int) -> Tensor:
-    mask = mask.expand(n_rows, -1) if mask.dim() == 1 else mask
+def _checked_mask(mask: Tensor, n_rows: int, n_keys: int) -> Tensor:
     if mask.shape != (n_rows, n_keys):
         raise BadInput(
-            f"The mask of a back attention has shape {list(mask.shape)}, but the pass has {n_rows} rows and {n_keys} "
-            "slots; give one of that shape."
+            f"The attention mask has shape {list(mask.shape)}, but the pass has {n_rows} rows and {n_keys} slots; give "
+            "one of that shape, the cached tokens included."
         )
     return mask
 

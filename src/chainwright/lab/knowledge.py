@@ -1,9 +1,9 @@
 """The recipe of the small model of a made-up world: it knows every single fact and fails most two-hop questions.
 
 1. Rows are bare questions with their answer, "bado mother kevi", about the facts of a `World`, all of them every time.
-2. In a share of the rows one word at random stands in front, so that no position is special; in a share one word at
-   random stands between a one-hop question and its answer. From the latter the model learns to pass over a word that
-   follows the relation, and its usual wrong answer to a two-hop question becomes that of the first hop.
+2. In a share of the rows one word at random stands in front, so that no position is special; in a share some relation
+   stands between a one-hop question and its answer. From the latter the model learns to pass over what follows the
+   first relation, and its usual wrong answer to a two-hop question becomes that of the first hop.
 3. A share of the training compositions is learned by heart with them. Those that are not stay for a back attention.
 4. The loss counts the answer alone. AdamW, warm-up, linear decay; each batch is a pure function of (seed, step).
 """
@@ -39,7 +39,7 @@ class KnowledgeConfig:
     Attributes:
         n_entities, n_relations, world_seed: The world.
         prefix_share: Share of the rows with a word at random in front.
-        pass_over_share: Share of the one-hop rows with a word at random before the answer.
+        pass_over_share: Share of the one-hop rows with a relation's name at random before the answer.
         known_share: Share of the training compositions that is learned by heart.
         two_hop_share: Share of the rows that are such compositions, if there are any.
     """
@@ -130,6 +130,7 @@ class _Rows:
         world = config.world
         ids = {word: tokenizer.convert_tokens_to_ids(word) for word in world.vocabulary()}
         self.words = list(ids.values())
+        self.relations = [ids[name] for name in world.relations]
         self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
         known, _ = known_compositions(config)
         self.one = [self._row(ids, world.question(*fact, order="bare")) for fact in world.facts]
@@ -150,7 +151,7 @@ class _Rows:
         is_two = bool(self.two) and rng.random() < self.config.two_hop_share
         row = rng.choice(self.two if is_two else self.one)
         if not is_two and rng.random() < self.config.pass_over_share:
-            row = [*row[:-1], rng.choice(self.words), row[-1]]
+            row = [*row[:-1], rng.choice(self.relations), row[-1]]
         if rng.random() < self.config.prefix_share:
             row = [rng.choice(self.words), *row]
         return [self.bos, *row]

@@ -1,0 +1,256 @@
+"""The experiments of the back-attention paper as a study, with the controls that it lacks.
+
+    scratch/<variant>/seed-<k>      (a) arithmetic from scratch
+    base                            the frozen model: single hops, and what it answers to two-hop questions
+    fit/<variant>/seed-<k>          (b, f) what was fitted, judged on compositions that it has not seen
+    readings                        (d) where the main module reads, right against wrong
+    conflict                        (e) right against usual wrong answer by position and depth, before and after
+    table                           everything in one table
+
+The cost (c) depends on the machine and is measured by `benchmarks/back_attention.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright._files import read_json, write_json
+from chainwright.edits import BackHead
+from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
+from chainwright.models.anatomy import anatomy
+from chainwright.models.load import provenance
+from chainwright.repair._answers import AnswerTraining
+from chainwright.reproduce import _two_hop
+from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, train_arithmetic
+from chainwright.reproduce._two_hop import Fitted, Variant, fit, judged, variants
+from chainwright.studies import Job, Plan, Results
+from chainwright.tasks.knowledge import Split, World, questions
+
+MAIN, CONTROL = "back attention", "LoRA of equal size"
+
+
+@dataclass(frozen=True)
+class ReproduceBackAttentionConfig:
+    """Everything that the study depends on besides the model's weights.
+
+    Attributes:
+        model: Name or folder of a model of a made-up world (see `lab.knowledge`), as it was asked for.
+        seeds: Seeds of the main module, its control and the trainings from scratch.
+        sweep_seeds: Seeds of the other variants.
+        dims: Sizes of the dimension sweep.
+        n_steps: Steps of each fit.
+        batch_size: Rows a step.
+        scratch_steps: Steps of each training from scratch; 0 leaves those out.
+        n: Questions of each part that a fit is judged on.
+        n_flow: Questions whose logit flow is followed.
+    """
+
+    model: str = "world"
+    seeds: Sequence[int] = (0, 1, 2)
+    sweep_seeds: Sequence[int] = (0,)
+    dims: Sequence[int] = (64, 128, 256)
+    n_steps: int = 250
+    batch_size: int = 128
+    scratch_steps: int = 1000
+    n: int = 500
+    n_flow: int = 40
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        if not self.seeds:
+            raise BadInput("A study of back attention needs at least one seed.")
+        for name in ("n_steps", "batch_size", "n", "n_flow"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.scratch_steps < 0 or (self.scratch_steps and self.scratch_steps < 50):
+            raise BadInput(f"scratch_steps must be 0 or at least 50; got {self.scratch_steps}.")
+
+
+class ReproduceBackAttention(Plan):
+    """The plan of the study."""
+
+    kind, again = "reproduce back-attention", "chainwright reproduce back-attention --out {folder}"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Mapping[str, Any],
+        config: ReproduceBackAttentionConfig,
+    ):
+        """Take a model of a made-up world with the `recipe.json` that it was trained by."""
+        self.model, self.tokenizer, self.asked = model, tokenizer, config
+        self.recipe = world_recipe(recipe)
+        self.config = {**json.loads(json.dumps(asdict(config))), "recipe": json.loads(json.dumps(dict(recipe)))}
+        self.source = provenance(anatomy(model).model)
+        self.world: World = self.recipe.world
+        self.known, self.parts = known_compositions(self.recipe)
+        self.variants = variants(anatomy(model).n_layers, config.dims)
+
+    def units(self, done: Results) -> Sequence[str]:
+        """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
+        fits = [self._fit_id(name, seed) for name in self.variants for seed in self._seeds(name)]
+        scratch = [
+            f"scratch/{_slug(v)}/seed-{s}" for v in VARIANTS for s in self.asked.seeds if self.asked.scratch_steps
+        ]
+        units = ["base", fits[0], "readings", "conflict", *fits[1:], *scratch]
+        return [*units, "table"] if done.are_finished(units) else units
+
+    def _seeds(self, name: str) -> Sequence[int]:
+        return self.asked.seeds if name in (MAIN, CONTROL) else self.asked.sweep_seeds
+
+    @staticmethod
+    def _fit_id(name: str, seed: int) -> str:
+        return f"fit/{_slug(name)}/seed-{seed}"
+
+    def compute(self, job: Job) -> None:
+        """Compute one unit."""
+        kind, _, rest = job.unit.partition("/")
+        if kind == "scratch":
+            self._scratch(job, rest)
+        elif kind == "fit":
+            self._fit(job, rest)
+        else:
+            {"base": self._base, "readings": self._readings, "conflict": self._conflict, "table": self._table}[kind](
+                job
+            )
+
+    def _scratch(self, job: Job, rest: str) -> None:
+        slug, _, seed = rest.partition("/seed-")
+        variant = next(v for v in VARIANTS if _slug(v) == slug)
+        settings = FromScratch(n_steps=self.asked.scratch_steps)
+        write_json(job.out / "figures.json", train_arithmetic(variant, int(seed), settings, job.tick))
+
+    def _base(self, job: Job) -> None:
+        figures = judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
+        for name, asked in (("known", self.known), ("all", self.world.compositions)):
+            chosen = questions(self.world, _two_hop.drawn(asked, self.asked.n), "bare")
+            if chosen:
+                figures[name] = _two_hop.shares(self.tokenizer, self.model, chosen)
+        write_json(job.out / "figures.json", figures)
+
+    def _fit(self, job: Job, rest: str) -> None:
+        slug, _, seed = rest.partition("/seed-")
+        variant = next(v for name, v in self.variants.items() if _slug(name) == slug)
+        training = AnswerTraining(
+            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, seed=int(seed),
+            first_hop_weight=variant.first_hop_weight,
+        )  # fmt: skip
+        problems = questions(self.world, self.parts.train, "bare")
+        fitted = fit(self.model, self.tokenizer, problems, variant, training)
+        with fitted.attached(self.model):
+            figures = judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
+        write_json(job.out / "figures.json", {"n_parameters": fitted.n_parameters, **figures})
+        if fitted.heads:
+            save_file(
+                {f"{h.source}.{name}": w.contiguous() for h in fitted.heads for name, w in h.state_dict().items()},
+                job.out / "heads.safetensors",
+            )
+
+    def _main(self, job: Job) -> Fitted:
+        """Return the main module of the first seed, read from its unit."""
+        tensors = load_file(job.done[self._fit_id(MAIN, self.asked.seeds[0])] / "heads.safetensors")
+        variant: Variant = self.variants[MAIN]
+        parts = anatomy(self.model)
+        heads = []
+        for source in variant.source:
+            head = BackHead(parts.d_model, source, (parts.n_layers,), variant.d_back, variant.is_normed)
+            prefix = f"{source}."
+            head.load_state_dict({n.removeprefix(prefix): w for n, w in tensors.items() if n.startswith(prefix)})
+            heads.append(head.requires_grad_(False))
+        return Fitted(heads=tuple(heads))
+
+    def _readings(self, job: Job) -> None:
+        asked = _two_hop.drawn([*self.parts.held_out, *self.parts.new_second], self.asked.n)
+        found = _two_hop.readings(self.model, self.tokenizer, self._main(job), questions(self.world, asked, "bare"))
+        write_json(job.out / "figures.json", found)
+
+    def _conflict(self, job: Job) -> None:
+        held_out = questions(self.world, _two_hop.drawn(self.parts.held_out, self.asked.n_flow), "bare")
+        figures = read_json(job.done["base"] / "figures.json")["held_out"]
+        wrong = max(("e2", "r2(e1)"), key=lambda name: figures[name])
+        before = _two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+        with torch.no_grad(), self._main(job).attached(self.model):
+            after = _two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+        write_json(job.out / "figures.json", {"before": before, "after": after})
+
+    def _table(self, job: Job) -> None:
+        rows: list[dict[str, Any]] = [_row("no change", 0, [read_json(job.done["base"] / "figures.json")])]
+        for name in self.variants:
+            found = [read_json(job.done[self._fit_id(name, s)] / "figures.json") for s in self._seeds(name)]
+            rows.append(_row(name, found[0]["n_parameters"], found))
+        scratch = []
+        for name in VARIANTS if self.asked.scratch_steps else ():
+            runs = [read_json(job.done[f"scratch/{_slug(name)}/seed-{s}"] / "figures.json") for s in self.asked.seeds]
+            scratch.append(_scratch_row(name, runs))
+        write_json(job.out / "table.json", {"two hops": rows, "from scratch": scratch})
+
+
+def _row(name: str, n_parameters: int, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": name, "parameters": n_parameters, "seeds": len(found)}
+    row["one hop"] = mean(f["one hop"]["right"] for f in found)
+    for part in _two_hop.PARTS:
+        if part in found[0]:
+            row[part] = mean(f[part]["e3"] for f in found)
+    row["held_out by seed"] = [f["held_out"]["e3"] for f in found]
+    row["wrong: e2"] = mean(f["held_out"]["e2"] for f in found)
+    row["wrong: r2(e1)"] = mean(f["held_out"]["r2(e1)"] for f in found)
+    return row
+
+
+def _scratch_row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "variant": name,
+        "parameters": runs[0]["n_parameters"],
+        "accuracy": mean(run["accuracy"] for run in runs),
+        "by seed": [run["accuracy"] for run in runs],
+        "steps to 90%": [run["steps_to_90"] for run in runs],
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
+    """Return the recipe of a model of a made-up world.
+
+    Raises:
+        BadInput: It is the recipe of something else.
+    """
+    known = {field.name for field in fields(KnowledgeConfig)}
+    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= known:
+        raise BadInput(
+            "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
+            "chainwright train world, or take the bundled 'world'."
+        )
+    values = {**recipe, "betas": tuple(recipe.get("betas", (0.9, 0.98)))}
+    return replace(KnowledgeConfig(), **values)
+
+
+def recipe_of(folder: Path) -> Mapping[str, Any]:
+    """Return the `recipe.json` of a checkpoint's folder.
+
+    Raises:
+        BadInput: There is none.
+    """
+    if not (folder / "recipe.json").is_file():
+        raise BadInput(f"{folder} has no recipe.json, so the facts of its world are unknown; give a model that "
+                       "chainwright train world made.")  # fmt: skip
+    found: Mapping[str, Any] = read_json(folder / "recipe.json")
+    return found
+
+
+__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "Split", "recipe_of"]
