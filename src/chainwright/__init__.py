@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         Alternatives,
         ErrorTable,
         HeadEvidence,
+        BackAttentionFinding,
+        FlowStages,
         HeadRoles,
         IterationOverlap,
         IterationScores,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         LogitFlow,
         LogitLens,
         RoleFinding,
+        MarkedQuery,
         SaliencyPlan,
         SlotContexts,
         StepMeasures,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
         step_saliency,
     )
     from chainwright.diagnose.alternatives import alternatives
+    from chainwright.diagnose.flow_stages import flow_stages
     from chainwright.diagnose.head_roles import head_roles
     from chainwright.diagnose.logit_flow import logit_flow
     from chainwright.edits import AttendBack, BackHead, Bridge, Cut, CutAttention, KnockOut, Momentum, edit
@@ -80,6 +84,7 @@ __all__ = [
     "AnswerTraining",
     "AttendBack",
     "BackAttention",
+    "BackAttentionFinding",
     "BackHead",
     "BadInput",
     "BadTrace",
@@ -97,6 +102,7 @@ __all__ = [
     "ErrorTable",
     "Finding",
     "FirstError",
+    "FlowStages",
     "GoldDetector",
     "HeadEvidence",
     "HeadRoles",
@@ -108,6 +114,7 @@ __all__ = [
     "LiveSteps",
     "LogitFlow",
     "LogitLens",
+    "MarkedQuery",
     "Momentum",
     "Problem",
     "RemoveAndResample",
@@ -137,6 +144,7 @@ __all__ = [
     "erroneous_contexts",
     "evaluate",
     "first_errors",
+    "flow_stages",
     "generate",
     "head_evidence",
     "head_roles",

@@ -6,6 +6,8 @@ from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_mea
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.evidence import HeadEvidence, head_evidence
+from chainwright.diagnose.back_attention import BackAttentionFinding
+from chainwright.diagnose.flow_stages import FlowStages, MarkedQuery, flow_stages
 from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
 from chainwright.diagnose.iteration import (
     IterationOverlap,
@@ -22,9 +24,11 @@ from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
     "Alternatives",
+    "BackAttentionFinding",
     "CircuitMeasures",
     "Emergence",
     "ErrorTable",
+    "FlowStages",
     "HeadCheck",
     "HeadEvidence",
     "HeadRoles",
@@ -34,6 +38,7 @@ __all__ = [
     "KnockoutEffects",
     "LogitFlow",
     "LogitLens",
+    "MarkedQuery",
     "RoleFinding",
     "RolesConfig",
     "SaliencyPlan",
@@ -49,6 +54,7 @@ __all__ = [
     "erroneous_contexts",
     "first_errors",
     "head_evidence",
+    "flow_stages",
     "head_roles",
     "iteration_overlap",
     "iteration_scores",

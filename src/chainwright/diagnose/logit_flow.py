@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import pyarrow as pa
 import torch
@@ -32,6 +32,9 @@ from chainwright.models.load import provenance
 from chainwright.models.residual import NormMode, head_writes, lens_log_probs, unembed
 from chainwright.models.seam import Handlers, attach, widened
 from chainwright.models.writers import FeedForward, attn_writes, feed_forwards, mlp_writes, z_writes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 KINDS = ("attention", "FFN")
 
@@ -112,6 +115,12 @@ class LogitFlow(Finding):
         columns["kind"] = [KINDS[k] for k in columns["kind"]]
         role = ["value"] * n_value + ["query"] * (len(both) - n_value)
         return pa.table({"role": role, **columns, "nats": [*self.importance.tolist(), *self.query_credit.tolist()]})
+
+    def plot(self) -> Figure:
+        """Return the map of credit over positions and layers."""
+        from chainwright.figures.flow import flow_map
+
+        return flow_map(self.flow, self.token_strs)
 
 
 class _Lens(NamedTuple):

@@ -8,6 +8,7 @@ from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
 from chainwright.figures.evidence import mended_and_broken
+from chainwright.figures.flow import fits, flow_map, readings, stages
 from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
 from chainwright.figures.iteration import (
     HeatMap,
@@ -35,13 +36,17 @@ __all__ = [
     "error_types",
     "errors_by_hops",
     "exact_by_length",
+    "fits",
+    "flow_map",
     "head_map",
     "head_maps",
     "head_ranking",
     "heat_of",
     "lens_by_depth",
     "mended_and_broken",
+    "readings",
     "roles_of",
+    "stages",
     "table_of",
     "template",
     "transfer_curves",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chainwright.report.section import Builder
-from chainwright.report.sections import accuracy, errors, found, heads, iteration, limits, traces
+from chainwright.report.sections import accuracy, back_attention, errors, flow, found, heads, iteration, limits, traces
 
 SECTIONS: tuple[Builder, ...] = (
     found.section,
@@ -11,6 +11,8 @@ SECTIONS: tuple[Builder, ...] = (
     errors.section,
     heads.section,
     iteration.section,
+    flow.section,
+    back_attention.section,
     traces.section,
     limits.section,
 )

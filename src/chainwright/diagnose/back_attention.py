@@ -1,0 +1,56 @@
+"""What a study of back attention found, as one finding: tables of fits and trainings, readings, the conflict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from chainwright._finding import Finding
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackAttentionFinding(Finding):
+    """Two-hop questions mended beside a frozen model, and arithmetic from scratch.
+
+    Attributes:
+        rows: One for each way of mending: variant, parameters, seeds, one hop, held_out and the other parts, and the
+            shares of the usual wrong answers; the first is no change.
+        scratch: One for each training from scratch: variant, parameters, accuracy, by seed, steps to 90%.
+        readings: Where the main module reads at the last position, right against wrong.
+        conflict: Right against the usual wrong answer by position and depth, "before" and "after".
+    """
+
+    rows: list[dict[str, Any]]
+    scratch: list[dict[str, Any]] = field(default_factory=list)
+    readings: Mapping[str, Any] = field(default_factory=dict)
+    conflict: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Return what each way of mending reaches, a line each."""
+        lines = [
+            f"{row['variant']}: {row['held_out']:.1%} of held-out compositions, {row['one hop']:.1%} of single hops, "
+            f"{row['parameters']:,} parameters"
+            for row in self.rows
+        ]
+        lines += [
+            f"{row['variant']} from scratch: {row['accuracy']:.1%} with {row['parameters']:,} parameters, 90% after "
+            f"steps {', '.join(map(str, row['steps to 90%']))}"
+            for row in self.scratch
+        ]
+        return "\n".join(lines)
+
+    def to_frame(self) -> pa.Table:
+        """Return one row for each way of mending."""
+        return pa.Table.from_pylist(self.rows)
+
+    def plot(self) -> Figure:
+        """Return the held-out share of each way of mending, as bars."""
+        from chainwright.figures.flow import fits
+
+        return fits(self.rows)
