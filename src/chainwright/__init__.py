@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from chainwright.decode import TokenScores, generate, score
     from chainwright.diagnose import (
         Alternatives,
-        ErrorTable,
-        HeadEvidence,
         BackAttentionFinding,
+        ErrorTable,
         FlowStages,
+        HeadEvidence,
         HeadRoles,
         IterationOverlap,
         IterationScores,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         KnockoutEffects,
         LogitFlow,
         LogitLens,
-        RoleFinding,
         MarkedQuery,
+        RoleFinding,
         SaliencyPlan,
         SlotContexts,
         StepMeasures,

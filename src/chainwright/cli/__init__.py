@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from chainwright.cli import decoding, diagnosing, iterating, looking, studying, training
+from chainwright.cli import back, decoding, diagnosing, iterating, looking, studying, training
 
 app = typer.Typer(
     name="chainwright",
@@ -34,10 +34,12 @@ app.add_typer(study_app, name="study")
 train_app = typer.Typer(help="Train the small models that come with Chainwright.", no_args_is_help=True)
 train_app.command()(training.reasoner)
 train_app.command()(training.iteration)
+train_app.command()(training.world)
 app.add_typer(train_app, name="train")
 
 reproduce_app = typer.Typer(help="Reproduce the experiments of a paper.", no_args_is_help=True)
 reproduce_app.command()(iterating.iteration_heads)
+reproduce_app.command()(back.back_attention)
 app.add_typer(reproduce_app, name="reproduce")
 
 

@@ -61,3 +61,25 @@ def iteration(
     found = train_iteration(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"Wrote the model, its checkpoints and its measures to {out_folder}", soft_wrap=True)
+
+
+@clear_errors
+def world(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs/world"),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the recipe, such as known_share=0.5; may be given several times."),
+    ] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model of a made-up world that knows single facts and fails two-hop questions."""
+    from chainwright import _choices
+    from chainwright.lab import KnowledgeConfig, train_knowledge
+
+    config = _choices.changed(KnowledgeConfig(seed=seed), changes or [])
+    start = time.monotonic()
+    folder = train_knowledge(config, out_folder, device=device, resume=resume, progress=not quiet)
+    out.print(f"Wrote the model of a made-up world to {folder} after {time.monotonic() - start:.0f} seconds")

@@ -61,6 +61,13 @@ class BackHead(nn.Module):
         self.o = nn.Linear(d_back, d_model, bias=False)
         nn.init.zeros_(self.o.weight)  # so that an untrained module changes nothing
 
+    @property
+    def writing(self) -> nn.Parameter:
+        """The weight that writes to the residual stream."""
+        weight = self.o.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
     def keys_values(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the target depths, `[N, t, T, d']`, from `[N, t, T, D]`."""
         given = self._normed(targets)

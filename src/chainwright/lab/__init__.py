@@ -2,6 +2,14 @@
 
 from chainwright.lab.iteration import train_iteration
 from chainwright.lab.iteration_model import IterationConfig
+from chainwright.lab.knowledge import KnowledgeConfig, train_knowledge
 from chainwright.lab.reasoner import ReasonerConfig, train_reasoner
 
-__all__ = ["IterationConfig", "ReasonerConfig", "train_iteration", "train_reasoner"]
+__all__ = [
+    "IterationConfig",
+    "KnowledgeConfig",
+    "ReasonerConfig",
+    "train_iteration",
+    "train_knowledge",
+    "train_reasoner",
+]

@@ -107,12 +107,15 @@ class BackAttention(Repair):
         """
         settings = training or AnswerTraining()
         repair = cls.new(model, source=source, targets=targets, d_back=d_back, is_normed=is_normed, seed=settings.seed)
-        heads = nn.ModuleList(_placed(repair.heads, anatomy(model)))
+        placed = _placed(repair.heads, anatomy(model))
+        heads = nn.ModuleList(placed)
         for parameter in heads.parameters():
             parameter.requires_grad_(True)
-        with edit(model, AttendBack(list(heads))):  # type: ignore[arg-type]
-            train(model, tokenizer, heads.parameters(), problems, settings, progress=progress)
-        return cls(list(heads.requires_grad_(False)), origin=repair.origin)  # type: ignore[arg-type]
+        with edit(model, AttendBack(placed)):
+            slow = [head.writing for head in placed]
+            train(model, tokenizer, heads.parameters(), problems, settings, slow=slow, progress=progress)
+        heads.requires_grad_(False)
+        return cls(placed, origin=repair.origin)
 
     @property
     def n_parameters(self) -> int:

@@ -107,7 +107,7 @@ def fit(
     )  # fmt: skip
     heads = nn.ModuleList(new.heads)
     with edit(model, AttendBack(new.heads, positions=variant.positions)):
-        train(model, tokenizer, heads.parameters(), problems, training)
+        train(model, tokenizer, heads.parameters(), problems, training, slow=[head.writing for head in new.heads])
     heads.requires_grad_(False)
     return Fitted(heads=new.heads, positions=variant.positions)
 

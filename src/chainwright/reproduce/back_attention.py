@@ -27,16 +27,17 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
+from chainwright.diagnose import BackAttentionFinding
 from chainwright.edits import BackHead
 from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import provenance
+from chainwright.models.load import BUNDLED, bundled_models, load_model, provenance
 from chainwright.repair._answers import AnswerTraining
 from chainwright.reproduce import _two_hop
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, train_arithmetic
 from chainwright.reproduce._two_hop import Fitted, Variant, fit, judged, variants
-from chainwright.studies import Job, Plan, Results
-from chainwright.tasks.knowledge import Split, World, questions
+from chainwright.studies import Job, Plan, Results, Study, Watch
+from chainwright.tasks.knowledge import World, questions
 
 MAIN, CONTROL = "back attention", "LoRA of equal size"
 
@@ -61,8 +62,8 @@ class ReproduceBackAttentionConfig:
     seeds: Sequence[int] = (0, 1, 2)
     sweep_seeds: Sequence[int] = (0,)
     dims: Sequence[int] = (64, 128, 256)
-    n_steps: int = 250
-    batch_size: int = 128
+    n_steps: int = 500
+    batch_size: int = 64
     scratch_steps: int = 1000
     n: int = 500
     n_flow: int = 40
@@ -105,7 +106,9 @@ class ReproduceBackAttention(Plan):
         scratch = [
             f"scratch/{_slug(v)}/seed-{s}" for v in VARIANTS for s in self.asked.seeds if self.asked.scratch_steps
         ]
-        units = ["base", fits[0], "readings", "conflict", *fits[1:], *scratch]
+        main, control = (self._fit_id(name, self.asked.seeds[0]) for name in (MAIN, CONTROL))
+        first = ["base", main, "readings", "conflict", control]
+        units = [*first, *scratch, *(unit for unit in fits if unit not in first)]
         return [*units, "table"] if done.are_finished(units) else units
 
     def _seeds(self, name: str) -> Sequence[int]:
@@ -253,4 +256,39 @@ def recipe_of(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "Split", "recipe_of"]
+def run_back_attention(
+    config: ReproduceBackAttentionConfig,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
+    watch: Watch | None = None,
+) -> BackAttentionFinding:
+    """Run the study in a folder, or go on with it, and return what it found.
+
+    Args:
+        config: Its settings.
+        folder: Where it lies.
+        overwrite: Replace a study with other settings.
+        repair: Compute damaged units again.
+        watch: Is told how it gets on.
+
+    Raises:
+        BadInput: The model is none of a made-up world, or the folder holds another study.
+    """
+    model, tokenizer = load_model(config.model, device="cpu")
+    where = BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
+    plan = ReproduceBackAttention(model, tokenizer, recipe_of(where), config)
+    done = Study.make(folder, plan, overwrite=overwrite).run(watch, repair=repair)
+    tables = read_json(done["table"] / "table.json")
+    return BackAttentionFinding(
+        rows=tables["two hops"],
+        scratch=tables["from scratch"],
+        readings=read_json(done["readings"] / "figures.json"),
+        conflict=read_json(done["conflict"] / "figures.json"),
+        config=plan.config,
+        provenance=provenance(anatomy(model).model),
+    )
+
+
+__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "recipe_of", "run_back_attention"]

@@ -16,7 +16,7 @@ def section(material: Material) -> Section | None:
     flows, stages = material.of(LogitFlow)[:_MOST_MAPS], material.of(FlowStages)[:1]
     if not flows and not stages:
         return None
-    words = {"flows": [_flow_words(i, flow) for i, flow in enumerate(flows)]}
+    words: dict[str, Any] = {"flows": [_flow_words(i, flow) for i, flow in enumerate(flows)]}
     found = {f"flow-map-{i}": drawn(flow.plot(), flow.to_frame().to_pylist()) for i, flow in enumerate(flows)}
     for stage in stages:
         words["stages"] = _stage_rows(stage)

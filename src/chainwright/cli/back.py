@@ -1,0 +1,53 @@
+"""Commands on back attention: reproduce back-attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from chainwright.cli._shared import Overwrite, Quiet, clear_errors, err, out, plain
+
+
+@clear_errors
+def back_attention(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
+        "runs/reproduce-back-attention"
+    ),
+    model: Annotated[str, typer.Option("--model", "-m", help="A model that 'train world' made.")] = "world",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the study, such as n_steps=100; may be given several times."),
+    ] = None,
+    overwrite: Overwrite = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged units again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Mend two-hop questions and train arithmetic with back attention and its controls; goes on where it stopped."""
+    from chainwright import _choices
+    from chainwright.report import write_report
+    from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, run_back_attention
+    from chainwright.studies import Watch
+
+    class Lines(Watch):
+        def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
+            rest = "" if left is None else f", about {left:.0f} s left"
+            err.print(f"{title}: {skipped or f'{seconds:.0f} s'}{rest}", markup=False, highlight=False)
+
+    config = _choices.changed(ReproduceBackAttentionConfig(model=model), changes or [])
+    found = run_back_attention(config, out_folder, overwrite=overwrite, repair=repair, watch=None if quiet else Lines())
+    path = write_report(None, out_folder / "report.html", findings=[found])
+    columns = [c for c in found.rows[0] if c != "held_out by seed"]
+    _print(Table(*columns, title="Two hops, frozen model"), [[row.get(c, "") for c in columns] for row in found.rows])
+    if found.scratch:
+        rows = [list(row.values()) for row in found.scratch]
+        _print(Table(*found.scratch[0], title="Arithmetic from scratch"), rows)
+    out.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def _print(table: Table, rows: list[list[object]]) -> None:
+    for row in rows:
+        table.add_row(*(plain(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row))
+    out.print(table)

@@ -1,0 +1,148 @@
+"""The study of back attention on a tiny world, from the command line to the finding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from chainwright import BadInput
+from chainwright._files import read_json
+from chainwright.cli import app
+from chainwright.lab.knowledge import (
+    KnowledgeConfig,
+    answers,
+    knowledge_tokenizer,
+    known_compositions,
+    new_model,
+    train_knowledge,
+)
+from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
+from chainwright.reproduce._low_rank import LowRank, rank_for
+from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, recipe_of, run_back_attention
+from families import tiny
+
+_TINY = KnowledgeConfig(
+    n_entities=10, n_relations=3, d_model=32, n_layers=2, n_heads=2, d_head=16, d_mlp=64, n_steps=60, batch_size=32
+)
+_STUDY = dict(seeds=(0,), dims=(64,), n_steps=2, batch_size=8, scratch_steps=0, n=20, n_flow=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return train_knowledge(_TINY, tmp_path_factory.mktemp("models") / "world", progress=False)
+
+
+def test_training_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+    """A training that is killed at a checkpoint ends with the same weights."""
+    from chainwright.lab import knowledge
+
+    monkeypatch.setattr(knowledge, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    steps = iter(range(30))
+    real = knowledge._step
+
+    def dying(*args):
+        next(steps)
+        return real(*args)
+
+    monkeypatch.setattr(knowledge, "_step", dying)
+    with pytest.raises((StopIteration, RuntimeError)):
+        train_knowledge(_TINY, tmp_path / "again", progress=False)
+    monkeypatch.setattr(knowledge, "_step", real)
+    train_knowledge(_TINY, tmp_path / "again", resume=True, progress=False)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (world / "model.safetensors").read_bytes()
+
+
+def test_what_is_learned_by_heart_is_kept_from_the_fit():
+    known, parts = known_compositions(KnowledgeConfig(known_share=0.4))
+    assert known and not set(known) & {*parts.train, *parts.held_out, *parts.new_first, *parts.new_second}
+
+
+def test_the_study_runs_stops_and_goes_on(world, tmp_path):
+    config = ReproduceBackAttentionConfig(model=str(world), **_STUDY)
+    found = run_back_attention(config, tmp_path / "study")
+    assert [row["variant"] for row in found.rows][:3] == ["no change", "back attention", "LoRA of equal size"]
+    assert {"source 1", "sources 0 and 1", "whole stack", "first relation only"} <= {r["variant"] for r in found.rows}
+    assert found.conflict["before"]["n"] <= 2 and found.readings["positions"] == ["<bos>", "e1", "r1", "r2"]
+    assert read_json(tmp_path / "study" / "base" / "figures.json")["one hop"]["right"] <= 1
+    again = run_back_attention(config, tmp_path / "study")
+    assert again.rows == found.rows
+    with pytest.raises(BadInput):
+        run_back_attention(replace(config, n_steps=3), tmp_path / "study")
+
+
+def test_from_the_command_line(world, tmp_path):
+    settings = [item for name, value in _STUDY.items() for item in ("--set", f"{name}={list(value)}"
+                if isinstance(value, tuple) else f"{name}={value}")]  # fmt: skip
+    command = ["reproduce", "back-attention", "--model", str(world), "--out", str(tmp_path / "s"), "--quiet"]
+    result = CliRunner().invoke(app, [*command, *settings])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "s" / "report.html").is_file()
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "other")
+    with pytest.raises(BadInput, match=r"no recipe\.json"):
+        recipe_of(tmp_path / "other")
+    with pytest.raises(BadInput, match="scratch_steps must be 0 or at least 50"):
+        ReproduceBackAttentionConfig(scratch_steps=10)
+    with pytest.raises(BadInput, match="at least one seed"):
+        ReproduceBackAttentionConfig(seeds=())
+
+
+def test_variants_from_scratch_have_the_parameters_they_should():
+    config = FromScratch(d_model=32, d_back=8)
+    n = {}
+    for name in VARIANTS:
+        model, head = _new(name, 20, config)
+        own = {id(p): p.numel() for p in (*model.parameters(), *(head.parameters() if head else ()))}
+        n[name] = sum(own.values())
+    assert n["one layer"] == n["one layer twice"] < n["two layers"]
+    assert n["one layer + back attention"] == n["own position fed back"] == n["one layer"] + 4 * 32 * 8
+
+
+def test_a_shared_layer_stays_shared_while_training():
+    model, _ = _new("one layer twice", 20, FromScratch(d_model=32))
+    first, second = model.model.layers
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.arange(6)[None]).logits.sum().backward()
+    optimizer.step()
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert a is b
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_few_steps_from_scratch_lower_the_loss(variant):
+    config = FromScratch(n_steps=50, batch_size=16, d_model=16, d_back=4, held_out=50)
+    found = train_arithmetic(variant, 0, config)
+    assert found["curve"][-1][0] == 50 and 0 <= found["accuracy"] <= 1
+    assert found == train_arithmetic(variant, 0, config)
+
+
+@torch.no_grad()
+def test_low_rank_updates_change_nothing_before_training():
+    tokenizer = knowledge_tokenizer(_TINY)
+    model = new_model(_TINY, tokenizer).eval()
+    ids = torch.arange(5)[None]
+    updates = LowRank(model, rank_for(model, 4 * 32 * 8))
+    with updates.attached():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        inside = model(ids).logits
+    assert torch.equal(inside, model(ids).logits)
+    assert sum(p.numel() for p in updates.parameters()) <= 4 * 32 * 8
+    for up in updates.up:
+        up.normal_()
+    with updates.attached():
+        assert not torch.equal(model(ids).logits, inside)
+
+
+@torch.no_grad()
+def test_answers_are_single_words(world):
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = knowledge_tokenizer(_TINY)
+    model = AutoModelForCausalLM.from_pretrained(world).eval()
+    asked = [_TINY.world.question(*fact, order="bare") for fact in _TINY.world.facts]
+    assert set(answers(model, tokenizer, asked)) <= set(tokenizer.get_vocab())
