@@ -59,7 +59,11 @@ def clear_errors(command: Command) -> Command:
             err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            err.print("Interrupted. What was finished is on disk; the same command goes on from there.")
+            err.print(
+                "Interrupted. What was finished with --out is on disk; the same command (train: with --resume) "
+                "goes on from there.",
+                soft_wrap=True,
+            )
             raise typer.Exit(130) from error
 
     return run  # type: ignore[return-value]

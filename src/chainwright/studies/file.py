@@ -11,7 +11,7 @@ Every other key is one of `DiagnoseConfig`, with its default there; `rendering` 
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +20,6 @@ from typing import Any
 from chainwright import _choices, tasks
 from chainwright._errors import BadInput, unknown_name
 from chainwright.studies.config import DiagnoseConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def read_study_file(path: str | Path) -> DiagnoseConfig:
