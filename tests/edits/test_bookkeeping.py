@@ -45,9 +45,9 @@ def test_an_edit_that_never_fired_says_so() -> None:
         with edit(model, KnockOut({(1, 2)})):
             pass
     assert str(caught.value) == (
-        "KnockOut(heads={(1, 2)}, positions='all', scale=0.0) was attached but touched no (layer, head, position) site: "
-        "no forward pass ran inside the block, or the edit selects nothing. Run the model inside the block, or pass "
-        "strict=False."
+        "KnockOut(heads={(1, 2)}, positions='all', scale=0.0) was attached but touched no (layer, head, position) "
+        "site: no forward pass ran inside the block, or the edit selects nothing. Run the model inside the block, or "
+        "pass strict=False."
     )
     assert isinstance(caught.value, ChainwrightError) and not model.base_model._forward_pre_hooks
 
