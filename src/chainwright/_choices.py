@@ -42,6 +42,37 @@ PAPER_HOPS: Mapping[str, tuple[int, ...]] = {
 }
 
 
+def fit_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str, tuple[int, ...]]:
+    """Return the hop counts to fit a repair on: those at which a model is sometimes right and sometimes wrong.
+
+    Args:
+        task: As for `choose_cells`.
+        hops: As for `choose_cells`; None takes the middle to upper ones of the usual.
+        rendering: As for `choose_cells`.
+
+    Raises:
+        BadInput: An unknown task, or hops that are no whole numbers from 1.
+    """
+    cells = choose_cells(task, hops, rendering)
+    if hops is not None:
+        return cells
+    # the short rendering's last cell of MDM is never right
+    is_short = rendering == "short"
+    return {name: counts[1:3] if is_short and name == "mdm" else counts[-3:] for name, counts in cells.items()}
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds that a text such as "11,12" names.
+
+    Raises:
+        BadInput: It names something else than different whole numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"-?\d+", part) for part in parts) or len(set(parts)) < len(parts):
+        raise BadInput(f"Seeds must be different whole numbers with commas, such as '11,12,13'; got {text!r}.")
+    return tuple(int(part) for part in parts)
+
+
 def choose_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str, tuple[int, ...]]:
     """Return the hop counts of each task that was asked for.
 

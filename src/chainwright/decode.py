@@ -180,11 +180,7 @@ def _prompt(
     text = problem if isinstance(problem, str) else problem.prompt
     if not text.strip():
         raise BadInput(f"Prompt {index} is empty; give some text.")
-    chat = bool(tokenizer.chat_template) and (isinstance(problem, str) or problem.rendering == "natural")
-    if chat:
-        turn = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    ids = list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+    ids = prompt_ids(tokenizer, problem)
     if not ids:
         raise BadInput(f"Prompt {index} has no tokens for this tokenizer; give some other text.")
     n_positions = _n_positions(model)
@@ -196,6 +192,16 @@ def _prompt(
     n_new = limit or _room(tokenizer, problem)
     known = None if isinstance(problem, str) else problem
     return _Prompt(index, ids, known, min(n_new, n_positions - len(ids)))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> list[int]:
+    """Return the tokens that `generate` asks a problem or a string with."""
+    text = problem if isinstance(problem, str) else problem.prompt
+    chat = bool(tokenizer.chat_template) and (isinstance(problem, str) or problem.rendering == "natural")
+    if chat:
+        turn = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
 
 
 def _room(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> int:

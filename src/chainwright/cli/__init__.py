@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import typer
 
-from chainwright.cli import back, decoding, diagnosing, iterating, looking, studying, training
+from chainwright.cli import (
+    back,
+    decoding,
+    diagnosing,
+    fitting,
+    iterating,
+    looking,
+    reproducing,
+    studying,
+    training,
+)
 
 app = typer.Typer(
     name="chainwright",
@@ -37,9 +47,20 @@ train_app.command()(training.iteration)
 train_app.command()(training.world)
 app.add_typer(train_app, name="train")
 
+fit_app = typer.Typer(help="Fit repairs.", no_args_is_help=True)
+fit_app.command()(fitting.tcr)
+app.add_typer(fit_app, name="fit")
+
+
+@fit_app.callback()
+def _fit() -> None:
+    """Fit repairs."""
+
+
 reproduce_app = typer.Typer(help="Reproduce the experiments of a paper.", no_args_is_help=True)
 reproduce_app.command()(iterating.iteration_heads)
 reproduce_app.command()(back.back_attention)
+reproduce_app.command()(reproducing.tcr)
 app.add_typer(reproduce_app, name="reproduce")
 
 

@@ -20,7 +20,7 @@ class TrainConfig:
     """
 
     n_hidden: int = 96
-    n_epochs: int = 60
+    n_epochs: int = 40
     batch_size: int = 128
     lr: float = 2e-3
     weight_decay: float = 1e-2

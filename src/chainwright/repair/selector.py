@@ -109,6 +109,24 @@ def fit_light_selector(features: Tensor, labels: Tensor, *, config: TrainConfig 
     return LightSelector(network)
 
 
+class NeverAbstains:
+    """Another selector without the choice to silence nothing: for tokens that are known to be wrong."""
+
+    def __init__(self, inner: Selector):
+        self.inner = inner
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return self.inner.reads_hidden
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return the inner scores with the last column at minus infinity."""
+        scores = self.inner.scores(seen).clone()
+        scores[:, -1] = -math.inf
+        return scores
+
+
 class RandomSelector:
     """Scores heads at random, the same for the same tokens and seed; never silences nothing."""
 

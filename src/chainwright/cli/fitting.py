@@ -1,0 +1,72 @@
+"""Commands that fit repairs: fit tcr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainwright.cli._shared import (
+    Device,
+    Dtype,
+    HopCounts,
+    ModelName,
+    NProblems,
+    Overwrite,
+    Quiet,
+    RemoteCode,
+    RenderingName,
+    Revision,
+    clear_errors,
+    err,
+    load,
+    out,
+)
+
+
+@clear_errors
+def tcr(
+    model: ModelName = "reasoner",
+    task: Annotated[str, typer.Option("--task", "-t", help="Tasks to fit on.")] = "parity,mdm,llc,clf,moas",
+    hops: HopCounts = None,
+    n: NProblems = 40,
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the repair.")] = Path("runs/tcr-repair"),
+    seed: Annotated[int, typer.Option(help="Decides the problems to fit and tune on.")] = 100,
+    rendering: RenderingName = "auto",
+    selector: Annotated[
+        str, typer.Option(help="'light', or a base classifier: a bundled name, a folder, a Hub id.")
+    ] = ("light"),
+    detector: Annotated[str, typer.Option(help="'trained' or 'entropy'.")] = "trained",
+    tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats; left out: tuned.")] = None,
+    positions: Annotated[str, typer.Option(help="Silence heads at 'all' positions or the 'last'.")] = "all",
+    cover: Annotated[str, typer.Option(help="Heads are to cover errors ('samples') or error 'types'.")] = "samples",
+    max_heads: Annotated[int, typer.Option(help="Most candidate heads.")] = 8,
+    n_votes: Annotated[int, typer.Option("--votes", help="Heads that vote at a doubtful token.")] = 3,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find erroneous heads, learn when and which to silence, and save the repair."""
+    from chainwright import _choices
+    from chainwright.repair.candidates import CandidateConfig
+    from chainwright.repair.fitting import FitConfig
+    from chainwright.reproduce.tcr import ReproduceTCRConfig, fit_reproduction
+
+    _choices.check_free(out_folder, overwrite)
+    chosen = _choices.rendering_for(rendering, model)
+    cells = _choices.fit_cells(task, hops, chosen)
+    candidates = CandidateConfig(max_heads=max_heads, cover=cover, positions=positions)  # type: ignore[arg-type]
+    fit = FitConfig(candidates=candidates, detector=detector, tau=tau, n_votes=n_votes, selector=selector)
+    config = ReproduceTCRConfig(model, cells, fit_hops=cells, fit_n=n, fit_seed=seed, rendering=chosen)
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    say = (lambda line: None) if quiet else (lambda line: err.print(line, markup=False, highlight=False))
+    fitted = fit_reproduction(loaded.model, loaded.tokenizer, config, fit=fit, say=say)
+    fitted.repair.save_pretrained(out_folder, overwrite=overwrite)
+    out.print(fitted.candidates.summary(), markup=False, highlight=False)
+    for name, value in fitted.figures.items():
+        out.print(f"{value:8.3f}  {name}", markup=False, highlight=False)
+    out.print(f"Wrote the repair to {out_folder}", soft_wrap=True, highlight=False)

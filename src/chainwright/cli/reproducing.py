@@ -1,0 +1,99 @@
+"""Commands that reproduce the papers' experiments: reproduce tcr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chainwright.cli._shared import (
+    BatchSize,
+    Device,
+    Dtype,
+    HopCounts,
+    MaxNewTokens,
+    ModelName,
+    NProblems,
+    Overwrite,
+    Quiet,
+    RemoteCode,
+    RenderingName,
+    RepairName,
+    Revision,
+    TaskNames,
+    Temperature,
+    clear_errors,
+    err,
+    load,
+    out,
+)
+from chainwright.studies import Watch
+
+
+@clear_errors
+def tcr(
+    model: ModelName = "reasoner",
+    repair: RepairName = None,
+    task: TaskNames = "all",
+    hops: HopCounts = None,
+    n: NProblems = 8,
+    seeds: Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")] = "11,12,13",
+    ways: Annotated[str | None, typer.Option(help="Ways of decoding, with semicolons; left out: all.")] = None,
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path("runs/reproduce-tcr"),
+    fit_n: Annotated[int, typer.Option(help="Problems a task and hop count to fit on, where no repair is given.")] = 40,
+    rendering: RenderingName = "auto",
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer ways of decoding and one variant of knockouts.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print expected memory and hours, and run nothing.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode the same problems in every way of the TCR paper, and print what each gains; goes on where it stopped."""
+    from chainwright import _choices
+    from chainwright.reproduce import _plan, tcr
+    from chainwright.reproduce._tables import study_lines
+    from chainwright.studies import Study
+
+    chosen = _choices.rendering_for(rendering, model)
+    cells = _choices.fit_cells(task, hops, chosen)
+    config = tcr.ReproduceTCRConfig(
+        model,
+        cells,
+        n=n,
+        seeds=_choices.parse_seeds(seeds),
+        ways=[w.strip() for w in ways.split(";")] if ways else tcr.ways_for(chosen, quick=quick),
+        variants=(tcr.VARIANTS[:1] if quick else tcr.VARIANTS) if chosen == "short" else (),
+        fit_hops=_choices.fit_cells("parity,mdm,llc,clf,moas", None, chosen),
+        fit_n=fit_n,
+        rendering=chosen,
+        repair=repair,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    if plan:
+        out.print(_plan.estimate(config, dtype, revision, trust_remote_code).summary(), markup=False, highlight=False)
+        return
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    design = tcr.ReproduceTCR(loaded.model, loaded.tokenizer, config)
+    study = Study.make(out_folder, design, overwrite=overwrite)
+    done = study.run(None if quiet else _Lines())
+    for line in study_lines(design, study, done):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines(Watch):
+    """Prints a line for each unit."""
+
+    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
+        rest = "" if left is None else f", about {left:.0f} s left"
+        err.print(f"{title}: {seconds:.1f} s{rest}", markup=False, highlight=False)

@@ -1,0 +1,323 @@
+"""Fitting TCR: from traces of a model to a repair, with what was measured on the way.
+
+1. Candidate heads from the traces (`candidates`).
+2. Every lesson is run once, and at doubtful tokens also without each head: that labels which choices are right.
+3. The selector learns to rank the choices, the detector to tell wrong tokens.
+4. On lessons that neither has seen, every way of putting them together is scored by the share of chains that come out
+   right, and the best one is taken. If none beats leaving the model alone, the threshold is set where it does least.
+
+Fit and tune lessons are different problems. Accuracy is to be measured on a third set (`chainwright reproduce tcr`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.edits import Head
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import Positions
+from chainwright.repair._perceptron import Perceptron, TrainConfig
+from chainwright.repair.base import Origin, model_identity
+from chainwright.repair.candidates import CandidateConfig, Candidates, find_candidates
+from chainwright.repair.correcting import Detector
+from chainwright.repair.detector import EntropyDetector, TrainedDetector, fit_detector
+from chainwright.repair.lessons import Lesson, Outcomes, lessons_of, outcomes
+from chainwright.repair.selector import Selector, best_is_right, fit_light_selector, hit_at_1
+from chainwright.repair.tcr import TCR, TCRConfig
+from chainwright.traces import Trace
+
+Say = Callable[[str], None]
+Tick = Callable[[int, int], None]
+_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How TCR is fitted.
+
+    Attributes:
+        candidates: How the candidate heads are found; its `positions` are those that the repair decodes with.
+        selector: "light", or the base of the paper's form: a bundled name, a folder or a Hub id of a small model.
+        detector: "trained" or "entropy".
+        tau: Entropy threshold in nats; None tunes it. Not used by the trained detector.
+        n_votes: Heads that vote.
+        scale: What a head's output is multiplied by.
+        layers: Layers that selector and detector read; None takes a quarter, a half, three quarters and the last.
+        doubt_above: Tokens with less entropy (nats) teach the selector nothing, unless they are wrong.
+        certain_below: Right tokens with less entropy than this (nats) teach the detector little, so that only ...
+        certain_share: ... this share of them is used.
+        tune_share: Share of the problems that are kept for tuning.
+        training: How both networks are trained.
+        max_bytes: Memory bound of the fitted repair.
+    """
+
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    selector: str = "light"
+    detector: str = "trained"
+    tau: float | None = None
+    n_votes: int = 3
+    scale: float = 0.0
+    layers: tuple[int, ...] | None = None
+    doubt_above: float = 0.1
+    certain_below: float = 0.01
+    certain_share: float = 0.1
+    tune_share: float = 0.3
+    training: TrainConfig = field(default_factory=TrainConfig)
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be fitted."""
+        if self.detector not in ("trained", "entropy"):
+            raise BadInput(f"detector must be 'trained' or 'entropy'; got {self.detector!r}.")
+        if not 0 < self.tune_share < 1:
+            raise BadInput(f"tune_share must be above 0 and below 1; got {self.tune_share}.")
+
+
+class Fitted(NamedTuple):
+    """A repair, its candidate heads, and what was measured on tune lessons.
+
+    Attributes:
+        repair: Ready to be attached or saved.
+        candidates: The heads with their coverage.
+        figures: Name of each measure and its value.
+        tune: Outcomes of the tune lessons, for studies.
+    """
+
+    repair: TCR
+    candidates: Candidates
+    figures: dict[str, float]
+    tune: Outcomes
+
+
+def read_layers(n_layers: int) -> tuple[int, ...]:
+    """Return the layers that are read by default: a quarter, a half and three quarters of the way, and the last."""
+    return tuple(sorted({max(0, round(n_layers * part) - 1) for part in (0.25, 0.5, 0.75, 1.0)}))
+
+
+def split_lessons(lessons: Sequence[Lesson], tune_share: float) -> tuple[list[Lesson], list[Lesson]]:
+    """Return lessons to fit on and lessons to tune on, spread evenly over all of them."""
+    every = max(2, round(1 / tune_share))
+    fit = [lesson for i, lesson in enumerate(lessons) if i % every]
+    return fit, [lesson for i, lesson in enumerate(lessons) if i % every == 0]
+
+
+def fit_tcr(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace],
+    *,
+    config: FitConfig | None = None,
+    say: Say = lambda line: None,
+    tick: Tick = lambda done, total: None,
+) -> Fitted:
+    """Return a TCR fitted on traces of a model.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        traces: Its greedy traces of problems, right and wrong ones.
+        config: How to fit.
+        say: Called with a line at each stage.
+        tick: Called with (how much of the stage is done, of how much).
+
+    Raises:
+        BadInput: The traces hold no error or no right token, or have no problems.
+    """
+    settings = config or FitConfig()
+    parts = anatomy(model)
+    lessons = lessons_of(tokenizer, traces)
+    _check_traces(traces)
+    say(f"Locating heads in {len(traces)} traces")
+    candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
+    say(candidates.summary())
+    heads = [(layer, head) for layer, head in candidates.heads]
+    fit, tune = split_lessons(lessons, settings.tune_share)
+    say(f"Silencing {len(heads)} heads at doubtful tokens of {len(lessons)} chains")
+    seen = look(parts, fit, heads, settings, tick)
+    _check_tokens(seen)
+    say("Training the detector and the selector")
+    taught = _worth_learning(seen, settings)
+    network = fit_detector(seen.doubt[taught], ~seen.is_right[taught], config=settings.training)
+    selector = fit_light_selector(seen.choice, seen.labels, config=settings.training)
+    say("Tuning on chains that neither has seen")
+    held = look(parts, tune, heads, settings, tick)
+    scores = selector.network(held.choice)
+    detector, figures = _tuned(held, scores, network, settings)
+    repair = assemble(model, tokenizer, heads, selector, detector, settings)
+    repair.origin = replace(repair.origin, figures=[{"measure": k, "value": v} for k, v in figures.items()])
+    return Fitted(repair, candidates, figures, held)
+
+
+def assemble(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: Sequence[Head],
+    selector: Selector,
+    detector: Detector,
+    config: FitConfig,
+) -> TCR:
+    """Return the repair of these parts, bound to the model."""
+    parts = anatomy(model)
+    ends = parts.model.generation_config.eos_token_id
+    listed = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    decoding = TCRConfig(config.n_votes, config.candidates.positions, config.scale, config.max_bytes)
+    return TCR(
+        heads,
+        selector,
+        detector,
+        config=decoding,
+        layers=config.layers or read_layers(parts.n_layers),
+        end_ids=sorted({int(e) for e in listed if e is not None}),
+        origin=Origin(model_identity(model), [], "Measured on tune lessons: right chains under forced right prefixes."),
+    )
+
+
+def look(parts: Anatomy, lessons: Sequence[Lesson], heads: Sequence[Head], config: FitConfig, tick: Tick) -> Outcomes:
+    """Return the outcomes of lessons, with the heads left out at wrong tokens and those above `doubt_above`."""
+
+    def doubtful(entropy: Tensor, is_right: Tensor, features: Tensor) -> Tensor:
+        return ~is_right | (entropy > config.doubt_above)
+
+    return outcomes(
+        parts,
+        lessons,
+        heads,
+        layers=config.layers or read_layers(parts.n_layers),
+        doubtful=doubtful,
+        positions=config.candidates.positions,
+        scale=config.scale,
+        tick=tick,
+    )
+
+
+def _check_traces(traces: Sequence[Trace]) -> None:
+    if not traces:
+        raise BadInput("There are no traces to fit on.")
+    if all(trace.first_error is None for trace in traces):
+        raise BadInput(f"None of the {len(traces)} traces has an error, so there is nothing to mend; ask more hops.")
+
+
+def _check_tokens(seen: Outcomes) -> None:
+    if not bool(seen.is_right.any()):
+        raise BadInput("The model predicts not one right token in these traces, so nothing tells right from wrong.")
+    if bool(seen.is_right.all()):
+        raise BadInput("The model predicts every token of these chains right: nothing to mend; ask more hops.")
+
+
+def _worth_learning(seen: Outcomes, config: FitConfig) -> Tensor:
+    """Return which tokens teach the detector: all that are wrong or not quite certain, and some of the others."""
+    some = torch.rand(len(seen.entropy), generator=torch.Generator().manual_seed(config.training.seed))
+    return ~seen.is_right | (seen.entropy > config.certain_below) | (some < config.certain_share)
+
+
+class Detection(NamedTuple):
+    """How well first wrong tokens are found, each chain followed up to its first wrong token.
+
+    Attributes:
+        precision: Share of flagged tokens that are wrong.
+        recall: Share of chains with a wrong token whose first one is flagged.
+        rate: Share of tokens that are flagged.
+    """
+
+    precision: float
+    recall: float
+    rate: float
+
+
+def detection(found: Outcomes, flagged: Tensor) -> Detection:
+    """Return precision and recall of flags `[S]` on first wrong tokens."""
+    before = _up_to_first_error(found)
+    wrong = ~found.is_right & before
+    hit = int((flagged & wrong).sum())
+    n_flagged = int((flagged & before).sum())
+    return Detection(hit / max(1, n_flagged), hit / max(1, int(wrong.sum())), n_flagged / max(1, int(before.sum())))
+
+
+def _up_to_first_error(found: Outcomes) -> Tensor:
+    """Return which tokens stand at or before the first wrong one of their chain."""
+    wrong = (~found.is_right).long()
+    earlier = wrong.cumsum(0) - wrong
+    starts = torch.cat([torch.tensor([True]), found.lesson[1:] != found.lesson[:-1]])
+    at_start = torch.zeros(int(found.lesson.max()) + 1, dtype=torch.long)
+    at_start[found.lesson[starts]] = earlier[starts]
+    return earlier == at_start[found.lesson]
+
+
+def exact_share(found: Outcomes, flagged: Tensor, decided: Tensor) -> float:
+    """Return the share of chains that are right as a whole when flagged tokens are decided anew."""
+    return float(found.chains_right(found.repaired(flagged, decided)).float().mean())
+
+
+def _tuned(
+    held: Outcomes, scores: Tensor, network: Perceptron, config: FitConfig
+) -> tuple[EntropyDetector | TrainedDetector, dict[str, float]]:
+    """Return the detector with the threshold that makes most tune chains right, and the figures at it."""
+    decided = held.decided(scores, config.n_votes)
+    doubts = network(held.doubt)[:, 0].sigmoid()
+    if config.detector == "trained":
+        options: list[EntropyDetector | TrainedDetector] = [TrainedDetector(network, t) for t in _THRESHOLDS]
+        flags = [doubts > t for t in _THRESHOLDS]
+    else:
+        taus = _TAUS if config.tau is None else (config.tau,)
+        options = [EntropyDetector(t) for t in taus]
+        flags = [held.entropy > t for t in taus]
+    shares = [exact_share(held, flagged, decided) for flagged in flags]
+    # of equally good thresholds the highest, which looks again least often
+    best = max(range(len(shares)), key=lambda i: (shares[i], i))
+    return options[best], _figures(held, scores, decided, flags[best], shares[best])
+
+
+def _figures(held: Outcomes, scores: Tensor, decided: Tensor, flagged: Tensor, share: float) -> dict[str, float]:
+    is_error = ~held.is_right[held.doubtful]
+    labels = held.labels
+    chance = labels.float().mean(-1)
+    at = detection(held, flagged)
+    entropy = detection(held, held.entropy > 0.3)
+    gold = ~held.is_right
+    return {
+        "chains right, model alone": float(held.chains_right(held.is_right).float().mean()),
+        "chains right, repaired": share,
+        "chains right, gold flags": exact_share(held, gold, decided),
+        "chains right, gold flags, best head each time": exact_share(held, gold, labels[:, :-1].any(1)),
+        "chains right, gold flags, second choice": exact_share(held, gold, held.second_is_right[held.doubtful]),
+        "detector precision": at.precision,
+        "detector recall": at.recall,
+        "flagged tokens": at.rate,
+        "entropy 0.3 precision": entropy.precision,
+        "entropy 0.3 recall": entropy.recall,
+        "Hit@1 at doubtful tokens": hit_at_1(scores, labels),
+        "Hit@1 at doubtful tokens, random": float(chance.mean()),
+        "Hit@1 at errors": hit_at_1(scores[is_error], labels[is_error]),
+        "Hit@1 at errors, random": float(chance[is_error].mean()),
+        "best choice right at doubtful tokens": best_is_right(scores, labels),
+    }
+
+
+def fit_settings(config: FitConfig) -> dict[str, Any]:
+    """Return how a repair was fitted as plain JSON values."""
+    return asdict(config)
+
+
+__all__ = [
+    "CandidateConfig",
+    "Detection",
+    "FitConfig",
+    "Fitted",
+    "Positions",
+    "assemble",
+    "detection",
+    "exact_share",
+    "fit_settings",
+    "fit_tcr",
+    "look",
+    "read_layers",
+    "split_lessons",
+]

@@ -1,0 +1,351 @@
+"""The experiments of the TCR paper as a study: every way of decoding on the same problems, and the ablations.
+
+    repair                      the fitted repair, its candidate heads and what was measured while fitting
+    runs/<way>/<task>-<seed>    traces of one way of decoding at every hop count, and its counts
+    forced/<variant>            what single heads do at every token of the right chains of the same problems
+    ablations                   the table of ablations, from the forced chains
+    comparison                  the table of the ways
+
+Fitting uses problems of `fit_seed`, of which every few are kept for tuning; the figures come from problems of `seeds`
+alone. A chain of greedy decoding is right as a whole exactly if the model, put before each right prefix, chooses right
+each time: so the ablations need no decoding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright import tasks
+from chainwright._errors import BadInput, unknown_name
+from chainwright._files import read_json, write_json
+from chainwright.decode import generate, prompt_ids
+from chainwright.evaluation import Comparison, compare
+from chainwright.models.anatomy import anatomy
+from chainwright.models.load import provenance
+from chainwright.repair import TCR, EntropyDetector, GoldDetector, RemoveAndResample, Repair
+from chainwright.repair.baselines import BestHead, DoLa
+from chainwright.repair.candidates import Candidates
+from chainwright.repair.correcting import Detector
+from chainwright.repair.fitting import FitConfig, Fitted, fit_tcr, look
+from chainwright.repair.lessons import Outcomes, lesson_ids, lessons_of
+from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
+from chainwright.reproduce._ablations import ablation_rows
+from chainwright.studies import Job, Plan, Results
+from chainwright.traces import Trace, read_traces, write_traces
+
+# what the quick profile runs
+QUICK = ("none", "TCR", "TCR, entropy", "TCR, gold", "remove", "remove, gold", "random head")
+WAYS = (
+    "none",
+    "TCR",
+    "TCR, entropy",
+    "TCR, gold",
+    "best head, gold",
+    "remove",
+    "remove, entropy",
+    "remove, gold",
+    "random head",
+    "best single head",
+    "DoLa",
+)
+VARIANTS = ("all", "last", "half")
+_GOLD = ("TCR, gold", "best head, gold", "remove, gold")
+
+
+def ways_for(rendering: str, *, quick: bool) -> tuple[str, ...]:
+    """Return the ways that can be run in a rendering: gold flags need the one right wording of the short one."""
+    ways = QUICK if quick else WAYS
+    return ways if rendering == "short" else tuple(way for way in ways if way not in _GOLD)
+
+
+@dataclass(frozen=True)
+class ReproduceTCRConfig:
+    """Everything that the study depends on besides the model's weights.
+
+    Attributes:
+        model: Name, folder or Hub id, as it was asked for.
+        hops: Hop counts of each task that is decoded.
+        n: Problems a (task, hops, seed).
+        seeds: Seeds of the problems that the figures come from.
+        ways: Ways of decoding (see `WAYS`); the first is what the others are compared with.
+        variants: Knockouts that the ablations look at: at "all" positions, the "last", or "half" of a head at all.
+        fit_hops: Hop counts of the tasks that are fitted on; the others are held out.
+        fit_n: Problems a (task, hops) to fit and tune on.
+        fit_seed: Their seed, which is none of `seeds`.
+        rendering: "short" for models trained by Chainwright, "natural" for instruction models.
+        tau: Entropy threshold of the entropy detector, nats.
+        repair: A repair to study instead of fitting one; None fits.
+
+    Raises:
+        BadInput: A value that could not be run.
+    """
+
+    model: str
+    hops: Mapping[str, Sequence[int]]
+    n: int = 8
+    seeds: Sequence[int] = (11, 12, 13)
+    ways: Sequence[str] = WAYS
+    variants: Sequence[str] = VARIANTS
+    fit_hops: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    fit_n: int = 40
+    fit_seed: int = 100
+    rendering: tasks.Rendering = "short"
+    tau: float = 0.3
+    repair: str | None = None
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run, before anything is."""
+        if unknown := [t for t in (*self.hops, *self.fit_hops) if t not in tasks.names()]:
+            raise unknown_name("task", unknown[0], tasks.names())
+        if unknown := [way for way in self.ways if way not in WAYS]:
+            raise unknown_name("way of decoding", unknown[0], WAYS)
+        if unknown := [v for v in self.variants if v not in VARIANTS]:
+            raise unknown_name("variant", unknown[0], VARIANTS)
+        if not self.cells() or not self.seeds or not self.ways:
+            raise BadInput("A study of TCR needs at least one task with hops, one seed and one way of decoding.")
+        if self.repair is None and not self.fit_hops:
+            raise BadInput("Without a repair one is fitted, for which at least one task with hops is needed.")
+        if self.fit_seed in self.seeds:
+            raise BadInput(f"fit_seed {self.fit_seed} is one of the test seeds; problems must not be used for both.")
+        for name in ("n", "fit_n"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+    def record(self) -> dict[str, Any]:
+        """Return the config as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return every (task, hops), tasks in their usual order."""
+        return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
+
+
+class ReproduceTCR(Plan):
+    """The plan of the study."""
+
+    kind, again = "reproduce tcr", "chainwright reproduce tcr --out {folder}"
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: ReproduceTCRConfig):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.asked = config
+        self.config = config.record()
+        self.source = provenance(anatomy(model).model)
+
+    def units(self, done: Results) -> Sequence[str]:
+        """Return the repair, then every run and variant, then the tables."""
+        runs = [i for way in self.asked.ways for i in self._runs_of(way)]
+        forced = [f"forced/{variant}" for variant in self.asked.variants]
+        tables = [*(["ablations"] if forced else []), "comparison"]
+        if not done.are_finished(["repair"]):
+            return ["repair"]
+        return ["repair", *runs, *forced, *(tables if done.are_finished([*runs, *forced]) else [])]
+
+    def _runs_of(self, way: str) -> list[str]:
+        slug = way.replace(", ", "-").replace(" ", "-")
+        return [f"runs/{slug}/{task}-{seed}" for task in self._tasks() for seed in self.asked.seeds]
+
+    def _tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.asked.cells()))
+
+    def compute(self, job: Job) -> None:
+        """Compute one unit."""
+        kind, _, rest = job.unit.partition("/")
+        if kind == "repair":
+            self._fit(job)
+        elif kind == "runs":
+            self._run(job, rest)
+        elif kind == "forced":
+            self._force(job, rest)
+        elif kind == "ablations":
+            rows = ablation_rows({v: load_outcomes(job.done[f"forced/{v}"]) for v in self.asked.variants},
+                                 self._repair(job.done), self._candidates(job.done), self.asked.tau)  # fmt: skip
+            write_json(job.out / "rows.json", rows)
+        else:
+            self._compare(job.done).save(job.out / "comparison")
+
+    def _fit(self, job: Job) -> None:
+        if self.asked.repair is not None:
+            found = Repair.from_pretrained(self.asked.repair)
+            if not isinstance(found, TCR):
+                raise BadInput(f"{self.asked.repair} is a {found.kind} repair; give one of kind tcr, or none to fit.")
+            found.check_model(self.model)
+            found.save_pretrained(job.out / "repair")
+            return
+        fitted = fit_reproduction(self.model, self.tokenizer, self.asked, tick=job.tick)
+        fitted.repair.save_pretrained(job.out / "repair")
+        fitted.candidates.save(job.out / "candidates")
+        write_json(job.out / "figures.json", fitted.figures)
+
+    def _repair(self, done: Results) -> TCR:
+        return TCR.from_pretrained(done["repair"] / "repair")
+
+    def _candidates(self, done: Results) -> Candidates | None:
+        path = done["repair"] / "candidates"
+        return Candidates.load(path) if path.exists() else None
+
+    def _problems(self, task: str, seed: int) -> list[tasks.Problem]:
+        counts = [hops for name, hops in self.asked.cells() if name == task]
+        asked = self.asked
+        return [p for hops in counts for p in tasks.sample(task, hops, asked.n, seed, rendering=asked.rendering)]
+
+    def _run(self, job: Job, rest: str) -> None:
+        slug, _, cell = rest.partition("/")
+        way = next(w for w in self.asked.ways if w.replace(", ", "-").replace(" ", "-") == slug)
+        task, _, seed = cell.partition("-")
+        problems = self._problems(task, int(seed))
+        repair = self._way(way, job.done, problems)
+        traces = generate(
+            self.model,
+            self.tokenizer,
+            problems,
+            repair=repair,
+            max_new_tokens=self.asked.max_new_tokens,
+            batch_size=self.asked.batch_size,
+            temperature=self.asked.temperature,
+            seed=int(seed),
+            progress=False,
+        )
+        write_traces(job.out / "traces.parquet", traces)
+        # times differ from run to run; they are in the study's log
+        counts = {} if repair is None else asdict(repair.cost)
+        write_json(job.out / "counts.json", {k: v for k, v in counts.items() if isinstance(v, int)})
+
+    def _way(self, way: str, done: Results, problems: list[tasks.Problem]) -> Repair | None:
+        """Return the repair of a way of decoding."""
+        if way == "none":
+            return None
+        tcr = self._repair(done)
+        if way == "DoLa":
+            return DoLa(anatomy(self.model).n_layers, end_ids=tcr.end_ids)
+        flagged_by, _, detectors = way.partition(", ")
+        options: dict[str, Detector] = {"": tcr.detector, "entropy": EntropyDetector(self.asked.tau)}
+        if detectors == "gold":
+            options["gold"] = gold_detector(self.tokenizer, problems)
+        detector = options[detectors]
+        if flagged_by == "remove":
+            return RemoveAndResample(detector, layers=tcr.layers, end_ids=tcr.end_ids)
+        if flagged_by == "best head":
+            assert isinstance(detector, GoldDetector)
+            return BestHead(tcr.heads, detector, end_ids=tcr.end_ids)
+        return _with(tcr, detector, flagged_by, self._candidates(done))
+
+    def _force(self, job: Job, variant: str) -> None:
+        repair = self._repair(job.done)
+        config = FitConfig(layers=repair.layers, scale=0.5 if variant == "half" else 0.0)
+        candidates = replace(config.candidates, positions="last" if variant == "last" else "all")
+        config = replace(config, candidates=candidates)
+        traces = self._gold_traces(job.done)
+        found = look(anatomy(self.model), lessons_of(self.tokenizer, traces), repair.heads, config, job.tick)
+        save_outcomes(found, job.out)
+
+    def _gold_traces(self, done: Results) -> list[Trace]:
+        """Return the traces of the first way, which carry problems and prompts."""
+        return self._traces(done, self.asked.ways[0])
+
+    def _traces(self, done: Results, way: str) -> list[Trace]:
+        return [trace for unit in self._runs_of(way) for trace in read_traces(done[unit] / "traces.parquet")]
+
+    def _compare(self, done: Results) -> Comparison:
+        return compare({way: self._traces(done, way) for way in self.asked.ways})
+
+    def counts(self, done: Results, way: str) -> dict[str, int]:
+        """Return what a way cost over all its runs."""
+        total: dict[str, int] = {}
+        for unit in self._runs_of(way):
+            for name, value in read_json(done[unit] / "counts.json").items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def seconds_per_answer(self, took: Mapping[str, float], way: str) -> float | None:
+        """Return the time of a way by the study's log, a problem; None if it is not there."""
+        ids = self._runs_of(way)
+        if any(i not in took for i in ids):
+            return None
+        return sum(took[i] for i in ids) / (len(self.asked.cells()) * len(self.asked.seeds) * self.asked.n)
+
+
+def _with(tcr: TCR, detector: Detector, form: str, candidates: Candidates | None) -> TCR:
+    """Return the repair with another detector, or with one head that is drawn or always the same."""
+    selector: Selector = tcr.selector
+    n_votes = tcr.config.n_votes
+    if form == "TCR" and isinstance(detector, GoldDetector):
+        selector = NeverAbstains(tcr.selector)
+    elif form == "random head":
+        selector, n_votes = RandomSelector(len(tcr.heads)), 1
+    elif form == "best single head":
+        selector, n_votes = FixedSelector(len(tcr.heads), [best_single(tcr, candidates)]), 1
+    config = replace(tcr.config, n_votes=n_votes)
+    return TCR(tcr.heads, selector, detector, config=config, layers=tcr.layers, end_ids=tcr.end_ids)
+
+
+def best_single(tcr: TCR, candidates: Candidates | None) -> int:
+    """Return which of the heads mends most and breaks least on the fitting problems; the first if that is not known."""
+    if candidates is None:
+        return 0
+    worth = {(r["layer"], r["head"]): r["mended"] + r["kept"] for r in candidates.rows}
+    return max(range(len(tcr.heads)), key=lambda k: worth.get(tcr.heads[k], -1.0))
+
+
+def gold_detector(tokenizer: PreTrainedTokenizerBase, problems: Sequence[tasks.Problem]) -> GoldDetector:
+    """Return the detector that knows the right chains of these problems.
+
+    Raises:
+        BadInput: A problem in another rendering than the short one, which has many right wordings.
+    """
+    if any(problem.rendering != "short" for problem in problems):
+        raise BadInput(
+            "Gold flags need the short rendering, in which a chain has one right wording; leave the gold ways out "
+            "(--ways) for this model."
+        )
+    return GoldDetector({tuple(prompt_ids(tokenizer, p)): lesson_ids(tokenizer, p) for p in problems})
+
+
+def fit_reproduction(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ReproduceTCRConfig,
+    *,
+    fit: FitConfig | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Fitted:
+    """Return the repair that the study fits: greedy traces of the fitting problems, then `fit_tcr`."""
+    problems = [
+        problem
+        for task in tasks.names()
+        for h in sorted(set(config.fit_hops.get(task, ())))
+        for problem in tasks.sample(task, int(h), config.fit_n, config.fit_seed, rendering=config.rendering)
+    ]
+    say(f"Decoding {len(problems)} problems to fit on")
+    traces = generate(model, tokenizer, problems, progress=False, max_new_tokens=config.max_new_tokens)
+    return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(), say=say, tick=tick)
+
+
+def save_outcomes(found: Outcomes, folder: Path) -> None:
+    """Write outcomes as safetensors and JSON; the contexts are left out."""
+    values = {f.name: getattr(found, f.name) for f in fields(Outcomes)}
+    save_file({k: v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}, folder / "outcomes.safetensors")
+    write_json(folder / "words.json", {"task": found.task, "kind": found.kind})
+
+
+def load_outcomes(folder: Path) -> Outcomes:
+    """Return what `save_outcomes` wrote."""
+    tensors = load_file(folder / "outcomes.safetensors")
+    values: dict[str, Any] = {**tensors, **read_json(folder / "words.json")}
+    return Outcomes(**values, contexts=[[]] * len(tensors["doubtful"]))
+
+
+__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
