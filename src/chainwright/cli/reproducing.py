@@ -50,9 +50,7 @@ def tcr(
     dtype: Dtype = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer ways of decoding and one variant of knockouts.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer ways of decoding, one kind of knockout.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print expected memory and hours, and run nothing.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -4,6 +4,7 @@ from chainwright.diagnose._sweep_plan import SweepPlan, plan_knockout_effects
 from chainwright.diagnose.alternatives import Alternatives, alternatives
 from chainwright.diagnose.back_attention import BackAttentionFinding
 from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
+from chainwright.diagnose.compare_heads import HeadComparison, compare_heads
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.evidence import HeadEvidence, head_evidence
@@ -31,6 +32,7 @@ __all__ = [
     "FlowStages",
     "HeadCheck",
     "HeadEvidence",
+    "HeadComparison",
     "HeadRoles",
     "IterationOverlap",
     "IterationScores",
@@ -50,6 +52,7 @@ __all__ = [
     "answer_writing_scores",
     "check_head",
     "circuit_measures",
+    "compare_heads",
     "correct_contexts",
     "erroneous_contexts",
     "first_errors",

@@ -23,13 +23,14 @@ from chainwright._errors import BadInput
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
+from chainwright.models.load import provenance
 from chainwright.repair._perceptron import Perceptron, TrainConfig
 from chainwright.repair.base import Origin, model_identity
 from chainwright.repair.candidates import CandidateConfig, Candidates, find_candidates
-from chainwright.repair.correcting import Detector
+from chainwright.repair.correcting import Detector, Seen
 from chainwright.repair.detector import EntropyDetector, TrainedDetector, fit_detector
 from chainwright.repair.lessons import Lesson, Outcomes, lessons_of, outcomes
-from chainwright.repair.selector import Selector, best_is_right, fit_light_selector, hit_at_1
+from chainwright.repair.selector import ClassifierConfig, Selector, best_is_right, fit_light_selector, hit_at_1
 from chainwright.repair.tcr import TCR, TCRConfig
 from chainwright.traces import Trace
 
@@ -55,7 +56,8 @@ class FitConfig:
         certain_below: Right tokens with less entropy than this (nats) teach the detector little, so that only ...
         certain_share: ... this share of them is used.
         tune_share: Share of the problems that are kept for tuning.
-        training: How both networks are trained.
+        training: How the detector and the light selector are trained.
+        classifier: How the paper's form of the selector is trained.
         max_bytes: Memory bound of the fitted repair.
     """
 
@@ -71,6 +73,7 @@ class FitConfig:
     certain_share: float = 0.1
     tune_share: float = 0.3
     training: TrainConfig = field(default_factory=TrainConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     max_bytes: int = 2**30
 
     def __post_init__(self) -> None:
@@ -146,10 +149,10 @@ def fit_tcr(
     say("Training the detector and the selector")
     taught = _worth_learning(seen, settings)
     network = fit_detector(seen.doubt[taught], ~seen.is_right[taught], config=settings.training)
-    selector = fit_light_selector(seen.choice, seen.labels, config=settings.training)
+    selector = _selector(model, seen, settings)
     say("Tuning on chains that neither has seen")
     held = look(parts, tune, heads, settings, tick)
-    scores = selector.network(held.choice)
+    scores = choice_scores(selector, held)
     detector, figures = _tuned(held, scores, network, settings)
     repair = assemble(model, tokenizer, heads, selector, detector, settings)
     repair.origin = replace(repair.origin, figures=[{"measure": k, "value": v} for k, v in figures.items()])
@@ -210,6 +213,24 @@ def _check_tokens(seen: Outcomes) -> None:
         raise BadInput("The model predicts not one right token in these traces, so nothing tells right from wrong.")
     if bool(seen.is_right.all()):
         raise BadInput("The model predicts every token of these chains right: nothing to mend; ask more hops.")
+
+
+def _selector(model: nn.Module, seen: Outcomes, config: FitConfig) -> Selector:
+    if config.selector == "light":
+        return fit_light_selector(seen.choice, seen.labels, config=config.training)
+    from chainwright.repair.classifier import ClassifierSelector
+
+    tokens_of = provenance(anatomy(model).model)["model"]
+    made = ClassifierSelector(config.selector, tokens_of, seen.votes.shape[1] + 1, config.classifier)
+    return made.fit(seen.contexts, seen.labels)
+
+
+def choice_scores(selector: Selector, found: Outcomes) -> Tensor:
+    """Return a selector's scores at the doubtful tokens of some outcomes, `[D, K + 1]`."""
+    blank = torch.zeros(len(found.doubtful), 0)
+    seen = Seen(found.choice[:, None], blank, found.contexts, found.contexts)
+    pieces = [seen.take(range(i, min(i + 64, len(blank)))) for i in range(0, len(blank), 64)]
+    return torch.cat([selector.scores(piece) for piece in pieces])
 
 
 def _worth_learning(seen: Outcomes, config: FitConfig) -> Tensor:

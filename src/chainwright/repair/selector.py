@@ -4,6 +4,7 @@ A selector scores the candidate heads and, last, the choice to silence nothing. 
 every form: y[k] = 1 where that choice gives the right token, and -log(sum_k y_k exp f_k / sum_k exp f_k).
 
 - `LightSelector` reads the model's own hidden states at the token; no second model.
+- `ClassifierSelector` (`classifier`) is the paper's: a small language model with LoRA that reads the context.
 - `RandomSelector` and `FixedSelector` are baselines.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
@@ -20,6 +22,20 @@ from torch import Tensor
 from chainwright._errors import BadInput
 from chainwright.repair._perceptron import Perceptron, TrainConfig, train_perceptron
 from chainwright.repair.correcting import Seen
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How the classifier is trained; the defaults are the paper's."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    batch_size: int = 16
+    lr: float = 1e-4
+    n_epochs: int = 3
+    max_norm: float = 1.0
+    seed: int = 0
 
 
 class Selector(Protocol):
@@ -174,6 +190,9 @@ def selector_settings(selector: Selector) -> dict[str, Any]:
     Raises:
         BadInput: It is of a kind that cannot be saved.
     """
+    own = getattr(selector, "settings", None)
+    if own is not None:
+        return dict(own())
     if isinstance(selector, LightSelector):
         return {"kind": "light"}
     if isinstance(selector, RandomSelector):
@@ -188,6 +207,10 @@ def restore_selector(settings: Mapping[str, Any], tensors: Mapping[str, Tensor])
     kind = settings["kind"]
     if kind == "light":
         return LightSelector(Perceptron.restore(tensors))
+    if kind == "classifier":
+        from chainwright.repair.classifier import ClassifierSelector
+
+        return ClassifierSelector.restore(settings, tensors)
     if kind == "random":
         return RandomSelector(settings["n_heads"], settings["seed"])
     return FixedSelector(settings["n_heads"], settings["order"])

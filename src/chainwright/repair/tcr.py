@@ -133,9 +133,7 @@ class TCR(CorrectingRepair):
         """Return the tensors of detector and selector."""
         out: dict[str, Tensor] = {}
         for name, part in (("detector", self.detector), ("selector", self.selector)):
-            network = getattr(part, "network", None)
-            if network is not None:
-                out |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+            out |= {f"{name}.{key}": value for key, value in _tensors_of(part).items()}
         return out
 
     @classmethod
@@ -152,12 +150,21 @@ class TCR(CorrectingRepair):
         )
 
 
+def _tensors_of(part: Detector | Selector) -> dict[str, Tensor]:
+    own = getattr(part, "tensors", None)
+    if own is not None:
+        return dict(own())
+    network = getattr(part, "network", None)
+    return {} if network is None else dict(network.state_dict())
+
+
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _plain(settings: Mapping[str, Any]) -> str:
-    return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in settings.items() if k != "order")
+    kept = {k: v for k, v in settings.items() if k in ("kind", "tau", "threshold", "base", "seed")}
+    return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in kept.items())
 
 
 def vote(logits: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from chainwright.repair import TCR, TrainedDetector
 from chainwright.repair.candidates import Candidates
-from chainwright.repair.fitting import detection
+from chainwright.repair.fitting import choice_scores, detection
 from chainwright.repair.lessons import Outcomes
-from chainwright.repair.selector import LightSelector, best_is_right, hit_at_1
+from chainwright.repair.selector import best_is_right, hit_at_1
 
 _TAUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _MAX_SETS = 60
@@ -32,7 +32,7 @@ def ablation_rows(
         tau: Threshold of the entropy detector, nats.
     """
     first = next(iter(found.values()))
-    scores = _scores(tcr, first)
+    scores = choice_scores(tcr.selector, first)
     flags = {"trained": _doubts(tcr, first), "entropy": first.entropy > tau, "gold": ~first.is_right}
     tables = {
         "parts": _parts(found, tcr, scores, flags, candidates),
@@ -42,14 +42,6 @@ def ablation_rows(
     if candidates is not None:
         tables["transfer"] = _transfer_rows(first, tcr, candidates)
     return tables
-
-
-def _scores(tcr: TCR, found: Outcomes) -> Tensor:
-    """Return the selector's scores; a selector that reads tokens, not hidden states, is taken as drawn evenly."""
-    if isinstance(tcr.selector, LightSelector):
-        with torch.no_grad():
-            return tcr.selector.network(found.choice)  # type: ignore[no-any-return]
-    return torch.rand(len(found.doubtful), len(tcr.heads) + 1, generator=torch.Generator().manual_seed(0))
 
 
 def _doubts(tcr: TCR, found: Outcomes) -> Tensor:

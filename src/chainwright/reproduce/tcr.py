@@ -335,17 +335,17 @@ def fit_reproduction(
 
 
 def save_outcomes(found: Outcomes, folder: Path) -> None:
-    """Write outcomes as safetensors and JSON; the contexts are left out."""
+    """Write outcomes as safetensors and JSON."""
     values = {f.name: getattr(found, f.name) for f in fields(Outcomes)}
     save_file({k: v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}, folder / "outcomes.safetensors")
-    write_json(folder / "words.json", {"task": found.task, "kind": found.kind})
+    write_json(folder / "words.json", {"task": found.task, "kind": found.kind, "contexts": found.contexts})
 
 
 def load_outcomes(folder: Path) -> Outcomes:
     """Return what `save_outcomes` wrote."""
     tensors = load_file(folder / "outcomes.safetensors")
     values: dict[str, Any] = {**tensors, **read_json(folder / "words.json")}
-    return Outcomes(**values, contexts=[[]] * len(tensors["doubtful"]))
+    return Outcomes(**values)
 
 
 __all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
