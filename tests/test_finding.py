@@ -16,6 +16,7 @@ from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
 from chainwright.diagnose import (
     Emergence,
     ErrorTable,
+    HeadComparison,
     HeadRoles,
     IterationOverlap,
     IterationScores,
@@ -24,6 +25,7 @@ from chainwright.diagnose import (
     LogitLens,
     SlotContexts,
     StepSaliency,
+    compare_heads,
     first_errors,
     head_roles,
     iteration_overlap,
@@ -32,10 +34,11 @@ from chainwright.diagnose import (
     logit_lens,
     step_saliency,
 )
-from chainwright.evaluation import Accuracy, evaluate
+from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
 from chainwright.lab import IterationConfig
 from chainwright.lab.iteration import held_out_sets, measure
 from chainwright.lab.iteration_model import new_iteration_model
+from chainwright.repair import Candidates
 from chainwright.traces import Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words
@@ -68,10 +71,21 @@ def emergence() -> Emergence:
     return measure(new_iteration_model(config), config, held_out_sets(config), 0, 2.5)
 
 
+def candidates() -> Candidates:
+    row = {"layer": 0, "head": 1, "mended": 0.5, "kept": 0.75, "rectification": 0.25, "types": ["clf: x"]}
+    return Candidates(
+        heads=[[0, 1]], rows=[{**row, "is_chosen": True}], coverage=[0.5], any_head=0.5, types={"clf: x": [[0, 1]]},
+        n_errors=2, n_right=4,
+    )  # fmt: skip
+
+
 MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
+    Candidates: candidates,
+    Comparison: lambda: compare({"plain": traces(), "again": traces()}),
     Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
+    HeadComparison: lambda: compare_heads(roles(), roles()),
     HeadRoles: roles,
     IterationOverlap: lambda: iteration_overlap(iteration(), torch.arange(12.0).reshape(3, 4)),
     IterationScores: iteration,

@@ -4,11 +4,11 @@ from chainwright.diagnose._sweep_plan import SweepPlan, plan_knockout_effects
 from chainwright.diagnose.alternatives import Alternatives, alternatives
 from chainwright.diagnose.back_attention import BackAttentionFinding
 from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
-from chainwright.diagnose.compare_heads import HeadComparison, compare_heads
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.flow_stages import FlowStages, MarkedQuery, flow_stages
+from chainwright.diagnose.head_comparison import HeadComparison, compare_heads
 from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
 from chainwright.diagnose.iteration import (
     IterationOverlap,
@@ -31,8 +31,8 @@ __all__ = [
     "ErrorTable",
     "FlowStages",
     "HeadCheck",
-    "HeadEvidence",
     "HeadComparison",
+    "HeadEvidence",
     "HeadRoles",
     "IterationOverlap",
     "IterationScores",

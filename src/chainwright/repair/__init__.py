@@ -3,7 +3,8 @@
 from chainwright.repair._answers import AnswerTraining
 from chainwright.repair.back_attention import BackAttention
 from chainwright.repair.base import Cost, Origin, Repair, bundled_repairs
-from chainwright.repair.baselines import RemoveAndResample
+from chainwright.repair.baselines import DoLa, RemoveAndResample
+from chainwright.repair.candidates import Candidates, find_candidates
 from chainwright.repair.detector import EntropyDetector, GoldDetector, TrainedDetector
 from chainwright.repair.stepflow import StepFlow, choose_layers
 from chainwright.repair.tcr import TCR, TCRConfig
@@ -12,7 +13,9 @@ __all__ = [
     "TCR",
     "AnswerTraining",
     "BackAttention",
+    "Candidates",
     "Cost",
+    "DoLa",
     "EntropyDetector",
     "GoldDetector",
     "Origin",
@@ -23,4 +26,5 @@ __all__ = [
     "TrainedDetector",
     "bundled_repairs",
     "choose_layers",
+    "find_candidates",
 ]

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright.edits import Head
@@ -28,6 +29,10 @@ from chainwright.repair.base import Origin
 from chainwright.repair.correcting import CorrectingRepair, Detector, Seen, Without
 from chainwright.repair.detector import detector_settings, restore_detector
 from chainwright.repair.selector import Selector, restore_selector, selector_settings
+from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.fitting import FitConfig
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,30 @@ class TCR(CorrectingRepair):
         self.max_bytes = self.config.max_bytes
         if not self.layers and (selector.reads_hidden or detector.reads_hidden):
             raise BadInput("This selector or detector reads hidden states, but no layers were given to read them from.")
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        traces: Sequence[Trace],
+        *,
+        config: FitConfig | None = None,
+    ) -> TCR:
+        """Return a TCR fitted on traces of a model; `chainwright.repair.fitting.fit_tcr` also returns what it measured.
+
+        Args:
+            model: A Transformers decoder.
+            tokenizer: Its tokenizer.
+            traces: Its greedy traces of problems, right and wrong ones.
+            config: How to fit.
+
+        Raises:
+            BadInput: The traces hold no error or no right token, or have no problems.
+        """
+        from chainwright.repair.fitting import fit_tcr
+
+        return fit_tcr(model, tokenizer, traces, config=config).repair
 
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
         """Return the logits that the vote makes; rows in which the selector abstains stay as they are."""
