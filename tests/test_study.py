@@ -18,7 +18,7 @@ import torch
 import study_nursery
 from chainwright import study, tasks
 from chainwright._errors import BadInput
-from chainwright.diagnose import HeadCheck
+from chainwright.diagnose import Alternatives, HeadCheck
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.studies import Job, Study, Watch, instruments
 from chainwright.studies.diagnosis import DiagnosisPlan
@@ -60,7 +60,7 @@ def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis]) ->
     cells = ["parity-013-0", "parity-014-0", "clf-002-0", "clf-013-0"]
     units = Study.open(folder).units
     assert units[:10] == [f"traces/{c}" for c in cells] + ["accuracy"] + [f"scores/{c}" for c in cells] + ["errors"]
-    assert len(units) > 10 and all(unit.startswith("heads/") for unit in units[10:])
+    assert len(units) > 10 and all(unit.startswith(("heads/", "evidence/")) for unit in units[10:])
     assert len(found.traces) == len(found.scores) == len(found.token_strs) == 24
     assert found.roles, "the reasoner fails at 13 and 14 hops"
     names = files(folder)
@@ -69,6 +69,12 @@ def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis]) ->
     for trace, strings in zip(found.traces, found.token_strs, strict=True):
         assert len(strings) == len(trace)
     assert found.token_strs[0][0] == "<bos>"
+    others, *evidence = found.findings
+    assert isinstance(others, Alternatives)
+    assert sorted(set(others.trace.tolist())) == list(range(24)), "cells are joined in their order"
+    for i, (trace, at) in enumerate(zip(others.trace.tolist(), others.position.tolist(), strict=True)):
+        assert int(others.top_ids[i, 0]) == int(found.scores[trace].argmax[at])
+    assert [(e.task, e.error_type) for e in evidence] == [(r.task, r.error_type) for r in found.roles]
     known = Study.open(folder).manifest
     assert known.kind == "diagnosis" and known.config["seeds"] == [0] and known.model["model"] == "reasoner"
     assert len(known.model["fingerprint"]) == 16 and known.chainwright == "0.1.0"

@@ -46,6 +46,25 @@ class Alternatives(Finding):
     p_expected: Tensor
     token_strs: Mapping[str, str]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Alternatives], n_traces: Sequence[int]) -> Alternatives:
+        """Return several findings as one, of all their traces one after another.
+
+        Args:
+            parts: At least one, made with the same settings.
+            n_traces: How many traces each was made of.
+        """
+        starts = [sum(n_traces[:i]) for i in range(len(n_traces))]
+        names = ("position", "top_ids", "p_top", "expected_ids", "p_expected")
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(
+            trace=torch.cat([part.trace + start for part, start in zip(parts, starts, strict=True)]),
+            **columns,
+            token_strs={token: text for part in parts for token, text in part.token_strs.items()},
+            config=parts[0].config,
+            provenance=parts[0].provenance,
+        )
+
     def summary(self) -> str:
         """Return how often the expected token is not the likeliest, and how often it is the second then."""
         known = self.expected_ids >= 0

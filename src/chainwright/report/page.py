@@ -47,7 +47,7 @@ def write_report(diagnosis: Diagnosis | None, path: Path, *, findings: Sequence[
 
 def render(diagnosis: Diagnosis | None, *, findings: Sequence[Finding] = ()) -> str:
     """Return the report as a string."""
-    material = Material(diagnosis, tuple(findings))
+    material = Material(diagnosis, (*(diagnosis.findings if diagnosis else ()), *findings))
     sections = [section for build in SECTIONS if (section := build(material)) is not None]
     if not sections:
         kinds = ", ".join(sorted({type(f).__name__ for f in findings})) or "nothing"

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
 from chainwright._errors import BadInput
+from chainwright._finding import Finding
 from chainwright._summary import summary_lines
 from chainwright.decode import TokenScores
 from chainwright.diagnose import ErrorTable, RoleFinding
@@ -72,6 +73,7 @@ class Diagnosis:
         scores: Token scores of each trace, in the same order.
         token_strs: The text of each token of each trace.
         skipped: Key error types that were not searched for heads, and why.
+        findings: What else was measured, for the report: alternatives, and the evidence for heads.
     """
 
     config: DiagnoseConfig
@@ -83,6 +85,7 @@ class Diagnosis:
     errors: ErrorTable
     roles: list[RoleFinding]
     skipped: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     def summary(self) -> list[str]:
         """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try."""
@@ -151,6 +154,7 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
         ErrorTable.load(done["errors"]),
         [instruments.load_role(done[unit], *key) for key, unit in units.items() if unit in done],
         [f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in units.items() if unit in done.skipped],
+        [*instruments.load_alternatives(config, done), *instruments.load_evidence(done)],
     )
 
 

@@ -2,9 +2,10 @@
 
     traces/<task>-<hops>-<seed>   the traces of a cell, and the text of each of their tokens
     accuracy                      accuracy by task and hops, over all seeds
-    scores/<task>-<hops>-<seed>   what the model gave each token of them
+    scores/<task>-<hops>-<seed>   what the model gave each token of them, and what else it might have said
     errors                        first errors, with entropies
     heads/<task>-<type>           head roles of a key error type, and what the best head does on contexts held out
+    evidence/<task>-<type>        what the model says at those errors without each of the heads that stand out
 
 An instrument lists units only when what they read is finished.
 """
@@ -30,14 +31,18 @@ from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
 from chainwright.decode import TokenScores, generate, score_all
 from chainwright.diagnose import (
+    Alternatives,
     ErrorTable,
     HeadCheck,
+    HeadEvidence,
     HeadRoles,
     RoleFinding,
+    alternatives,
     check_head,
     correct_contexts,
     erroneous_contexts,
     first_errors,
+    head_evidence,
     head_roles,
 )
 from chainwright.evaluation import evaluate
@@ -173,12 +178,13 @@ class Errors(Instrument):
         return [*scores, "errors"] if done.are_finished(scores) else scores
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write the scores of a cell's traces, or an `ErrorTable`."""
+        """Write the scores and alternatives of a cell's traces, or an `ErrorTable`."""
         if job.unit == "errors":
             first_errors(load_traces(bench.config, job.done), load_scores(bench.config, job.done)).save(job.out)
             return
         traces = read_traces(job.done[f"traces/{_cell(bench.config, job.unit).name}"] / "traces.parquet")
         _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
+        alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a phrase."""
@@ -189,17 +195,27 @@ class Errors(Instrument):
 
 
 class Heads(Instrument):
-    """Head roles at each key error type, and a check of the best head."""
+    """Head roles at each key error type with a check of the best head, and the evidence for them."""
 
-    name, needs, groups = "heads", ("errors",), ("heads",)
+    name, needs, groups = "heads", ("errors",), ("heads", "evidence")
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return one unit a key error type, once those are known."""
-        return [head_unit(task, kind) for task, kind in key_types(done)] if "errors" in done else []
+        """Return a unit a key error type, once those are known, and one of evidence for each that has roles."""
+        heads = [head_unit(task, kind) for task, kind in key_types(done)] if "errors" in done else []
+        located = heads if done.are_finished(heads) else []
+        return [*heads, *(evidence_unit(unit) for unit in located if unit in done)]
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write `HeadRoles` and, if contexts could be held out, what its best head does on them."""
-        task, kind = next(key for key in key_types(job.done) if head_unit(*key) == job.unit)
+        """Write `HeadRoles` and, if contexts could be held out, what its best head does on them; or `HeadEvidence`."""
+        key = next(k for k in key_types(job.done) if job.unit in (head_unit(*k), evidence_unit(head_unit(*k))))
+        if job.unit == head_unit(*key):
+            self._roles(bench, job, *key)
+            return
+        found = load_role(job.done[head_unit(*key)], *key)
+        traces, n = load_traces(bench.config, job.done), 2 * bench.config.n_contexts
+        head_evidence(bench.model, bench.tokenizer, traces, found, n=n).save(job.out)
+
+    def _roles(self, bench: Bench, job: Job, task: str, kind: str) -> None:
         rank = [k for t, k in key_types(job.done) if t == task].index(kind)
         if rank >= bench.config.max_types:
             raise Skip(f"more than {bench.config.max_types} key types")
@@ -212,8 +228,9 @@ class Heads(Instrument):
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a phrase with the task and the type."""
-        task, _, kind = unit.removeprefix("heads/").partition("-")
-        return f"Heads at {tasks.title(task)}, {kind.replace('-', ' ')}"
+        task, _, kind = unit.partition("/")[2].partition("-")
+        what = "Heads" if unit.startswith("heads/") else "Evidence for heads"
+        return f"{what} at {tasks.title(task)}, {kind.replace('-', ' ')}"
 
 
 INSTRUMENTS: tuple[Instrument, ...] = (Traces(), AccuracyOf(), Errors(), Heads())
@@ -242,6 +259,11 @@ def head_unit(task: str, kind: str) -> str:
     return f"heads/{task}-{kind.replace(' ', '-')}"
 
 
+def evidence_unit(unit: str) -> str:
+    """Return the id of the unit with the evidence for the heads that another unit located."""
+    return f"evidence/{unit.partition('/')[2]}"
+
+
 def key_types(done: Mapping[str, Path]) -> list[tuple[str, str]]:
     """Return (task, error type) of every key error type, the most frequent of a task first."""
     found = ErrorTable.load(done["errors"]).key_types
@@ -257,6 +279,21 @@ def load_scores(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[TokenS
     """Return the scores of all traces, in their order."""
     paths = [done[f"scores/{cell.name}"] / "scores.safetensors" for cell in cells(config)]
     return [scores for path in paths for scores in _load_scores(path)]
+
+
+def load_alternatives(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Alternatives]:
+    """Return what else might have been said, in one finding; none for a study of an older version."""
+    folders = [(unit, done[f"scores/{unit.partition('/')[2]}"] / "alternatives") for unit in trace_units(config)]
+    if not all(folder.exists() for _, folder in folders):
+        return []
+    n_traces = [len(read_traces(done[unit] / "traces.parquet")) for unit, _ in folders]
+    return [Alternatives.joined([Alternatives.load(folder) for _, folder in folders], n_traces)]
+
+
+def load_evidence(done: Mapping[str, Path]) -> list[HeadEvidence]:
+    """Return the evidence for heads at every error type that has some, in the order of the key types."""
+    units = [evidence_unit(head_unit(*key)) for key in key_types(done)]
+    return [HeadEvidence.load(done[unit]) for unit in units if unit in done]
 
 
 def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[int, str]:
