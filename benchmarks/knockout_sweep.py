@@ -186,7 +186,7 @@ def make_case(folder: Path, *, quick: bool, is_sharp: bool = True) -> None:
     save_file({"ids": ids, "tokens": tokens}, folder / "rows.safetensors")
 
 
-BENCH_SIZE = {"n": 4, "t": 256, "d": 256, "l": 8, "h": 8, "v": 4096}
+BENCH_SIZE = {"n": 8, "t": 256, "d": 256, "l": 8, "h": 8, "v": 4096}
 
 
 def run_one(way: str, folder: Path, threads: int) -> None:
@@ -316,7 +316,7 @@ def reasoner_case(n_each: int) -> tuple[Any, Tensor, Tensor, Tensor]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, times mean nothing")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="on shared cores more threads wait for each other")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.diagnose import KnockoutEffects, knockout_effects, plan_knockout_effects
 from chainwright.diagnose._sweep_first import Sharing
+from chainwright.diagnose._sweep_query import LastQuery
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -135,6 +136,30 @@ def test_what_the_heads_of_a_layer_share_is_computed_once(
     used.clear()
     assert_close(knockout_effects(model, ids, tokens).effect, got.effect, "modules as they are", tolerance)
     assert used == [0] * 3
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("llama", ["q_proj"]),
+        ("gemma2", ["q_proj"]),
+        ("phi3", []),
+        ("gpt2", []),
+        ("deepseek_v3", ["q_a_proj", "q_b_proj"]),
+    ],
+)
+def test_of_the_last_layer_queries_are_made_at_the_last_position_only(
+    family: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = tiny(family), [random_ids(1, 12, seed=n)[0] for n in range(2)]
+    found: list[LastQuery] = []
+    tried = LastQuery._tried
+    monkeypatch.setattr(LastQuery, "_tried", lambda self, *asked: found.append(self) or tried(self, *asked))
+    got = knockout_effects(model, torch.stack(rows), TOKENS[:2])
+    (last,) = found
+    own = {module: name for name, module in last.layer.attention.named_modules()}
+    assert sorted(own[module] for module in last.makes_queries) == names
+    assert_close(got.effect, slow_effects(model, lacking(model, family), rows, TOKENS, "all"), family, TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])

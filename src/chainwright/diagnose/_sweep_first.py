@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chainwright.diagnose._sweep_plain import LayerCall
+from chainwright.diagnose._sweep_plain import LayerCall, returning
+from chainwright.diagnose._sweep_query import LastQuery
 from chainwright.models.anatomy import Anatomy, Layer, first_tensor
 
 _N_COMPARED = 16
@@ -93,7 +94,7 @@ class Shared:
     def given(self, rows: Tensor, heads: Tensor) -> Iterator[None]:
         """Let the layer's modules return what they would without one head in each row."""
         z = self._z(rows, heads)
-        attn_out = _less(self.attn_out[rows], z, self.weights.writes[heads])
+        attn_out = _less(self.attn_out, rows, z, self.weights.writes[heads])
         with ExitStack() as stack:
             stack.enter_context(returning(self.layer.attention, lambda *_, **__: as_output(self.call, attn_out)))
             if self.readers:
@@ -114,7 +115,7 @@ class Shared:
 
         def answer(reader: _Reader) -> Callable[[Tensor], Tensor]:
             def forward(normed: Tensor) -> Tensor:
-                out = _less(reader.plain[rows], z, reader.per_head[heads]).mul_(scale[-1].reshape(*z.shape[:2], 1))
+                out = _less(reader.plain, rows, z, reader.per_head[heads]).mul_(scale[-1].reshape(*z.shape[:2], 1))
                 if reader.constant is not None:
                     out += reader.constant
                 return out.reshape(*normed.shape[:-1], out.shape[-1])
@@ -126,20 +127,6 @@ class Shared:
             stack.enter_context(returning(reader.module, answer(reader)))
 
 
-@contextmanager
-def returning(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module return what `forward` does; hooks on it are still called."""
-    before = module.__dict__.get("forward")  # there is one where weights are moved between devices
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
-
-
 def as_output(call: LayerCall, attn_out: Tensor) -> Any:
     """Return `attn_out` `[R, T, D]` in the form in which the attention module returned its own."""
     recorded = first_tensor(call.attn_output)
@@ -149,9 +136,12 @@ def as_output(call: LayerCall, attn_out: Tensor) -> Any:
     return attn_out if isinstance(output, Tensor) else type(output)((attn_out, *output[1:]))
 
 
-def _less(plain: Tensor, z: Tensor, per_head: Tensor) -> Tensor:
-    """Return `plain - z per_head` in the place of `plain`."""
-    return plain.baddbmm_(z, per_head, alpha=-1)
+def _less(plain: Tensor, rows: Tensor, z: Tensor, per_head: Tensor) -> Tensor:
+    """Return `plain[rows] - z per_head`."""
+    if bool((rows == rows[0]).all()):
+        row = int(rows[0])
+        return torch.baddbmm(plain[row : row + 1].expand(len(rows), -1, -1), z, per_head, alpha=-1)
+    return plain[rows].baddbmm_(z, per_head, alpha=-1)
 
 
 class Sharing:
@@ -160,6 +150,7 @@ class Sharing:
     def __init__(self, parts: Anatomy):
         self.parts = parts
         self.kept: dict[int, _Weights] = {}
+        self.last_query = LastQuery(parts.layers[-1])
 
     def of_layer(self, layer: int, call: LayerCall, n_variants: int) -> Shared | None:
         """Return what `n_variants` variants of a layer share, or None where sharing would round too much.

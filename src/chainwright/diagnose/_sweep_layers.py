@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from chainwright._errors import UnsupportedModel
-from chainwright.diagnose._sweep_first import Shared, Sharing, as_output, returning
+from chainwright.diagnose._sweep_first import Shared, Sharing, as_output
 from chainwright.diagnose._sweep_plain import (
     Contexts,
     Found,
@@ -25,12 +24,13 @@ from chainwright.diagnose._sweep_plain import (
     is_edited,
     most_off,
     record,
+    returning,
     total_variation,
 )
 from chainwright.models.anatomy import Anatomy, Layer, first_tensor
 from chainwright.models.capture import Positions
 from chainwright.models.residual import unembed
-from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach
+from chainwright.models.seam import Handlers, attach
 
 
 class _Variants(NamedTuple):
@@ -63,7 +63,7 @@ def from_layer(
     with attach(parts.model, Handlers({})):
         plain = plain or record(parts, contexts, attached(parts))
         yield Found(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
-        _check_replay(parts, plain, n_rows)
+        _check_replay(parts, plain, n_rows, sharing)
         for layer in range(parts.n_layers):
             chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
             if not chunks:
@@ -71,7 +71,7 @@ def from_layer(
             pairs = torch.cat(chunks)
             shared = sharing.of_layer(layer, plain.calls[layer], len(pairs)) if positions == "all" else None
             hidden = torch.cat(
-                [_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows), shared) for c in chunks]
+                [_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows), sharing, shared) for c in chunks]
             )
             del shared
             where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
@@ -102,12 +102,12 @@ def _chunks(wanted: Tensor, at_once: int, *, in_rows: bool) -> Iterator[Tensor]:
         yield torch.stack([rows, head.expand_as(rows)], dim=1)
 
 
-def _check_replay(parts: Anatomy, plain: Plain, n_rows: int) -> None:
+def _check_replay(parts: Anatomy, plain: Plain, n_rows: int, sharing: Sharing) -> None:
     """Check on the first row that the layers called one by one do what the model did."""
     n_rerun = n_rows if is_edited(parts) else 1
     every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
-    for layer in {0, parts.n_layers // 2, parts.n_layers - 1}:
-        hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows))
+    for layer in {0, parts.n_layers - 1}:
+        hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows), sharing)
         off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
         if not off <= most_off(parts):
             raise UnsupportedModel(
@@ -117,7 +117,9 @@ def _check_replay(parts: Anatomy, plain: Plain, n_rows: int) -> None:
             )
 
 
-def _rerun(parts: Anatomy, calls: list[LayerCall], variants: _Variants, shared: Shared | None = None) -> Tensor:
+def _rerun(
+    parts: Anatomy, calls: list[LayerCall], variants: _Variants, sharing: Sharing, shared: Shared | None = None
+) -> Tensor:
     """Return the last layer's output at the last position `[R, D]` with each variant's head silenced."""
     rows = variants.pairs[:, 0]
     hidden: Tensor | None = None
@@ -127,7 +129,7 @@ def _rerun(parts: Anatomy, calls: list[LayerCall], variants: _Variants, shared: 
         is_first, is_last = at == variants.layer, at == parts.n_layers - 1 and call.is_positionwise
         with ExitStack() as stack:
             if is_last:
-                z = _silenced(call.z[:, -1:], variants) if is_first else _last_query(layer, args, kwargs)
+                z = _silenced(call.z[:, -1:], variants) if is_first else sharing.last_query.z(args, kwargs)
                 args, kwargs = _at_last_position(args, kwargs)
                 stack.enter_context(_attention_gives(layer, call, z))
             elif is_first and shared is not None:
@@ -153,29 +155,6 @@ def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> AbstractContex
     """Let the layer's attention module, instead of attending, return the projection of `z`."""
     given = as_output(call, layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
     return returning(layer.attention, lambda *args, **kwargs: given)
-
-
-class _Enough(Exception):
-    """Leaves a layer with z of the last query, `[R, 1, H, d]`."""
-
-    def __init__(self, z: Tensor):
-        super().__init__()
-        self.z = z
-
-
-def _last_query(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return what the heads of a layer put out at the last position, `[R, 1, H, d]`, and run nothing else of it."""
-
-    def attend_once(call: AttentionCall, attend: Attend) -> Tensor:
-        mask = call.mask if call.mask is None else call.mask[:, :, -1:]
-        raise _Enough(attend(replace(call, q=call.q[:, :, -1:], mask=mask)))
-
-    handlers = Handlers({int(layer.attention.layer_idx): (attend_once,)})  # type: ignore[arg-type]
-    try:
-        layer.block(*args, **{**kwargs, STATE_KEY: handlers})
-    except _Enough as enough:
-        return enough.z
-    raise AssertionError("the layer did not call the seam")
 
 
 def _at_last_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
