@@ -144,7 +144,7 @@ def head_evidence(
     found: RoleFinding,
     *,
     n: int = 32,
-    n_heads: int = 8,
+    n_heads: int = 6,
     n_top: int = 5,
 ) -> HeadEvidence:
     """Return what the model says at errors of one type without each of the heads that a diagnosis named.
