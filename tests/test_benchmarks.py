@@ -1,5 +1,7 @@
 """The benchmark's own code path, without the other tools, so that the script cannot rot."""
 
+import argparse
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -62,3 +64,17 @@ def test_a_way_that_cannot_run_is_named_with_its_reason(
     found = bench.run_all([bench.PLAIN], tmp_path, repeats=1, threads=1)
     assert "missing.py" in found[bench.PLAIN]["failed"]
     assert "cannot run: " in bench.table(found, tmp_path)
+
+
+def test_the_cost_of_back_attention_is_set_beside_the_formula() -> None:
+    script = SCRIPT.parent / "back_attention.py"
+    spec = importlib.util.spec_from_file_location("back_attention_bench", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {None: module.Took(1.0, 2.0), 0: module.Took(2.0, 4.2), 6: module.Took(1.25, 2.5)}
+    lines = module.table(found, 8)
+    assert lines[3].split("|")[4:8] == [" 4200.00 ", " 2.10 ", " 2.00 ", " 1.05 "]
+    assert lines[4].split("|")[6:8] == [" 1.25 ", " 1.00 "]
+    model = module.random_model(argparse.Namespace(d_model=32, layers=2))
+    took = module.decode(model, torch.arange(8)[None], 2, contextlib.nullcontext())
+    assert took.prefill > 0 and took.token > 0

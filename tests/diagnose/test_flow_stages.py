@@ -30,7 +30,9 @@ def test_stages_are_the_mean_over_queries(tmp_path):
     model = tiny("qwen3")
     queries = [MarkedQuery(random_ids(1, 6, seed=s)[0], 7 + s, (1,), (3,)) for s in range(2)]
     found = flow_stages(model, queries, **_OPTIONS)
-    single = [stage_credit(logit_flow(model, q.input_ids, q.token_id, **_OPTIONS), (1,), (3,)) for q in queries]
+    single = [
+        stage_credit(logit_flow(model, q.input_ids, q.token_id, norm="frozen", **_OPTIONS), (1,), (3,)) for q in queries
+    ]
     assert_close(found.credit, torch.stack(single).mean(0))
     assert found.n_queries == 2 and abs(sum(found.shares) - 1) < 1e-6
     assert all(0 <= first <= last <= 2 for first, last in found.spans())

@@ -24,6 +24,7 @@ from chainwright.diagnose._flow_trace import ATTN, FFN
 from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
+from chainwright.models.residual import NormMode
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -108,12 +109,16 @@ class FlowStages(Finding):
         return stages(self.credit)
 
 
-def flow_stages(model: nn.Module, queries: Sequence[MarkedQuery], **options: Any) -> FlowStages:
+def flow_stages(
+    model: nn.Module, queries: Sequence[MarkedQuery], *, norm: NormMode = "frozen", **options: Any
+) -> FlowStages:
     """Return at which layers the stages A to D of a set of queries stand.
 
     Args:
         model: A Transformers decoder.
         queries: Contexts with marked positions.
+        norm: As in `logit_lens`. With "final" the neurons of the first layers, which add to a small stream, each raise
+            the token by almost all that the layer does, and drown the rest.
         **options: Passed on to `logit_flow`.
 
     Raises:
@@ -125,12 +130,12 @@ def flow_stages(model: nn.Module, queries: Sequence[MarkedQuery], **options: Any
         _check_marks(i, query)
     total = torch.zeros(len(STAGES), anatomy(model).n_layers)
     for query in queries:
-        flow = logit_flow(model, query.input_ids, query.token_id, **options)
+        flow = logit_flow(model, query.input_ids, query.token_id, norm=norm, **options)
         total += stage_credit(flow, query.entity, query.relation)
     return FlowStages(
         credit=total / len(queries),
         n_queries=len(queries),
-        config={name: value for name, value in options.items() if isinstance(value, (int, str))},
+        config={"norm": norm} | {name: value for name, value in options.items() if isinstance(value, (int, str))},
         provenance=provenance(anatomy(model).model),
     )
 
