@@ -1,6 +1,6 @@
 """What decoding with TCR costs: beside the model alone, and beside running each prefix again without each head.
 
-    python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 8]
+    python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 2] [--task parity --hops 40]
 
 Every way decodes the same problems with the bundled reasoner, on one thread, in turns; the table gives the median of
 the turns. "prefixes again" decides the same tokens with one full pass a head at each flagged token.
@@ -56,11 +56,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("-n", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--task", help="Only this task; left out: all seven.")
+    parser.add_argument("--hops", type=int, help="Hops of its problems; left out: the last but one of the usual.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model("reasoner", device="cpu")
     repair = TCR.from_pretrained(options.repair)
-    problems = [p for task in tasks.names() for p in tasks.sample(task, REASONER_HOPS[task][-2], options.n, 5)]
+    names = [options.task] if options.task else tasks.names()
+    cells = [(task, options.hops or REASONER_HOPS[task][-2]) for task in names]
+    problems = [p for task, hops in cells for p in tasks.sample(task, hops, options.n, 5)]
     plain, cached, again = [], [], []
     for _ in range(options.repeats):
         plain.append(decode(model, tokenizer, problems, None, options.batch)[0])

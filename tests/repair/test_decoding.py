@@ -13,7 +13,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput, EditNeverFired
 from chainwright.decode import _SeededDraw, generate, score
 from chainwright.models.load import load_model
-from chainwright.repair import TCR, EntropyDetector, RemoveAndResample, TCRConfig
+from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, TCRConfig
 from chainwright.repair.correcting import Seen
 from chainwright.repair.selector import RandomSelector
 from chainwright.traces import Trace
@@ -291,3 +291,27 @@ def test_generate_and_its_defaults_take_a_repair() -> None:
     for trace in traces:
         found = score(model, trace, repair=repair)
         assert found.argmax[trace.response_start :].tolist() == trace.response_ids.tolist()
+
+
+def test_dola_contrasts_the_last_layer_with_the_one_that_disagrees_most() -> None:
+    model, ids = tiny("llama"), rows()[0][None]
+    repair = DoLa(3, layers=[0, 1])
+    with repair.attached(model):
+        out = model.generate(
+            ids, max_new_tokens=1, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
+        )
+    with torch.no_grad():
+        states = model(input_ids=ids, output_hidden_states=True)
+        last = states.logits[0, -1].log_softmax(-1)
+        early = [model.lm_head(model.model.norm(h[0, -1])).log_softmax(-1) for h in states.hidden_states[1:3]]
+
+    def divergence(a: Tensor, b: Tensor) -> float:
+        m = ((a.exp() + b.exp()) / 2).log()
+        return float((a.exp() * (a - m)).sum() + (b.exp() * (b - m)).sum()) / 2
+
+    chosen = max(early, key=lambda e: divergence(last, e))
+    want = (last - chosen).masked_fill(last < last.max() + math.log(0.1), -math.inf)
+    got = out.logits[0][0]
+    assert_equal(got.isinf(), want.isinf())
+    assert_close(got[~want.isinf()], want[~want.isinf()], "contrast", 1e-4)
+    assert int(out.sequences[0, -1]) == int(want.argmax())

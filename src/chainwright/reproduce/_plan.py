@@ -84,9 +84,7 @@ def estimate(
             empty = AutoModelForCausalLM.from_config(found, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(
-            f"The config of {config.model!r} could not be read, so nothing can be planned: {first}"
-        ) from error
+        raise BadInput(f"The config of {config.model!r} cannot be read, so nothing can be planned: {first}") from error
     number = getattr(torch, dtype or str(found.dtype or torch.float32).removeprefix("torch."))
     text = found.get_text_config()
     n_parameters = sum(p.numel() for p in empty.parameters())

@@ -1,0 +1,128 @@
+"""The study of TCR, small: it goes on after a kill, pairs its problems, and its forecast equals its decoding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from chainwright import load_model, tasks
+from chainwright._errors import BadInput
+from chainwright.evaluation import Comparison
+from chainwright.repair import TCR, Repair, bundled_repairs
+from chainwright.reproduce._plan import estimate
+from chainwright.reproduce._tables import study_lines
+from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
+from chainwright.studies import Job, Study
+from study_plans import files
+
+WAYS = ("none", "TCR, gold", "best head, gold", "DoLa")
+
+
+def config(**changes: object) -> ReproduceTCRConfig:
+    given = {
+        "model": "reasoner",
+        "hops": {"clf": (12, 13)},
+        "n": 2,
+        "seeds": (1, 2),
+        "ways": WAYS,
+        "variants": ("all",),
+    }
+    return ReproduceTCRConfig(**{**given, "variants": ("all",), "repair": "tcr-reasoner", **changes})
+
+
+class Stops(ReproduceTCR):
+    """Is killed after a few units."""
+
+    left = 4
+
+    def compute(self, job: Job) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        super().compute(job)
+
+
+def make(kind: type[ReproduceTCR], **changes: object) -> ReproduceTCR:
+    return kind(*load_model("reasoner", device="cpu"), config(**changes))
+
+
+def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        Study.make(killed, make(Stops)).run()
+    plan = make(ReproduceTCR)
+    study = Study.make(killed, plan)
+    done = study.run()
+    Study.make(tmp_path / "whole", make(ReproduceTCR)).run()
+    assert files(killed) == files(tmp_path / "whole")
+
+    found = Comparison.load(done["comparison"] / "comparison")
+    shares = {way: found.overall(way)["exact"] for way in WAYS}
+    assert shares["none"] <= shares["TCR, gold"] <= shares["best head, gold"]
+    assert found.overall("best head, gold")["n_broken"] == 0, "gold flags never touch a right chain"
+    lines = list(study_lines(plan, study, done))
+    rows = [line for line in lines if line.startswith("| gold | any head, chosen by the answer")]
+    assert float(rows[0].split("|")[3]) == pytest.approx(shares["best head, gold"], abs=5e-4)
+    alone = next(line for line in lines if line.startswith("| none | model alone"))
+    assert float(alone.split("|")[3]) == pytest.approx(shares["none"], abs=5e-4)
+    counts = plan.counts(done, "TCR, gold")
+    assert 0 < counts["n_flagged"] < counts["n_tokens"]
+    assert plan.counts(done, "none") == {}
+
+
+def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:
+    assert bundled_repairs() == ["tcr-reasoner"]
+    repair = Repair.from_pretrained("tcr-reasoner")
+    assert isinstance(repair, TCR)
+    model, tokenizer = load_model("reasoner", device="cpu")
+    repair.check_model(model)
+    assert repair.end_ids == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hops": {}}, "at least one task with hops"),
+        ({"hops": {"sums": (2,)}}, "Unknown task 'sums'"),
+        ({"ways": ("none", "magic")}, "Unknown way of decoding 'magic'"),
+        ({"variants": ("some",)}, "Unknown variant 'some'"),
+        ({"repair": None}, "at least one task with hops is needed"),
+        ({"seeds": (1, 100)}, "fit_seed 100 is one of the test seeds"),
+        ({"n": 0}, "n must be at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        config(**changes)
+
+
+def test_gold_flags_need_one_right_wording() -> None:
+    _, tokenizer = load_model("reasoner", device="cpu")
+    with pytest.raises(BadInput, match="Gold flags need the short rendering"):
+        gold_detector(tokenizer, tasks.sample("clf", 2, 1, rendering="natural"))
+    assert not any("gold" in way for way in ways_for("natural", quick=False))
+    assert "TCR, gold" in ways_for("short", quick=True)
+
+
+def test_a_plan_counts_weights_and_answers_without_running() -> None:
+    found = estimate(config())
+    model, _ = load_model("reasoner", device="cpu")
+    assert found.n_parameters == sum(p.numel() for p in model.parameters())
+    assert found.n_answers == 3 * 2 * len(WAYS)
+    assert found.weight_gb == pytest.approx(4 * found.n_parameters / 1e9)
+    assert "Memory about" in found.summary() and found.hours > 0
+    with pytest.raises(BadInput, match="cannot be read, so nothing can be planned"):
+        estimate(config(model="no/such-model-here"))
+
+
+def seeds_of(text: str) -> Sequence[int]:
+    from chainwright._choices import parse_seeds
+
+    return parse_seeds(text)
+
+
+def test_seeds_are_different_whole_numbers() -> None:
+    assert seeds_of("11, 12") == (11, 12)
+    for bad in ("", "1,1", "a", "1.5"):
+        with pytest.raises(BadInput, match="Seeds must be different whole numbers"):
+            seeds_of(bad)
