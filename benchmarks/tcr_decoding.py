@@ -2,8 +2,8 @@
 
     python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 2] [--task parity --hops 40]
 
-Every way decodes the same problems with the bundled reasoner, on one thread, in turns; the table gives the median of
-the turns. "prefixes again" decides the same tokens with one full pass a head at each flagged token.
+Every way decodes the same problems with the bundled reasoner, on one thread, in turns; the table gives the median CPU
+time of the turns. "prefixes again" decides the same tokens with one full pass a head at each flagged token.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class PrefixesAgain:
 
 
 def decode(model, tokenizer, problems, repair, batch: int) -> tuple[float, list]:
-    start = time.perf_counter()
+    start = time.process_time()
     traces = generate(model, tokenizer, problems, repair=repair, batch_size=batch, progress=False)
-    return time.perf_counter() - start, traces
+    return time.process_time() - start, traces
 
 
 def main() -> None:
