@@ -15,6 +15,7 @@ from chainwright.diagnose.circuit import KINDS
 from chainwright.reproduce.iteration_heads import IterationHeads
 
 _LEARNED, _CLEAR, _TOGETHER = 0.9, 0.5, 150
+_PAPER_WIDTH = 128
 Row = dict[str, Any]
 
 
@@ -30,7 +31,8 @@ class Claim(NamedTuple):
 def claims(found: IterationHeads) -> list[Claim]:
     """Return every claim that these results can be held against."""
     runs = found.runs
-    every = [_together, _order, _copy_first, _transfer, _without_chain, _narrow, _layers, _positions, _exceptions]
+    every = [_together, _order, _copy_first, _transfer, _without_chain, _narrow, _layers, _positions, _lengths]
+    every.append(_exceptions)
     return [claim for rule in every if (claim := rule(runs)) is not None] + _reasoner(found)
 
 
@@ -139,10 +141,14 @@ def _without_chain(runs: Mapping[str, Emergence]) -> Claim | None:
 
 
 def _narrow(runs: Mapping[str, Emergence]) -> Claim | None:
-    widths = {int(r.config["d_model"]): r for r in _usual(runs, tasks="polynomial", max_length=_ablated(runs)).values()}
-    return _by(
-        widths, "wide", "width", "smaller models still form the heads on polynomials", judged=min(widths, default=0)
-    )
+    same = {"tasks": "polynomial", "max_length": _ablated(runs), "seed": 0}
+    widths = {int(run.config["d_model"]): run for run in _usual(runs, **same).values()}
+    forms = [w for w, run in widths.items() if w < _PAPER_WIDTH and _has_both(run)]
+    return _by(widths, "wide", "width", "smaller models still form the heads on polynomials", bool(forms))
+
+
+def _has_both(run: Emergence) -> bool:
+    return float(run.exact()[-1]) >= _LEARNED and float(run.curve("diagonal")[-1]) >= _CLEAR
 
 
 def _ablated(runs: Mapping[str, Emergence]) -> Any:
@@ -151,14 +157,12 @@ def _ablated(runs: Mapping[str, Emergence]) -> Any:
     return max(set(lengths), key=lambda n: (lengths.count(n), -n)) if lengths else None
 
 
-def _by(runs: Mapping[Any, Emergence], said: str, finding: str, published: str, *, judged: Any = None) -> Claim | None:
+def _by(
+    runs: Mapping[Any, Emergence], said: str, finding: str, published: str, agrees: bool | None = None
+) -> Claim | None:
     if len(runs) < 2:
         return None
-    shown = "; ".join(
-        f"{key} {said}: {_scores(run)}" for key, run in sorted(runs.items(), key=lambda kv: str(kv[0]).zfill(9))
-    )
-    one = runs.get(judged)
-    agrees = None if one is None else float(one.curve("diagonal")[-1]) >= _CLEAR
+    shown = "; ".join(f"{key} {said}: {_scores(runs[key])}" for key in sorted(runs))
     return Claim(finding, published, shown, agrees)
 
 
@@ -170,21 +174,30 @@ def _scores(run: Emergence) -> str:
 
 
 def _layers(runs: Mapping[str, Emergence]) -> Claim | None:
-    same = {"tasks": "polynomial", "max_length": _ablated(runs), "positions": "learned", "chain_of_thought": True}
-    width = _width(runs)
-    found = {int(r.config["n_layers"]): r for r in _where(runs, d_model=width, **same).values()}
-    return _by(found, "layers", "layers", "the circuit takes two layers")
-
-
-def _width(runs: Mapping[str, Emergence]) -> Any:
-    widths = [run.config["d_model"] for run in runs.values()]
-    return max(set(widths), key=widths.count) if widths else None
+    same = {"tasks": "polynomial", "positions": "learned"}
+    found = {int(r.config["n_layers"]): r for r in _where(runs, **same, **_ablation(runs)).values()}
+    agrees = _has_both(found[2]) and not _has_both(found[1]) if {1, 2} <= found.keys() else None
+    return _by(found, "layers", "layers", "the circuit takes two layers", agrees)
 
 
 def _positions(runs: Mapping[str, Emergence]) -> Claim | None:
-    same = {"tasks": "polynomial", "max_length": _ablated(runs), "n_layers": 2, "chain_of_thought": True}
-    found = {str(r.config["positions"]): r for r in _where(runs, d_model=_width(runs), **same).values()}
+    same = {"tasks": "polynomial", "n_layers": 2}
+    found = {str(r.config["positions"]): r for r in _where(runs, **same, **_ablation(runs)).values()}
     return _by(found, "positions", "position embeddings", "not stated (learned ones are used)")
+
+
+def _ablation(runs: Mapping[str, Emergence]) -> Row:
+    """Return what trainings that are compared with each other have in common."""
+    widths = [run.config["d_model"] for run in runs.values()]
+    width = max(set(widths), key=widths.count) if widths else None
+    return {"max_length": _ablated(runs), "d_model": width, "seed": 0, "chain_of_thought": True}
+
+
+def _lengths(runs: Mapping[str, Emergence]) -> Claim | None:
+    same = {**_ablation(runs), "tasks": "polynomial"}
+    del same["max_length"]
+    found = {int(run.config["max_length"]): run for run in _usual(runs, **same).values()}
+    return _by(found, "inputs", "length", "not stated")
 
 
 def _exceptions(runs: Mapping[str, Emergence]) -> Claim | None:

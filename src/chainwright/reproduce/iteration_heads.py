@@ -59,58 +59,51 @@ def recipes(profile: str) -> Recipes:
 
 
 def _quick() -> Recipes:
+    """Return trainings of about a minute each at length 12, where the polynomial task is learned within 800 steps."""
     found: Recipes = {}
-    polynomial, parity, copy = {"polynomial": 1.0}, {"parity": 1.0}, {"copy": 1.0}
     for seed in range(3):
-        name = f"polynomial-12-seed{seed}"
-        found[name] = {"tasks": polynomial, "max_length": 12, "n_steps": 800, "seed": seed}
-        moved = {"tasks": parity, "max_length": 12, "n_steps": 300, "measure_every": 25, "seed": seed}
-        found[f"parity-12-after-polynomial-seed{seed}"] = {**moved, "start_from": f"train/{name}"}
-        found[f"parity-12-seed{seed}"] = {"tasks": parity, "max_length": 12, "n_steps": 1100, "seed": seed}
+        found[f"polynomial-seed{seed}"] = {"n_steps": 800, "seed": seed}
+        moved = {"tasks": {"parity": 1.0}, "n_steps": 300, "measure_every": 25, "seed": seed}
+        found[f"parity-after-polynomial-seed{seed}"] = {**moved, "start_from": f"train/polynomial-seed{seed}"}
+        found[f"parity-seed{seed}"] = {"tasks": {"parity": 1.0}, "n_steps": 1100, "seed": seed}
     for seed in range(2):
-        short = {"max_length": 8, "n_steps": 800, "seed": seed}
-        found[f"copy-8-seed{seed}"] = {"tasks": copy, "embedding_std": 0.5, **short}
-        found[f"parity-8-seed{seed}"] = {"tasks": parity, **short}
-        found[f"parity-8-without-chain-seed{seed}"] = {"tasks": parity, "chain_of_thought": False, **short}
-    found["polynomial-8-without-chain"] = {"chain_of_thought": False, "max_length": 8, "n_steps": 600}
-    for name, change in _ablations().items():
-        found[f"polynomial-{name}"] = {"max_length": 8, "n_steps": 600, **change}
+        found[f"copy-seed{seed}"] = {"tasks": {"copy": 1.0}, "embedding_std": 0.5, "n_steps": 800, "seed": seed}
+    found["polynomial-without-chain"] = {"chain_of_thought": False, "n_steps": 800}
+    found["parity-without-chain"] = {"tasks": {"parity": 1.0}, "chain_of_thought": False, "n_steps": 1100}
+    changed = {"width-16": {"d_model": 16}, "width-32": {"d_model": 32}, **_ablations()}
+    lengths: Recipes = {
+        "length-8": {"max_length": 8, "n_steps": 1200},
+        "length-16": {"max_length": 16, "n_steps": 1000},
+    }
+    for name, change in {**changed, **lengths}.items():
+        found[f"polynomial-{name}"] = {"n_steps": 800, **change}
     return found
 
 
 def _ablations() -> Recipes:
     return {
-        "8": {},
-        "8-width-16": {"d_model": 16},
-        "8-width-32": {"d_model": 32},
-        "8-width-128": {"d_model": 128},
-        "8-layers-1": {"n_layers": 1},
-        "8-layers-3": {"n_layers": 3},
-        "8-rotary": {"positions": "rotary"},
-        "8-no-positions": {"positions": "none"},
-        "4": {"max_length": 4},
-        "16": {"max_length": 16, "n_steps": 1000},
+        "layers-1": {"n_layers": 1},
+        "layers-3": {"n_layers": 3},
+        "rotary": {"positions": "rotary"},
+        "no-positions": {"positions": "none"},
     }
 
 
 def _full() -> Recipes:
     found: Recipes = {}
     common = {"d_model": 128, "batch_size": 256, "max_length": 16, "measure_every": 200}
+    widths: Recipes = {f"width-{d}": {"d_model": d} for d in (16, 32, 64)}
+    lengths: Recipes = {f"length-{n}": {"max_length": n} for n in (8, 24)}
     for seed in range(5):
         for task, std in (("copy", 0.5), ("parity", 1.0), ("polynomial", 1.0)):
-            run = {**common, "tasks": {task: 1.0}, "embedding_std": std, "seed": seed}
-            found[f"{task}-16-seed{seed}"] = {**run, "n_steps": 10_000}
-            found[f"{task}-16-without-chain-seed{seed}"] = {**run, "n_steps": 10_000, "chain_of_thought": False}
+            run = {**common, "tasks": {task: 1.0}, "embedding_std": std, "n_steps": 10_000, "seed": seed}
+            found[f"{task}-seed{seed}"] = run
+            found[f"{task}-without-chain-seed{seed}"] = {**run, "chain_of_thought": False}
         moved = {**common, "tasks": {"parity": 1.0}, "n_steps": 1000, "measure_every": 50, "seed": seed}
-        found[f"parity-16-after-polynomial-seed{seed}"] = {**moved, "start_from": f"train/polynomial-16-seed{seed}"}
-        longer = {**common, "max_length": 32, "n_steps": 20_000, "seed": seed}
-        found[f"polynomial-32-seed{seed}"] = longer
-        for name, change in _ablations().items():
-            run = {**common, "n_steps": 4000, "seed": seed, **change}
-            found[f"polynomial-{name.replace('8', '16', 1)}-seed{seed}-ablation"] = {
-                **run,
-                "max_length": {"4": 4, "16": 24}.get(name, 16),
-            }
+        found[f"parity-after-polynomial-seed{seed}"] = {**moved, "start_from": f"train/polynomial-seed{seed}"}
+        found[f"polynomial-length-32-seed{seed}"] = {**common, "max_length": 32, "n_steps": 20_000, "seed": seed}
+        for name, change in {**widths, **_ablations(), **lengths}.items():
+            found[f"polynomial-{name}-seed{seed}"] = {**common, "n_steps": 10_000, "seed": seed, **change}
     return found
 
 
