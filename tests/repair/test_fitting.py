@@ -87,6 +87,21 @@ def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str) -> None:
     assert any(a != b for a, b in zip(plain, mended, strict=True)), "the repair changes nothing here"
 
 
+def test_a_trained_detector_flags_only_what_its_forecast_looked_at() -> None:
+    model, tokenizer = reasoner()
+    fit = fitted().repair
+    detector = TrainedDetector(fit.detector.network, 0.01, SMALL.doubt_above)  # flags much
+    repair = type(fit)(fit.heads, fit.selector, detector, layers=fit.layers, end_ids=fit.end_ids, config=fit.config)
+    plain = generate(model, tokenizer, tasks.sample("clf", 13, 12, 9), progress=False)
+    seen = look(anatomy(model), lessons_of(tokenizer, plain), repair.heads, SMALL, lambda done, total: None)
+    with torch.no_grad():
+        flagged = (detector.network(seen.doubt)[:, 0].sigmoid() > 0.01) & (seen.entropy > SMALL.doubt_above)
+    decided = seen.decided(choice_scores(repair.selector, seen), repair.config.n_votes)
+    mended = generate(model, tokenizer, [t.problem for t in plain], repair=repair, progress=False)
+    assert seen.chains_right(seen.repaired(flagged, decided)).tolist() == [t.first_error is None for t in mended]
+    assert repair.cost.n_flagged > 10
+
+
 def test_lessons_are_the_gold_chains_with_their_kinds() -> None:
     _, tokenizer = reasoner()
     trace, lesson = traces()[0], lessons_of(tokenizer, traces()[:1])[0]

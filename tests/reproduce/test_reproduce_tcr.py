@@ -21,13 +21,13 @@ WAYS = ("none", "TCR, gold", "best head, gold", "DoLa")
 def config(**changes: object) -> ReproduceTCRConfig:
     given = {
         "model": "reasoner",
-        "hops": {"clf": (12, 13)},
-        "n": 2,
+        "hops": {"clf": (13,)},
+        "n": 3,
         "seeds": (1, 2),
         "ways": WAYS,
         "variants": ("all",),
     }
-    return ReproduceTCRConfig(**{**given, "variants": ("all",), "repair": "tcr-reasoner", **changes})
+    return ReproduceTCRConfig(**{**given, "repair": "tcr-reasoner", **changes})
 
 
 class Stops(ReproduceTCR):

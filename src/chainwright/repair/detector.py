@@ -66,13 +66,15 @@ class TrainedDetector:
     Attributes:
         network: Takes `doubt_features`, returns one logit.
         threshold: Probability above which a token is flagged.
+        min_entropy: Tokens with less entropy (nats) are never flagged: on those it was not tuned.
     """
 
-    def __init__(self, network: Perceptron, threshold: float):
+    def __init__(self, network: Perceptron, threshold: float, min_entropy: float = 0.0):
         if not 0 <= threshold <= 1:
             raise BadInput(f"threshold must be a probability from 0 to 1; got {threshold}.")
         self.network = network
         self.threshold = threshold
+        self.min_entropy = min_entropy
 
     @property
     def reads_hidden(self) -> bool:
@@ -85,8 +87,9 @@ class TrainedDetector:
             return self.network(doubt_features(seen))[:, 0].sigmoid()  # type: ignore[no-any-return]
 
     def flags(self, seen: Seen) -> Tensor:
-        """Return which tokens are more likely wrong than the threshold."""
-        return self.p_wrong(seen) > self.threshold
+        """Return which tokens are uncertain and more likely wrong than the threshold."""
+        entropy = entropy_nats(seen.logits).cpu()
+        return (self.p_wrong(seen) > self.threshold) & (entropy > self.min_entropy)
 
 
 def fit_detector(features: Tensor, is_wrong: Tensor, *, config: TrainConfig | None = None) -> Perceptron:
@@ -160,7 +163,7 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
     if isinstance(detector, EntropyDetector):
         return {"kind": "entropy", "tau": detector.tau}
     if isinstance(detector, TrainedDetector):
-        return {"kind": "trained", "threshold": detector.threshold}
+        return {"kind": "trained", "threshold": detector.threshold, "min_entropy": detector.min_entropy}
     raise BadInput(f"A repair with a {type(detector).__name__} is for studies and cannot be saved.")
 
 
@@ -168,7 +171,7 @@ def restore_detector(settings: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """Return the detector of `detector_settings` with its tensors."""
     if settings["kind"] == "entropy":
         return EntropyDetector(settings["tau"])
-    return TrainedDetector(Perceptron.restore(tensors), settings["threshold"])
+    return TrainedDetector(Perceptron.restore(tensors), settings["threshold"], settings["min_entropy"])
 
 
 __all__ = [

@@ -284,8 +284,9 @@ def _tuned(
     decided = held.decided(scores, config.n_votes)
     doubts = network(held.doubt)[:, 0].sigmoid()
     if config.detector == "trained":
-        options: list[EntropyDetector | TrainedDetector] = [TrainedDetector(network, t) for t in _THRESHOLDS]
-        flags = [doubts > t for t in _THRESHOLDS]
+        floor = config.doubt_above  # below it no token was looked at, so nothing is known of what flags would do
+        options: list[EntropyDetector | TrainedDetector] = [TrainedDetector(network, t, floor) for t in _THRESHOLDS]
+        flags = [(doubts > t) & (held.entropy > floor) for t in _THRESHOLDS]
     else:
         taus = _TAUS if config.tau is None else (config.tau,)
         options = [EntropyDetector(t) for t in taus]

@@ -192,7 +192,7 @@ def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _plain(settings: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in settings.items() if k in ("kind", "tau", "threshold", "base", "seed")}
+    kept = {k: v for k, v in settings.items() if k in ("kind", "tau", "threshold", "min_entropy", "base", "seed")}
     return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in kept.items())
 
 

@@ -47,7 +47,8 @@ def ablation_rows(
 def _doubts(tcr: TCR, found: Outcomes) -> Tensor:
     if isinstance(tcr.detector, TrainedDetector):
         with torch.no_grad():
-            return tcr.detector.network(found.doubt)[:, 0].sigmoid() > tcr.detector.threshold  # type: ignore[no-any-return]
+            doubts = tcr.detector.network(found.doubt)[:, 0].sigmoid()
+        return (doubts > tcr.detector.threshold) & (found.entropy > tcr.detector.min_entropy)  # type: ignore[no-any-return]
     return found.entropy > getattr(tcr.detector, "tau", 0.3)
 
 
