@@ -15,6 +15,7 @@ from chainwright.cli import (
     iterating,
     looking,
     reproducing,
+    stepping,
     studying,
     training,
 )
@@ -61,6 +62,7 @@ reproduce_app = typer.Typer(help="Reproduce the experiments of a paper.", no_arg
 reproduce_app.command()(iterating.iteration_heads)
 reproduce_app.command()(back.back_attention)
 reproduce_app.command()(reproducing.tcr)
+reproduce_app.command()(stepping.stepflow)
 app.add_typer(reproduce_app, name="reproduce")
 
 

@@ -3,6 +3,7 @@
 from chainwright.diagnose._sweep_plan import SweepPlan, plan_knockout_effects
 from chainwright.diagnose.alternatives import Alternatives, alternatives
 from chainwright.diagnose.back_attention import BackAttentionFinding
+from chainwright.diagnose.causes import StepCauses, step_causes
 from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_measures
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
@@ -21,6 +22,7 @@ from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
 from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
 from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, plan_step_saliency, step_saliency
+from chainwright.diagnose.step_groups import StepGroups, compare_steps
 from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "RolesConfig",
     "SaliencyPlan",
     "SlotContexts",
+    "StepCauses",
+    "StepGroups",
     "StepMeasures",
     "StepSaliency",
     "SweepPlan",
@@ -53,6 +57,7 @@ __all__ = [
     "check_head",
     "circuit_measures",
     "compare_heads",
+    "compare_steps",
     "correct_contexts",
     "erroneous_contexts",
     "first_errors",
@@ -66,5 +71,6 @@ __all__ = [
     "logit_lens",
     "plan_knockout_effects",
     "plan_step_saliency",
+    "step_causes",
     "step_saliency",
 ]

@@ -92,7 +92,7 @@ class StepFlow(Repair):
         """
         self.check_model(model)
         parts = anatomy(model)
-        follower = Follower(self._reading(parts))
+        follower = Follower(self.reading(parts))
         self.cost = Cost()
         with (
             _prompts_known(parts.model, follower),
@@ -112,7 +112,7 @@ class StepFlow(Repair):
         self.check_model(model)
         parts = anatomy(model)
         if self._has_tokenizer(parts):
-            follower = Follower(self._reading(parts), [trace.response_start for trace in traces])
+            follower = Follower(self.reading(parts), [trace.response_start for trace in traces])
         else:
             follower = Follower(None, known=[KnownRow.of(trace) for trace in traces])
         with edit(model, self._whole(parts, follower), strict=False):
@@ -121,7 +121,8 @@ class StepFlow(Repair):
     def _has_tokenizer(self, parts: Anatomy) -> bool:
         return self.tokenizer is not None or bool(parts.model.config._name_or_path)
 
-    def _reading(self, parts: Anatomy) -> LiveSteps:
+    def reading(self, parts: Anatomy) -> LiveSteps:
+        """Return how responses of this model are read while they are written."""
         if not self._has_tokenizer(parts):
             raise BadInput(
                 "StepFlow reads the text while it is written, and this model was not loaded from anywhere that has a "

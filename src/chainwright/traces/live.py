@@ -116,6 +116,8 @@ class LiveRow:
 
     def truncate(self, n_tokens: int) -> None:
         """Forget all tokens from position `n_tokens` on."""
+        if n_tokens >= len(self.ids):
+            return
         del self.ids[n_tokens:], self.places[n_tokens:]
         if self._response is not None and self.n_question is not None:
             n_kept = n_tokens - self.n_question

@@ -1,0 +1,172 @@
+"""Right traces against wrong ones, by step measures, matched on slot and position.
+
+Early steps look at the question more than late ones, and some slots do by their nature. A comparison of all steps of
+right traces with all steps of wrong ones measures that. So here each wrong trace is taken at the step of its first
+error, and is given a partner: a right trace of the same task and hop count, at the step of the same slot, as near in
+tokens as there is one, and never used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.diagnose.saliency import StepSaliency
+from chainwright.diagnose.step_measures import row_shares
+from chainwright.traces import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGroups(Finding):
+    """Right against wrong, matched on slot and position; P pairs.
+
+    Attributes:
+        right: Measures of the right partners, `[P, L, 3]`: lock-in, reach, and the share of the row on the question.
+        wrong: The same of the wrong traces.
+        rows: One a measure and layer: means, U, p (Mann-Whitney, two-sided), and `effect` (probability that a wrong
+            trace's value is larger, less the reverse: -1 to 1) with its bootstrap interval over pairs, 95%.
+        n_unmatched: Wrong traces without a partner.
+    """
+
+    right: Tensor
+    wrong: Tensor
+    rows: list[dict[str, Any]]
+    n_unmatched: int
+
+    def summary(self) -> str:
+        """Return the largest effect."""
+        best = max(self.rows, key=lambda row: abs(row["effect"]))
+        return (
+            f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} wrong traces without a partner. "
+            f"Largest difference: {best['measure']} in layer {best['layer']}, {best['wrong']:.3f} where wrong against "
+            f"{best['right']:.3f}, effect {best['effect']:+.2f} ({best['low']:+.2f} to {best['high']:+.2f}), "
+            f"p {best['p']:.2g} of {len(self.rows)} tests."
+        )
+
+    def to_frame(self) -> pa.Table:
+        """Return `rows` as a table."""
+        return pa.Table.from_pylist(self.rows)
+
+
+_MEASURES = ("lock_in", "reach", "on_question")
+
+
+class _Row(NamedTuple):
+    """One step of one trace: its measures `[L, 3]` and its first token."""
+
+    values: Tensor
+    position: int
+
+
+def compare_steps(
+    traces: Sequence[Trace],
+    maps: Sequence[StepSaliency],
+    *,
+    max_distance: int = 8,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> StepGroups:
+    """Return what differs between right and wrong traces at the step of the first error.
+
+    Args:
+        traces: Judged traces of problems, right and wrong ones.
+        maps: Their step maps, in the same order.
+        max_distance: Tokens by which the slots of two partners may lie apart.
+        n_resamples: Bootstrap samples.
+        seed: Decides them.
+
+    Raises:
+        BadInput: Other maps than traces, traces without problems, or no pair that matches.
+    """
+    if len(traces) != len(maps):
+        raise BadInput(f"There must be one step map a trace; got {len(maps)} maps and {len(traces)} traces.")
+    if any(trace.problem is None for trace in traces):
+        raise BadInput("Traces are matched by the slots of their problems; give traces that have one.")
+    pairs, n_unmatched = _matched(traces, maps, max_distance)
+    if not pairs:
+        raise BadInput(
+            "No wrong trace has a right partner of the same task, hops, slot and position; give more traces of one "
+            "task and hop count, or a larger max_distance."
+        )
+    right = torch.stack([one.values for one, _ in pairs])
+    wrong = torch.stack([two.values for _, two in pairs])
+    rows = [
+        {"measure": name, "layer": layer, **_tested(right[:, layer, m], wrong[:, layer, m], n_resamples, seed)}
+        for m, name in enumerate(_MEASURES)
+        for layer in range(right.shape[1])
+    ]
+    config = {"matched_on": "task, hops, slot, position", "max_distance": max_distance, "seed": seed}
+    return StepGroups(
+        right=right, wrong=wrong, rows=rows, n_unmatched=n_unmatched, config=config, provenance=maps[0].provenance
+    )
+
+
+def _matched(
+    traces: Sequence[Trace], maps: Sequence[StepSaliency], max_distance: int
+) -> tuple[list[tuple[_Row, _Row]], int]:
+    """Return (right, wrong) partners, and how many wrong traces have none."""
+    free = {i for i, trace in enumerate(traces) if trace.first_error is None}
+    pairs, n_unmatched = [], 0
+    for i, trace in enumerate(traces):
+        wrong = None if trace.first_error is None else next((s for s in trace.slots if not s.is_right), None)
+        if trace.first_error is None:
+            continue
+        near: list[tuple[int, int, int]] = []
+        if wrong is not None and wrong.start < len(trace):
+            for j in sorted(free):
+                start = _slot_start(trace, traces[j], wrong.slot)
+                if start is not None and abs(start - wrong.start) <= max_distance:
+                    near.append((abs(start - wrong.start), j, start))
+        if wrong is None or not near:
+            n_unmatched += 1
+            continue
+        _, j, start = min(near)
+        free.remove(j)
+        pairs.append((_row(maps[j], start), _row(maps[i], wrong.start)))
+    return pairs, n_unmatched
+
+
+def _slot_start(wrong: Trace, right: Trace, slot: int) -> int | None:
+    """Return where a right trace of the same task and hops fills a slot."""
+    assert wrong.problem is not None and right.problem is not None
+    if (wrong.problem.task, wrong.problem.hops) != (right.problem.task, right.problem.hops):
+        return None
+    return next((one.start for one in right.slots if one.slot == slot), None)
+
+
+def _row(found: StepSaliency, position: int) -> _Row:
+    step = found.step_of(position)
+    values = found.map.double()
+    lock_in, reach = row_shares(values)
+    on_question = values[:, step, 0] / values[:, step].sum(-1)
+    return _Row(torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float(), position)
+
+
+def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
+    a, b = right.numpy(), wrong.numpy()
+    test = mannwhitneyu(b, a, alternative="two-sided")
+    drawn = np.random.default_rng(seed).integers(0, len(a), size=(n_resamples, len(a)))
+    low, high = np.quantile([_effect(a[rows], b[rows]) for rows in drawn], (0.025, 0.975))
+    return {
+        "right": float(a.mean()),
+        "wrong": float(b.mean()),
+        "u": float(test.statistic),
+        "p": float(test.pvalue),
+        "effect": _effect(a, b),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def _effect(right: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> float:
+    """Return the share of (right, wrong) pairs in which the wrong value is larger, less the share of the reverse."""
+    return float(np.sign(wrong[:, None] - right[None]).mean())

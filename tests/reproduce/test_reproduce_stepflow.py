@@ -1,0 +1,73 @@
+"""The StepFlow study, small: it finishes, its tables add up, and self-consistency takes the answer of most."""
+
+from dataclasses import replace
+
+import pytest
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright.decode import generate
+from chainwright.models import load_model
+from chainwright.reproduce.stepflow import ReproduceStepFlow, ReproduceStepFlowConfig, _majority, mended_errors
+from chainwright.reproduce.stepflow_tables import study_lines
+from chainwright.studies import Study
+from chainwright.traces import Trace
+
+SMALL = ReproduceStepFlowConfig(
+    "reasoner", {"clf": (12,)}, n=2, seeds=(11,), tune_n=2, taus=(0.3,), n_maps=2, samples=(2,), control_hops=3
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    model, tokenizer = load_model("reasoner")
+    plan = ReproduceStepFlow(model, tokenizer, SMALL)
+    return plan, Study.make(tmp_path_factory.mktemp("study") / "it", plan).run()
+
+
+def test_every_table_is_there(finished) -> None:
+    plan, done = finished
+    text = "\n".join(study_lines(plan, done))
+    for way in plan.ways:
+        assert f"| {way} |" in text
+    assert "### All 2 problems, beside 'none'" in text and "### First errors: tuned" in text
+    assert "### Positive control: lock-in planted in layer 2, CLF with 3 hops, 2 problems" in text
+    assert "Layers by one diagnosis pass: bridge [" in text
+
+
+def test_ways_of_decoding_are_what_they_say(finished) -> None:
+    plan, done = finished
+    problems = tasks.sample("clf", 12, 2, 11, rendering="short")
+    want = generate(plan.model, plan.tokenizer, problems, progress=False)
+    assert [t.response for t in plan.traces(done, "none")] == [t.response for t in want]
+    assert plan._repair("momentum", done).layers(4) == ((), (3,))
+    assert plan._repair("bridge", done).layers(4) == ((0,), ())
+    assert plan._repair("both", done).layers(4) == ((0,), (3,))
+    assert plan.n_decodings("self-consistency 2") == 2 and plan.n_decodings("both") == 1
+
+
+def test_the_majority_takes_the_first_of_the_answer_that_most_give() -> None:
+    _, tokenizer = load_model("reasoner")
+    problem = tasks.sample("clf", 2, 1, rendering="short")[0]
+    texts = ["./ 0 = 0\nanswer 1", "./ 0 = 0\nanswer 2", "../ 0 = 0\nanswer 2", "answer 3"]
+    traces = [Trace.from_text(tokenizer, problem.prompt, text) for text in texts]
+    assert _majority(traces) is traces[1] and _majority(traces[:2]) is traces[0] and _majority(traces[3:]) is traces[3]
+
+
+def test_mended_errors_count_both_ways() -> None:
+    _, tokenizer = load_model("reasoner")
+    problem = tasks.sample("clf", 3, 1, seed=2, rendering="short")[0]
+    right = Trace.from_text(tokenizer, problem.prompt, problem.chain, problem=problem)
+    wrong = Trace.from_text(tokenizer, problem.prompt, "answer 9", problem=problem)
+    kind = wrong.first_error.error_type
+    rows = mended_errors([right, wrong, wrong], [wrong, right, wrong])
+    assert rows == [{"first error": kind, "without": 2, "mended": 1, "new": 1}]
+
+
+def test_configs_that_cannot_be_run_are_refused() -> None:
+    with pytest.raises(BadInput, match="Unknown task 'chess'"):
+        replace(SMALL, hops={"chess": (3,)})
+    with pytest.raises(BadInput, match="tune_seed 11 is one of the test seeds"):
+        replace(SMALL, tune_seed=11)
+    with pytest.raises(BadInput, match="at least one problem of each kind"):
+        replace(SMALL, n=0)

@@ -1,0 +1,39 @@
+"""The code paths of the step benchmarks, so that the scripts cannot rot."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_step_maps_agree_with_eager_ones(tmp_path: Path) -> None:
+    bench = script("step_saliency")
+    rows = bench.run_all([160], tmp_path, threads=1)
+    lines = bench.table(rows, tmp_path).splitlines()
+    assert len(lines) == 3 and lines[2].split()[1] == "Chainwright"
+    assert float(lines[2].split()[-1]) < 1e-4
+    maps = load_file(tmp_path / "Chainwright-160.safetensors")["maps"]
+    assert maps.shape == (4, 7, 7)
+
+
+def test_decoding_is_timed_with_and_without(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    bench = script("stepflow_decoding")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("sys.argv", ["it", "--context", "24", "--new", "30", "--turns", "1"])
+    bench.main()
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:16].strip() for line in lines[1:]] == list(bench.WAYS)
+    assert lines[0].split()[:4] == ["way", "ms", "a", "token"] and float(lines[1].split()[3]) == 1.0
