@@ -24,22 +24,27 @@ from chainwright.diagnose import (
     KnockoutEffects,
     LogitLens,
     SlotContexts,
+    StepCauses,
+    StepGroups,
     StepSaliency,
     compare_heads,
+    compare_steps,
     first_errors,
     head_roles,
     iteration_overlap,
     iteration_scores,
     knockout_effects,
     logit_lens,
+    step_causes,
     step_saliency,
 )
 from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
 from chainwright.lab import IterationConfig
 from chainwright.lab.iteration import held_out_sets, measure
 from chainwright.lab.iteration_model import new_iteration_model
+from chainwright.models import load_model
 from chainwright.repair import Candidates
-from chainwright.traces import Trace
+from chainwright.traces import Span, Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words
 
@@ -79,6 +84,21 @@ def candidates() -> Candidates:
     )  # fmt: skip
 
 
+def stepped() -> Trace:
+    steps = [Span(0, 4), Span(4, 7), Span(7, 9)]
+    return Trace(random_ids(1, 9)[0], steps[0], steps[1], steps[2], steps)
+
+
+def step_groups() -> StepGroups:
+    problem = tasks.sample("parity", 3, 1, rendering="short")[0]
+    model, tokenizer = load_model("reasoner")
+    wrong = (
+        problem.chain.replace("flips", "stays") if "flips" in problem.chain else problem.chain.replace("stays", "flips")
+    )
+    both = [Trace.from_text(tokenizer, problem.prompt, text, problem=problem) for text in (problem.chain, wrong)]
+    return compare_steps(both, step_saliency(model, both), n_resamples=5)
+
+
 MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
     Candidates: candidates,
@@ -91,6 +111,8 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     IterationScores: iteration,
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
+    StepCauses: lambda: step_causes(tiny("llama"), [stepped()], n_pairs=3),
+    StepGroups: step_groups,
     StepSaliency: lambda: step_saliency(tiny("llama"), (random_ids(1, 9)[0], [(0, 4), (4, 9)])),
 }
 every_kind = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)

@@ -13,7 +13,7 @@ from chainwright.cli._shared import Device, Dtype, ModelName, Overwrite, Quiet, 
 @clear_errors
 def stepflow(
     model: ModelName = "reasoner",
-    n: Annotated[int, typer.Option("-n", help="Problems a task and seed.")] = 20,
+    n: Annotated[int, typer.Option("-n", help="Problems a task and seed.")] = 15,
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
         "runs/reproduce-stepflow"
     ),

@@ -43,22 +43,22 @@ class StepCauses(Finding):
         saliency: Mean saliency of the pair over the band's layers, `[P, B]`.
         pairs: (trace, step, earlier step).
         bands: First and last layer (half-open) of each band.
-        rank_correlation: Spearman's, for each band; NaN where one side does not vary.
-        p: Its p-value; pairs of one trace are not independent, so take it as a guide.
+        rank_correlation: Spearman's, for each band `[B]`; NaN where one side does not vary.
+        p: Its p-value `[B]`; pairs of one trace are not independent, so take it as a guide.
     """
 
     effect: Tensor
     saliency: Tensor
     pairs: list[list[int]]
     bands: list[list[int]]
-    rank_correlation: list[float]
-    p: list[float]
+    rank_correlation: Tensor
+    p: Tensor
 
     def summary(self) -> str:
         """Return the rank correlation of each band."""
         each = [
             f"layers {first}-{last - 1}: {rho:+.2f}"
-            for (first, last), rho in zip(self.bands, self.rank_correlation, strict=True)
+            for (first, last), rho in zip(self.bands, self.rank_correlation.tolist(), strict=True)
         ]
         return f"Rank correlation of saliency with causal effect over {len(self.pairs)} step pairs: {', '.join(each)}."
 
@@ -117,8 +117,8 @@ def step_causes(
         saliency=saliency,
         pairs=[list(pair) for pair in pairs],
         bands=bands,
-        rank_correlation=[rho for rho, _ in found],
-        p=[p for _, p in found],
+        rank_correlation=torch.tensor([rho for rho, _ in found]),
+        p=torch.tensor([p for _, p in found]),
         config={"n_pairs": n_pairs, "n_bands": n_bands, "seed": seed},
         provenance=provenance(parts.model),
     )

@@ -28,6 +28,7 @@ from chainwright.traces.live import Place
 
 EPSILON = 1e-6
 _WEIGHTS_AT_ONCE = 2**22
+_FEW = 8  # queries for which slices cost less than a mask
 
 
 class Factors(NamedTuple):
@@ -152,31 +153,83 @@ def _bridge(spans: _Spans, counter: Tensor, call: AttentionCall, attend: Attend)
         if not bool(bounds[:, here].any()):
             continue
         weights = attn_pattern(_at_queries(call, here))
-        changed, is_needed = _bridged(call, weights, bounds[:, here].to(z.device), offset, spans.tau_max)
+        found = _bridged(call, weights, bounds[:, here] - offset, spans.tau_max)
+        if found is None:
+            continue
+        changed, is_needed = found
         counter.add_(is_needed.sum())
         out = z.clone() if out is z else out
         out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], changed.to(z.dtype), z[:, here])
     return out
 
 
-def _bridged(
-    call: AttentionCall, weights: Tensor, bounds: Tensor, offset: int, tau_max: float
-) -> tuple[Tensor, Tensor]:
-    """Return the changed z `[N, Q, H, dv]`, and which heads need it `[N, H, Q]`."""
-    slot = torch.arange(weights.shape[-1], device=weights.device) + offset
-    is_bridge = (slot >= bounds[..., :1]) & (slot < bounds[..., 1:2])  # (batch, query, key)
-    is_own = (slot >= bounds[..., 2:3]) & (slot < bounds[..., 3:])
-    groups = torch.stack([is_bridge, is_own], dim=-1).to(weights.dtype)  # (batch, query, key, 2)
-    masses = torch.einsum("nhqk,nqkg->nhqg", weights, groups)
-    sizes = torch.stack([bounds[..., 1] - bounds[..., 0], bounds[..., 3] - bounds[..., 2]], dim=-1).to(weights.dtype)
+def _bridged(call: AttentionCall, weights: Tensor, bounds: Tensor, tau_max: float) -> tuple[Tensor, Tensor] | None:
+    """Return the changed z `[N, Q, H, dv]` and which heads need it `[N, H, Q]`, or None if none does.
+
+    Bounds are indices into the keys; the weights are written over.
+    """
+    sizes = torch.stack([bounds[..., 1] - bounds[..., 0], bounds[..., 3] - bounds[..., 2]], dim=-1).to(weights)
     tau = (sizes[..., 0] / sizes.sum(-1).clamp(min=1)).sqrt().clamp(max=tau_max)[:, None]
-    factors = bridge_factors(masses[..., 0], masses[..., 1], tau)
-    change = torch.stack([factors.bridge - 1, factors.own - 1], dim=-1)
-    weights = weights * (1 + torch.einsum("nhqg,nqkg->nhqk", change, groups))
+    groups = _Groups.of(bounds, weights)
+    p_bridge, p_own = groups.masses(weights)
+    factors = bridge_factors(p_bridge, p_own, tau)
+    if not bool(factors.is_needed.any()):
+        return None
+    groups.scale(weights, factors)
     n_rows, n_heads, n_queries, n_keys = weights.shape
     by_key_head = weights.view(n_rows, call.v.shape[1], -1, n_keys)
     z = (by_key_head @ widened(call.v)).view(n_rows, n_heads, n_queries, -1)
     return z.transpose(1, 2), factors.is_needed
+
+
+class _Groups(NamedTuple):
+    """The keys of B and S of each query: as slices where queries are few, else as a mask.
+
+    Attributes:
+        slices: (row, query, keys of B, keys of S).
+        member: `[N, Q, K, 2]`, one for the keys of B and of S; None where slices are used.
+    """
+
+    slices: list[tuple[int, int, slice, slice]]
+    member: Tensor | None
+
+    @classmethod
+    def of(cls, bounds: Tensor, weights: Tensor) -> _Groups:
+        """Return the groups of bounds `[N, Q, 4]`."""
+        bounds = bounds.clamp(min=0)
+        if bounds.shape[0] * bounds.shape[1] <= _FEW:
+            found = [
+                (row, query, slice(a, b), slice(c, d))
+                for row, queries in enumerate(bounds.tolist())
+                for query, (a, b, c, d) in enumerate(queries)
+            ]
+            return cls(found, None)
+        key = torch.arange(weights.shape[-1], device=weights.device)
+        bounds = bounds.to(weights.device)
+        is_bridge = (key >= bounds[..., :1]) & (key < bounds[..., 1:2])  # (batch, query, key)
+        is_own = (key >= bounds[..., 2:3]) & (key < bounds[..., 3:])
+        return cls([], torch.stack([is_bridge, is_own], dim=-1).to(weights.dtype))
+
+    def masses(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mass of each head on B and on S, both `[N, H, Q]`."""
+        if self.member is not None:
+            masses = torch.einsum("nhqk,nqkg->nhqg", weights, self.member)
+            return masses[..., 0], masses[..., 1]
+        p_bridge, p_own = torch.zeros_like(weights[..., 0]), torch.zeros_like(weights[..., 0])
+        for row, query, bridge, own in self.slices:
+            p_bridge[row, :, query] = weights[row, :, query, bridge].sum(-1)
+            p_own[row, :, query] = weights[row, :, query, own].sum(-1)
+        return p_bridge, p_own
+
+    def scale(self, weights: Tensor, factors: Factors) -> None:
+        """Multiply the weights in place."""
+        if self.member is not None:
+            change = torch.stack([factors.bridge - 1, factors.own - 1], dim=-1)
+            weights.mul_(1 + torch.einsum("nhqg,nqkg->nhqk", change, self.member))
+            return
+        for row, query, bridge, own in self.slices:
+            weights[row, :, query, bridge] *= factors.bridge[row, :, query, None]
+            weights[row, :, query, own] *= factors.own[row, :, query, None]
 
 
 def _at_queries(call: AttentionCall, here: slice) -> AttentionCall:

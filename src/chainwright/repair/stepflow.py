@@ -252,7 +252,9 @@ class _Whole(Edit):
     repair: StepFlow
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of both, and the follower once."""
+        """Return the handlers of both, and the follower once; nothing is followed for no layers."""
+        if not any(one.layers for one in self.both):
+            return Handlers({})
         handlers = Handlers({}, (self._count, self.follower.before))
         for one in self.both:
             handlers = handlers.joined(Handlers(one.following(self.follower, parts, touched).by_layer))

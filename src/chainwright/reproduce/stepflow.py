@@ -66,7 +66,7 @@ class ReproduceStepFlowConfig:
 
     model: str
     hops: Mapping[str, Sequence[int]] = field(default_factory=lambda: {"parity": (12,), "clf": (13,), "moas": (12,)})
-    n: int = 20
+    n: int = 15
     seeds: Sequence[int] = (11, 12, 13)
     tune_n: int = 12
     tune_seed: int = 100
