@@ -10,8 +10,9 @@ OUT ?= runs/demo
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
 
+# One process a core, each on one thread: threads of one process that share a core mostly wait for each other.
 test: $(VENV)/.developer
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8
 
 test-all: $(VENV)/.developer
 	$(BIN)/python -m pytest

@@ -1,6 +1,8 @@
 """Every kind of finding comes back from its folder as it was, and what is damaged, newer or foreign is refused."""
 
+import importlib
 import json
+import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,19 +12,25 @@ import pyarrow as pa
 import pytest
 import torch
 
+import chainwright
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
 from chainwright.diagnose import (
+    Alternatives,
     Emergence,
     ErrorTable,
+    FlowStages,
     HeadComparison,
+    HeadEvidence,
     HeadRoles,
     IterationOverlap,
     IterationScores,
     IterationSettings,
     KnockoutEffects,
+    LogitFlow,
     LogitLens,
+    MarkedQuery,
     SlotContexts,
     StepCauses,
     StepGroups,
@@ -30,14 +38,17 @@ from chainwright.diagnose import (
     compare_heads,
     compare_steps,
     first_errors,
+    flow_stages,
     head_roles,
     iteration_overlap,
     iteration_scores,
     knockout_effects,
+    logit_flow,
     logit_lens,
     step_causes,
     step_saliency,
 )
+from chainwright.diagnose.back_attention import BackAttentionFinding
 from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
 from chainwright.lab import IterationConfig
 from chainwright.lab.iteration import held_out_sets, measure
@@ -99,17 +110,56 @@ def step_groups() -> StepGroups:
     return compare_steps(both, step_saliency(model, both), n_resamples=5)
 
 
+def alternatives() -> Alternatives:
+    return Alternatives(
+        trace=torch.tensor([0]),
+        position=torch.tensor([4]),
+        top_ids=torch.tensor([[5, 6]]),
+        p_top=torch.tensor([[0.75, 0.25]]),
+        expected_ids=torch.tensor([6]),
+        p_expected=torch.tensor([0.25]),
+        token_strs={"5": "a", "6": "é"},
+    )
+
+
+def evidence() -> HeadEvidence:
+    return HeadEvidence(
+        task="parity",
+        error_type="name recall",
+        heads=[[1, 1]],
+        sites=[[0, 4]],
+        is_erroneous=torch.tensor([True]),
+        is_seen=torch.tensor([False]),
+        right_ids=torch.tensor([6]),
+        p_right=torch.tensor([[0.25, 0.5]]),
+        top_ids=torch.tensor([[[5], [6]]]),
+        p_top=torch.tensor([[[0.75], [0.5]]]),
+        token_strs={"5": "a", "6": "b"},
+    )
+
+
+def mended() -> BackAttentionFinding:
+    parts = ("one hop", "held_out", "new first fact", "new second fact", "seen", "e2", "r2(e1)")
+    row = {"variant": "no change", "parameters": 0, "seeds": 1, **dict.fromkeys(parts, 0.5)}
+    return BackAttentionFinding(rows=[row])
+
+
 MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
+    Alternatives: alternatives,
+    BackAttentionFinding: mended,
     Candidates: candidates,
     Comparison: lambda: compare({"plain": traces(), "again": traces()}),
     Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
+    FlowStages: lambda: flow_stages(tiny("llama"), [MarkedQuery(random_ids(1, 6)[0], 7, (1,), (3,))], n_neurons=5),
     HeadComparison: lambda: compare_heads(roles(), roles()),
+    HeadEvidence: evidence,
     HeadRoles: roles,
     IterationOverlap: lambda: iteration_overlap(iteration(), torch.arange(12.0).reshape(3, 4)),
     IterationScores: iteration,
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
+    LogitFlow: lambda: logit_flow(tiny("llama"), random_ids(1, 6), 7, n_neurons=5, n_traced=3),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
     StepCauses: lambda: step_causes(tiny("llama"), [stepped()], n_pairs=3),
     StepGroups: step_groups,
@@ -149,6 +199,9 @@ def same(got: Finding, want: Finding) -> None:
 
 
 def test_no_kind_is_forgotten() -> None:
+    for module in pkgutil.walk_packages(chainwright.__path__, "chainwright."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     own = {kind for kind in _kinds(Finding) if kind.__module__.startswith("chainwright.")} - {Finding}
     assert own == set(MAKERS)
 
