@@ -98,7 +98,12 @@ def run_one(way: str, n_tokens: int, folder: Path, threads: int) -> None:
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory that this process had; `ru_maxrss` would count its parent's, from before the exec."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def run_all(lengths: list[int], folder: Path, threads: int) -> list[dict[str, Any]]:

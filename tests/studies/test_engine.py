@@ -113,13 +113,13 @@ def test_sigkill_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, part
     draw, n_kills = random.Random(part), 0
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(10):
-        command = [sys.executable, study_plans.__file__, str(tmp_path / "s"), "0.004"]
+        command = [sys.executable, study_plans.__file__, str(tmp_path / "s"), "0.01"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.stdin.write(b"go\n")
         process.stdin.flush()
-        time.sleep(draw.random() * 0.08)
+        time.sleep(draw.random() * 0.1)  # a run takes at least 0.12 s
         process.send_signal(signal.SIGKILL)
         n_kills += process.wait() == -signal.SIGKILL
         process.stdin.close()
