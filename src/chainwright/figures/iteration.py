@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from chainwright.figures.theme import BLUE, GREY, ORANGE, TEAL, template
+from chainwright.figures.theme import BLUE, ORANGE, TEAL, template
 from chainwright.figures.words import head_name, safe, title_of
 
 _TOP = 8  # heads a ranking shows
@@ -151,9 +151,9 @@ def head_ranking(panels: Sequence[Ranked], *, columns: int = 4) -> go.Figure:
         )
         fig.add_scatter(
             x=list(one.null_mean[:_TOP]),
-            error_x={"type": "data", "array": [2 * sd for sd in one.null_sd[:_TOP]], "color": GREY},
+            error_x={"type": "data", "array": [2 * sd for sd in one.null_sd[:_TOP]], "color": ORANGE},
             mode="markers",
-            marker={"color": GREY, "symbol": "line-ns-open", "size": 11},
+            marker={"color": ORANGE, "symbol": "line-ns-open", "size": 11, "line": {"width": 2}},
             name="steps shuffled",
             showlegend=i == 0,
             hovertemplate="%{y}, steps shuffled: %{x:.2f}<extra></extra>",
