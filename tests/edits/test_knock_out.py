@@ -1,6 +1,7 @@
 """A knocked-out head is a head without weights in the output projection: checked against models that lack them."""
 
 import copy
+from collections.abc import Generator
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_every_way_to_write_heads_means_the_same(heads: object) -> None:
         ("ab", "'a'"),
         ((head for head in [(0, 1)]), "generator"),
     ],
-    ids=str,
+    ids=lambda value: "a generator" if isinstance(value, Generator) else str(value),
 )
 def test_malformed_heads_are_refused(heads: object, named: str) -> None:
     with pytest.raises(BadInput, match=rf"^Heads are given as a collection of \(layer, head\) pairs .* got .*{named}"):
