@@ -168,7 +168,8 @@ def diff(
 
 
 def _print_cells(found: StudyDifference, measure: str) -> None:
-    table = Table("task", "hops", "A", "95%", "B", "95%", "B - A", "95%", "problems", title=f"Right {measure}")
+    table = Table("task", "hops", "A", "95%", "B", "95%", "B - A", "95%", title=f"Right {measure}")
+    table.add_column("problems", no_wrap=True)
     for cell in found.cells:
         if cell.measure == measure:
             table.add_row(*_cells(cell))
