@@ -252,7 +252,10 @@ BAD_FILES = [
         r"hops names 'parity', which is not among the tasks",
     ),
     ('model = "reasoner"\ninstruments = ["steps?"]', r"Unknown instrument 'steps\?'"),
-    ('model = "reasoner"\ninstruments = "errors"', r"instruments must be a list of some of accuracy, errors, heads"),
+    (
+        'model = "reasoner"\ninstruments = "errors"',
+        r"instruments must be a list of some of accuracy, errors, heads, steps",
+    ),
     ('model = "reasoner"\nbatch_size = 0', r"batch_size must be a whole number from 1, or left out; got 0"),
     ('model = "reasonr"\nrendering = "short"', r"Unknown model 'reasonr'.*Did you mean 'reasoner'\?"),
     ("model = reasoner", r"bad\.toml is no readable TOML: .*line 1"),

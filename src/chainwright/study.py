@@ -5,6 +5,7 @@
 <folder>/scores/<cell>           what the model gave each token of them
 <folder>/accuracy, errors        findings
 <folder>/heads/<task>-<type>     head roles of each key error type
+<folder>/steps/<cell>            step maps, if they were asked for; <folder>/step-groups compares them
 <folder>/report.html             written when it is finished
 <folder>/study.lock, study.log   who works on it, and when what was computed; no part of the result
 """

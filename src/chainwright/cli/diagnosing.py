@@ -46,6 +46,9 @@ def diagnose(
     seed: Seed = 0,
     rendering: RenderingName = "auto",
     n_contexts: Annotated[int, typer.Option(help="Contexts of each kind that heads are located on.")] = 16,
+    steps: Annotated[bool, typer.Option("--steps", help="Also make step maps of right and wrong traces.")] = False,
+    n_maps: Annotated[int, typer.Option(help="With --steps: right and wrong traces, each, a task and hop count.")] = 8,
+    plan: Annotated[bool, typer.Option("--plan", help="With --steps: say what the maps will take, and stop.")] = False,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = None,
@@ -59,7 +62,11 @@ def diagnose(
 ) -> None:
     """Find where a model's chains break, of which kind the errors are, and which heads push the wrong token."""
     from chainwright import _choices, study
+    from chainwright._errors import BadInput
+    from chainwright.studies import config as config_defaults
 
+    if plan and not steps:
+        raise BadInput("--plan estimates the step maps, which were not asked for; add --steps.")
     chosen = _choices.rendering_for(rendering, model)
     config = study.DiagnoseConfig(
         model=model,
@@ -68,14 +75,28 @@ def diagnose(
         seeds=(seed,),
         rendering=chosen,
         n_contexts=n_contexts,
+        instruments=(*config_defaults.USUAL, *(["steps"] if steps else [])),
+        n_maps=n_maps,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         dtype=dtype,
         revision=revision,
     )
+    if plan:
+        print_plan(config, device, trust_remote_code)
+        return
     run_study(config, out_folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
     print_summary(study.open_diagnosis(out_folder), out_folder / "report.html")
+
+
+def print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:
+    """Print what the step maps will take; nothing is written."""
+    from chainwright.studies.stepping import plan_steps
+
+    loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
+    found = plan_steps(loaded.model, loaded.tokenizer, config)
+    out.print(f"Step maps, if the responses are as long as the gold chains: {found}", highlight=False, soft_wrap=True)
 
 
 def run_study(

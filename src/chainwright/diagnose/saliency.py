@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
 
 import pyarrow as pa
 import torch
@@ -42,6 +42,9 @@ from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.load import provenance
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind
 from chainwright.traces import Span, Trace
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Target = Literal["sequence", "span"]
 Pairs = Literal["all", "causal"]
@@ -100,6 +103,12 @@ class StepSaliency(Finding):
             lines.append(f"The summary draws least on the thinking in layer {least}: "
                          f"{float(found.decay_share[least]):.2f} of its mass.")  # fmt: skip
         return " ".join(lines)
+
+    def plot(self) -> Figure:
+        """Return the step map on a logarithmic scale, with a slider over layers."""
+        from chainwright import figures
+
+        return figures.step_map(self.map, self.segments)
 
     def to_frame(self) -> pa.Table:
         """Return one row for each layer and pair of steps that causality allows."""

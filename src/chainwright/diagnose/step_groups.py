@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from chainwright._finding import Finding
 from chainwright.diagnose.saliency import StepSaliency
 from chainwright.diagnose.step_measures import row_shares
 from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,25 @@ class StepGroups(Finding):
             f"{best['right']:.3f}, effect {best['effect']:+.2f} ({best['low']:+.2f} to {best['high']:+.2f}), "
             f"p {best['p']:.2g} of {len(self.rows)} tests."
         )
+
+    def curves(self, n_resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+        """Return a row for each measure, layer and side: the mean with a bootstrap interval over pairs, 95%.
+
+        A side without any value in a layer has no row; the interval is empty where there are fewer than two.
+        """
+        return [
+            {"measure": name, "layer": layer, "side": side, **_mean(values[:, layer, m], n_resamples, seed)}
+            for m, name in enumerate(_MEASURES)
+            for side, values in (("right", self.right), ("wrong", self.wrong))
+            for layer in range(values.shape[1])
+            if not bool(values[:, layer, m].isnan().all())
+        ]
+
+    def plot(self, *, columns: int = 3) -> Figure:
+        """Return the means of right and wrong traces by layer with their intervals, a panel a measure."""
+        from chainwright import figures
+
+        return figures.step_curves(self.curves(), columns=columns)
 
     def to_frame(self) -> pa.Table:
         """Return `rows` as a table."""
@@ -149,6 +171,16 @@ def _row(found: StepSaliency, position: int) -> _Row:
     lock_in, reach = row_shares(values)
     on_question = values[:, step, 0] / values[:, step].sum(-1)
     return _Row(torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float(), position)
+
+
+def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
+    known = values[~values.isnan()].double().numpy()
+    found: dict[str, Any] = {"n": len(known), "mean": float(known.mean()), "low": None, "high": None}
+    if len(known) > 1:
+        drawn = np.random.default_rng(seed).integers(0, len(known), size=(n_resamples, len(known)))
+        low, high = np.quantile(known[drawn].mean(1), (0.025, 0.975))
+        found |= {"low": float(low), "high": float(high)}
+    return found
 
 
 def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from chainwright.figures.iteration import (
     head_ranking,
     transfer_curves,
 )
+from chainwright.figures.steps import DECADES, log_map, segment_borders, step_curves, step_map
 from chainwright.figures.theme import template
 
 __all__ = [
+    "DECADES",
     "HIGH_CHANCE",
     "MAPS",
     "HeadMap",
@@ -43,10 +45,14 @@ __all__ = [
     "head_ranking",
     "heat_of",
     "lens_by_depth",
+    "log_map",
     "mended_and_broken",
     "readings",
     "roles_of",
+    "segment_borders",
     "stages",
+    "step_curves",
+    "step_map",
     "table_of",
     "template",
     "transfer_curves",

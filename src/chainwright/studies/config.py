@@ -10,7 +10,8 @@ from typing import Any, get_args
 from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
 
-INSTRUMENTS = ("accuracy", "errors", "heads")
+INSTRUMENTS = ("accuracy", "errors", "heads", "steps")
+USUAL = ("accuracy", "errors", "heads")
 
 
 def _is_whole(least: int | None = None) -> Callable[[Any], bool]:
@@ -50,6 +51,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "n_contexts": (_is_whole(1), "a whole number from 1"),
     "min_errors": (_is_whole(1), "a whole number from 1"),
     "max_types": (_is_whole(0), "a whole number from 0"),
+    "n_maps": (_is_whole(1), "a whole number from 1"),
     "temperature": (lambda v: type(v) in (int, float) and 0 <= v < float("inf"), "0 (greedy) or a positive number"),
     "max_new_tokens": (_or_none(_is_whole(1)), "a whole number from 1, or left out"),
     "batch_size": (_or_none(_is_whole(1)), "a whole number from 1, or left out"),
@@ -67,11 +69,13 @@ class DiagnoseConfig:
         hops: The hop counts of each task.
         n: Problems a (task, hops) cell and seed.
         seeds: Each draws a sample of its own.
-        instruments: What is measured: "accuracy", "errors" (first errors and entropies), "heads" (needs errors).
+        instruments: What is measured: "accuracy", "errors" (first errors and entropies), "heads" (needs errors),
+            "steps" (step maps; not usual).
         rendering: "short" for models trained by Chainwright, "natural" for instruction models.
         n_contexts: Contexts a set when heads are located.
         min_errors: A key error type with fewer known first errors is not searched for heads.
         max_types: Key error types a task that are searched.
+        n_maps: Right traces and wrong ones, each, that step maps are made of in a cell, for "steps".
         temperature: 0 is greedy.
         max_new_tokens: Longest response; None allows half as many again as the gold chain has, plus 16.
         batch_size: Rows decoded together; None chooses by length.
@@ -86,11 +90,12 @@ class DiagnoseConfig:
     hops: Mapping[str, Sequence[int]]
     n: int = 40
     seeds: Sequence[int] = (0,)
-    instruments: Sequence[str] = INSTRUMENTS
+    instruments: Sequence[str] = USUAL
     rendering: tasks.Rendering = "short"
     n_contexts: int = 16
     min_errors: int = 5
     max_types: int = 2
+    n_maps: int = 8
     temperature: float = 0.0
     max_new_tokens: int | None = None
     batch_size: int | None = None

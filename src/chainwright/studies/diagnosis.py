@@ -18,13 +18,14 @@ from chainwright.diagnose import ErrorTable, RoleFinding
 from chainwright.evaluation import Accuracy
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
-from chainwright.studies import instruments
+from chainwright.studies import instruments, stepping
 from chainwright.studies.config import DiagnoseConfig
 from chainwright.studies.engine import Job, Plan, Results, Study
-from chainwright.studies.instruments import INSTRUMENTS, Bench, Instrument
+from chainwright.studies.instruments import Bench, Instrument
 from chainwright.traces import Trace
 
 KIND = "diagnosis"
+INSTRUMENTS: tuple[Instrument, ...] = (*instruments.INSTRUMENTS, stepping.StepMaps())
 
 
 class DiagnosisPlan(Plan):
@@ -73,7 +74,7 @@ class Diagnosis:
         scores: Token scores of each trace, in the same order.
         token_strs: The text of each token of each trace.
         skipped: Key error types that were not searched for heads, and why.
-        findings: What else was measured, for the report: alternatives, and the evidence for heads.
+        findings: What else was measured, for the report: alternatives, the evidence for heads, step maps.
     """
 
     config: DiagnoseConfig
@@ -154,7 +155,11 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
         ErrorTable.load(done["errors"]),
         [instruments.load_role(done[unit], *key) for key, unit in units.items() if unit in done],
         [f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in units.items() if unit in done.skipped],
-        [*instruments.load_alternatives(config, done), *instruments.load_evidence(done)],
+        [
+            *instruments.load_alternatives(config, done),
+            *instruments.load_evidence(done),
+            *stepping.load_steps(config, done),
+        ],
     )
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from chainwright.report.section import Builder
-from chainwright.report.sections import accuracy, back_attention, errors, flow, found, heads, iteration, limits, traces
+from chainwright.report.sections import (
+    accuracy,
+    back_attention,
+    errors,
+    flow,
+    found,
+    heads,
+    iteration,
+    limits,
+    steps,
+    traces,
+)
 
 SECTIONS: tuple[Builder, ...] = (
     found.section,
@@ -13,6 +24,7 @@ SECTIONS: tuple[Builder, ...] = (
     iteration.section,
     flow.section,
     back_attention.section,
+    steps.section,
     traces.section,
     limits.section,
 )
