@@ -20,7 +20,8 @@
   const size = () => map.starts.length;
   const entry = (row, column) => map.values[at][(row * (row + 1)) / 2 + column];
   const value = (row, column) => map.top * 10 ** ((entry(row, column) - most) / 100);
-  const number = (row, column) => (entry(row, column) === 0 ? "at most " : "") + value(row, column).toPrecision(2);
+  const short = (share) => (share >= 1e-3 ? share.toPrecision(2) : share.toExponential(1).replace("-", "\u2011"));
+  const number = (row, column) => (entry(row, column) === 0 ? "at most " : "") + short(value(row, column));
   const name = (step) => (map.segments[step] === "question" && step === 0 ? "question" : `step ${step}`);
   const canRead = () => map.trace !== null && readable.has(map.trace);
   const address = (step) => `#trace-${map.trace}-${map.starts[step]}`;
@@ -83,7 +84,8 @@
 
   function part(title, step) {
     const head = make("h4", "", `${title}: `);
-    const what = `${name(step)}, ${map.segments[step]}${map.error === step ? ", first error" : ""}`;
+    const segment = name(step) === map.segments[step] ? "" : `, ${map.segments[step]}`;
+    const what = `${name(step)}${segment}${map.error === step ? ", first error" : ""}`;
     head.append(canRead() ? link(address(step), "", what) : make("span", "", what));
     return map.texts ? [head, make("p", "said", map.texts[step])] : [head];
   }
