@@ -126,3 +126,8 @@ def test_seeds_are_different_whole_numbers() -> None:
     for bad in ("", "1,1", "a", "1.5"):
         with pytest.raises(BadInput, match="Seeds must be different whole numbers"):
             seeds_of(bad)
+
+
+def test_the_best_single_head_needs_a_fit() -> None:
+    with pytest.raises(BadInput, match="'best single head' is chosen by figures that only a fit gives"):
+        ReproduceTCRConfig("reasoner", {"clf": (4,)}, repair="tcr-reasoner")

@@ -116,6 +116,11 @@ class ReproduceTCRConfig:
             raise BadInput("A study of TCR needs at least one task with hops, one seed and one way of decoding.")
         if self.repair is None and not self.fit_hops:
             raise BadInput("Without a repair one is fitted, for which at least one task with hops is needed.")
+        if self.repair is not None and "best single head" in self.ways:
+            raise BadInput(
+                "'best single head' is chosen by figures that only a fit gives, and a repair was named; leave that way "
+                "out (--ways or --quick), or leave --repair out."
+            )
         if self.fit_seed in self.seeds:
             raise BadInput(f"fit_seed {self.fit_seed} is one of the test seeds; problems must not be used for both.")
         for name in ("n", "fit_n"):
@@ -292,9 +297,8 @@ def _with(tcr: TCR, detector: Detector, form: str, candidates: Candidates | None
 
 
 def best_single(tcr: TCR, candidates: Candidates | None) -> int:
-    """Return which of the heads mends most and breaks least on the fitting problems; the first if that is not known."""
-    if candidates is None:
-        return 0
+    """Return which of the heads mends most and breaks least on the fitting problems."""
+    assert candidates is not None, "the config refuses this way without a fit"
     worth = {(r["layer"], r["head"]): r["mended"] + r["kept"] for r in candidates.rows}
     return max(range(len(tcr.heads)), key=lambda k: worth.get(tcr.heads[k], -1.0))
 
