@@ -20,8 +20,9 @@ from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.studies import instruments, stepping
 from chainwright.studies.config import DiagnoseConfig
-from chainwright.studies.engine import Job, Plan, Results, Study
+from chainwright.studies.engine import Study
 from chainwright.studies.instruments import Bench, Instrument
+from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
 
 KIND = "diagnosis"

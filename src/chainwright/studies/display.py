@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chainwright.studies import clock
-from chainwright.studies.engine import Watch
+from chainwright.studies.plan import Watch
 
 
 class Display(Watch):

@@ -33,120 +33,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, remove_leftovers
 from chainwright.studies import clock, manifest, records
 from chainwright.studies.lock import Holder, holder, locked
 from chainwright.studies.manifest import Manifest
-
-Tick = Callable[[int, int], None]
-_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-
-
-class Skip(Exception):
-    """Raised by `Plan.compute`: there is nothing to compute for this unit, and why."""
-
-
-class Results(Mapping[str, Path]):
-    """Finished units in order: id -> the folder with its files, checked against its record.
-
-    Attributes:
-        skipped: Finished units for which nothing was computed, and why; they are not among the items.
-    """
-
-    def __init__(self, folder: Path, found: Mapping[str, records.Record]):
-        self._paths = {unit: folder / unit for unit, record in found.items() if record.skipped is None}
-        self.skipped = {unit: record.skipped for unit, record in found.items() if record.skipped is not None}
-
-    def __getitem__(self, unit: str) -> Path:
-        return self._paths[unit]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def are_finished(self, units: Sequence[str]) -> bool:
-        """Say whether every one of these units is computed or skipped."""
-        return all(unit in self._paths or unit in self.skipped for unit in units)
-
-
-class Job(NamedTuple):
-    """One unit to compute.
-
-    Attributes:
-        unit: Its id.
-        out: An empty folder for its files; it must not put a `unit.json` there.
-        done: Results of the units that are finished.
-        tick: May be called with (how much of the unit is done, of how much), for the display.
-    """
-
-    unit: str
-    out: Path
-    done: Results
-    tick: Tick
-
-
-class Plan(ABC):
-    """A kind of study: which units it has, and how each is computed.
-
-    Attributes:
-        kind: Name of the kind, in `study.json`.
-        again: The command that goes on with a study, "{folder}" standing for its folder.
-        config: Everything that the units depend on besides the model, as plain JSON values.
-        source: What identifies the model (`provenance`); empty if there is none.
-    """
-
-    kind: str
-    again: str
-    config: Mapping[str, Any]
-    source: Mapping[str, str] = {}
-
-    @abstractmethod
-    def units(self, done: Results) -> Sequence[str]:
-        """Return the ids of all units known by now, in order, those named before first.
-
-        An id such as "traces/parity-012" is the place of the unit's folder; no unit lies in another one. Must depend
-        on the config and the results alone.
-        """
-
-    @abstractmethod
-    def compute(self, job: Job) -> None:
-        """Write the files of a unit into `job.out`, the same bytes each time.
-
-        Raises:
-            Skip: There is nothing to compute, and why.
-        """
-
-    def title(self, unit: str) -> str:
-        """Return a unit's name for readers."""
-        return unit
-
-
-class Watch:
-    """Is told how a run gets on; this one does not tell anybody."""
-
-    def listed(self, n_done: int, n_units: int) -> None:
-        """So many of the units known by now are finished."""
-
-    def started(self, title: str) -> None:
-        """A unit has been begun."""
-
-    def ticked(self, done: int, total: int) -> None:
-        """So much of it is done."""
-
-    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-        """It is finished, and the pending ones may take `left` seconds; None if nobody knows."""
+from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids
 
 
 @dataclass(frozen=True)
@@ -375,7 +274,7 @@ class _Run:
     def _list(self) -> list[str]:
         """Ask the plan for units, write down those that are new, and return those not yet computed."""
         units = list(self.plan.units(Results(self.study.folder, self.found)))
-        _check_ids(units)
+        check_ids(units)
         for unit in units:
             if unit not in self.known.units and (self.study.folder / unit).exists():
                 raise BadInput(
@@ -424,13 +323,3 @@ class _Run:
                 "have; it was changed by hand. Put it back, or make the study again in another folder."
             )
         self._save(is_complete=True, units={unit: self.found[unit].sha256 for unit in self.known.units})
-
-
-def _check_ids(units: Sequence[str]) -> None:
-    """Refuse ids that are no places of their own: a mistake in a plan."""
-    known = set(units)
-    for unit in units:
-        if not _UNIT.fullmatch(unit) or any(str(above) in known for above in Path(unit).parents):
-            raise ValueError(f"A plan lists the unit {unit!r}; ids are like 'traces/a-1', and none lies in another.")
-    if len(known) < len(units):
-        raise ValueError("A plan lists a unit twice.")

@@ -21,7 +21,8 @@ from chainwright.decode import AttachesToModel, generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.studies.display import Display
-from chainwright.studies.engine import Job, Plan, Results, Study, Watch
+from chainwright.studies.engine import Study
+from chainwright.studies.plan import Job, Plan, Results, Watch
 from chainwright.studies.records import sha256_of
 from chainwright.tasks import Problem
 from chainwright.traces import Trace, read_traces, write_traces

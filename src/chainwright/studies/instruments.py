@@ -47,7 +47,7 @@ from chainwright.diagnose import (
 )
 from chainwright.evaluation import evaluate
 from chainwright.studies.config import DiagnoseConfig
-from chainwright.studies.engine import Job, Results, Skip
+from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces
 
 

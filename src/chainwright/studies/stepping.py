@@ -23,8 +23,8 @@ from chainwright.diagnose import (
     step_saliency,
 )
 from chainwright.studies.config import DiagnoseConfig
-from chainwright.studies.engine import Job, Results, Skip
 from chainwright.studies.instruments import Bench, Cell, Instrument, cells, trace_units
+from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces
 
 GROUPS = "step-groups"

@@ -10,14 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from chainwright._errors import BadInput
 from chainwright.tasks._patterns import LETTERS, NUMBER, SIGN, STEP, Pattern, choice
-from chainwright.tasks._script import MORE_HOPS, Kind, Line, Part
-
-if TYPE_CHECKING:
-    from chainwright.tasks.base import Slot
+from chainwright.tasks._script import MORE_HOPS, Kind, Line, Part, Slot
 
 
 def lines_of(chain: str, slots: Sequence[Slot]) -> tuple[Line, ...]:

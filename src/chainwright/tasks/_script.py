@@ -36,6 +36,25 @@ class Part:
         return text == self.value or self.pattern.meaning(text) == self.pattern.meaning(self.value)
 
 
+@dataclass(frozen=True)
+class Slot:
+    """One decision of a gold chain.
+
+    Attributes:
+        start: First character of the slot in `Problem.chain`.
+        end: One past its last character.
+        error_type: What a wrong value here is called (a type of the task, such as "name recall").
+        hop: Index of the hop that the slot belongs to, from 0; `hops` for the closing lines.
+        value: The right text, equal to `chain[start:end]`.
+    """
+
+    start: int
+    end: int
+    error_type: str
+    hop: int
+    value: str
+
+
 def number(value: int, error_type: str) -> Part:
     """Return the slot of an integer."""
     return Part(str(value), error_type, NUMBER)

@@ -19,7 +19,7 @@ from typing import Any
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._patterns import NUMBER, SIDE, Pattern
 from chainwright.tasks._reader import Reader, Reading
-from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering
+from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Slot
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -43,25 +43,6 @@ _ANSWER_MARK = re.compile(
 )
 _SMALL_WORDS = "the an is it final string word result text".split()
 _LETTER = r"[^\W\d_]"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One decision of a gold chain.
-
-    Attributes:
-        start: First character of the slot in `Problem.chain`.
-        end: One past its last character.
-        error_type: What a wrong value here is called (a type of the task, such as "name recall").
-        hop: Index of the hop that the slot belongs to, from 0; `hops` for the closing lines.
-        value: The right text, equal to `chain[start:end]`.
-    """
-
-    start: int
-    end: int
-    error_type: str
-    hop: int
-    value: str
 
 
 @dataclass(frozen=True)
