@@ -264,7 +264,12 @@ def _resolve(name: str, revision: str | None) -> Path:
         raise BadInput(
             f"{name} holds no repair (there is no {_CONFIG} in it); give a folder that save_pretrained wrote."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BadInput(
+            f"There is no folder {name}; give one that save_pretrained wrote, a Hub id 'owner/name', or a bundled name: "
+            f"{', '.join(bundled_repairs())}."
+        )
+    if "/" not in name:
         raise unknown_name("repair", name, bundled_repairs())
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[_CONFIG, _TENSORS, _CARD]))
