@@ -104,7 +104,7 @@ def _change(folder: Path, **changes: object) -> None:
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="Unknown repair 'nosuch'"):
         Repair.from_pretrained("nosuch")
-    with pytest.raises(BadInput, match="There is no folder .*none; give one that save_pretrained wrote"):
+    with pytest.raises(BadInput, match=r"There is no folder .*none; give one that save_pretrained wrote"):
         Repair.from_pretrained(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="holds no repair"):

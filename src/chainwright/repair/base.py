@@ -266,7 +266,7 @@ def _resolve(name: str, revision: str | None) -> Path:
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BadInput(
-            f"There is no folder {name}; give one that save_pretrained wrote, a Hub id 'owner/name', or a bundled name: "
+            f"There is no folder {name}; give one that save_pretrained wrote, a Hub id 'owner/name', or one of "
             f"{', '.join(bundled_repairs())}."
         )
     if "/" not in name:
