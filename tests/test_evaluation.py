@@ -1,13 +1,17 @@
 """Accuracy with intervals, against numbers worked out by hand."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.evaluation import compare, evaluate, wilson
-from chainwright.models.load import load_model
+from chainwright.evaluation import Comparison, compare, evaluate, wilson
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
+from outcomes import outcome, two_ways
 from trace_tokenizers import task_words
 
 
@@ -76,16 +80,8 @@ def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
         evaluate([trace(problem, is_correct=None)])
 
 
-def outcome(problem: Problem, is_right: bool) -> Trace:
-    text = problem.chain if is_right else problem.chain.replace(problem.slots[0].value, "nothing", 1)
-    return Trace.from_text(load_model("reasoner").tokenizer, problem.prompt, text, problem=problem)
-
-
 def test_compare_pairs_problems_and_counts_what_is_mended_and_broken() -> None:
-    problems = tasks.sample("clf", 3, 6) + tasks.sample("clf", 4, 4)
-    before = [outcome(p, i in (0, 1, 6)) for i, p in enumerate(problems)]
-    after = [outcome(p, i in (1, 2, 3, 6, 7)) for i, p in enumerate(problems)]
-    found = compare({"none": before, "repair": after})
+    found = compare(two_ways())
     row = found.overall("repair")
     assert (row["n"], row["n_mended"], row["n_broken"]) == (10, 3, 1)
     assert row["exact"] == pytest.approx(0.5) and row["exact_gain"] == pytest.approx(0.2)
@@ -107,3 +103,27 @@ def test_compare_refuses_other_problems_and_nothing() -> None:
         compare({"a": first, "b": first[:1]})
     with pytest.raises(BadInput, match="at least one trace"):
         compare({"a": []})
+
+
+def test_a_comparison_is_a_table_for_readers_and_three_figures() -> None:
+    found = replace(compare(two_ways()), costs={"repair": {"seconds": 0.5}})
+    first, second = found.by_way()
+    assert first["way"] == "none" and first["gain"] is None and first["seconds"] is None
+    assert (second["mended"], second["broken"], second["p"], second["seconds"]) == (3, 1, "0.62", 0.5)
+    assert second["gain"] == "+0.200" and second["95%"].startswith("-0.") and " to +0." in second["95%"]
+    assert found.names == ["none", "repair"] and len(found.cells) == 4
+    assert [trace.name for trace in found.plot().data] == ["whole chains"] * 2 + ["final answers"] * 2
+    assert [list(t.y) for t in found.plot("chains").data] == [[2 / 6, 1 / 4], [3 / 6, 2 / 4]]
+    assert found.plot("answers").data[0].name == "none"
+    with pytest.raises(BadInput, match="view must be one of ways, chains, answers; got 'hops'"):
+        found.plot("hops")  # type: ignore[arg-type]
+
+
+def test_a_comparison_keeps_its_costs_and_reads_those_without(tmp_path: Path) -> None:
+    found = replace(compare(two_ways()), costs={"repair": {"flagged": "1.00%"}}, title="Two ways")
+    assert Comparison.load(found.save(tmp_path / "new")) == found
+    old = compare(two_ways()).save(tmp_path / "old")
+    record = json.loads((old / "result.json").read_text())
+    del record["values"]["costs"], record["values"]["title"]
+    (old / "result.json").write_text(json.dumps(record))
+    assert Comparison.load(old) == compare(two_ways())

@@ -16,6 +16,8 @@ import chainwright
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
+from chainwright._flips import Flips, flips
+from chainwright._tables import Tables
 from chainwright.diagnose import (
     Alternatives,
     Emergence,
@@ -152,6 +154,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Comparison: lambda: compare({"plain": traces(), "again": traces()}),
     Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
+    Flips: lambda: flips({"plain": traces(), "again": traces()}, load_model("reasoner").tokenizer),
     FlowStages: lambda: flow_stages(tiny("llama"), [MarkedQuery(random_ids(1, 6)[0], 7, (1,), (3,))], n_neurons=5),
     HeadComparison: lambda: compare_heads(roles(), roles()),
     HeadEvidence: evidence,
@@ -162,6 +165,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     LogitFlow: lambda: logit_flow(tiny("llama"), random_ids(1, 6), 7, n_neurons=5, n_traced=3),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
     StepCauses: lambda: step_causes(tiny("llama"), [stepped()], n_pairs=3),
+    Tables: lambda: Tables(title="all", tables={"one": [{"a": 1, "b": None}], "two": []}, notes=["so"]),
     StepGroups: step_groups,
     StepSaliency: lambda: step_saliency(tiny("llama"), (random_ids(1, 9)[0], [(0, 4), (4, 9)])),
 }

@@ -14,6 +14,7 @@ from chainwright.tasks import FirstError, Problem
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
+    from chainwright._flips import Flips, flips
     from chainwright.decode import TokenScores, generate, score
     from chainwright.diagnose import (
         Alternatives,
@@ -113,6 +114,7 @@ __all__ = [
     "ErrorTable",
     "Finding",
     "FirstError",
+    "Flips",
     "FlowStages",
     "GoldDetector",
     "HeadComparison",
@@ -161,6 +163,7 @@ __all__ = [
     "evaluate",
     "find_candidates",
     "first_errors",
+    "flips",
     "flow_stages",
     "generate",
     "head_evidence",
@@ -196,6 +199,7 @@ _HOLDERS = (
     "diagnose",
     "repair",
     "evaluation",
+    "_flips",
     "study",
     "report",
 )

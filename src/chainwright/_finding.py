@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _RESULT, _TENSORS = "result.json", "tensors.safetensors"
 # where findings are defined: read only when one is loaded, since these modules import this one
-_HOLDERS = ("chainwright.diagnose", "chainwright.evaluation", "chainwright.repair")
+_HOLDERS = (
+    "chainwright._tables",
+    "chainwright.diagnose",
+    "chainwright.evaluation",
+    "chainwright._flips",
+    "chainwright.repair",
+)
 F = TypeVar("F", bound="Finding")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from chainwright.traces import Trace
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+View = Literal["ways", "chains", "answers"]
 __all__ = ["Accuracy", "Comparison", "Interval", "compare", "evaluate", "wilson"]
 
 
@@ -113,10 +114,24 @@ class Comparison(Finding):
             (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap over
             problems, 95%), `n_mended` and `n_broken` (chains right with it and wrong without, and the reverse) with
             `p` (exact McNemar test on them), and `tokens` (mean response length).
+        costs: What each way cost besides, by name of the way and of the measure, where somebody counted it.
+        title: What was compared.
     """
 
     baseline: str
     rows: list[dict[str, Any]]
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the ways, the baseline first."""
+        return list(dict.fromkeys(row["name"] for row in self.rows))
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Return the rows of single (task, hops) cells."""
+        return [row for row in self.rows if row["hops"] is not None]
 
     def overall(self, name: str) -> dict[str, Any]:
         """Return the row of a way of decoding over all tasks."""
@@ -140,6 +155,40 @@ class Comparison(Finding):
         """Return `rows` as a table."""
         return pa.Table.from_pylist(self.rows)
 
+    def by_way(self) -> list[dict[str, Any]]:
+        """Return a table of the ways over all tasks for readers: shares, gains in whole chains, and costs."""
+        return [self._way(self.overall(name)) for name in self.names]
+
+    def _way(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        is_first = row["name"] == self.baseline
+        kinds = dict.fromkeys(name for cost in self.costs.values() for name in cost)
+        return {
+            "way": row["name"],
+            "answers right": row["accuracy"],
+            "chains right": row["exact"],
+            "gain": None if is_first else f"{row['exact_gain']:+.3f}",
+            "95%": None if is_first else f"{row['exact_gain_low']:+.3f} to {row['exact_gain_high']:+.3f}",
+            "mended": None if is_first else row["n_mended"],
+            "broken": None if is_first else row["n_broken"],
+            "p": None if is_first else f"{row['p']:.2g}",
+            "tokens": f"{row['tokens']:.0f}",
+            **{kind: self.costs.get(row["name"], {}).get(kind) for kind in kinds},
+        }
+
+    def plot(self, view: View = "ways") -> Figure:
+        """Return a figure: the ways with their gains, or right chains or answers against hops.
+
+        Raises:
+            BadInput: An unknown view.
+        """
+        from chainwright import figures
+
+        if view not in get_args(View):
+            raise BadInput(f"view must be one of {', '.join(get_args(View))}; got {view!r}.")
+        if view == "ways":
+            return figures.ways_compared([self.overall(name) for name in self.names], self.baseline)
+        return figures.hop_curves(self.cells, self.baseline, of=view)
+
 
 def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, seed: int = 0) -> Comparison:
     """Return what each way of decoding gains over the first, paired by problem.
@@ -155,8 +204,7 @@ def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, s
     if not traces or not all(traces.values()):
         raise BadInput("compare needs at least one way of decoding with at least one trace; got none.")
     names = list(traces)
-    for name in names:
-        _check_paired(traces[names[0]], traces[name], name)
+    check_paired(traces)
     outcomes = {name: np.array([[bool(t.is_correct), t.first_error is None] for t in traces[name]]) for name in names}
     groups = _groups(traces[names[0]])
     rows = []
@@ -168,7 +216,14 @@ def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, s
     return Comparison(baseline=names[0], rows=rows, config={"n_resamples": n_resamples, "seed": seed})
 
 
-def _check_paired(first: Sequence[Trace], other: Sequence[Trace], name: str) -> None:
+def check_paired(traces: Mapping[str, Sequence[Trace]]) -> None:
+    """Raise BadInput unless all ways have judged traces of the same problems in the same order."""
+    names = list(traces)
+    for name in names:
+        _check_pair(traces[names[0]], traces[name], name)
+
+
+def _check_pair(first: Sequence[Trace], other: Sequence[Trace], name: str) -> None:
     if len(first) != len(other):
         raise BadInput(f"{name!r} has {len(other)} traces, the first way has {len(first)}; compare the same problems.")
     for i, (a, b) in enumerate(zip(first, other, strict=True)):

@@ -8,8 +8,14 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.decode import generate
 from chainwright.models import load_model
-from chainwright.reproduce.stepflow import ReproduceStepFlow, ReproduceStepFlowConfig, _majority, mended_errors
-from chainwright.reproduce.stepflow_tables import study_lines
+from chainwright.report.study import write_study_report, write_tables
+from chainwright.reproduce.stepflow import (
+    ReproduceStepFlow,
+    ReproduceStepFlowConfig,
+    _majority,
+    mended_errors,
+    n_decodings,
+)
 from chainwright.studies import Study
 from chainwright.traces import Trace
 
@@ -22,28 +28,31 @@ SMALL = ReproduceStepFlowConfig(
 def finished(tmp_path_factory):
     model, tokenizer = load_model("reasoner")
     plan = ReproduceStepFlow(model, tokenizer, SMALL)
-    return plan, Study.make(tmp_path_factory.mktemp("study") / "it", plan).run()
+    study = Study.make(tmp_path_factory.mktemp("study") / "it", plan)
+    return plan, study.run(), study
 
 
-def test_every_table_is_there(finished) -> None:
-    plan, done = finished
-    text = "\n".join(study_lines(plan, done))
+def test_every_table_is_there_and_in_the_report(finished) -> None:
+    plan, _, study = finished
+    text = "\n".join(write_tables(study))
     for way in plan.ways:
         assert f"| {way} |" in text
     assert "### All 2 problems, beside 'none'" in text and "### First errors: tuned" in text
-    assert "### Positive control: lock-in planted in layer 2, CLF with 3 hops, 2 problems" in text
+    assert "## Positive control: lock-in planted in layer 2, CLF with 3 hops" in text
     assert "Layers by one diagnosis pass: bridge [" in text
+    page = write_study_report(study.folder).read_text(encoding="utf-8")
+    assert "self-consistency 2" in page and "Positive control" in page and 'data-figure="ways-1"' in page
 
 
 def test_ways_of_decoding_are_what_they_say(finished) -> None:
-    plan, done = finished
+    plan, done, _ = finished
     problems = tasks.sample("clf", 12, 2, 11, rendering="short")
     want = generate(plan.model, plan.tokenizer, problems, progress=False)
     assert [t.response for t in plan.traces(done, "none")] == [t.response for t in want]
     assert plan._repair("momentum", done).layers(4) == ((), (3,))
     assert plan._repair("bridge", done).layers(4) == ((0,), ())
     assert plan._repair("both", done).layers(4) == ((0,), (3,))
-    assert plan.n_decodings("self-consistency 2") == 2 and plan.n_decodings("both") == 1
+    assert n_decodings("self-consistency 2") == 2 and n_decodings("both") == 1
 
 
 def test_the_majority_takes_the_first_of_the_answer_that_most_give() -> None:

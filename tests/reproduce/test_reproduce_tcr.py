@@ -7,11 +7,13 @@ import pytest
 
 from chainwright import load_model, tasks
 from chainwright._errors import BadInput
+from chainwright._flips import Flips
 from chainwright.evaluation import Comparison
 from chainwright.repair import TCR, Repair, bundled_repairs
+from chainwright.report.lines import lines_of
+from chainwright.report.study import summary_of, write_study_report, write_tables
 from chainwright.reproduce._plan import estimate
-from chainwright.reproduce._tables import study_lines
-from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
+from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, counts_of, gold_detector, ways_for
 from chainwright.studies import Job, Study
 from study_plans import files
 
@@ -60,14 +62,30 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
     shares = {way: found.overall(way)["exact"] for way in WAYS}
     assert shares["none"] <= shares["TCR, gold"] <= shares["best head, gold"]
     assert found.overall("best head, gold")["n_broken"] == 0, "gold flags never touch a right chain"
-    lines = list(study_lines(plan, study, done))
+    lines = list(lines_of(study.findings()))
     rows = [line for line in lines if line.startswith("| gold | any head, chosen by the answer")]
     assert float(rows[0].split("|")[3]) == pytest.approx(shares["best head, gold"], abs=5e-4)
     alone = next(line for line in lines if line.startswith("| none | model alone"))
     assert float(alone.split("|")[3]) == pytest.approx(shares["none"], abs=5e-4)
-    counts = plan.counts(done, "TCR, gold")
+    counts = counts_of(plan.asked, done, "TCR, gold")
     assert 0 < counts["n_flagged"] < counts["n_tokens"]
-    assert plan.counts(done, "none") == {}
+    assert counts_of(plan.asked, done, "none") == {}
+
+    moved = Flips.load(done["comparison"] / "flips")
+    row = found.overall("best head, gold")
+    assert moved.counts("none", "best head, gold") == (row["n_mended"], row["n_broken"])
+    for answers in moved.answers:
+        marks = dict(zip(moved.names, answers, strict=True))
+        assert marks["none"]["flagged"] is None and marks["DoLa"]["flagged"] is None
+        for way in ("TCR, gold", "best head, gold"):
+            tokens, error = marks[way]["flagged"], marks["none"]["error"]
+            assert error is None or tokens[0] == error["at"], "gold flags stand where the model alone goes wrong"
+            assert all(0 <= at < len(moved.chains[marks[way]["chain"]]) for at in tokens)
+
+    report = write_study_report(killed).read_text(encoding="utf-8")
+    assert 'id="comparison"' in report and 'id="flips"' in report and "Ablations: tau" in report
+    assert (killed / "report.html").is_file() and "### Ablations: parts" in write_tables(study)
+    assert any("DoLa: answers" in line for line in summary_of(study))
 
 
 def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:

@@ -12,11 +12,13 @@ from rich.table import Table
 
 from chainwright import tasks
 from chainwright._errors import ChainwrightError
+from chainwright.studies import Watch
 
 if TYPE_CHECKING:
     from chainwright.evaluation import Accuracy
     from chainwright.models import LoadedModel
     from chainwright.repair import Repair
+    from chainwright.studies import Study
 
 out = Console()
 err = Console(stderr=True)
@@ -71,6 +73,24 @@ def clear_errors(command: Command) -> Command:
 
 def plain(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+class Lines(Watch):
+    """Prints a line for each unit of a study."""
+
+    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
+        rest = "" if left is None else f", about {left:.0f} s left"
+        err.print(f"{title}: {skipped or f'{seconds:.1f} s'}{rest}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_findings(study: Study) -> None:
+    """Write tables and report of a finished study into its folder, print the tables, and say where both are."""
+    from chainwright.report.study import TABLES, write_study_report, write_tables
+
+    for line in write_tables(study):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    path = write_study_report(study.folder)
+    out.print(f"Tables: {study.folder / TABLES}\nReport: {path}", soft_wrap=True, highlight=False)
 
 
 def load(name: str, device: str | None, dtype: str | None, revision: str | None, remote_code: bool) -> LoadedModel:

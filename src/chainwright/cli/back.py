@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Overwrite, Quiet, clear_errors, err, out, plain
+from chainwright.cli._shared import Lines, Overwrite, Quiet, clear_errors, out, plain
 
 
 @clear_errors
@@ -27,18 +27,12 @@ def back_attention(
 ) -> None:
     """Mend two-hop questions and train arithmetic with back attention and its controls; goes on where it stopped."""
     from chainwright import _choices
-    from chainwright.report import write_report
+    from chainwright.report.study import write_study_report
     from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, run_back_attention
-    from chainwright.studies import Watch
-
-    class Lines(Watch):
-        def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-            rest = "" if left is None else f", about {left:.0f} s left"
-            err.print(f"{title}: {skipped or f'{seconds:.0f} s'}{rest}", markup=False, highlight=False)
 
     config = _choices.changed(ReproduceBackAttentionConfig(model=model), changes or [])
     found = run_back_attention(config, out_folder, overwrite=overwrite, repair=repair, watch=None if quiet else Lines())
-    path = write_report(None, out_folder / "report.html", findings=[found])
+    path = write_study_report(out_folder)
     columns = [c for c in found.rows[0] if c != "held_out by seed"]
     _print(Table(*columns, title="Two hops, frozen model"), [[row.get(c, "") for c in columns] for row in found.rows])
     if found.scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,7 @@ from chainwright.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from chainwright.study import DiagnoseConfig, Diagnosis
+    from chainwright.study import DiagnoseConfig
 
 
 @clear_errors
@@ -87,7 +88,7 @@ def diagnose(
         print_plan(config, device, trust_remote_code)
         return
     run_study(config, out_folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
-    print_summary(study.open_diagnosis(out_folder), out_folder / "report.html")
+    print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 
 
 def print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:
@@ -131,15 +132,15 @@ def run_study(
 
 @clear_errors
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished diagnosis.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished study.")],
     out_file: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: in the folder.")] = None,
 ) -> None:
-    """Write the HTML report of a finished diagnosis again."""
-    from chainwright import study
-    from chainwright.report import write_report
+    """Write the HTML report of a finished study again: a diagnosis or a reproduction."""
+    from chainwright.report.study import summary_of, write_study_report
+    from chainwright.studies import Study
 
-    found = study.open_diagnosis(folder)
-    print_summary(found, write_report(found, out_file or folder / "report.html"))
+    path = write_study_report(folder, out_file)
+    print_summary(summary_of(Study.open(folder)), path)
 
 
 @clear_errors
@@ -155,12 +156,12 @@ def demo(
 
     config = study.DiagnoseConfig(model="reasoner", hops=_choices.REASONER_HOPS, n=n)
     run_study(config, out_folder, "cpu", overwrite=overwrite)
-    print_summary(study.open_diagnosis(out_folder), out_folder / "report.html")
+    print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 
 
-def print_summary(found: Diagnosis, path: Path) -> None:
-    """Print the five lines, and where the report is."""
+def print_summary(lines: Sequence[str], path: Path) -> None:
+    """Print what a study found in a few lines, and where the report is."""
     out.print()
-    for line in found.summary():
+    for line in lines:
         out.print(plain(line), highlight=False, soft_wrap=True)
     out.print(f"\nReport: {path}", soft_wrap=True, highlight=False)

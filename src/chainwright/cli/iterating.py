@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Overwrite, Quiet, clear_errors, err, out, plain
+from chainwright.cli._shared import Lines, Overwrite, Quiet, clear_errors, out, plain
 
 if TYPE_CHECKING:
     from chainwright.reproduce.iteration_heads import IterationHeads
@@ -26,22 +26,14 @@ def iteration_heads(
 ) -> None:
     """Train small models on iterative tasks, look for such heads in a reasoner, and say what agrees with the paper."""
     from chainwright._files import atomic_file
-    from chainwright.report import write_report
+    from chainwright.report.study import write_study_report
     from chainwright.reproduce.iteration_claims import tables
     from chainwright.reproduce.iteration_heads import run_iteration_heads
-    from chainwright.studies import Watch
-
-    class Lines(Watch):
-        def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-            rest = "" if left is None else f", about {left:.0f} s left"
-            err.print(f"{title}: {skipped or f'{seconds:.0f} s'}{rest}", markup=False, highlight=False)
 
     found = run_iteration_heads(
         out_folder, profile=profile, model=model, overwrite=overwrite, watch=None if quiet else Lines()
     )
-    overlaps = [one for by_link in found.overlaps.values() for one in by_link.values()]
-    findings = [*found.runs.values(), *found.scores.values(), *overlaps]
-    path = write_report(None, out_folder / "report.html", findings=findings)
+    path = write_study_report(out_folder)
     with atomic_file(out_folder / "tables.md") as draft:
         draft.write_text(tables(found), encoding="utf-8")
     _print(found)

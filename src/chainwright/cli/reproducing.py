@@ -12,6 +12,7 @@ from chainwright.cli._shared import (
     Device,
     Dtype,
     HopCounts,
+    Lines,
     MaxNewTokens,
     ModelName,
     NProblems,
@@ -24,11 +25,10 @@ from chainwright.cli._shared import (
     TaskNames,
     Temperature,
     clear_errors,
-    err,
     load,
     out,
+    print_findings,
 )
-from chainwright.studies import Watch
 
 
 @clear_errors
@@ -58,7 +58,6 @@ def tcr(
     """Decode the same problems in every way of the TCR paper, and print what each gains; goes on where it stopped."""
     from chainwright import _choices
     from chainwright.reproduce import _plan, tcr
-    from chainwright.reproduce._tables import study_lines
     from chainwright.studies import Study
 
     chosen = _choices.rendering_for(rendering, model)
@@ -84,14 +83,5 @@ def tcr(
     loaded = load(model, device, dtype, revision, trust_remote_code)
     design = tcr.ReproduceTCR(loaded.model, loaded.tokenizer, config)
     study = Study.make(out_folder, design, overwrite=overwrite)
-    done = study.run(None if quiet else _Lines())
-    for line in study_lines(design, study, done):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Lines(Watch):
-    """Prints a line for each unit."""
-
-    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-        rest = "" if left is None else f", about {left:.0f} s left"
-        err.print(f"{title}: {seconds:.1f} s{rest}", markup=False, highlight=False)
+    study.run(None if quiet else Lines())
+    print_findings(study)

@@ -53,7 +53,7 @@ def run(
         config, folder = read_study_file(what), out_folder or Path("runs") / what.stem
     run_study(config, folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
     if study.has_report(config):
-        print_summary(study.open_diagnosis(folder), folder / "report.html")
+        print_summary(study.open_diagnosis(folder).summary(), folder / "report.html")
         out.print(f"More: chainwright study show {folder}", soft_wrap=True, highlight=False)
     else:
         _show(folder)
@@ -105,15 +105,17 @@ def show(folder: Folder) -> None:
 def _show(folder: Path) -> None:
     from chainwright import Study
     from chainwright.evaluation import Accuracy
-    from chainwright.studies.diagnosis import KIND, config_of, diagnosis_of, has_report
+    from chainwright.report.study import summary_of
+    from chainwright.studies.diagnosis import KIND, config_of, has_report
+    from chainwright.studies.kinds import known_plans
 
     study = Study.open(folder)
     results = study.results
     if not study.is_complete:
         _say(f"{folder} is not finished; this is what it has so far.")
-    elif study.manifest.kind == KIND and has_report(config_of(study)):
+    elif has_report(config_of(study)) if study.manifest.kind == KIND else study.manifest.kind in known_plans():
         out.print()
-        for line in diagnosis_of(study).summary():
+        for line in summary_of(study):
             _say(line)
     if "accuracy" in results and study.manifest.kind == KIND:
         print_accuracy(Accuracy.load(results["accuracy"]))

@@ -5,6 +5,7 @@ titles) is escaped.
 """
 
 from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
+from chainwright.figures.comparison import SHOWN, hop_curves, threshold_curves, ways_compared
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
 from chainwright.figures.evidence import mended_and_broken
@@ -27,6 +28,7 @@ __all__ = [
     "DECADES",
     "HIGH_CHANCE",
     "MAPS",
+    "SHOWN",
     "HeadMap",
     "HeatMap",
     "Ranked",
@@ -44,6 +46,7 @@ __all__ = [
     "head_maps",
     "head_ranking",
     "heat_of",
+    "hop_curves",
     "lens_by_depth",
     "log_map",
     "mended_and_broken",
@@ -55,5 +58,7 @@ __all__ = [
     "step_map",
     "table_of",
     "template",
+    "threshold_curves",
     "transfer_curves",
+    "ways_compared",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from chainwright._tables import table
 
 
 def card(kind: str, description: str, origin: Mapping[str, Any]) -> str:
@@ -28,16 +30,3 @@ def card(kind: str, description: str, origin: Mapping[str, Any]) -> str:
     if origin["figures"]:
         lines += ["## Figures", "", origin["note"], "", *table(origin["figures"]), ""]
     return "\n".join(lines)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return rows as the lines of a Markdown table, the columns being those of the first row."""
-    columns = list(rows[0])
-    body = ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
-    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *body]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -22,44 +22,55 @@ from plotly.offline import get_plotlyjs
 from chainwright._errors import BadInput
 from chainwright._files import atomic_file
 from chainwright._finding import Finding
+from chainwright._tables import cell, numeric_columns
 from chainwright.figures import template, words
 from chainwright.report.section import Material, Section
 from chainwright.report.sections import SECTIONS
+from chainwright.studies.manifest import Manifest
 from chainwright.study import Diagnosis
 
 
-def write_report(diagnosis: Diagnosis | None, path: Path, *, findings: Sequence[Finding] = ()) -> Path:
+def write_report(
+    diagnosis: Diagnosis | None, path: Path, *, findings: Sequence[Finding] = (), study: Manifest | None = None
+) -> Path:
     """Write a report as one HTML file that opens offline, and return its path.
 
     Args:
         diagnosis: What `run_diagnosis` or `open_diagnosis` returned; None for a report of findings alone.
         path: The file to write; one that is there is replaced when the new one is complete.
         findings: More findings. Those that no section knows are left out.
+        study: What `study.json` says of the study that the findings are of; None if they are of none.
 
     Raises:
         BadInput: Nothing was given that a report can show, the disk is full, or the place cannot be written.
     """
-    page = render(diagnosis, findings=findings)
+    page = render(diagnosis, findings=findings, study=study)
     with atomic_file(Path(path)) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return Path(path)
 
 
-def render(diagnosis: Diagnosis | None, *, findings: Sequence[Finding] = ()) -> str:
+def render(diagnosis: Diagnosis | None, *, findings: Sequence[Finding] = (), study: Manifest | None = None) -> str:
     """Return the report as a string."""
-    material = Material(diagnosis, (*(diagnosis.findings if diagnosis else ()), *findings))
+    material = Material(diagnosis, (*(diagnosis.findings if diagnosis else ()), *findings), study)
     sections = [section for build in SECTIONS if (section := build(material)) is not None]
-    if not sections:
+    if {section.name for section in sections} <= {"study"}:
         kinds = ", ".join(sorted({type(f).__name__ for f in findings})) or "nothing"
         raise BadInput(f"A report needs a diagnosis or a finding that it has a section for; got {kinds}.")
     environment = _environment()
     return environment.get_template("page.html").render(
-        title="report" if diagnosis is None else f"diagnosis of {diagnosis.config.model}",
+        title=_title(diagnosis, study),
         style=Markup(_all("page", sections, "css")),  # ours, not a reader's: nothing in it needs escaping
         scripts=[Markup(get_plotlyjs()), Markup(_all("page", sections, "js"))],
         data=as_json(_data(sections)),
         sections=[{"name": s.name, "nav": s.nav, "html": _html(environment, s)} for s in sections],
     )
+
+
+def _title(diagnosis: Diagnosis | None, study: Manifest | None) -> str:
+    if diagnosis is not None:
+        return f"diagnosis of {diagnosis.config.model}"
+    return "report" if study is None else f"{study.kind} with {study.model.get('model', 'no model')}"
 
 
 def _environment() -> jinja2.Environment:
@@ -70,7 +81,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": words.percent, "counted": words.counted, "head": words.head_name}
+    environment.filters |= {
+        "percent": words.percent,
+        "counted": words.counted,
+        "head": words.head_name,
+        "cell": cell,
+        "numeric": numeric_columns,
+    }
     return environment
 
 

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from chainwright._finding import Finding
+from chainwright.studies.manifest import Manifest
 from chainwright.study import Diagnosis
 
 F = TypeVar("F", bound=Finding)
@@ -30,10 +31,12 @@ class Material:
     Attributes:
         diagnosis: What a diagnosis found, if there was one.
         findings: Whatever else was measured.
+        study: What the study says of itself that the findings are of, if they are of one.
     """
 
     diagnosis: Diagnosis | None
     findings: Sequence[Finding] = ()
+    study: Manifest | None = None
 
     def of(self, kind: type[F]) -> list[F]:
         """Return the findings of one kind."""

@@ -130,6 +130,22 @@ class ReproduceBackAttention(Plan):
                 job
             )
 
+    @classmethod
+    def findings(cls, study: Study) -> list[BackAttentionFinding]:
+        """Return every table, what the module reads, and the conflict, as one finding."""
+        known, done = study.manifest, study.results
+        tables = read_json(done["table"] / "table.json")
+        return [
+            BackAttentionFinding(
+                rows=tables["two hops"],
+                scratch=tables["from scratch"],
+                readings=read_json(done["readings"] / "figures.json"),
+                conflict=read_json(done["conflict"] / "figures.json"),
+                config=known.config,
+                provenance=known.model,
+            )
+        ]
+
     def _scratch(self, job: Job, rest: str) -> None:
         slug, _, seed = rest.partition("/seed-")
         variant = next(v for v in VARIANTS if _slug(v) == slug)
@@ -279,16 +295,9 @@ def run_back_attention(
     model, tokenizer = load_model(config.model, device="cpu")
     where = BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
     plan = ReproduceBackAttention(model, tokenizer, recipe_of(where), config)
-    done = Study.make(folder, plan, overwrite=overwrite).run(watch, repair=repair)
-    tables = read_json(done["table"] / "table.json")
-    return BackAttentionFinding(
-        rows=tables["two hops"],
-        scratch=tables["from scratch"],
-        readings=read_json(done["readings"] / "figures.json"),
-        conflict=read_json(done["conflict"] / "figures.json"),
-        config=plan.config,
-        provenance=provenance(anatomy(model).model),
-    )
+    study = Study.make(folder, plan, overwrite=overwrite)
+    study.run(watch, repair=repair)
+    return plan.findings(study)[0]
 
 
 __all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "recipe_of", "run_back_attention"]

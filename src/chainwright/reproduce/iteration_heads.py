@@ -24,6 +24,7 @@ from torch import Tensor
 
 from chainwright import tasks
 from chainwright._errors import unknown_name
+from chainwright._finding import Finding
 from chainwright.decode import generate, left_pad
 from chainwright.diagnose import (
     Emergence,
@@ -141,6 +142,13 @@ class IterationHeadsPlan(Plan):
     def units(self, done: Results) -> Sequence[str]:
         """Return the trainings in order, then one unit a task."""
         return [*(f"train/{name}" for name in self.recipes), *(f"reasoner/{task}" for task in self.reasoner.hops)]
+
+    @classmethod
+    def findings(cls, study: Study) -> list[Finding]:
+        """Return every training, the scores of the reasoner's heads, and their overlaps."""
+        found = IterationHeads.of(study.results)
+        overlaps = [one for by_link in found.overlaps.values() for one in by_link.values()]
+        return [*found.runs.values(), *found.scores.values(), *overlaps]
 
     def title(self, unit: str) -> str:
         """Return what a unit does."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -24,14 +24,16 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
 from chainwright._files import read_json, write_json
+from chainwright._finding import Finding
+from chainwright._flips import flips
 from chainwright.decode import AttachesToModel, generate
 from chainwright.diagnose.saliency import step_saliency
-from chainwright.evaluation import Comparison, compare
+from chainwright.evaluation import compare
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair.control import PlantedLockIn
 from chainwright.repair.stepflow import StepFlow, choose_layers
-from chainwright.studies import Job, Plan, Results
+from chainwright.studies import Job, Plan, Results, Study
 from chainwright.traces import Trace, read_traces, write_traces
 
 PLAIN = "none"
@@ -136,7 +138,7 @@ class ReproduceStepFlow(Plan):
         elif kind == "maps":
             self._map(job)
         elif kind == "comparison":
-            self._compare(job.done).save(job.out / "comparison")
+            self._compare(job)
         elif kind == "control":
             self._write(job, self._control_problems(), self._control(rest[0]))
         elif kind == "runs":
@@ -213,16 +215,30 @@ class ReproduceStepFlow(Plan):
         ]
         return [_majority(group) for group in zip(*drawn, strict=True)]
 
-    def _compare(self, done: Results) -> Comparison:
-        return compare({way: self.traces(done, way) for way in self.ways})
+    def _compare(self, job: Job) -> None:
+        traces = {way: self.traces(job.done, way) for way in self.ways}
+        costs = {way: {"decodings": n_decodings(way)} for way in self.ways}
+        replace(compare(traces), costs=costs).save(job.out / "comparison")
+        flips(traces, self.tokenizer).save(job.out / "flips")
+        control = {
+            way: read_traces(job.done[f"control/{way.replace(', ', '-')}"] / "traces.parquet") for way in CONTROLS
+        }
+        compare(control).save(job.out / "control")
+        plain = traces[PLAIN]
+        mended = {way: mended_errors(plain, traces[way]) for way in ("both", "tuned")}
+        write_json(job.out / "errors.json", mended)
 
-    def control_traces(self, done: Results) -> dict[str, list[Trace]]:
-        """Return the traces of the positive control."""
-        return {way: read_traces(done[f"control/{way.replace(', ', '-')}"] / "traces.parquet") for way in CONTROLS}
+    @classmethod
+    def findings(cls, study: Study) -> list[Finding]:
+        """Return both comparisons, the flips, and the tables."""
+        from chainwright.reproduce.stepflow_tables import found_in
 
-    def n_decodings(self, way: str) -> int:
-        """Return how many responses a way decodes for one answer."""
-        return int(way.rpartition(" ")[2]) if "self-consistency" in way else 1
+        return found_in(ReproduceStepFlowConfig(**study.manifest.config), study.results)
+
+
+def n_decodings(way: str) -> int:
+    """Return how many responses a way decodes for one answer."""
+    return int(way.rpartition(" ")[2]) if "self-consistency" in way else 1
 
 
 def _majority(group: Sequence[Trace]) -> Trace:
@@ -255,4 +271,4 @@ def mended_errors(plain: Sequence[Trace], other: Sequence[Trace]) -> list[dict[s
     ]
 
 
-__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "mended_errors"]
+__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "mended_errors", "n_decodings"]

@@ -26,6 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
 from chainwright._files import read_json, write_json
+from chainwright._finding import Finding
+from chainwright._flips import Flips, flips
+from chainwright._tables import Tables
 from chainwright.decode import generate, prompt_ids
 from chainwright.evaluation import Comparison, compare
 from chainwright.models.anatomy import anatomy
@@ -36,9 +39,10 @@ from chainwright.repair.candidates import Candidates
 from chainwright.repair.correcting import Detector
 from chainwright.repair.fitting import FitConfig, Fitted, fit_tcr, look
 from chainwright.repair.lessons import Outcomes, lesson_ids, lessons_of
+from chainwright.repair.noting import NotingDetector
 from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
 from chainwright.reproduce._ablations import ablation_rows
-from chainwright.studies import Job, Plan, Results
+from chainwright.studies import Job, Plan, Results, Study, clock
 from chainwright.traces import Trace, read_traces, write_traces
 
 # what the quick profile runs
@@ -151,19 +155,12 @@ class ReproduceTCR(Plan):
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the repair, then every run and variant, then the tables."""
-        runs = [i for way in self.asked.ways for i in self._runs_of(way)]
+        runs = [i for way in self.asked.ways for i in runs_of(self.asked, way)]
         forced = [f"forced/{variant}" for variant in self.asked.variants]
         tables = [*(["ablations"] if forced else []), "comparison"]
         if not done.are_finished(["repair"]):
             return ["repair"]
         return ["repair", *runs, *forced, *(tables if done.are_finished([*runs, *forced]) else [])]
-
-    def _runs_of(self, way: str) -> list[str]:
-        slug = way.replace(", ", "-").replace(" ", "-")
-        return [f"runs/{slug}/{task}-{seed}" for task in self._tasks() for seed in self.asked.seeds]
-
-    def _tasks(self) -> list[str]:
-        return list(dict.fromkeys(task for task, _ in self.asked.cells()))
 
     def compute(self, job: Job) -> None:
         """Compute one unit."""
@@ -179,7 +176,7 @@ class ReproduceTCR(Plan):
                                  self._repair(job.done), self._candidates(job.done), self.asked.tau)  # fmt: skip
             write_json(job.out / "rows.json", rows)
         else:
-            self._compare(job.done).save(job.out / "comparison")
+            self._compare(job)
 
     def _fit(self, job: Job) -> None:
         if self.asked.repair is not None:
@@ -208,10 +205,11 @@ class ReproduceTCR(Plan):
 
     def _run(self, job: Job, rest: str) -> None:
         slug, _, cell = rest.partition("/")
-        way = next(w for w in self.asked.ways if w.replace(", ", "-").replace(" ", "-") == slug)
+        way = next(w for w in self.asked.ways if slug_of(w) == slug)
         task, _, seed = cell.partition("-")
         problems = self._problems(task, int(seed))
         repair = self._way(way, job.done, problems)
+        noted = None if way == "DoLa" else NotingDetector.put_into(repair)  # which looks at every token
         traces = generate(
             self.model,
             self.tokenizer,
@@ -224,6 +222,8 @@ class ReproduceTCR(Plan):
             progress=False,
         )
         write_traces(job.out / "traces.parquet", traces)
+        if noted is not None:
+            write_json(job.out / "flagged.json", noted.tokens(traces))
         # times differ from run to run; they are in the study's log
         counts = {} if repair is None else asdict(repair.cost)
         write_json(job.out / "counts.json", {k: v for k, v in counts.items() if isinstance(v, int)})
@@ -261,25 +261,71 @@ class ReproduceTCR(Plan):
         return self._traces(done, self.asked.ways[0])
 
     def _traces(self, done: Results, way: str) -> list[Trace]:
-        return [trace for unit in self._runs_of(way) for trace in read_traces(done[unit] / "traces.parquet")]
+        return [trace for unit in runs_of(self.asked, way) for trace in read_traces(done[unit] / "traces.parquet")]
 
-    def _compare(self, done: Results) -> Comparison:
-        return compare({way: self._traces(done, way) for way in self.asked.ways})
+    def _flags(self, done: Results, way: str) -> list[list[int]] | None:
+        """Return which response tokens a way looked at again, trace by trace; None for a way without a detector."""
+        paths = [done[unit] / "flagged.json" for unit in runs_of(self.asked, way)]
+        return [row for path in paths for row in read_json(path)] if all(p.exists() for p in paths) else None
 
-    def counts(self, done: Results, way: str) -> dict[str, int]:
-        """Return what a way cost over all its runs."""
-        total: dict[str, int] = {}
-        for unit in self._runs_of(way):
-            for name, value in read_json(done[unit] / "counts.json").items():
-                total[name] = total.get(name, 0) + value
-        return total
+    def _compare(self, job: Job) -> None:
+        traces = {way: self._traces(job.done, way) for way in self.asked.ways}
+        compare(traces).save(job.out / "comparison")
+        flagged = {way: found for way in self.asked.ways if (found := self._flags(job.done, way)) is not None}
+        flips(traces, self.tokenizer, flagged=flagged).save(job.out / "flips")
 
-    def seconds_per_answer(self, took: Mapping[str, float], way: str) -> float | None:
-        """Return the time of a way by the study's log, a problem; None if it is not there."""
-        ids = self._runs_of(way)
-        if any(i not in took for i in ids):
-            return None
-        return sum(took[i] for i in ids) / (len(self.asked.cells()) * len(self.asked.seeds) * self.asked.n)
+    @classmethod
+    def findings(cls, study: Study) -> list[Finding]:
+        """Return the comparison with its costs, the flips, and the tables of ablations and of the fit."""
+        config, done = ReproduceTCRConfig(**study.manifest.config), study.results
+        took = clock.seconds_by_unit(study.folder)
+        found = Comparison.load(done["comparison"] / "comparison")
+        costs = {way: costs_of(config, done, took, way) for way in config.ways}
+        title = f"Ways of decoding with {config.model}"
+        found_all: list[Finding] = [replace(found, costs=costs, title=title)]
+        if (done["comparison"] / "flips").exists():
+            found_all.append(replace(Flips.load(done["comparison"] / "flips"), title=title))
+        if "ablations" in done:
+            tables = {f"Ablations: {k}": rows for k, rows in read_json(done["ablations"] / "rows.json").items() if rows}
+            note = "Chains are counted by forced passes over the right chains of the same problems."
+            found_all.append(Tables(title="Ablations", tables=tables, notes=[note]))
+        figures = done["repair"] / "figures.json"
+        if figures.exists():
+            rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
+            found_all.append(Tables(title="The fit", tables={"Tune problems": rows}))
+        return found_all
+
+
+def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
+    """Return the units with the traces of a way of decoding."""
+    names = dict.fromkeys(task for task, _ in config.cells())
+    return [f"runs/{slug_of(way)}/{task}-{seed}" for task in names for seed in config.seeds]
+
+
+def slug_of(way: str) -> str:
+    """Return a way's name as part of a unit's id."""
+    return way.replace(", ", "-").replace(" ", "-")
+
+
+def counts_of(config: ReproduceTCRConfig, done: Mapping[str, Path], way: str) -> dict[str, int]:
+    """Return what a way cost over all its runs."""
+    total: dict[str, int] = {}
+    for unit in runs_of(config, way):
+        for name, value in read_json(done[unit] / "counts.json").items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def costs_of(
+    config: ReproduceTCRConfig, done: Mapping[str, Path], took: Mapping[str, float], way: str
+) -> dict[str, Any]:
+    """Return the share of flagged tokens of a way, and its seconds an answer by the study's log."""
+    counts, ids = counts_of(config, done, way), runs_of(config, way)
+    n = len(config.cells()) * len(config.seeds) * config.n
+    return {
+        "flagged": f"{counts['n_flagged'] / max(1, counts['n_tokens']):.2%}" if counts else None,
+        "seconds": sum(took[i] for i in ids) / n if all(i in took for i in ids) else None,
+    }
 
 
 def _with(tcr: TCR, detector: Detector, form: str, candidates: Candidates | None) -> TCR:
@@ -352,4 +398,4 @@ def load_outcomes(folder: Path) -> Outcomes:
     return Outcomes(**values)
 
 
-__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
+__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "counts_of", "fit_reproduction", "gold_detector", "ways_for"]

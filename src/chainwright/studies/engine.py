@@ -38,7 +38,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, remove_leftovers
@@ -46,6 +46,9 @@ from chainwright.studies import clock, manifest, records
 from chainwright.studies.lock import Holder, holder, locked
 from chainwright.studies.manifest import Manifest
 from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids
+
+if TYPE_CHECKING:
+    from chainwright._finding import Finding
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,19 @@ class Study:
         found, damage = self._check(known)
         self._refuse(known, damage)
         return Results(self.folder, found)
+
+    def findings(self) -> list[Finding]:
+        """Return what the study found; neither model nor tokenizer is needed.
+
+        Raises:
+            BadInput: It is not finished, a file is damaged, or no plan has its kind.
+        """
+        from chainwright.studies.kinds import plan_of
+
+        known = self.manifest
+        if not known.is_complete:
+            raise BadInput(f"The study in {self.folder} is not finished; {self._advice(known)}")
+        return list(plan_of(known.kind).findings(self))
 
     def run(self, watch: Watch | None = None, *, repair: bool = False) -> Results:
         """Compute what is missing and return everything; a finished study is checked and returned.

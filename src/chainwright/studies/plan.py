@@ -10,9 +10,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chainwright.studies import records
+
+if TYPE_CHECKING:
+    from chainwright._finding import Finding
+    from chainwright.studies.engine import Study
 
 Tick = Callable[[int, int], None]
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -97,6 +101,11 @@ class Plan(ABC):
     def title(self, unit: str) -> str:
         """Return a unit's name for readers."""
         return unit
+
+    @classmethod
+    def findings(cls, study: Study) -> Sequence[Finding]:
+        """Return what a finished study of this kind found, for its report; there is no model to ask."""
+        return ()
 
 
 class Watch:

@@ -6,18 +6,25 @@ from chainwright.report.section import Builder
 from chainwright.report.sections import (
     accuracy,
     back_attention,
+    comparison,
     errors,
+    flips,
     flow,
     found,
     heads,
     iteration,
     limits,
     steps,
+    study,
+    tables,
     traces,
 )
 
 SECTIONS: tuple[Builder, ...] = (
     found.section,
+    study.section,
+    comparison.section,
+    flips.section,
     accuracy.section,
     errors.section,
     heads.section,
@@ -26,5 +33,6 @@ SECTIONS: tuple[Builder, ...] = (
     back_attention.section,
     steps.section,
     traces.section,
+    tables.section,
     limits.section,
 )

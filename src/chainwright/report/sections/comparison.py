@@ -1,0 +1,64 @@
+"""Ways of decoding beside each other: the table, the gains, and curves over hops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chainwright import figures
+from chainwright.evaluation import Comparison
+from chainwright.figures.words import counted, listed, percent
+from chainwright.report.section import Material, Section, drawn
+
+
+def section(material: Material) -> Section | None:
+    """Return the section; None without a comparison."""
+    found = material.of(Comparison)
+    if not found:
+        return None
+    charts: dict[str, Any] = {}
+    shown = [_shown(one, f"-{k}" if k else "", charts) for k, one in enumerate(found)]
+    return Section("comparison", "Comparison", {"comparisons": shown}, charts)
+
+
+def _shown(found: Comparison, suffix: str, charts: dict[str, Any]) -> dict[str, Any]:
+    """Return the words on one comparison, and add its figures to `charts`."""
+    rows = [found.overall(name) for name in found.names]
+    wide, narrow = (figures.ways_compared(rows, found.baseline, is_narrow=n) for n in (False, True))
+    names = {"ways": f"ways{suffix}"}
+    charts[names["ways"]] = drawn(wide, rows, narrow=narrow)
+    by_task: dict[str, set[int]] = {}
+    for row in found.cells:
+        by_task.setdefault(row["task"], set()).add(row["hops"])
+    if max(map(len, by_task.values())) > 1:
+        for of in ("chains", "answers"):
+            names[of] = f"{of}-by-hops{suffix}"
+            wide, narrow = (figures.hop_curves(found.cells, found.baseline, of=of, columns=c) for c in (4, 2))
+            charts[names[of]] = drawn(wide, found.cells, narrow=narrow)
+    table = found.by_way()
+    return {
+        "title": found.title or "Ways of decoding",
+        "baseline": found.baseline,
+        "n": rows[0]["n"],
+        "said": verdict(found),
+        "columns": list(table[0]),
+        "rows": table,
+        "charts": names,
+        "n_waiting": max(0, len(found.names) - figures.SHOWN),
+    }
+
+
+def verdict(found: Comparison) -> list[str]:
+    """Return in sentences which ways gain, lose, or cannot be told from the baseline, by whole chains, in points."""
+    base = found.overall(found.baseline)
+    said = [f"{found.baseline} gets {percent(base['exact'])} of {counted(base['n'], 'whole chain')} right."]
+    others = [found.overall(name) for name in found.names if name != found.baseline]
+    better = [_gain(row) for row in others if row["exact_gain_low"] > 0]
+    worse = [_gain(row) for row in others if row["exact_gain_high"] < 0]
+    unclear = [_gain(row) for row in others if row["exact_gain_low"] <= 0 <= row["exact_gain_high"]]
+    groups = (("Points more", better), ("Points fewer", worse), ("Not to be told from it on these problems", unclear))
+    return [*said, *(f"{words}: {listed(ways)}." for words, ways in groups if ways)]
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} ({100 * row['exact_gain']:+.1f})"
