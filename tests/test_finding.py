@@ -22,6 +22,7 @@ from chainwright.diagnose import (
     Alternatives,
     Emergence,
     ErrorTable,
+    FlowContrast,
     FlowStages,
     HeadComparison,
     HeadEvidence,
@@ -40,6 +41,7 @@ from chainwright.diagnose import (
     compare_heads,
     compare_steps,
     first_errors,
+    flow_contrast,
     flow_stages,
     head_roles,
     iteration_overlap,
@@ -155,6 +157,9 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
     Flips: lambda: flips({"plain": traces(), "again": traces()}, load_model("reasoner").tokenizer),
+    FlowContrast: lambda: flow_contrast(
+        tiny("llama"), {"one": [MarkedQuery(random_ids(1, 4)[0], 7, (1,), (3,), 9)]}, list("abcd"), "7 over 9"
+    ),
     FlowStages: lambda: flow_stages(tiny("llama"), [MarkedQuery(random_ids(1, 6)[0], 7, (1,), (3,))], n_neurons=5),
     HeadComparison: lambda: compare_heads(roles(), roles()),
     HeadEvidence: evidence,

@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
+from chainwright.diagnose.logit_flow import SpanMode
 from chainwright.models.load import bundled_models
 from chainwright.tasks import Problem, Rendering
+from chainwright.tasks.knowledge import Order
 from chainwright.traces import JsonlTraces, Trace, read_jsonl, read_traces
 
 Config = TypeVar("Config", bound=Any)
@@ -73,13 +75,38 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def choose_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str, tuple[int, ...]]:
+def span_mode(text: str | None) -> SpanMode | None:
+    """Return what to do with a target of several tokens.
+
+    Raises:
+        BadInput: Neither "first" nor "sum".
+    """
+    if text is not None and text not in get_args(SpanMode):
+        raise BadInput(f"--span must be 'first' (follow the first token) or 'sum' (add up all of them); got {text!r}.")
+    return text  # type: ignore[return-value]
+
+
+def world_order(text: str) -> Order:
+    """Return a wording of the questions of a made-up world.
+
+    Raises:
+        BadInput: An unknown one.
+    """
+    if text not in get_args(Order):
+        raise unknown_name("order", text, get_args(Order))
+    return text  # type: ignore[return-value]
+
+
+def choose_cells(
+    task: str, hops: str | None, rendering: Rendering, *, also: Sequence[str] = ()
+) -> dict[str, tuple[int, ...]]:
     """Return the hop counts of each task that was asked for.
 
     Args:
         task: A task, several separated by commas, or "all".
         hops: "12", "4,8,12", "4-10" or a mix; None takes the usual ones for the rendering.
         rendering: Decides which hop counts are usual.
+        also: Other names that the command knows, alone, for the message.
 
     Raises:
         BadInput: An unknown task, or hops that are no whole numbers from 1.
@@ -88,6 +115,8 @@ def choose_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str,
     if not asked:
         raise BadInput(f"No task was named; known: {', '.join(tasks.names())}, or 'all'.")
     usual = REASONER_HOPS if rendering == "short" else PAPER_HOPS
+    if unknown := [name for name in asked if also and name.strip().lower() not in tasks.names()]:
+        raise unknown_name("task", unknown[0].strip(), [*tasks.names(), *also])
     names = [tasks.canonical(name.strip()) for name in asked]
     return {name: usual[name] if hops is None else parse_hops(hops) for name in names}
 

@@ -287,6 +287,57 @@ def test_memory_does_not_depend_on_how_many_rows_at_once():
     assert torch.equal(few.neurons, many.neurons)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@torch.no_grad()
+def test_a_span_adds_up_its_tokens(family):
+    """Each token behind those before it; with experts the groups of FFN neurons keep their names."""
+    model, ids = plain_model(family), random_ids(1, _T)[0]
+    options = {"n_neurons": 4, "n_traced": 4, "norm": "frozen"}
+    whole = logit_flow(model, ids, [_TOKEN, _OTHER], span="sum", **options)
+    first = logit_flow(model, ids, _TOKEN, **options)
+    second = logit_flow(model, torch.cat([ids, torch.tensor([_TOKEN])]), _OTHER, **options)
+    assert whole.target_ids == [_TOKEN, _OTHER] and len(whole.input_ids) == _T + 1
+    assert abs(whole.logprob - first.logprob - second.logprob) < 1e-9
+    for name in ("attention", "mlp", "head"):
+        assert_close(getattr(whole, name), getattr(first, name) + getattr(second, name), name, 1e-9)
+    assert_close(whole.head_position[..., :_T], first.head_position + second.head_position[..., :_T], "positions", 1e-9)
+    assert_close(whole.flow[:, :_T], first.flow + second.flow[:, :_T], "flow", 1e-5)
+    assert_close(whole.flow[:, _T], second.flow[:, _T], "flow at the last position", 1e-5)
+    named = {
+        (f.groups[layer][group], unit, round(float(v), 9))
+        for f in (first, second)
+        for (_, layer, kind, group, unit), v in zip(f.neurons.tolist(), f.importance, strict=True)
+        if kind
+    }
+    found = {
+        (whole.groups[layer][group], unit, round(float(v), 9))
+        for (_, layer, kind, group, unit), v in zip(whole.neurons.tolist(), whole.importance, strict=True)
+        if kind
+    }
+    assert found == named
+    assert logit_flow(model, ids, [_TOKEN, _OTHER], span="first", **options).logprob == first.logprob
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@torch.no_grad()
+def test_words_are_what_a_write_alone_makes_likeliest(family):
+    model, ids = plain_model(family), random_ids(1, _T)
+    flow = logit_flow(model, ids, _TOKEN, n_neurons=4, n_traced=0, n_words=5)
+    assert flow.head_words.shape == (3, 4, 5) and flow.cell_words.shape == (_T, 3, 2, 3)
+    parts = anatomy(model)
+    with attach(model, Handlers({})):
+        reads = read_pass(parts, feed_forwards(parts), ids)
+    norm = parts.final_norm
+    for layer, read in enumerate(reads):
+        for kind, written in enumerate((read.mid - read.pre, read.post - read.mid)):
+            want = model.get_output_embeddings()(norm(written)).topk(3).indices
+            assert torch.equal(flow.cell_words[:, layer, kind], want)
+    best = flow.components(4)
+    assert [row["nats"] for row in best] == sorted((row["nats"] for row in best), reverse=True)
+    assert max(float(flow.head.max()), float(flow.mlp.max())) == best[0]["nats"]
+    assert logit_flow(model, ids, _TOKEN, n_neurons=4, n_traced=0, n_words=0).cell_words.numel() == 0
+
+
 @torch.no_grad()
 def test_saves_and_loads(tmp_path):
     flow = logit_flow(tiny("gpt2"), random_ids(1, _T), _TOKEN, conflict_id=_OTHER, n_neurons=5)
@@ -297,8 +348,18 @@ def test_saves_and_loads(tmp_path):
 
 def test_what_cannot_be_followed_is_refused():
     model, ids = tiny("llama"), random_ids(1, _T)
-    with pytest.raises(BadInput, match="pass the first one"):
+    with pytest.raises(BadInput, match=r"2 tokens, \[7, 8\]; pass span='first'"):
         logit_flow(model, ids, [7, 8])
+    with pytest.raises(BadInput, match="conflicting answer of several tokens"):
+        logit_flow(model, ids, 7, conflict_id=[8, 9])
+    with pytest.raises(BadInput, match="span must be 'first' or 'sum'"):
+        logit_flow(model, ids, [7, 8], span="all")
+    with pytest.raises(BadInput, match="must be a token's number"):
+        logit_flow(model, ids, [])
+    with pytest.raises(BadInput, match="at least one token"):
+        logit_flow(model, ids[:, :0], 7)
+    with pytest.raises(BadInput, match="no conflicting token"):
+        logit_flow(model, ids, 7, n_neurons=2, n_traced=0).plot("contrast")
     with pytest.raises(BadInput, match="between 0 and 60"):
         logit_flow(model, ids, 61)
     with pytest.raises(BadInput, match="between 0 and 60"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chainwright import BackAttentionFinding, MarkedQuery, flow_stages, logit_flow, write_report
+from chainwright import BackAttentionFinding, MarkedQuery, flow_stages, load_model, logit_flow, write_report
 from families import random_ids, tiny
 
 
@@ -22,23 +22,40 @@ def test_flow_and_stages_stand_in_the_page(tmp_path):
     assert len(flow.plot().data) == 2
 
 
+def test_what_a_reader_sees_of_a_flow(tmp_path):
+    loaded = load_model("world", device="cpu")
+    ids = loaded.tokenizer("puvu father boss", return_tensors="pt")["input_ids"]
+    token, other = loaded.tokenizer.convert_tokens_to_ids(["zage", "tumo"])
+    flow = logit_flow(loaded.model, ids, token, conflict_id=other, tokenizer=loaded.tokenizer)
+    text = write_report(None, tmp_path / "report.html", findings=[flow]).read_text()
+    assert "&ldquo;zage&rdquo;, against &ldquo;tumo&rdquo;" in text and "flow-contrast-0" in text
+    best = flow.components(1)[0]
+    assert f"<td>{best['reads']}</td>" in text and f"<td>{best['writes']}</td>" in text
+    hover = flow.plot().data[0].text[0][2]
+    assert "attention, layer 0" in hover and "position 2: father" in hover
+    assert f"{float(flow.flow.sum(0)[2, 0, 0]):+.3f} nats" in hover
+    assert f"writes {flow.said(flow.cell_words[2, 0, 0])}" in hover
+    assert len(flow.plot("contrast").data) == 4
+
+
 def test_back_attention_stands_in_the_page(tmp_path):
     found = BackAttentionFinding(
-        rows=[_row("no change", 0.1), _row("back attention", 0.8)],
+        rows=[_row("no change", 0.1), _row("back attention", 0.8), _row("source 1", 0.6), _row("size 128", 0.7)],
         scratch=[
             {"variant": "one layer", "parameters": 9, "accuracy": 0.25, "by seed": [0.25], "steps to 90%": [None]}
         ],
         readings={
-            "targets": [4], "positions": ["<bos>", "e1"], "right": [[0.25, 0.75]], "wrong": None, "n_right": 3,
+            "targets": [4], "positions": ["<bos>", "e1"], "right": [[0.25, 0.75]], "wrong": [[0.5, 0.5]], "n_right": 3,
             "n_wrong": 0,
         },
         conflict={
-            "before": {"against": "e2", "n": 2, "contrast": [[0.0, -1.5]]},
-            "after": {"against": "e2", "n": 2, "contrast": [[0.0, 2.5]]},
+            "before": {"against": "e2", "n": 2, "contrast": [[0.0, 1.0, -2.0], [0.0, -1.0, -1.5]]},
+            "after": {"against": "e2", "n": 2, "contrast": [[0.0, 1.0, 2.0], [0.0, 1.0, 2.5]]},
         },
     )  # fmt: skip
     text = write_report(None, tmp_path / "report.html", findings=[found]).read_text()
-    assert "back-attention-fits" in text and "back-attention-read-right" in text
+    assert "back-attention-fits" in text and "back-attention-read" in text
+    assert all(f'data-figure="back-attention-{name}"' in text for name in ("source", "size", "conflict"))
     assert "-1.50 nats against e2" in text and "+2.50 with it" in text
     assert "back attention: 80.0% of held-out" in found.summary()
     found.save(tmp_path / "found")

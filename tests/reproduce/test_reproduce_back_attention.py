@@ -37,9 +37,9 @@ def world(tmp_path_factory):
 
 def test_training_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     """A training that is killed at a checkpoint ends with the same weights."""
-    from chainwright.lab import knowledge
+    from chainwright.lab import knowledge, training
 
-    monkeypatch.setattr(knowledge, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     steps = iter(range(30))
     real = knowledge._step
 

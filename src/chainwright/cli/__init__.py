@@ -12,6 +12,7 @@ from chainwright.cli import (
     decoding,
     diagnosing,
     fitting,
+    flowing,
     iterating,
     looking,
     reproducing,
@@ -34,6 +35,7 @@ app.command()(decoding.evaluate)
 app.command()(diagnosing.diagnose)
 app.command()(diagnosing.report)
 app.command()(diagnosing.demo)
+app.command()(flowing.flow)
 
 study_app = typer.Typer(help="Run, follow and compare studies.", no_args_is_help=True)
 study_app.command()(studying.run)
@@ -46,6 +48,7 @@ train_app = typer.Typer(help="Train the small models that come with Chainwright.
 train_app.command()(training.reasoner)
 train_app.command()(training.iteration)
 train_app.command()(training.world)
+train_app.command()(training.arithmetic)
 app.add_typer(train_app, name="train")
 
 fit_app = typer.Typer(help="Fit repairs.", no_args_is_help=True)

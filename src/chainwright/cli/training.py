@@ -83,3 +83,32 @@ def world(
     start = time.monotonic()
     folder = train_knowledge(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(f"Wrote the model of a made-up world to {folder} after {time.monotonic() - start:.0f} seconds")
+
+
+@clear_errors
+def arithmetic(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path(
+        "runs/arithmetic"
+    ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the recipe, such as n_steps=1000; may be given several times."),
+    ] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model that answers one-digit expressions of three operands at once; five minutes on a core."""
+    from chainwright import _choices
+    from chainwright.lab import ArithmeticConfig, train_arithmetic
+    from chainwright.lab.arithmetic import accuracies
+    from chainwright.models import load_model
+
+    config = _choices.changed(ArithmeticConfig(seed=seed), changes or [])
+    start = time.monotonic()
+    folder = train_arithmetic(config, out_folder, device=device, resume=resume, progress=not quiet)
+    out.print(f"Wrote the model to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
+    loaded = load_model(str(folder), device="cpu")
+    for name, right in accuracies(loaded.model, loaded.tokenizer, config).items():
+        out.print(f"{name}: {sum(right)} of {len(right)} right ({sum(right) / len(right):.3f})", highlight=False)

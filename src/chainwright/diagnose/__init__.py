@@ -8,6 +8,8 @@ from chainwright.diagnose.circuit import CircuitMeasures, Emergence, circuit_mea
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.evidence import HeadEvidence, head_evidence
+from chainwright.diagnose.flow_contrast import FlowContrast, flow_contrast
+from chainwright.diagnose.flow_slots import result_queries, slot_queries
 from chainwright.diagnose.flow_stages import FlowStages, MarkedQuery, flow_stages
 from chainwright.diagnose.head_comparison import HeadComparison, compare_heads
 from chainwright.diagnose.head_roles import HeadCheck, HeadRoles, RoleFinding, RolesConfig, check_head, head_roles
@@ -31,6 +33,7 @@ __all__ = [
     "CircuitMeasures",
     "Emergence",
     "ErrorTable",
+    "FlowContrast",
     "FlowStages",
     "HeadCheck",
     "HeadComparison",
@@ -61,6 +64,7 @@ __all__ = [
     "correct_contexts",
     "erroneous_contexts",
     "first_errors",
+    "flow_contrast",
     "flow_stages",
     "head_evidence",
     "head_roles",
@@ -71,6 +75,8 @@ __all__ = [
     "logit_lens",
     "plan_knockout_effects",
     "plan_step_saliency",
+    "result_queries",
+    "slot_queries",
     "step_causes",
     "step_saliency",
 ]

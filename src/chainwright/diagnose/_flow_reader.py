@@ -129,8 +129,11 @@ def _opener(reads: list[LayerRead], i: int) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = given_tensor(args, kwargs)
         assert given is not None
+        pre = _row(given)
+        # the arguments keep our copy, so that the stream is held once
+        args, kwargs = with_hidden(args, kwargs, pre.view_as(given))
         plain = {name: value for name, value in kwargs.items() if name != STATE_KEY}
-        reads[i] = replace(LayerRead(args=args, kwargs=plain), pre=_row(given))
+        reads[i] = replace(LayerRead(args=args, kwargs=plain), pre=pre)
 
     return hook
 

@@ -137,10 +137,14 @@ class Tracer:
 
     def _cells(self, pulls: Tensor) -> Tensor:
         """Return the credit of each cell, `[T, L, 2]`."""
-        written = torch.stack(
-            [torch.stack([attn_write(self.parts, i, r), r.post - r.mid]) for i, r in enumerate(self.reads)]
-        )
-        return torch.einsum("lktd,lktd->tlk", pulls, written)
+        # layer by layer, so that what all of them write is never held at once
+        cells = [
+            torch.stack(
+                [(pull[0] * attn_write(self.parts, i, r)).sum(-1), (pull[1] * (r.post - r.mid)).sum(-1)], dim=-1
+            )
+            for i, (pull, r) in enumerate(zip(pulls, self.reads, strict=True))
+        ]
+        return torch.stack(cells, dim=1)
 
     def _opened(self, cells: Tensor, pulls: Tensor) -> list[tuple[Neuron, float]]:
         """Return the best neurons of the best cells, with their credit."""

@@ -51,6 +51,6 @@ class BackAttentionFinding(Finding):
 
     def plot(self) -> Figure:
         """Return the held-out share of each way of mending, as bars."""
-        from chainwright.figures.flow import fits
+        from chainwright.figures.back_attention import fits
 
         return fits(self.rows)

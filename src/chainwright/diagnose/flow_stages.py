@@ -5,13 +5,15 @@
     C  relation enrichment    FFN query components at the relation and the last position
     D  relation extraction    attention query components at the relation and the last position, and the value neurons
 
-The credit of each stage by layer comes from `logit_flow`; a stage's centre is its credit-weighted mean layer.
+The credit of each stage by layer comes from `logit_flow`; a stage's centre is its credit-weighted mean layer. What
+goes to other positions is counted as "elsewhere". In a chain of thought the input of a step stands for the
+entity and the result before it for the relation (`slot_queries`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 STAGES = ("A", "B", "C", "D")
+_NEIGHBOURS = (("A", "B"), ("B", "C"), ("C", "D"))
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,29 @@ class FlowStages(Finding):
 
     Attributes:
         credit: `[4, L]`, nats; negative credit is left out.
+        elsewhere: Credit of all other positions, `[L]`, nats.
+        each: Credit of the stages and elsewhere in each query, `[N, 5, L]`.
         n_queries: Queries that were followed.
+        name: What the queries are.
+        marks: What the two marked kinds of position are called.
     """
 
     credit: Tensor
+    elsewhere: Tensor
+    each: Tensor
     n_queries: int
+    name: str = ""
+    marks: list[str] = field(default_factory=lambda: ["entity", "relation"])
 
     @property
     def centres(self) -> list[float]:
         """The credit-weighted mean layer of each stage; NaN for a stage without credit."""
-        layers = torch.arange(self.credit.shape[1], dtype=self.credit.dtype)
-        return ((self.credit @ layers) / self.credit.sum(-1)).tolist()
+        return _centres(self.credit).tolist()
 
     @property
     def shares(self) -> list[float]:
-        """The share of each stage in all credit."""
-        return (self.credit.sum(-1) / self.credit.sum()).tolist()
+        """The share of each stage in all credit, elsewhere included, which has the rest."""
+        return (self.credit.sum(-1) / (self.credit.sum() + self.elsewhere.sum())).tolist()
 
     def spans(self, share: float = 0.8) -> list[tuple[int, int]]:
         """Return for each stage the first and last layer of the middle `share` of its credit."""
@@ -83,34 +93,87 @@ class FlowStages(Finding):
             out.append((first, max(first, last)))
         return out
 
+    def order(self) -> dict[str, tuple[int, int]]:
+        """Return how often one stage's centre lies below another's, as (queries, queries in which both have credit).
+
+        The pairs are those of neighbours, and both stages at the entity (A, B) against both later ones (C, D).
+        """
+        each = self.each[:, :4]
+        halves = torch.stack([each[:, :2].sum(1), each[:, 2:].sum(1)], dim=1)
+        centres, both = _centres(each), _centres(halves)
+        pairs = {f"{a} below {b}": (centres[:, i], centres[:, i + 1]) for i, (a, b) in enumerate(_NEIGHBOURS)}
+        pairs["A, B below C, D"] = (both[:, 0], both[:, 1])
+        return {
+            name: (int((low < high).sum()), int((low.isfinite() & high.isfinite()).sum()))
+            for name, (low, high) in pairs.items()
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the stage table: stage, what, first and last layer, centre and share; the last row is elsewhere."""
+        first, second = self.marks
+        what = (f"FFN at the {first}", f"attention at the {first}", f"FFN at the {second} and the end",
+                f"attention at the {second} and the end, and what is written")  # fmt: skip
+        table = [
+            {"stage": stage, "what": text, "first": span[0], "last": span[1], "centre": centre, "share": share}
+            for stage, text, span, centre, share in zip(
+                STAGES, what, self.spans(), self.centres, self.shares, strict=True
+            )
+        ]
+        total = float(self.credit.sum() + self.elsewhere.sum())
+        rest = {
+            "stage": "",
+            "what": "elsewhere",
+            "first": None,
+            "last": None,
+            "centre": float(_centres(self.elsewhere)),
+        }
+        return [*table, {**rest, "share": float(self.elsewhere.sum()) / total if total else float("nan")}]
+
     def summary(self) -> str:
         """Return where each stage stands."""
         parts = [
             f"{name} layers {first}-{last} (centre {centre:.1f}, {share:.0%})"
             for name, (first, last), centre, share in zip(STAGES, self.spans(), self.centres, self.shares, strict=True)
         ]
-        return f"Stages of {self.n_queries} queries: {'; '.join(parts)}."
+        k, n = self.order()["A, B below C, D"]
+        what = f"{self.n_queries} queries" + (f" ({self.name})" if self.name else "")
+        return (
+            f"Stages of {what}: {'; '.join(parts)}; elsewhere {1 - sum(self.shares):.0%}. A and B lie below C and D in "
+            f"{k} of {n} queries."
+        )
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each stage and layer."""
+        """Return one row for each stage, and for elsewhere, and layer."""
         n_layers = self.credit.shape[1]
+        names = [*STAGES, "elsewhere"]
         return pa.table(
             {
-                "stage": [name for name in STAGES for _ in range(n_layers)],
-                "layer": list(range(n_layers)) * len(STAGES),
-                "credit": self.credit.flatten().tolist(),
+                "stage": [name for name in names for _ in range(n_layers)],
+                "layer": list(range(n_layers)) * len(names),
+                "credit": torch.cat([self.credit, self.elsewhere[None]]).flatten().tolist(),
             }
         )
 
     def plot(self) -> Figure:
-        """Return the credit of each stage by layer, as bars."""
+        """Return the credit of each stage by layer, as lines."""
         from chainwright.figures.flow import stages
 
-        return stages(self.credit)
+        return stages(self.credit, self.elsewhere, self.marks)
+
+
+def _centres(credit: Tensor) -> Tensor:
+    """Return the credit-weighted mean layer along the last axis; NaN without credit."""
+    return credit @ torch.arange(credit.shape[-1], dtype=credit.dtype) / credit.sum(-1)
 
 
 def flow_stages(
-    model: nn.Module, queries: Sequence[MarkedQuery], *, norm: NormMode = "frozen", **options: Any
+    model: nn.Module,
+    queries: Sequence[MarkedQuery],
+    *,
+    norm: NormMode = "frozen",
+    name: str = "",
+    marks: tuple[str, str] = ("entity", "relation"),
+    **options: Any,
 ) -> FlowStages:
     """Return at which layers the stages A to D of a set of queries stand.
 
@@ -119,6 +182,8 @@ def flow_stages(
         queries: Contexts with marked positions.
         norm: As in `logit_lens`. With "final" the neurons of the first layers, which add to a small stream, each raise
             the token by almost all that the layer does, and drown the rest.
+        name: What the queries are, for tables.
+        marks: What the two marked kinds of position are called.
         **options: Passed on to `logit_flow`.
 
     Raises:
@@ -127,26 +192,31 @@ def flow_stages(
     if not queries:
         raise BadInput("The stages need at least one marked query; got none.")
     for i, query in enumerate(queries):
-        _check_marks(i, query)
-    total = torch.zeros(len(STAGES), anatomy(model).n_layers)
+        _check_marks(i, query, marks)
+    each = []
     for query in queries:
-        flow = logit_flow(model, query.input_ids, query.token_id, norm=norm, **options)
-        total += stage_credit(flow, query.entity, query.relation)
+        flow = logit_flow(model, query.input_ids, query.token_id, norm=norm, **{"n_words": 0, **options})
+        each.append(stage_credit(flow, query.entity, query.relation))
+    every = torch.stack(each)
     return FlowStages(
-        credit=total / len(queries),
+        credit=every[:, :4].mean(0),
+        elsewhere=every[:, 4].mean(0),
+        each=every,
         n_queries=len(queries),
-        config={"norm": norm} | {name: value for name, value in options.items() if isinstance(value, (int, str))},
+        name=name,
+        marks=list(marks),
+        config={"norm": norm} | {key: value for key, value in options.items() if isinstance(value, (int, str))},
         provenance=provenance(anatomy(model).model),
     )
 
 
-def _check_marks(i: int, query: MarkedQuery) -> None:
+def _check_marks(i: int, query: MarkedQuery, names: tuple[str, str]) -> None:
     n_tokens = query.input_ids.numel()
-    for name, marks in (("entity", query.entity), ("relation", query.relation)):
+    for name, marks in zip(names, (query.entity, query.relation), strict=True):
         if not marks:
             raise BadInput(
-                f"Query {i} has no marked {name} positions, so its stages cannot be named; give entity and "
-                "relation, or call logit_flow, which needs no marks."
+                f"Query {i} has no marked {name} positions, so its stages cannot be named; give {names[0]} and "
+                f"{names[1]}, or call logit_flow, which needs no marks."
             )
         outside = [at for at in marks if not 0 <= at < n_tokens]
         if outside:
@@ -154,9 +224,10 @@ def _check_marks(i: int, query: MarkedQuery) -> None:
 
 
 def stage_credit(flow: LogitFlow, entity: Sequence[int], relation: Sequence[int]) -> Tensor:
-    """Return the credit of each stage by layer of one query, `[4, L]`."""
+    """Return the credit of each stage by layer of one query, and that of all other positions, `[5, L]`."""
     last = len(flow.input_ids) - 1
     at_relation = sorted({*relation, last} - set(entity))
+    others = sorted({*range(last + 1)} - {*entity, *at_relation})
     query, value = flow.flow[1:].clamp(min=0).sum(0), flow.flow[0].clamp(min=0)  # (position, layer, kind)
     return torch.stack(
         [
@@ -164,5 +235,6 @@ def stage_credit(flow: LogitFlow, entity: Sequence[int], relation: Sequence[int]
             query[list(entity), :, ATTN].sum(0),
             query[at_relation, :, FFN].sum(0),
             query[at_relation, :, ATTN].sum(0) + value.sum((0, 2)),
+            query[others].sum((0, 2)),
         ]
     )

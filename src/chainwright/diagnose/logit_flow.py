@@ -11,32 +11,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput, UnsupportedModel
+from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.diagnose._flow_reader import LayerRead, attn_write, read_pass
-from chainwright.diagnose._flow_trace import ATTN, FFN, Neuron, Traced, Tracer
+from chainwright.diagnose._flow_components import Components, Words, components, token_text, written_words
+from chainwright.diagnose._flow_reader import LayerRead, read_pass
+from chainwright.diagnose._flow_spans import added
+from chainwright.diagnose._flow_trace import Neuron, Traced, Tracer
+from chainwright.diagnose._flow_values import Lens, Rows, Values
 from chainwright.diagnose.lens import in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import check_ids
 from chainwright.models.load import provenance
-from chainwright.models.residual import NormMode, head_writes, lens_log_probs, unembed
-from chainwright.models.seam import Handlers, attach, widened
-from chainwright.models.writers import FeedForward, attn_writes, feed_forwards, mlp_writes, z_writes
+from chainwright.models.residual import NormMode
+from chainwright.models.seam import Handlers, attach
+from chainwright.models.writers import feed_forwards
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 KINDS = ("attention", "FFN")
+SpanMode = Literal["first", "sum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,10 @@ class LogitFlow(Finding):
     the tracing. Importances are in nats of log-probability.
 
     Attributes:
-        input_ids: The context, `[T]`.
-        token_id: The token whose writing is followed.
-        logprob: Log-probability that the model gives it.
+        input_ids: The context, `[T]`; with `span="sum"` the target's tokens but the last are part of it.
+        token_id: The token whose writing is followed, the first one of a span.
+        target_ids: The tokens that were followed: `token_id`, or a whole span of which everything is added up.
+        logprob: Log-probability that the model gives them.
         attention: Importance of each layer's attention, `[L]`.
         mlp: Importance of each layer's MLP, `[L]`; with the embedding, `attention` and `between` it adds up to
             `logprob`.
@@ -62,19 +67,22 @@ class LogitFlow(Finding):
         importance: Of each value neuron, `[K]`.
         coefficient: Entry of z or activation of each value neuron, `[K]`.
         words: The tokens that each value neuron pushes most, `[K, W]`.
+        head_words: The tokens that each head's write alone makes likeliest, `[L, H, W]`; of a span at its first token.
+        cell_words: The same for what attention and FFN write at each position, `[T, L, 2, W']`.
         query_neurons: The query neurons, `[Q, 5]`, as `neurons`.
         query_credit: Share of the value neurons' importance that each of them accounts for, `[Q]`, nats.
         flow: Credit by step, position, layer and kind, `[S, T, L, 2]`; step 0 holds the value neurons themselves.
-        contrast: Log-probability of the token less that of the conflicting one, at each position and depth, `[T, D]`;
-            empty without a conflicting token.
+        contrast: Log-probability of the token less that of the conflicting one, at each position of the prompt and
+            depth, `[T, D]`; empty without a conflicting token.
         conflict_id: The conflicting token, -1 without one.
         groups: Name of each FFN output matrix, by layer, of the last position.
         token_strs: The context's tokens as text, if a tokenizer was given.
-        written: `words` as text, if a tokenizer was given.
+        texts: Text of every token that the other fields name, by its id as text, if a tokenizer was given.
     """
 
     input_ids: Tensor
     token_id: int
+    target_ids: list[int]
     logprob: float
     attention: Tensor
     mlp: Tensor
@@ -86,6 +94,8 @@ class LogitFlow(Finding):
     importance: Tensor
     coefficient: Tensor
     words: Tensor
+    head_words: Tensor
+    cell_words: Tensor
     query_neurons: Tensor
     query_credit: Tensor
     flow: Tensor
@@ -93,18 +103,50 @@ class LogitFlow(Finding):
     conflict_id: int
     groups: list[list[str]]
     token_strs: list[str]
-    written: list[list[str]]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, token_id: int) -> str:
+        """Return a token as text, or its number without a tokenizer."""
+        return self.texts.get(str(int(token_id)), str(int(token_id)))
+
+    def said(self, ids: Tensor) -> str:
+        """Return some tokens as text with spaces between them."""
+        return " ".join(self.text(i) for i in ids.flatten().tolist())
+
+    def place(self, position: int) -> str:
+        """Return a position with its token, such as "2 (mother)"."""
+        return f"{position} ({self.token_strs[position]})" if self.token_strs else str(position)
+
+    def components(self, n: int = 12) -> list[dict[str, Any]]:
+        """Return the `n` heads and MLPs that raise the target most, best first, with the words that they write.
+
+        Each row has layer, component, reads (the position that gives a head most of its importance), nats and writes.
+        """
+        found = [(float(v), i, h) for i, row in enumerate(self.head) for h, v in enumerate(row)]
+        found += [(float(v), i, -1) for i, v in enumerate(self.mlp)]
+        return [self._component(*each) for each in sorted(found, reverse=True)[:n]]
+
+    def _component(self, nats: float, layer: int, head: int) -> dict[str, Any]:
+        if head < 0:
+            own = len(self.input_ids) - len(self.target_ids)  # where the first token of the target is written
+            words, name, reads = self.cell_words[own, layer, 1], "MLP", ""
+        else:
+            words, name = self.head_words[layer, head], f"head {head}"
+            reads = self.place(int(self.head_position[layer, head].argmax()))
+        return {"layer": layer, "component": name, "reads": reads, "nats": nats, "writes": self.said(words)}
 
     def summary(self) -> str:
         """Return the layers and positions that count most, in two lines."""
         total = self.attention + self.mlp
         best = total.topk(min(3, len(total)))
-        layers = ", ".join(f"layer {int(i)} {float(v):+.2f}" for v, i in zip(best.values, best.indices, strict=True))
-        text = f"Log-probability {self.logprob:.2f}; it rises most in {layers} nats."
+        found = [(float(v), int(i)) for v, i in zip(best.values, best.indices, strict=True)]
+        layers = ", ".join(f"layer {i} ({v:+.2f} nats)" for v, i in found if v > 0)
+        what = f"{self.said(torch.tensor(self.target_ids))!r}" if self.texts else f"token {self.token_id}"
+        text = f"Log-probability of {what}: {self.logprob:.2f}; it rises most in {layers or 'no layer'}."
         if self.flow.shape[0] > 1:
             cells = self.flow[1:].sum(0)
             position, layer, kind = (int(k) for k in torch.unravel_index(cells.argmax(), cells.shape))
-            text += f"\nSwitched on most from position {position}, layer {layer} {KINDS[kind]}."
+            text += f"\nSwitched on most from position {self.place(position)}, layer {layer} {KINDS[kind]}."
         return text
 
     def to_frame(self) -> pa.Table:
@@ -116,26 +158,21 @@ class LogitFlow(Finding):
         role = ["value"] * n_value + ["query"] * (len(both) - n_value)
         return pa.table({"role": role, **columns, "nats": [*self.importance.tolist(), *self.query_credit.tolist()]})
 
-    def plot(self) -> Figure:
-        """Return the map of credit over positions and layers."""
-        from chainwright.figures.flow import flow_map
+    def plot(self, what: Literal["map", "contrast"] = "map") -> Figure:
+        """Return the map of credit over positions and layers, or the curves of right against conflicting token.
 
-        return flow_map(self.flow, self.token_strs)
+        Raises:
+            BadInput: Curves were asked for without a conflicting token.
+        """
+        from chainwright.figures.flow import contrast_curves, flow_map
 
-
-class _Lens(NamedTuple):
-    """The lens for one token at the last position."""
-
-    parts: Anatomy
-    token: int
-    norm: NormMode
-    last: Tensor  # the last layer's output, [D]
-    max_rows: int | None
-
-    def __call__(self, rows: Tensor, token: int | None = None) -> Tensor:
-        ids = torch.full((len(rows),), self.token if token is None else token, device=rows.device)
-        reference = self.last.expand_as(rows)
-        return lens_log_probs(self.parts, rows, ids, norm=self.norm, reference=reference, max_rows=self.max_rows)
+        if what == "map":
+            words = [[[self.said(w) for w in kinds] for kinds in layers] for layers in self.cell_words]
+            return flow_map(self.flow, self.token_strs, words)
+        if not self.contrast.numel():
+            raise BadInput("There is no conflicting token to compare with; pass conflict_id to logit_flow.")
+        names = [self.place(i) for i in range(len(self.contrast))]
+        return contrast_curves(self.contrast, names, self.text(self.token_id), self.text(self.conflict_id))
 
 
 @torch.no_grad()
@@ -146,6 +183,7 @@ def logit_flow(
     *,
     conflict_id: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    span: SpanMode | None = None,
     norm: NormMode = "final",
     n_neurons: int = 300,
     n_traced: int = 30,
@@ -159,217 +197,122 @@ def logit_flow(
     Args:
         model: A Transformers decoder; edits attached when it is called are in force.
         input_ids: One context, `[T]` or `[1, T]`, without padding.
-        token_id: The token to follow. An answer of several tokens is followed by its first one: pass that one, or
-            append the answer's beginning to the context to follow a later one.
-        conflict_id: A token to compare with at every position and depth.
+        token_id: The token to follow, or the tokens of an answer together with `span`.
+        conflict_id: A token to compare with the first one at every position and depth.
         tokenizer: Gives the tokens as text.
+        span: What to do with a target of several tokens: "first" follows its first one, "sum" each of them behind those
+            before it, and adds everything up. None refuses such a target.
         norm: As in `logit_lens`; "frozen" makes importances along one residual stream add up.
         n_neurons: Value neurons kept of each kind.
         n_traced: Value neurons of each kind that are traced back; 0 traces nothing.
         depth: Steps of the tracing.
         n_cells: Cells (position, layer, kind) that each step takes apart.
-        n_words: Tokens listed for each value neuron.
+        n_words: Tokens listed for each value neuron and head, and up to three of them for each cell; 0 lists none.
         max_rows: Vectors unembedded at once; None keeps the logits under about 256 MB.
 
     Raises:
-        BadInput: Wrong shapes, several tokens for one context, an id outside the vocabulary, or a number below 0.
+        BadInput: Wrong shapes, no token or several without `span`, an id outside the vocabulary, or a number below 0.
         UnsupportedModel: A part of the model was not found, or its neurons cannot be told apart.
 
     Note:
-        Memory above the model's: `L T (4 D + (2 H + 2 G) d)` numbers for the pass, `max_rows x V` for the lens, one
-        layer's output projection for the heads' neurons, and `2 L T D` while tracing; no neuron's lens is kept. The
-        work is one unembedding for each neuron of each layer at the last position.
+        Memory above the model's is linear in T and never holds all neurons' logits; the page of the method has the
+        formula and what was measured. The work is one unembedding for each neuron of each layer at the last
+        position, one for each head and position, and with `n_words` two for each position and layer.
 
     Source: logit flow (arXiv 2502.10835), section 3. Departures: the credit of a query component is the exact share of
         a coefficient with the norms held (for gated FFN neurons the slope of the activation stands for the input
-        weights), and each step takes apart the best cells only.
+        weights), each step takes apart the best cells only, and spans are ours.
     """
     parts = anatomy(model)
-    ids, token = _checked(parts, input_ids, token_id)
-    conflict = None if conflict_id is None else _one_token(parts, "conflict_id", conflict_id)
-    _check_numbers(norm, n_neurons, n_traced, depth, n_cells, n_words)
+    ids = _context(parts, input_ids)
+    targets = _targets(parts, token_id, span)
+    conflict = None if conflict_id is None else _targets(parts, conflict_id, None, "conflict_id")[0]
+    asked = _Asked(norm, n_neurons, n_traced, depth, n_cells, n_words, max_rows)
+    found = []
     # the seam stays open, since single layers are run again while tracing
     with evaluating(parts.model), attach(parts.model, Handlers({})):
-        ffs = feed_forwards(parts)
-        reads = read_pass(parts, ffs, ids[None])
-        lens = _Lens(parts, token, norm, reads[-1].post[-1], max_rows)
-        parts_of_it = _components(parts, reads, lens)
-        tracer = Tracer(parts, ffs, reads, n_cells, max(1, n_traced // max(1, n_cells)))
-        values = _Values(parts, ffs, reads, lens, tracer, n_neurons, n_words)
-        rows = values.measure()
-        traced = _traced(tracer, rows, n_traced, depth)
-        contrast = torch.empty(0) if conflict is None else _contrast(reads, lens, conflict)
-    return _result(parts, ids, lens, parts_of_it, rows, traced, contrast, conflict, tokenizer, values)
+        for k, token in enumerate(targets):
+            context = torch.cat([ids, ids.new_tensor(targets[:k])])
+            found.append(_one(parts, context, token, conflict if k == 0 else None, asked))
+    whole = found[0] if len(found) == 1 else added(found, targets)
+    return whole if tokenizer is None else _with_text(whole, tokenizer)
 
 
-def _checked(parts: Anatomy, input_ids: Tensor, token_id: int | Sequence[int] | Tensor) -> tuple[Tensor, int]:
+@dataclass(frozen=True)
+class _Asked:
+    """The settings of `logit_flow`."""
+
+    norm: NormMode
+    n_neurons: int
+    n_traced: int
+    depth: int
+    n_cells: int
+    n_words: int
+    max_rows: int | None
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(NormMode):
+            raise BadInput(f"norm must be 'final' or 'frozen'; got {self.norm!r}.")
+        least = {"n_neurons": 1, "n_traced": 0, "depth": 0, "n_cells": 1, "n_words": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise BadInput(f"{name} must be at least {value}; got {getattr(self, name)}.")
+
+
+def _context(parts: Anatomy, input_ids: Tensor) -> Tensor:
     ids = input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids
-    if ids.dim() != 1:
-        raise BadInput(f"logit_flow follows one context, [T] or [1, T] without padding; got {list(input_ids.shape)}.")
+    if ids.dim() != 1 or not ids.numel():
+        raise BadInput(
+            "logit_flow follows one context of at least one token, [T] or [1, T] without padding; got "
+            f"{list(input_ids.shape)}."
+        )
     check_ids(ids[None], None)
-    return in_vocabulary(parts, "input_ids", ids), _one_token(parts, "token_id", token_id)
+    return in_vocabulary(parts, "input_ids", ids)
 
 
-def _one_token(parts: Anatomy, name: str, token_id: int | Sequence[int] | Tensor) -> int:
+def _targets(
+    parts: Anatomy, token_id: int | Sequence[int] | Tensor, span: SpanMode | None, name: str = "token_id"
+) -> list[int]:
     ids = token_id.flatten().tolist() if isinstance(token_id, Tensor) else token_id
     ids = [ids] if isinstance(ids, Integral) else list(ids)  # type: ignore[arg-type]
-    if len(ids) != 1 or not isinstance(ids[0], Integral):
-        raise BadInput(
-            f"{name} must be one token, got {ids}; of an answer of several tokens pass the first one, and to follow a "
-            "later one append the tokens before it to the context."
+    if span not in (None, *get_args(SpanMode)):
+        raise BadInput(f"span must be 'first' or 'sum', or left out; got {span!r}.")
+    if not ids or not all(isinstance(i, Integral) for i in ids):
+        raise BadInput(f"{name} must be a token's number, or several with span='first' or 'sum'; got {ids}.")
+    if len(ids) > 1 and span is None:
+        how = (
+            "a conflicting answer of several tokens is compared by its first one: pass that"
+            if name == "conflict_id"
+            else "pass span='first' to follow the first one, or span='sum' to add up what writes each of them"
         )
-    return int(in_vocabulary(parts, name, torch.tensor(ids))[0])
+        raise BadInput(f"{name} is {len(ids)} tokens, {ids}; {how}.")
+    in_vocabulary(parts, name, torch.tensor(ids))
+    return [int(i) for i in (ids if span == "sum" else ids[:1])]
 
 
-def _check_numbers(norm: str, n_neurons: int, n_traced: int, depth: int, n_cells: int, n_words: int) -> None:
-    if norm not in get_args(NormMode):
-        raise BadInput(f"norm must be 'final' or 'frozen'; got {norm!r}.")
-    asked = {"n_neurons": (n_neurons, 1), "n_traced": (n_traced, 0), "depth": (depth, 0), "n_cells": (n_cells, 1)}
-    for name, (value, least) in {**asked, "n_words": (n_words, 0)}.items():
-        if value < least:
-            raise BadInput(f"{name} must be at least {least}; got {value}.")
-
-
-class _Components(NamedTuple):
-    """Importances of layers, heads and (head, source position)."""
-
-    attention: Tensor
-    mlp: Tensor
-    between: Tensor
-    embedding: float
-    head: Tensor
-    head_position: Tensor
-
-
-def _components(parts: Anatomy, reads: list[LayerRead], lens: _Lens) -> _Components:
-    _check_sums(parts, reads)
-    depth = lens(torch.stack([v for r in reads for v in (r.pre[-1], r.mid[-1], r.post[-1])])).view(-1, 3)
-    heads, by_position = zip(*(_heads(parts, i, read, lens) for i, read in enumerate(reads)), strict=True)
-    return _Components(
-        attention=depth[:, 1] - depth[:, 0],
-        mlp=depth[:, 2] - depth[:, 1],
-        between=torch.cat([depth.new_zeros(1), depth[1:, 0] - depth[:-1, 2]]),
-        embedding=float(depth[0, 0]),
-        head=torch.stack(heads),
-        head_position=torch.stack(by_position),
+def _one(parts: Anatomy, ids: Tensor, token: int, conflict: int | None, asked: _Asked) -> LogitFlow:
+    """Return the flow of one token, without text."""
+    ffs = feed_forwards(parts)
+    reads = read_pass(parts, ffs, ids[None])
+    lens = Lens(parts, token, asked.norm, reads[-1].post[-1], asked.max_rows)
+    tracer = Tracer(parts, ffs, reads, asked.n_cells, max(1, asked.n_traced // max(1, asked.n_cells)))
+    values = Values(ffs, reads, lens, tracer, asked.n_neurons)
+    rows = values.measure()
+    return _result(
+        ids=ids,
+        lens=lens,
+        found=components(parts, reads, lens),
+        rows=rows,
+        traced=_traced(tracer, rows, asked.n_traced, asked.depth),
+        written=written_words(parts, reads, lens, asked.n_words),
+        contrast=torch.empty(0) if conflict is None else _contrast(reads, lens, conflict),
+        conflict=-1 if conflict is None else conflict,
+        groups=values.groups,
+        asked=asked,
     )
 
 
-def _heads(parts: Anatomy, i: int, read: LayerRead, lens: _Lens) -> tuple[Tensor, Tensor]:
-    """Return the importance of a layer's heads `[H]`, and of what they take from each position `[H, T]`."""
-    layer, base = parts.layers[i], lens(read.pre[-1:])
-    writes = head_writes(layer, read.z[-1:])[0]  # (head, model)
-    given = read.pattern(len(read.z) - 1)[..., None].to(read.z.dtype) * read.values()  # (head, position, d_head)
-    found = []
-    for h in range(parts.n_heads):
-        z = torch.zeros(given.shape[1], *read.z.shape[1:], dtype=read.z.dtype, device=read.z.device)
-        z[:, h] = given[h]
-        found.append(lens(read.pre[-1] + z_writes(layer, z, read.z[-1])) - base)
-    return lens(read.pre[-1] + writes) - base, torch.stack(found)
-
-
-def _check_sums(parts: Anatomy, reads: list[LayerRead]) -> None:
-    """Refuse a model in which what the attention writes is not what stands between `resid_pre` and `resid_mid`."""
-    for i, read in enumerate(reads):
-        off = widened(read.pre + attn_write(parts, i, read) - read.mid).norm() / widened(read.mid).norm()
-        if not off <= {torch.float64: 1e-8, torch.float32: 1e-4}.get(read.mid.dtype, 0.05):
-            raise UnsupportedModel(
-                f"In layer {i} of this {parts.model.config.model_type} model the parts miss the residual stream by "
-                f"{float(off):.2g} of its size, so they cannot be told apart."
-            )
-
-
-class _Rows(NamedTuple):
-    """Value neurons: where they are, importance, coefficient, and what they write `[K, D]`."""
-
-    where: Tensor
-    importance: Tensor
-    coefficient: Tensor
-    vectors: Tensor
-
-    def best(self, n: int) -> _Rows:
-        """Return the `n` most important."""
-        kept = self.importance.topk(min(n, len(self.importance))).indices
-        return _Rows(*(part[kept] for part in self))
-
-
-class _Values:
-    """Ranks every neuron at the last position, a chunk at a time."""
-
-    def __init__(
-        self,
-        parts: Anatomy,
-        ffs: tuple[FeedForward, ...],
-        reads: list[LayerRead],
-        lens: _Lens,
-        tracer: Tracer,
-        n_neurons: int,
-        n_words: int,
-    ):
-        self.parts, self.ffs, self.reads, self.lens, self.tracer = parts, ffs, reads, lens, tracer
-        self.n_neurons, self.n_words = n_neurons, n_words
-        self.step = lens.max_rows or max(1, min(2**26 // parts.d_vocab, 4096))
-        self.groups: list[list[str]] = [[] for _ in reads]
-
-    def measure(self) -> tuple[_Rows, _Rows]:
-        """Return the best attention neurons and the best FFN neurons."""
-        return self._streamed(self._attn_chunks()), self._streamed(self._ffn_chunks())
-
-    def _streamed(self, chunks: Iterator[_Rows]) -> _Rows:
-        kept: _Rows | None = None
-        for chunk in chunks:
-            kept = chunk if kept is None else _Rows(*(torch.cat(pair) for pair in zip(kept, chunk, strict=True)))
-            kept = kept.best(self.n_neurons)
-        assert kept is not None
-        return kept
-
-    def _attn_chunks(self) -> Iterator[_Rows]:
-        for i, read in enumerate(self.reads):
-            z, base = read.z[-1], self.lens(read.pre[-1:])
-            for at in _pieces(torch.arange(z.numel(), device=z.device), self.step):
-                vectors = attn_writes(self.parts.layers[i], z, at)
-                head, index = at // z.shape[1], at % z.shape[1]
-                yield self._rows(
-                    i, ATTN, head, index, self.lens(read.pre[-1] + vectors) - base, z.flatten()[at], vectors
-                )
-
-    def _ffn_chunks(self) -> Iterator[_Rows]:
-        for i, read in enumerate(self.reads):
-            base = self.lens(read.mid[-1:])
-            run = self.tracer.neurons_at(i, len(read.z) - 1)
-            self.groups[i] = [group.name for group in run.groups]
-            for g, group in enumerate(run.groups):
-                activation = group.activation.detach()
-                for at in _pieces(torch.arange(len(activation), device=activation.device), self.step):
-                    vectors = mlp_writes(self.ffs[i], group, run.out, at)
-                    gain = self.lens(read.mid[-1] + vectors) - base
-                    yield self._rows(i, FFN, torch.full_like(at, g), at, gain, activation[at], vectors)
-
-    def _rows(
-        self, layer: int, kind: int, group: Tensor, index: Tensor, gain: Tensor, coefficient: Tensor, vectors: Tensor
-    ) -> _Rows:
-        position = torch.full_like(index, len(self.reads[0].z) - 1)
-        where = torch.stack(
-            [position, torch.full_like(index, layer), torch.full_like(index, kind), group, index], dim=1
-        )
-        kept = gain.topk(min(self.n_neurons, len(gain))).indices
-        return _Rows(where[kept], gain[kept], coefficient[kept], vectors[kept])
-
-    def words(self, rows: _Rows) -> Tensor:
-        """Return the tokens that each neuron's write alone makes likeliest, `[K, W]`."""
-        n = min(self.n_words, self.parts.d_vocab)
-        found = [
-            unembed(self.parts, self.parts.final_norm(part)).topk(n).indices
-            for part in _pieces(rows.vectors, self.step)
-        ]
-        return torch.cat(found)
-
-
-def _pieces(rows: Tensor, n: int) -> Iterator[Tensor]:
-    yield from (rows[i : i + n] for i in range(0, len(rows), n))
-
-
-def _traced(tracer: Tracer, rows: tuple[_Rows, _Rows], n_traced: int, depth: int) -> Traced:
+def _traced(tracer: Tracer, rows: tuple[Rows, Rows], n_traced: int, depth: int) -> Traced:
     start = []
     for part in rows:
         best = part.best(n_traced)
@@ -379,7 +322,7 @@ def _traced(tracer: Tracer, rows: tuple[_Rows, _Rows], n_traced: int, depth: int
     return tracer.trace(start, depth if n_traced else 0)
 
 
-def _contrast(reads: list[LayerRead], lens: _Lens, conflict: int) -> Tensor:
+def _contrast(reads: list[LayerRead], lens: Lens, conflict: int) -> Tensor:
     """Return the difference of the two log-probabilities at each position and depth, `[T, D]`."""
     depths = [reads[0].pre, *(stream for read in reads for stream in (read.mid, read.post))]
     # the frozen scale is that of each position, so the recomputed one is used here
@@ -388,24 +331,24 @@ def _contrast(reads: list[LayerRead], lens: _Lens, conflict: int) -> Tensor:
 
 
 def _result(
-    parts: Anatomy,
+    *,
     ids: Tensor,
-    lens: _Lens,
-    found: _Components,
-    rows: tuple[_Rows, _Rows],
+    lens: Lens,
+    found: Components,
+    rows: tuple[Rows, Rows],
     traced: Traced,
+    written: Words,
     contrast: Tensor,
-    conflict: int | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    values: _Values,
+    conflict: int,
+    groups: list[list[str]],
+    asked: _Asked,
 ) -> LogitFlow:
-    both = _Rows(*(torch.cat(pair) for pair in zip(*rows, strict=True)))
+    both = Rows(*(torch.cat(pair) for pair in zip(*rows, strict=True)))
     both = both.best(len(both.importance))
-    words = values.words(both)
-    query = torch.tensor([list(n) for n, _ in traced.neurons], dtype=torch.long).reshape(-1, 5)
     return LogitFlow(
         input_ids=ids.cpu(),
         token_id=lens.token,
+        target_ids=[lens.token],
         logprob=float(lens(lens.last[None])),
         attention=found.attention.cpu(),
         mlp=found.mlp.cpu(),
@@ -416,15 +359,26 @@ def _result(
         neurons=both.where.cpu(),
         importance=both.importance.cpu(),
         coefficient=both.coefficient.cpu(),
-        words=words.cpu(),
-        query_neurons=query,
+        words=lens.words(both.vectors, asked.n_words).cpu(),
+        head_words=written.head,
+        cell_words=written.cell,
+        query_neurons=torch.tensor([list(n) for n, _ in traced.neurons], dtype=torch.long).reshape(-1, 5),
         query_credit=torch.tensor([credit for _, credit in traced.neurons]),
         flow=traced.flow,
         contrast=contrast.cpu(),
-        conflict_id=-1 if conflict is None else conflict,
-        groups=values.groups,
-        token_strs=[] if tokenizer is None else tokenizer.convert_ids_to_tokens(ids.tolist()),
-        written=[] if tokenizer is None else [tokenizer.convert_ids_to_tokens(row) for row in words.tolist()],
-        config={"norm": lens.norm, "n_neurons": values.n_neurons, "depth": traced.flow.shape[0] - 1},
-        provenance=provenance(parts.model),
+        conflict_id=conflict,
+        groups=groups,
+        token_strs=[],
+        config={"norm": asked.norm, "n_neurons": asked.n_neurons, "depth": traced.flow.shape[0] - 1},
+        provenance=provenance(lens.parts.model),
     )
+
+
+def _with_text(flow: LogitFlow, tokenizer: PreTrainedTokenizerBase) -> LogitFlow:
+    named = [flow.words, flow.head_words, flow.cell_words, flow.input_ids, torch.tensor(flow.target_ids)]
+    ids = {
+        *torch.cat([part.flatten() for part in named]).tolist(),
+        *([flow.conflict_id] if flow.contrast.numel() else []),
+    }
+    texts = {str(i): token_text(tokenizer, i) for i in sorted(ids)}
+    return replace(flow, token_strs=[texts[str(i)] for i in flow.input_ids.tolist()], texts=texts)

@@ -69,6 +69,51 @@ def trace_steps(tokenizer: Tokenizer, trace: Trace) -> list[Step]:
     Raises:
         BadInput: The trace has no slot map, or its question is not in its tokens.
     """
+    groups, inputs = _located(tokenizer, trace)
+    return _steps(trace, groups, inputs)
+
+
+@dataclass(frozen=True)
+class SlotMarks:
+    """What the step of a slot needs, as token positions.
+
+    Attributes:
+        hop: The slot's hop, from 0.
+        inputs: The tokens of the step's input in the question.
+        previous: The tokens of the result before the step; empty for a first step without a start value.
+        is_result: Whether the slot is the step's result.
+    """
+
+    hop: int
+    inputs: tuple[int, ...]
+    previous: tuple[int, ...]
+    is_result: bool
+
+
+def slot_marks(tokenizer: Tokenizer, trace: Trace) -> dict[int, SlotMarks]:
+    """Return what each slot of a trace needs, by its index in `problem.slots`, the first wrong one included.
+
+    Slots of lines that are no steps are left out.
+
+    Raises:
+        BadInput: As `trace_steps`.
+    """
+    groups, inputs = _located(tokenizer, trace)
+    tokens = {s.slot: tuple(range(s.start, s.end)) for s in trace.slots if s.is_right}
+    marks: dict[int, SlotMarks] = {}
+    previous: tuple[int, ...] = ()
+    for group, found in zip(groups, inputs, strict=True):
+        taken_in = tuple(i for part in found for i in part)
+        if taken_in:
+            marks |= {slot: SlotMarks(group.hop, taken_in, previous, slot == group.slots[-1]) for slot in group.slots}
+        previous = tokens.get(group.slots[-1], ())
+        if not previous:
+            break
+    return marks
+
+
+def _located(tokenizer: Tokenizer, trace: Trace) -> tuple[list[_Group], list[list[tuple[int, ...]]]]:
+    """Return the groups of slots of a trace's problem, and the tokens of what the question says for each."""
     problem = trace.problem
     if problem is None or not problem.slots:
         raise BadInput(
@@ -85,7 +130,7 @@ def trace_steps(tokenizer: Tokenizer, trace: Trace) -> list[Step]:
             "made with another tokenizer?"
         )
     base -= len(problem.prompt) - len(problem.prompt.lstrip())
-    return _steps(trace, groups, [[_tokens(question, base, span) for span in spans] for spans in inputs])
+    return groups, [[_tokens(question, base, span) for span in spans] for spans in inputs]
 
 
 def _steps(trace: Trace, groups: Sequence[_Group], inputs: Sequence[list[tuple[int, ...]]]) -> list[Step]:

@@ -5,11 +5,12 @@ titles) is escaped.
 """
 
 from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
+from chainwright.figures.back_attention import fits, position_curves, readings, sweep
 from chainwright.figures.comparison import SHOWN, hop_curves, threshold_curves, ways_compared
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
 from chainwright.figures.evidence import mended_and_broken
-from chainwright.figures.flow import fits, flow_map, readings, stages
+from chainwright.figures.flow import contrast_curves, flow_map, stages
 from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
 from chainwright.figures.iteration import (
     HeatMap,
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "accuracy_by_hops",
     "circuit_maps",
+    "contrast_curves",
     "emergence_curves",
     "entropy_by_slot",
     "error_types",
@@ -50,12 +52,14 @@ __all__ = [
     "lens_by_depth",
     "log_map",
     "mended_and_broken",
+    "position_curves",
     "readings",
     "roles_of",
     "segment_borders",
     "stages",
     "step_curves",
     "step_map",
+    "sweep",
     "table_of",
     "template",
     "threshold_curves",

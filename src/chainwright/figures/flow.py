@@ -1,101 +1,149 @@
-"""Logit flow and back attention: maps over positions and layers, stages by layer, sweeps."""
+"""Logit flow: maps over positions and layers, stages by layer, right against conflicting token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from chainwright.figures._panels import LEGEND
 from chainwright.figures.theme import BLUE, GREY, ORANGE, TEAL, VIOLET, template
 from chainwright.figures.words import safe
 
-_KINDS = ("attention", "FFN")
-_STAGES = {
-    "A": ("A: FFN at the entity", BLUE),
-    "B": ("B: attention at the entity", TEAL),
-    "C": ("C: FFN at relation and end", VIOLET),
-    "D": ("D: attention at relation and end, and what is written", ORANGE),
-}
+KINDS = ("attention", "FFN")
+_COLOURS = (BLUE, TEAL, VIOLET, ORANGE, GREY)
+_MOST_CURVES, _MOST_NAMES, _LONG = 6, 40, 14
 
 
-def flow_map(flow: Tensor, token_strs: Sequence[str]) -> go.Figure:
+def flow_map(
+    flow: Tensor,
+    token_strs: Sequence[str],
+    words: Sequence[Sequence[Sequence[str]]] | None = None,
+    *,
+    is_narrow: bool = False,
+) -> go.Figure:
     """Return two maps, attention and FFN, of the credit at each position and layer.
+
+    Colours go with the root of the credit, since a few cells have most of it; the bar and the hover text say nats.
 
     Args:
         flow: Credit by step, position, layer and kind, `[S, T, L, 2]`; steps are added up.
         token_strs: The tokens, one a position; positions are numbered where there are none.
+        words: What each cell writes, as text by position, layer and kind.
+        is_narrow: One map below the other, for narrow pages.
     """
     cells = flow.sum(0)
     n_tokens, n_layers = cells.shape[:2]
-    labels = [f"{i} {safe(token_strs[i])}" if token_strs else str(i) for i in range(n_tokens)]
     top = float(cells.abs().max()) or 1.0
-    fig = make_subplots(1, 2, subplot_titles=_KINDS, shared_yaxes=True, horizontal_spacing=0.06)
-    for k, kind in enumerate(_KINDS):
+    shape = (2, 1) if is_narrow else (1, 2)
+    fig = make_subplots(
+        *shape, subplot_titles=KINDS, shared_yaxes=not is_narrow, shared_xaxes=is_narrow, horizontal_spacing=0.04,
+        vertical_spacing=0.14,
+    )  # fmt: skip
+    for k in range(len(KINDS)):
         heat = go.Heatmap(
-            z=cells[:, :, k].T.tolist(),
-            x=labels,
-            y=list(range(n_layers)),
+            z=_root(cells[:, :, k].T).tolist(),
+            text=[[_cell_said(cells, t, i, k, token_strs, words) for t in range(n_tokens)] for i in range(n_layers)],
             coloraxis="coloraxis",
-            hovertemplate=f"{kind}, layer %{{y}}, %{{x}}: %{{z:+.3f}} nats<extra></extra>",
+            xgap=1 if n_tokens <= _MOST_NAMES else 0,
+            ygap=1,
+            hovertemplate="%{text}<extra></extra>",
         )
-        fig.add_trace(heat, 1, k + 1)
-    fig.update_yaxes(title="layer", dtick=max(1, n_layers // 8), row=1, col=1)
-    axis = {"cmin": -top, "cmax": top, "colorbar": {"title": "nats", "thickness": 12}}
-    return fig.update_layout(height=120 + 26 * max(n_layers, 6), template=template(), coloraxis=axis)
+        fig.add_trace(heat, k + 1 if is_narrow else 1, 1 if is_narrow else k + 1)
+    every = max(1, -(-n_tokens // (_MOST_NAMES // 2 if is_narrow else _MOST_NAMES)))
+    shown = list(range(0, n_tokens, every))
+    names = [_short(token_strs[t]) if token_strs else str(t) for t in shown]
+    fig.update_xaxes(tickvals=shown, ticktext=names, tickangle=-45 if n_tokens > 6 or is_narrow else 0, showgrid=False)
+    fig.update_yaxes(dtick=max(1, n_layers // 8), showgrid=False)
+    for row in range(shape[0]):
+        fig.update_yaxes(title="layer", row=row + 1, col=1)
+    marks = torch.tensor([-1, -0.25, 0, 0.25, 1]) * top
+    bar = {"title": {"text": "nats"}, "thickness": 12, "outlinewidth": 0, "tickvals": _root(marks).tolist(),
+           "ticktext": [f"{mark:+.2g}" if mark else "0" for mark in marks.tolist()]}  # fmt: skip
+    axis = {"cmin": -(top**0.5), "cmax": top**0.5, "colorbar": bar}
+    height = (110 + 24 * max(n_layers, 6)) * shape[0]
+    margin = {"t": 44, "r": 10, "l": 52, "b": 56}
+    return fig.update_layout(height=height, template=template(), coloraxis=axis, margin=margin)
 
 
-def stages(credit: Tensor) -> go.Figure:
-    """Return the credit of the four stages by layer, `[4, L]`, as lines."""
+def _root(values: Tensor) -> Tensor:
+    return values.sign() * values.abs().sqrt()
+
+
+def _cell_said(
+    cells: Tensor,
+    position: int,
+    layer: int,
+    k: int,
+    token_strs: Sequence[str],
+    words: Sequence[Sequence[Sequence[str]]] | None,
+) -> str:
+    token = f": {safe(token_strs[position])}" if token_strs else ""
+    writes = safe(words[position][layer][k]) if words else ""
+    where = f"<b>{KINDS[k]}, layer {layer}</b><br>position {position}{token}"
+    nats = f"<br>{float(cells[position, layer, k]):+.3f} nats"
+    return where + nats + (f"<br>writes {writes}" if writes else "")
+
+
+def _short(name: str) -> str:
+    return safe(name if len(name) <= _LONG else name[: _LONG - 1] + "…")
+
+
+def stages(
+    credit: Tensor, elsewhere: Tensor, marks: Sequence[str] = ("entity", "relation"), *, is_narrow: bool = False
+) -> go.Figure:
+    """Return the credit of the four stages by layer, `[4, L]`, and of all other positions, `[L]`, as lines."""
+    first, second = map(safe, marks)
+    names = (f"A: FFN, {first}", f"B: attention, {first}", f"C: FFN, {second} and end",
+             f"D: attention, {second} and end", "elsewhere")  # fmt: skip
     fig = go.Figure()
-    for (name, colour), row in zip(_STAGES.values(), credit.tolist(), strict=True):
-        hover = f"{name}, layer %{{x}}: %{{y:.3f}} nats<extra></extra>"
-        fig.add_scatter(y=row, mode="lines+markers", name=name, line={"color": colour}, hovertemplate=hover)
+    for name, colour, row in zip(names, _COLOURS, [*credit.tolist(), elsewhere.tolist()], strict=True):
+        hover = f"{name}<br>layer %{{x}}: %{{y:.3f}} nats<extra></extra>"
+        line: dict[str, Any] = {"color": colour, "dash": "dot" if name == "elsewhere" else "solid"}
+        fig.add_scatter(y=row, mode="lines+markers", name=name, line=line, hovertemplate=hover)
     fig.update_xaxes(title="layer", dtick=max(1, credit.shape[1] // 8))
-    fig.update_yaxes(title="credit (nats)")
-    return fig.update_layout(height=340, template=template())
+    fig.update_yaxes(title="credit (nats)", rangemode="tozero")
+    margin = {"t": 118 if is_narrow else 44, "l": 52, "r": 12, "b": 46}
+    return fig.update_layout(height=290 + margin["t"], template=template(), legend=LEGEND, margin=margin)
 
 
-def fits(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Return the share of held-out compositions answered, a bar for each way of mending, with a dot for each seed.
+def depth_names(n_depths: int) -> list[str]:
+    """Return what each depth of a contrast stands behind: the embedding, then each layer's attention and FFN."""
+    return ["embedding", *(f"layer {i // 2} {KINDS[i % 2]}" for i in range(n_depths - 1))]
+
+
+def contrast_curves(contrast: Tensor, names: Sequence[str], right: str, conflict: str) -> go.Figure:
+    """Return the log-probability of one token less that of another by depth, a line for each position.
 
     Args:
-        rows: With "variant", "held_out", "held_out by seed" and "one hop".
+        contrast: `[T, D]`, nats. Of more than six positions those are drawn where it moves most, and the last.
+        names: The positions.
+        right: The token above zero.
+        conflict: The token below zero.
     """
-    names = [safe(row["variant"]) for row in rows]
+    last = len(contrast) - 1
+    moves = (contrast.amax(1) - contrast.amin(1))[:last]
+    drawn = sorted(moves.topk(min(_MOST_CURVES - 1, last)).indices.tolist())
+    depths = [safe(name) for name in depth_names(contrast.shape[1])]
     fig = go.Figure()
-    hover = "%{y}: %{x:.1%} of the held-out compositions<extra></extra>"
-    fig.add_bar(
-        y=names, x=[row["held_out"] for row in rows], orientation="h", name="held-out compositions",
-        marker={"color": BLUE}, hovertemplate=hover,
-    )  # fmt: skip
-    dots = [(safe(row["variant"]), value) for row in rows for value in row.get("held_out by seed", [])]
-    fig.add_scatter(
-        y=[name for name, _ in dots], x=[value for _, value in dots], mode="markers", name="one seed",
-        marker={"color": GREY, "size": 6}, hovertemplate=hover,
-    )  # fmt: skip
-    fig.add_scatter(
-        y=names, x=[row["one hop"] for row in rows], mode="markers", name="single hops",
-        marker={"color": ORANGE, "symbol": "diamond", "size": 8},
-        hovertemplate="%{y}: %{x:.1%} of the single hops<extra></extra>",
-    )  # fmt: skip
-    fig.update_xaxes(range=[0, 1.02], tickformat=".0%")
-    fig.update_yaxes(autorange="reversed")
-    return fig.update_layout(height=110 + 28 * len(rows), template=template())
-
-
-def readings(right: Sequence[Sequence[float]], positions: Sequence[str], targets: Sequence[int]) -> go.Figure:
-    """Return where a back attention reads at the last position: mean weight by depth and position."""
-    heat = go.Heatmap(
-        z=[list(row) for row in right],
-        x=[safe(name) for name in positions],
-        y=[f"depth {t}" for t in targets],
-        zmin=0,
-        zmax=1,
-        coloraxis="coloraxis",
-        hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+    colours = [GREY, BLUE, TEAL, VIOLET, "#b0873c"]
+    for i, at in enumerate([*drawn, last]):
+        line = {"color": ORANGE if at == last else colours[i % len(colours)], "width": 3 if at == last else 1.6}
+        name = safe(names[at]) + (" (last)" if at == last else "")
+        hover = f"<b>{name}</b><br>%{{text}}: %{{y:+.2f}} nats<extra></extra>"
+        fig.add_scatter(
+            y=contrast[at].tolist(), mode="lines+markers", name=name, text=depths, line=line, hovertemplate=hover,
+            marker={"size": 5},
+        )  # fmt: skip
+    n_layers = (contrast.shape[1] - 1) // 2
+    every = max(1, n_layers // 8)
+    ticks = list(range(2, contrast.shape[1], 2 * every))
+    fig.update_xaxes(tickvals=[0, *ticks], ticktext=["emb.", *(str(t // 2 - 1) for t in ticks)], title="after layer")
+    fig.update_yaxes(title=f"{safe(right)} over {safe(conflict)} (nats)", zeroline=True, zerolinecolor=GREY)
+    return fig.update_layout(
+        height=360, template=template(), legend=LEGEND, margin={"t": 56, "l": 52, "r": 12, "b": 46}
     )
-    axis = {"cmin": 0, "cmax": 1, "colorbar": {"title": "weight", "thickness": 12}}
-    return go.Figure(heat).update_layout(height=120 + 40 * len(targets), template=template(), coloraxis=axis)

@@ -1,14 +1,17 @@
 """Recipes that train the small models that come with Chainwright."""
 
+from chainwright.lab.arithmetic import ArithmeticConfig, train_arithmetic
 from chainwright.lab.iteration import train_iteration
 from chainwright.lab.iteration_model import IterationConfig
 from chainwright.lab.knowledge import KnowledgeConfig, train_knowledge
 from chainwright.lab.reasoner import ReasonerConfig, train_reasoner
 
 __all__ = [
+    "ArithmeticConfig",
     "IterationConfig",
     "KnowledgeConfig",
     "ReasonerConfig",
+    "train_arithmetic",
     "train_iteration",
     "train_knowledge",
     "train_reasoner",

@@ -1,6 +1,7 @@
 """The recipe of the small model of a made-up world: it knows every single fact and fails most two-hop questions.
 
-1. Rows are bare questions with their answer, "bado mother kevi", about the facts of a `World`, all of them every time.
+1. Rows are questions in one wording with their answer, "bado mother kevi" if not asked otherwise, about the facts of a
+   `World`, all of them every time.
 2. In a share of the rows one word at random stands in front, so that no position is special; in a share some relation
    stands between a one-hop question and its answer. From the latter the model learns to pass over what follows the
    first relation, and its usual wrong answer to a two-hop question becomes that of the first hop.
@@ -11,25 +12,23 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
-from chainwright.lab.optim import load_optimizer, save_optimizer
+from chainwright._errors import BadInput, unknown_name
+from chainwright._files import clear_disk_errors
+from chainwright.lab.optim import load_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate, progress_bar
+from chainwright.lab.training import begin, learning_rate, run_steps
 from chainwright.models.load import check_device
 from chainwright.tasks.base import Problem
-from chainwright.tasks.knowledge import Composition, Split, World, split
-
-_SECONDS_BETWEEN_CHECKPOINTS = 60.0
+from chainwright.tasks.knowledge import Composition, Order, Split, World, split
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class KnowledgeConfig:
 
     Attributes:
         n_entities, n_relations, world_seed: The world.
+        order: How questions are worded: "bare", "possessive" or "nested".
         prefix_share: Share of the rows with a word at random in front.
         pass_over_share: Share of the one-hop rows with a relation's name at random before the answer.
         known_share: Share of the training compositions that is learned by heart.
@@ -47,6 +47,7 @@ class KnowledgeConfig:
     n_entities: int = 100
     n_relations: int = 8
     world_seed: int = 0
+    order: Order = "bare"
     prefix_share: float = 0.66
     pass_over_share: float = 0.0
     known_share: float = 0.0
@@ -71,6 +72,8 @@ class KnowledgeConfig:
         for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_steps", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
+        if self.order not in get_args(Order):
+            raise unknown_name("order", self.order, get_args(Order))
         for name in ("prefix_share", "pass_over_share", "known_share", "two_hop_share", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
@@ -133,8 +136,8 @@ class _Rows:
         self.relations = [ids[name] for name in world.relations]
         self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id
         known, _ = known_compositions(config)
-        self.one = [self._row(ids, world.question(*fact, order="bare")) for fact in world.facts]
-        self.two = [self._row(ids, world.question(*c, order="bare")) for c in known]
+        self.one = [self._row(ids, world.question(*fact, order=config.order)) for fact in world.facts]
+        self.two = [self._row(ids, world.question(*c, order=config.order)) for c in known]
 
     @staticmethod
     def _row(ids: dict[str, int], problem: Problem) -> list[int]:
@@ -183,36 +186,15 @@ def train_knowledge(
     )
     if step:
         load_optimizer(state / "state.safetensors", model, optimizer)
-    _train(config, model, optimizer, _Rows(config, tokenizer), state, step, progress)
+    rows = _Rows(config, tokenizer)
+    run_steps(
+        lambda at: _step(config, model, optimizer, rows, at), config.n_steps, step, model, optimizer, state,
+        progress=progress,
+    )  # fmt: skip
     with clear_disk_errors(folder):
         model.to("cpu").eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
-
-
-def _train(
-    config: KnowledgeConfig,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    rows: _Rows,
-    state: Path,
-    first: int,
-    progress: bool,
-) -> None:
-    saved = time.monotonic()
-    log = read_json(state / "progress.json")["log"] if first else []
-    with progress_bar(progress) as bar:
-        shown = bar.add_task("training", total=config.n_steps, completed=first, loss=float("nan"))
-        for step in range(first, config.n_steps):
-            loss = _step(config, model, optimizer, rows, step)
-            if (step + 1) % 50 == 0 or step + 1 == config.n_steps:
-                log.append({"step": step + 1, "loss": round(loss, 5)})
-                bar.update(shown, completed=step + 1, loss=loss)
-            if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == config.n_steps:
-                saved = time.monotonic()
-                with atomic_folder(state) as draft:
-                    save_optimizer(draft / "state.safetensors", model, optimizer)
-                    write_json(draft / "progress.json", {"step": step + 1, "log": log})
 
 
 def _step(
@@ -246,6 +228,7 @@ def answers(
     out: list[str] = []
     for start in range(0, len(problems), batch_size):
         rows = tokenizer([p.prompt for p in problems[start : start + batch_size]], padding=True, return_tensors="pt")
+        rows = rows.to(model.device)
         with torch.no_grad():
             best = last_logits(model, rows["input_ids"], rows["attention_mask"]).argmax(-1)
         out += tokenizer.convert_ids_to_tokens(best.tolist())

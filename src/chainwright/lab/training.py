@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from chainwright._errors import BadInput
-from chainwright._files import is_draft, read_json, remove_leftovers, write_json
+from chainwright._files import atomic_folder, is_draft, read_json, remove_leftovers, write_json
+from chainwright.lab.optim import save_optimizer
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class Schedule(Protocol):
@@ -71,3 +78,40 @@ def progress_bar(progress: bool, *shown: str) -> Progress:
         TextColumn("{task.completed}/{task.total} steps"),
     )
     return Progress(*columns, *map(TextColumn, shown), TimeRemainingColumn(), disable=not progress)
+
+
+def run_steps(
+    take: Callable[[int], float],
+    n_steps: int,
+    first: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Path,
+    *,
+    progress: bool,
+) -> None:
+    """Take the steps of a training from `first` on, with a checkpoint in `state` every minute and at the end.
+
+    Args:
+        take: Takes the step of a number and returns its loss.
+        n_steps: Steps in all.
+        first: Steps that a run before has taken.
+        model: What is trained.
+        optimizer: Over the model's parameters.
+        state: Folder of the checkpoint, with the losses in `progress.json`.
+        progress: Show a progress bar.
+    """
+    saved = time.monotonic()
+    log = read_json(state / "progress.json")["log"] if first else []
+    with progress_bar(progress) as bar:
+        shown = bar.add_task("training", total=n_steps, completed=first)
+        for step in range(first, n_steps):
+            loss = take(step)
+            if (step + 1) % 50 == 0 or step + 1 == n_steps:
+                log.append({"step": step + 1, "loss": round(loss, 5)})
+                bar.update(shown, completed=step + 1)
+            if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == n_steps:
+                saved = time.monotonic()
+                with atomic_folder(state) as draft:
+                    save_optimizer(draft / "state.safetensors", model, optimizer)
+                    write_json(draft / "progress.json", {"step": step + 1, "log": log})

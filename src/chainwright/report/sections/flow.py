@@ -1,10 +1,13 @@
-"""Logit flow: what writes an answer, what switches that on, and the stages of a set of queries."""
+"""Logit flow: what writes an answer, what switches that on, and the stages of sets of queries."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from chainwright.diagnose import FlowStages, LogitFlow
+from chainwright import figures
+from chainwright.diagnose import FlowContrast, FlowStages, LogitFlow
+from chainwright.figures.flow import depth_names
+from chainwright.figures.words import counted
 from chainwright.report.section import Material, Section, drawn
 
 _MOST_MAPS = 3
@@ -13,38 +16,91 @@ _MOST_ROWS = 12
 
 def section(material: Material) -> Section | None:
     """Return the section; None without a logit flow or a stage table."""
-    flows, stages = material.of(LogitFlow)[:_MOST_MAPS], material.of(FlowStages)[:1]
-    if not flows and not stages:
+    flows, stages = material.of(LogitFlow)[:_MOST_MAPS], material.of(FlowStages)
+    contrasts = material.of(FlowContrast)
+    if not flows and not stages and not contrasts:
         return None
-    words: dict[str, Any] = {"flows": [_flow_words(i, flow) for i, flow in enumerate(flows)]}
-    found = {f"flow-map-{i}": drawn(flow.plot(), flow.to_frame().to_pylist()) for i, flow in enumerate(flows)}
-    for stage in stages:
-        words["stages"] = _stage_rows(stage)
-        words["stage_summary"] = stage.summary()
-        found["flow-stages"] = drawn(stage.plot(), stage.to_frame().to_pylist())
-    return Section("flow", "Flow", words, found)
+    charts: dict[str, Any] = {}
+    words = {
+        "flows": [_flow(i, flow, charts) for i, flow in enumerate(flows)],
+        "stages": [_stages(i, stage, charts) for i, stage in enumerate(stages)],
+        "contrasts": [_contrasted(i, each, charts) for i, each in enumerate(contrasts)],
+        "n_left_out": len(material.of(LogitFlow)) - len(flows),
+    }
+    return Section("flow", "Flow", words, charts)
 
 
-def _flow_words(i: int, flow: LogitFlow) -> dict[str, Any]:
-    best = []
-    for k in range(min(_MOST_ROWS, len(flow.neurons))):
-        _, layer, kind, group, unit = flow.neurons[k].tolist()
-        place = f"head {group}, entry {unit}" if kind == 0 else f"{flow.groups[layer][group]}, neuron {unit}"
-        words = " ".join(flow.written[k]) if flow.written else " ".join(map(str, flow.words[k].tolist()))
-        best.append({"layer": layer, "place": place, "nats": float(flow.importance[k]), "words": words})
+def _flow(i: int, flow: LogitFlow, charts: dict[str, Any]) -> dict[str, Any]:
+    """Draw the figures of one flow and return what the template says of it."""
+    said = [[[flow.said(cell) for cell in kinds] for kinds in layers] for layers in flow.cell_words]
+    name = f"flow-map-{i}"
+    charts[name] = drawn(
+        figures.flow_map(flow.flow, flow.token_strs, said),
+        _cells(flow, said),
+        narrow=figures.flow_map(flow.flow, flow.token_strs, said, is_narrow=True),
+    )
+    has_contrast = bool(flow.contrast.numel())
+    if has_contrast:
+        charts[f"flow-contrast-{i}"] = drawn(flow.plot("contrast"), _contrast(flow))
     return {
-        "name": f"flow-map-{i}",
-        "context": " ".join(flow.token_strs) or f"{len(flow.input_ids)} tokens",
+        "name": name,
+        "contrast": f"flow-contrast-{i}" if has_contrast else None,
+        "context": " ".join(flow.token_strs) or counted(len(flow.input_ids), "token"),
+        "target": " ".join(flow.text(token) for token in flow.target_ids),
+        "conflict": flow.text(flow.conflict_id) if has_contrast else None,
+        "n_targets": len(flow.target_ids),
         "summary": flow.summary(),
-        "best": best,
+        "components": flow.components(_MOST_ROWS),
+        "neurons": _neurons(flow),
     }
 
 
-def _stage_rows(stage: FlowStages) -> list[dict[str, Any]]:
-    names = ("entity, FFN", "entity, attention", "relation and end, FFN", "relation and end, attention and values")
+def _neurons(flow: LogitFlow) -> list[dict[str, Any]]:
+    best = []
+    for k in range(min(_MOST_ROWS, len(flow.neurons))):
+        position, layer, kind, group, unit = flow.neurons[k].tolist()
+        place = f"head {group}, entry {unit}" if kind == 0 else f"{flow.groups[layer][group]}, neuron {unit}"
+        row = {"layer": layer, "place": place, "at": flow.place(position), "nats": float(flow.importance[k])}
+        best.append({**row, "coefficient": float(flow.coefficient[k]), "words": flow.said(flow.words[k])})
+    return best
+
+
+def _cells(flow: LogitFlow, said: list[list[list[str]]]) -> list[dict[str, Any]]:
+    credit = flow.flow.sum(0)
     return [
-        {"stage": letter, "what": what, "first": span[0], "last": span[1], "centre": centre, "share": share}
-        for letter, what, span, centre, share in zip(
-            "ABCD", names, stage.spans(), stage.centres, stage.shares, strict=True
-        )
+        {"position": t, "token": flow.token_strs[t] if flow.token_strs else "", "layer": layer, "kind": kind,
+         "nats": float(credit[t, layer, k]), "writes": said[t][layer][k]}
+        for t in range(credit.shape[0])
+        for layer in range(credit.shape[1])
+        for k, kind in enumerate(("attention", "FFN"))
+    ]  # fmt: skip
+
+
+def _contrast(flow: LogitFlow) -> list[dict[str, Any]]:
+    names = depth_names(flow.contrast.shape[1])
+    return [
+        {"position": flow.place(t), "after": name, "nats": value}
+        for t, row in enumerate(flow.contrast.tolist())
+        for name, value in zip(names, row, strict=True)
     ]
+
+
+def _stages(i: int, stage: FlowStages, charts: dict[str, Any]) -> dict[str, Any]:
+    name = f"flow-stages-{i}"
+    narrow = figures.stages(stage.credit, stage.elsewhere, stage.marks, is_narrow=True)
+    charts[name] = drawn(stage.plot(), stage.to_frame().to_pylist(), narrow=narrow)
+    return {
+        "chart": name,
+        "name": stage.name or "Marked queries",
+        "n": stage.n_queries,
+        "rows": stage.rows(),
+        "order": [{"pair": pair, "k": k, "n": n} for pair, (k, n) in stage.order().items()],
+    }
+
+
+def _contrasted(i: int, found: FlowContrast, charts: dict[str, Any]) -> dict[str, Any]:
+    name = f"flow-groups-{i}"
+    groups = dict(zip(found.groups, found.curves, strict=True))
+    narrow = figures.position_curves(groups, found.positions, is_narrow=True)
+    charts[name] = drawn(found.plot(), found.to_frame().to_pylist(), narrow=narrow)
+    return {"chart": name, "what": found.what, "summary": found.summary()}

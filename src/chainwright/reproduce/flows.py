@@ -1,0 +1,274 @@
+"""What `chainwright flow` measures: a prompt, questions of a made-up world, or the slots of chains of thought.
+
+Each way returns findings, in the order in which the report shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.decode import generate
+from chainwright.diagnose import (
+    FlowStages,
+    MarkedQuery,
+    correct_contexts,
+    erroneous_contexts,
+    first_errors,
+    flow_contrast,
+    flow_stages,
+    logit_flow,
+)
+from chainwright.diagnose.flow_prompts import flow_prompt, marked_prompt, problem_queries
+from chainwright.diagnose.flow_slots import SLOT_MARKS, result_queries, slot_queries
+from chainwright.diagnose.logit_flow import SpanMode
+from chainwright.figures.words import percent
+from chainwright.lab.knowledge import answers
+from chainwright.models.load import BUNDLED, bundled_models
+from chainwright.reproduce.back_attention import recipe_of, world_recipe
+from chainwright.tasks import Problem
+from chainwright.tasks.base import UNPARSED
+from chainwright.tasks.knowledge import Order, World, questions
+from chainwright.traces import Trace
+
+WORLD_TASKS = ("one-hop", "two-hop")
+_MOST_ASKED = 2000
+
+
+@dataclass(frozen=True)
+class PromptAsked:
+    """A prompt to follow: its text, the target, what to compare with, and the words to mark."""
+
+    prompt: str
+    target: str
+    against: str | None = None
+    entity: str | None = None
+    relation: str | None = None
+    span: SpanMode | None = None
+
+
+def prompt_flow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: PromptAsked) -> list[Finding]:
+    """Return the flow of a prompt's target, and its stages if words are marked.
+
+    Raises:
+        BadInput: As `flow_prompt` and `marked_prompt`.
+    """
+    prompt = flow_prompt(tokenizer, asked.prompt, asked.target, against=asked.against, span=asked.span)
+    has_marks = asked.entity is not None or asked.relation is not None
+    query = marked_prompt(tokenizer, prompt, entity=asked.entity, relation=asked.relation) if has_marks else None
+    device = model.device
+    found: list[Finding] = [
+        logit_flow(
+            model, prompt.input_ids.to(device), prompt.target_ids, conflict_id=prompt.conflict_id, tokenizer=tokenizer,
+            span="sum" if len(prompt.target_ids) > 1 else None, norm="frozen",
+        )
+    ]  # fmt: skip
+    if query is not None:
+        found.append(flow_stages(model, [_moved(query, device)], name=asked.prompt))
+    return found
+
+
+def _moved(query: MarkedQuery, device: Any) -> MarkedQuery:
+    ids: Tensor = query.input_ids.to(device)
+    return MarkedQuery(ids, query.token_id, query.entity, query.relation, query.conflict_id)
+
+
+def world_flow(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    task: str,
+    *,
+    order: Order | None,
+    n: int,
+    seed: int,
+) -> list[Finding]:
+    """Return stages of questions of a model's made-up world, one flow, and the contrast of right and other answers.
+
+    Args:
+        model: A model that `chainwright train world` made.
+        tokenizer: Its tokenizer.
+        name: Its bundled name or folder, whose recipe says which world it is of.
+        task: "one-hop" or "two-hop".
+        order: How questions are worded; None for the wording that the model was trained on.
+        n: Questions that are followed, of each group.
+        seed: Decides which.
+
+    Raises:
+        BadInput: The model is none of a made-up world, or `n` is below 1.
+    """
+    _check_n(n)
+    recipe = world_recipe(recipe_of(BUNDLED / name if name in bundled_models() else Path(name)))
+    world, order = recipe.world, order or recipe.order
+    asked = _drawn(world, task, order, seed)
+    said = answers(model, tokenizer, asked)
+    groups = _groups(tokenizer, asked, said, n, model.device)
+    first = next(iter(groups.values()))[0]
+    found: list[Finding] = [
+        logit_flow(
+            model, first.input_ids, first.token_id, conflict_id=first.conflict_id, tokenizer=tokenizer, norm="frozen"
+        )
+    ]
+    n_right = sum(p.answer == s for p, s in zip(asked, said, strict=True))
+    share = f"{task}, {order} order, {n_right} of {len(asked)} right"
+    found += [flow_stages(model, queries, name=f"{share}; {group}") for group, queries in groups.items()]
+    compared = {group: queries for group, queries in groups.items() if any(q.conflict_id is not None for q in queries)}
+    if compared:
+        names = _position_names(tokenizer, asked[0])
+        found.append(flow_contrast(model, compared, names, f"{share}; the followed answer over the other one"))
+    return found
+
+
+def _drawn(world: World, task: str, order: Order, seed: int) -> list[Problem]:
+    """Return every question of a world, at most 2000 of them, in an order of their own."""
+    every: list[Any] = list(world.facts if task == "one-hop" else world.compositions)
+    Random(f"flow/{seed}").shuffle(every)
+    return questions(world, every[:_MOST_ASKED], order)
+
+
+def _groups(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Problem], said: Sequence[str], n: int, device: Any
+) -> dict[str, list[MarkedQuery]]:
+    """Return at most `n` queries of each kind: right answers; of wrong ones what was said, and what was right."""
+    right = [(p, p.answer, p.facts["e2"]) for p, s in zip(asked, said, strict=True) if p.answer == s]
+    wrong = [(p, s, p.answer) for p, s in zip(asked, said, strict=True) if p.answer != s]
+    groups = {
+        "answered right": right[:n],
+        "answered wrong, what it said": wrong[:n],
+        "answered wrong, the right answer": [(p, answer, said) for p, said, answer in wrong[:n]],
+    }
+    return {
+        group: [_moved(q, device) for q in problem_queries(tokenizer, *map(list, zip(*rows, strict=True)))]
+        for group, rows in groups.items()
+        if rows
+    }
+
+
+def _position_names(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[str]:
+    """Return what stands at each position of a question: e1, r1 and r2 by these names, other tokens by their own."""
+    roles = {problem.facts[name]: name for name in ("e1", "r1", "r2") if name in problem.facts}
+    return [roles.get(word, word) for word in tokenizer.convert_ids_to_tokens(tokenizer(problem.prompt)["input_ids"])]
+
+
+def chain_flow(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], *, n: int, progress: bool
+) -> list[Finding]:
+    """Return the stages at slots of chains of thought, task by task, and one flow at a first error.
+
+    Of each task: right results of steps; first errors of its commonest type (the wrong token that was written, and the
+    right one), and right slots of that kind at like hops.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        problems: Problems of tasks with a hop dial.
+        n: Queries of each kind.
+        progress: Show how far the generation is.
+
+    Raises:
+        BadInput: `n` is below 1, or no slot of any response could be marked.
+    """
+    _check_n(n)
+    traces = generate(model, tokenizer, list(problems), progress=progress)
+    stages: list[Finding] = []
+    flows: list[Finding] = []
+    for task in dict.fromkeys(p.task for p in problems):
+        of_task = [t for t in traces if t.problem is not None and t.problem.task == task]
+        groups = {f"{task}; right results": result_queries(tokenizer, of_task, n)} | _at_errors(
+            tokenizer, of_task, task, n
+        )
+        for name, queries in groups.items():
+            if not queries:
+                continue
+            on_device = [_moved(query, model.device) for query in queries]
+            stages.append(flow_stages(model, on_device, name=name, marks=SLOT_MARKS))
+            if on_device[0].conflict_id is not None and not flows:
+                one = on_device[0]
+                flows.append(
+                    logit_flow(
+                        model,
+                        one.input_ids,
+                        one.token_id,
+                        conflict_id=one.conflict_id,
+                        tokenizer=tokenizer,
+                        norm="frozen",
+                    )
+                )
+    if not stages:
+        raise BadInput(
+            "No response has a slot whose step and result before it could be marked; give more problems or more hops."
+        )
+    return [*flows, *stages]
+
+
+def _at_errors(
+    tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], task: str, n: int
+) -> dict[str, list[MarkedQuery]]:
+    """Return queries at first errors of the commonest type that has some with marks, and at right slots like them."""
+    rows = sorted(first_errors(traces).by_task, key=lambda row: -row["n"])
+    for kind in [row["error_type"] for row in rows if row["error_type"] != UNPARSED]:
+        try:
+            wrong = erroneous_contexts(tokenizer, traces, task, kind, n)
+        except BadInput:  # the right token cannot be told at any of them
+            continue
+        said = slot_queries(tokenizer, traces, wrong)
+        if said:
+            return {
+                f"{task}; {kind}, right": slot_queries(tokenizer, traces, correct_contexts(traces, wrong, n)),
+                f"{task}; {kind}, first errors, what was written": said,
+                f"{task}; {kind}, first errors, the right token": slot_queries(
+                    tokenizer, traces, wrong, follow="right"
+                ),
+            }
+    return {}
+
+
+def _check_n(n: int) -> None:
+    if n < 1:
+        raise BadInput(f"-n must be at least 1 query of each kind; got {n}.")
+
+
+def stage_tables(found: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
+    """Return a row for each stage table, by what stands before the first "; " of its name.
+
+    A cell is a stage's layers, its centre in brackets and its share of the credit; the last counts the queries in
+    which A and B lie below C and D.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for stage in found:
+        if isinstance(stage, FlowStages):
+            title, _, name = stage.name.partition("; ")
+            k, n = stage.order()["A, B below C, D"]
+            cells = {each["stage"] or each["what"]: _said(each) for each in stage.rows()}
+            row = {"queries": name or "marked", "n": stage.n_queries, **cells, "A, B below C, D": f"{k} of {n}"}
+            tables.setdefault(title, []).append(row)
+    return tables
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    if row["centre"] != row["centre"] or row["share"] != row["share"]:
+        return "none"
+    layers = "" if row["first"] is None else f"{row['first']}-{row['last']} "
+    return f"{layers}({row['centre']:.1f}) {percent(row['share'])}"
+
+
+def save_flow(found: Sequence[Finding], folder: Path, *, overwrite: bool) -> Path:
+    """Write each finding into a folder of its own, and return where their report belongs.
+
+    Raises:
+        BadInput: Findings are there already and `overwrite` is off, or the place cannot be written.
+    """
+    numbers: dict[str, int] = {}
+    for one in found:
+        kind = {"LogitFlow": "flow", "FlowStages": "stages"}.get(type(one).__name__, "contrast")
+        numbers[kind] = numbers.get(kind, -1) + 1
+        one.save(folder / f"{kind}-{numbers[kind]}", overwrite=overwrite)
+    return folder / "report.html"
