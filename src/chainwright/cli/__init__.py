@@ -9,6 +9,7 @@ import typer
 
 from chainwright.cli import (
     back,
+    comparing,
     decoding,
     diagnosing,
     fitting,
@@ -32,6 +33,7 @@ app.command()(looking.models)
 app.command(name="tasks")(looking.tasks_command)
 app.command()(decoding.generate)
 app.command()(decoding.evaluate)
+app.command()(comparing.compare)
 app.command()(diagnosing.diagnose)
 app.command()(diagnosing.report)
 app.command()(diagnosing.demo)
