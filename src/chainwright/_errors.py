@@ -26,6 +26,10 @@ class EditNeverFired(ChainwrightError):
     """An edit was attached, the context was left, and no (layer, head, position) site had been touched."""
 
 
+class OtherWeights(UserWarning):
+    """A repair was made for a checkpoint of the same shape with other weights: it runs, and may do nonsense."""
+
+
 class BadTrace(BadInput):
     """A trace whose tokens, spans or steps contradict each other, or a file of traces that cannot be read."""
 

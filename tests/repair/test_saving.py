@@ -1,12 +1,14 @@
 """A repair is a folder: saved, loaded, refused for another model, and refused when damaged."""
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, OtherWeights
 from chainwright.repair import TCR, EntropyDetector, Origin, RemoveAndResample, Repair, TCRConfig, TrainedDetector
 from chainwright.repair._perceptron import Perceptron
 from chainwright.repair.base import model_identity
@@ -73,6 +75,23 @@ def test_a_repair_made_for_another_model_is_refused(other: str) -> None:
     ):
         pass
     assert not model._forward_hooks
+
+
+def test_other_weights_of_the_same_shape_are_warned_of() -> None:
+    model, other = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight[0, 0] += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted().check_model(model)
+        fitted().check_model(other.to(torch.bfloat16))  # fingerprints of another number type differ anyway
+    with pytest.warns(OtherWeights, match=r"made for other weights than those of .*; fit one for this model"):
+        fitted().check_model(other.to(torch.float32))
+    unknown = fitted()
+    unknown.origin = replace(unknown.origin, model={**unknown.origin.model, "fingerprint": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unknown.check_model(other)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chainwright import tasks
-from chainwright._errors import ChainwrightError
+from chainwright._errors import ChainwrightError, OtherWeights
 from chainwright.studies import Watch
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def clear_errors(command: Command) -> Command:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _plain_warnings():
+                command(*args, **kwargs)
         except ChainwrightError as error:
             err.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
@@ -69,6 +72,22 @@ def clear_errors(command: Command) -> Command:
             raise typer.Exit(130) from error
 
     return run  # type: ignore[return-value]
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print our own warnings as one sentence; leave those of libraries as they are."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, OtherWeights):
+                err.print(f"[bold yellow]warning:[/] {plain(str(message))}", highlight=False, soft_wrap=True)
+            else:
+                others(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ Nothing is pickled, and loading runs no code that came with the folder.
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from chainwright._errors import BadInput, unknown_name
+from chainwright._errors import BadInput, OtherWeights, unknown_name
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
@@ -164,7 +165,11 @@ class Repair(ABC):
         """Return in a few sentences what the repair does, for its card."""
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise BadInput if the repair was made for a model of another type, shape or vocabulary."""
+        """Raise BadInput if the repair was made for a model of another type, shape or vocabulary.
+
+        Warns with `OtherWeights` if all that agrees and the weights do not. Weights of another number type are not
+        compared, since their fingerprints differ anyway.
+        """
         made_for = self.origin.model
         if not made_for:
             return
@@ -173,6 +178,14 @@ class Repair(ABC):
             raise BadInput(
                 f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; fit one for this "
                 f"model (chainwright fit {self.kind})."
+            )
+        if made_for.get("dtype") == found["dtype"] and made_for.get("fingerprint") not in (None, found["fingerprint"]):
+            warnings.warn(
+                f"This {self.kind} repair was made for other weights than those of {found['model']} (fingerprint "
+                f"{made_for['fingerprint']}, not {found['fingerprint']}) and may do nonsense on them; fit one for this "
+                f"model (chainwright fit {self.kind}).",
+                OtherWeights,
+                stacklevel=3,
             )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
