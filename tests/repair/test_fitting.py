@@ -15,7 +15,8 @@ from chainwright.models.load import LoadedModel
 from chainwright.repair import EntropyDetector, Repair, TrainedDetector
 from chainwright.repair._perceptron import TrainConfig
 from chainwright.repair.candidates import CandidateConfig, Candidates, find_candidates, greedy_cover
-from chainwright.repair.classifier import ClassifierSelector
+from chainwright.repair.classifier import ClassifierSelector, chains_of
+from chainwright.repair.correcting import Seen
 from chainwright.repair.fitting import FitConfig, Fitted, choice_scores, detection, exact_share, fit_tcr, look
 from chainwright.repair.lessons import lesson_ids, lessons_of
 from chainwright.repair.selector import ClassifierConfig, hit_at_1, multilabel_loss
@@ -141,6 +142,19 @@ def test_the_classifier_learns_saves_and_decodes(tmp_path: Path) -> None:
         model, tokenizer, problems, repair=repair, progress=False
     )
     assert any("lora" in name for name in repair.tensors())
+
+
+def test_contexts_that_continue_one_another_are_read_together_and_score_as_alone() -> None:
+    torch.manual_seed(0)
+    row = torch.randint(3, 180, (30,)).tolist()
+    rows = [row[:12], row, [*row[:8], 5, 6], row[:12], [7, 8], row[:1]]
+    assert sorted(len(chain.which) for chain in chains_of(rows)) == [1, 2, 3]
+    selector = ClassifierSelector("reasoner", "reasoner", 3)
+    blank = torch.zeros(len(rows), 0)
+    together = selector.scores(Seen(blank, blank, rows, rows))
+    alone = torch.cat([selector.scores(Seen(blank[:1], blank[:1], [r], [r])) for r in rows])
+    assert (together - alone).abs().max() < 1e-4
+    assert (alone[1] - alone[0]).abs().max() > 1e-2, "the tokens between them matter"
 
 
 def test_a_base_that_cannot_read_the_context_is_refused(tmp_path: Path) -> None:

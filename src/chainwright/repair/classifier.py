@@ -2,7 +2,9 @@
 
 The base is any Hub id or folder, or a bundled model; LoRA adapters and a linear head on its last position are trained,
 the base stays as it is. Where base and repaired model share their tokens, the ids are read as they are; otherwise the
-context is decoded and encoded again with the base's tokenizer.
+context is decoded and encoded again with the base's tokenizer. Contexts that continue one another, as the doubtful tokens
+of one chain do, are read in one pass, which changes nothing since the base looks back only; a training batch holds whole
+chains.
 
 Source: TCR (arXiv 2601.21214), section 4: LoRA with r = 16, alpha = 32, dropout 0.05 on the q, k, v and output
 projections, batches of 16, learning rate 1e-4 with a cosine, 3 epochs, gradients clipped at norm 1. Departure: one more
@@ -11,9 +13,9 @@ class, to silence nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -30,6 +32,33 @@ from chainwright.repair.selector import ClassifierConfig, multilabel_loss
 
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense", "c_proj"}
 _HEAD = "head."
+
+
+class Chain(NamedTuple):
+    """A row of tokens, and those rows that are beginnings of it or equal to it.
+
+    Attributes:
+        ids: The row.
+        which: Index of each such row.
+        n_tokens: How long each is.
+    """
+
+    ids: Sequence[int]
+    which: list[int]
+    n_tokens: list[int]
+
+
+def chains_of(rows: Sequence[Sequence[int]]) -> list[Chain]:
+    """Return rows of tokens put together where one continues another; each row is in one chain."""
+    found: list[Chain] = []
+    # in falling order of their tokens a row comes right after those that continue it
+    for i in sorted(range(len(rows)), key=lambda i: list(rows[i]), reverse=True):
+        row = rows[i]
+        if not found or list(found[-1].ids[: len(row)]) != list(row):
+            found.append(Chain(row, [], []))
+        found[-1].which.append(i)
+        found[-1].n_tokens.append(len(row))
+    return found
 
 
 class ClassifierSelector:
@@ -95,12 +124,22 @@ class ClassifierSelector:
         return read[-self.n_positions :]
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        ids, mask = left_pad(rows, 0, torch.device("cpu"))
+        """Return the scores of rows in their order, `[N, choices]`."""
+        chains = chains_of(rows)
+        order = torch.tensor([i for chain in chains for i in chain.which])
+        return self._of_chains(chains)[order.argsort()]
+
+    def _of_chains(self, chains: Sequence[Chain]) -> Tensor:
+        """Return the scores of every row of the chains, chain by chain."""
+        ids, mask = left_pad([chain.ids for chain in chains], 0, torch.device("cpu"))
         inner = self.network.get_base_model().base_model
         hidden = inner(
             input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
         ).last_hidden_state
-        return self.head(hidden[:, -1].float())  # type: ignore[no-any-return]
+        width = ids.shape[1]
+        at = [(r, width - len(chain.ids) + n - 1) for r, chain in enumerate(chains) for n in chain.n_tokens]
+        chain_at, column = torch.tensor(at).unbind(1)
+        return self.head(hidden[chain_at, column].float())  # type: ignore[no-any-return]
 
     def fit(self, contexts: Sequence[Sequence[int]], labels: Tensor) -> ClassifierSelector:
         """Train on contexts and which choices are right at each; rows without a right one are left out.
@@ -122,17 +161,18 @@ class ClassifierSelector:
         config = self.config
         weights = [*(p for p in self.network.parameters() if p.requires_grad), *self.head.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=config.lr)
-        steps = -(-len(rows) // config.batch_size) * config.n_epochs
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        chains = chains_of(rows)
+        batches = [batch for _ in range(config.n_epochs) for batch in _batches(chains, config.batch_size)]
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
         self.network.train()
-        for _ in range(config.n_epochs):
-            for batch in torch.split(torch.randperm(len(rows)), config.batch_size):
-                optimizer.zero_grad()
-                loss = multilabel_loss(self._forward([rows[i] for i in batch.tolist()]), labels[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(weights, config.max_norm)
-                optimizer.step()
-                schedule.step()
+        for batch in batches:
+            optimizer.zero_grad()
+            own = labels[[i for chain in batch for i in chain.which]]
+            loss = multilabel_loss(self._of_chains(batch), own)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(weights, config.max_norm)
+            optimizer.step()
+            schedule.step()
 
     def settings(self) -> dict[str, Any]:
         """Return what makes the selector besides tensors."""
@@ -159,3 +199,15 @@ class ClassifierSelector:
         made.head.load_state_dict(head)
         set_peft_model_state_dict(made.network, {k: v for k, v in tensors.items() if not k.startswith(_HEAD)})
         return made
+
+
+def _batches(chains: Sequence[Chain], n_rows: int) -> Iterator[list[Chain]]:
+    """Yield the chains in random order, in groups that hold `n_rows` rows or a chain more."""
+    batch: list[Chain] = []
+    for i in torch.randperm(len(chains)).tolist():
+        batch.append(chains[i])
+        if sum(len(chain.which) for chain in batch) >= n_rows:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
