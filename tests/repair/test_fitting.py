@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from chainwright.repair.fitting import FitConfig, Fitted, choice_scores, detecti
 from chainwright.repair.lessons import lesson_ids, lessons_of
 from chainwright.repair.selector import ClassifierConfig, hit_at_1, multilabel_loss
 from chainwright.repair.tcr import vote
+from chainwright.repair.tuning import Decided, tuned_threshold, tuned_votes
+from chainwright.repair.verifier import fit_verifier, pair_log_probs, verifier_features, weighed
 from chainwright.traces import Trace
 
 SMALL = FitConfig(
@@ -67,22 +70,26 @@ def test_fitting_again_gives_the_same_repair() -> None:
         assert torch.equal(tensor, again.tensors()[name]), name
 
 
+@pytest.mark.parametrize("decision", ["vote", "verify"])
 @pytest.mark.parametrize("positions", ["all", "last"])
-def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str) -> None:
+def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str, decision: str) -> None:
     """Forced right prefixes tell exactly which chains greedy decoding will write right."""
     model, tokenizer = reasoner()
     repair = fitted().repair
     config = replace(SMALL, doubt_above=0.05, candidates=replace(SMALL.candidates, positions=positions))
     repair = type(repair)(
         repair.heads, repair.selector, EntropyDetector(0.2), layers=repair.layers, end_ids=repair.end_ids,
-        config=replace(repair.config, positions=positions, n_votes=2),
+        config=replace(repair.config, positions=positions, n_votes=2, decision=decision), verifier=repair.verifier,
     )  # fmt: skip
     problems = tasks.sample("clf", 13, 12, 9)
     plain = generate(model, tokenizer, problems, progress=False)
     seen = look(anatomy(model), lessons_of(tokenizer, plain), repair.heads, config, lambda done, total: None)
     assert seen.chains_right(seen.is_right).tolist() == [t.first_error is None for t in plain]
-    scores = choice_scores(repair.selector, seen)
-    after = seen.chains_right(seen.repaired(seen.entropy > 0.2, seen.decided(scores, 2)))
+    if decision == "vote":
+        decided = seen.decided(choice_scores(repair.selector, seen), 2)
+    else:
+        decided = seen.verified(repair.verifier.p_second(seen.verifier_features))
+    after = seen.chains_right(seen.repaired(seen.entropy > 0.2, decided))
     mended = generate(model, tokenizer, problems, repair=repair, progress=False)
     assert after.tolist() == [t.first_error is None for t in mended]
     assert any(a != b for a, b in zip(plain, mended, strict=True)), "the repair changes nothing here"
@@ -92,7 +99,8 @@ def test_a_trained_detector_flags_only_what_its_forecast_looked_at() -> None:
     model, tokenizer = reasoner()
     fit = fitted().repair
     detector = TrainedDetector(fit.detector.network, 0.01, SMALL.doubt_above)  # flags much
-    repair = type(fit)(fit.heads, fit.selector, detector, layers=fit.layers, end_ids=fit.end_ids, config=fit.config)
+    config = replace(fit.config, decision="vote")
+    repair = type(fit)(fit.heads, fit.selector, detector, layers=fit.layers, end_ids=fit.end_ids, config=config)
     plain = generate(model, tokenizer, tasks.sample("clf", 13, 12, 9), progress=False)
     seen = look(anatomy(model), lessons_of(tokenizer, plain), repair.heads, SMALL, lambda done, total: None)
     with torch.no_grad():
@@ -184,6 +192,55 @@ def test_the_vote_by_hand() -> None:
     assert int(vote(pair)[0].argmax()) == 1, "of two heads none has a majority"
 
 
+def test_the_weighed_logits_by_hand() -> None:
+    logits = torch.tensor([[3.0, 2.0, 0.0], [0.0, 1.0, 5.0]])
+    best = logits.topk(2).indices
+    probs = logits.softmax(-1)
+    got = weighed(logits, best, torch.tensor([0.75, 0.1])).softmax(-1)
+    assert got.sum(-1).tolist() == pytest.approx([1, 1])
+    both = (probs[0, 0] + probs[0, 1]).item()
+    assert got[0].tolist() == pytest.approx([0.25 * both, 0.75 * both, probs[0, 2].item()])
+    assert got[1, 0].item() == pytest.approx(probs[1, 0].item()) and int(got[1].argmax()) == 2
+
+
+def test_a_verifier_learns_from_the_runs_without_heads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(400, 3, 2, generator=generator) - 2
+    doubt = torch.randn(400, 5, generator=generator)
+    is_second = pairs[:, 1, 1] > pairs[:, 1, 0]
+    features = verifier_features(doubt, pairs)
+    assert features.shape == (400, 5 + 3 * 3)
+    verifier = fit_verifier(features[:300], ~is_second[:300], is_second[:300])
+    right = (verifier.p_second(features[300:]) > 0.5) == is_second[300:]
+    assert right.float().mean() > 0.85
+    with pytest.raises(BadInput, match="second choice is right at none of 400 doubtful tokens.*--decision vote"):
+        fit_verifier(features, torch.ones(400, dtype=torch.bool), torch.zeros(400, dtype=torch.bool))
+    log_probs = pair_log_probs(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[2, 0]]))
+    assert log_probs[0, 0].tolist() == pytest.approx(torch.tensor([1.0, 2.0, 3.0]).log_softmax(0)[[2, 0]].tolist())
+
+
+def test_one_head_votes_only_where_that_is_clearly_better() -> None:
+    seen = fitted().tune
+    wrong = torch.zeros(len(seen.doubtful), dtype=torch.bool)
+    by = {3: wrong, 1: ~wrong}
+    clear = SimpleNamespace(
+        is_right=seen.is_right, decided=lambda scores, n: by[n],
+        repaired=seen.repaired, chains_right=seen.chains_right,
+    )  # fmt: skip
+    assert tuned_votes(clear, torch.zeros(1)) == 1
+    by[3] = ~wrong
+    assert tuned_votes(clear, torch.zeros(1)) == 3
+
+
+def test_fewer_flags_are_taken_where_they_cost_little() -> None:
+    seen = fitted().tune
+    mends = torch.ones(len(seen.doubtful), dtype=torch.bool)
+    decided = Decided(torch.zeros(1), mends, None, None)
+    every, none = ~seen.is_right, torch.zeros_like(seen.is_right)
+    assert tuned_threshold(seen, [every, every, none], decided, 0.0) == 1
+    assert tuned_threshold(seen, [every, every, none], decided, 0.99) == 2
+
+
 def test_the_loss_by_hand() -> None:
     scores, labels = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1, 0, 1]])
     want = -math.log((math.e + 1) / (math.e + math.e**2 + 1))
@@ -220,7 +277,7 @@ def test_too_few_errors_of_a_type_and_bad_settings_are_refused() -> None:
     for bad in ({"max_heads": 0}, {"cover": "all"}):
         with pytest.raises(BadInput, match=next(iter(bad))):
             CandidateConfig(**bad)
-    for bad in ({"detector": "none"}, {"tune_share": 1.0}):
+    for bad in ({"detector": "none"}, {"tune_share": 1.0}, {"decision": "guess"}, {"n_votes": 0}, {"slack": 1.0}):
         with pytest.raises(BadInput, match=next(iter(bad))):
             FitConfig(**bad)
     prompt = Trace.from_text(reasoner().tokenizer, "clf", "x")

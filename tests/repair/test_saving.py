@@ -135,7 +135,9 @@ def test_no_heads_and_bad_settings_are_refused() -> None:
         TCR([], RandomSelector(0), EntropyDetector())
     with pytest.raises(BadInput, match="no layers were given"):
         TCR(HEADS, LightSelector(Perceptron(4, 0, 3)), EntropyDetector())
-    for bad in ({"n_votes": 0}, {"max_bytes": 0}, {"positions": "first"}):
+    with pytest.raises(BadInput, match="decision='verify' needs a verifier"):
+        TCR(HEADS, RandomSelector(2), EntropyDetector(), config=TCRConfig(decision="verify"))
+    for bad in ({"n_votes": 0}, {"decision": "guess"}, {"max_bytes": 0}, {"positions": "first"}):
         with pytest.raises(BadInput, match=next(iter(bad))):
             TCRConfig(**bad)
     with pytest.raises(BadInput, match="tau must be an entropy"):

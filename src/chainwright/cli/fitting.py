@@ -30,19 +30,26 @@ def tcr(
     model: ModelName = "reasoner",
     task: Annotated[str, typer.Option("--task", "-t", help="Tasks to fit on.")] = "parity,mdm,llc,clf,moas",
     hops: HopCounts = None,
-    n: NProblems = 40,
+    n: NProblems = 80,
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the repair.")] = Path("runs/tcr-repair"),
     seed: Annotated[int, typer.Option(help="Decides the problems to fit and tune on.")] = 100,
     rendering: RenderingName = "auto",
     selector: Annotated[
         str, typer.Option(help="'light', or a base classifier: a bundled name, a folder, a Hub id.")
-    ] = ("light"),
+    ] = "light",
+    selector_lr: Annotated[float, typer.Option(help="Learning rate of a base classifier; 1e-4 is the paper's.")] = 1e-4,
+    selector_epochs: Annotated[int, typer.Option(help="Its passes over the samples; 3 is the paper's.")] = 3,
     detector: Annotated[str, typer.Option(help="'trained' or 'entropy'.")] = "trained",
     tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats; left out: tuned.")] = None,
     positions: Annotated[str, typer.Option(help="Silence heads at 'all' positions or the 'last'.")] = "all",
     cover: Annotated[str, typer.Option(help="Heads are to cover errors ('samples') or error 'types'.")] = "samples",
     max_heads: Annotated[int, typer.Option(help="Most candidate heads.")] = 8,
-    n_votes: Annotated[int, typer.Option("--votes", help="Heads that vote at a doubtful token.")] = 3,
+    decision: Annotated[
+        str, typer.Option(help="'verify': a network reads the runs without heads; 'vote': they vote, as in the paper.")
+    ] = "verify",
+    n_votes: Annotated[
+        int | None, typer.Option("--votes", help="Heads that vote; left out: the paper's 3, or 1 if clearly better.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -54,13 +61,22 @@ def tcr(
     from chainwright import _choices
     from chainwright.repair.candidates import CandidateConfig
     from chainwright.repair.fitting import FitConfig
+    from chainwright.repair.selector import ClassifierConfig
     from chainwright.reproduce.tcr import ReproduceTCRConfig, fit_reproduction
 
     _choices.check_free(out_folder, overwrite)
     chosen = _choices.rendering_for(rendering, model)
     cells = _choices.fit_cells(task, hops, chosen)
     candidates = CandidateConfig(max_heads=max_heads, cover=cover, positions=positions)  # type: ignore[arg-type]
-    fit = FitConfig(candidates=candidates, detector=detector, tau=tau, n_votes=n_votes, selector=selector)
+    fit = FitConfig(
+        candidates=candidates,
+        detector=detector,
+        tau=tau,
+        n_votes=n_votes,
+        selector=selector,
+        classifier=ClassifierConfig(lr=selector_lr, n_epochs=selector_epochs),
+        decision=decision,  # type: ignore[arg-type]
+    )
     config = ReproduceTCRConfig(model, cells, fit_hops=cells, fit_n=n, fit_seed=seed, rendering=chosen)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     say = (lambda line: None) if quiet else (lambda line: err.print(line, markup=False, highlight=False))

@@ -2,9 +2,9 @@
 
 The base is any Hub id or folder, or a bundled model; LoRA adapters and a linear head on its last position are trained,
 the base stays as it is. Where base and repaired model share their tokens, the ids are read as they are; otherwise the
-context is decoded and encoded again with the base's tokenizer. Contexts that continue one another, as the doubtful tokens
-of one chain do, are read in one pass, which changes nothing since the base looks back only; a training batch holds whole
-chains.
+context is decoded and encoded again with the base's tokenizer. Contexts that continue one another, as the doubtful
+tokens of one chain do, are read in one pass, which changes nothing since the base looks back only; a training batch
+holds whole chains.
 
 Source: TCR (arXiv 2601.21214), section 4: LoRA with r = 16, alpha = 32, dropout 0.05 on the q, k, v and output
 projections, batches of 16, learning rate 1e-4 with a cosine, 3 epochs, gradients clipped at norm 1. Departure: one more

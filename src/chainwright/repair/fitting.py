@@ -2,9 +2,11 @@
 
 1. Candidate heads from the traces (`candidates`).
 2. Every lesson is run once, and at doubtful tokens also without each head: that labels which choices are right.
-3. The selector learns to rank the choices, the detector to tell wrong tokens.
-4. On lessons that neither has seen, every way of putting them together is scored by the share of chains that come out
-   right, and the best one is taken. If none beats leaving the model alone, the threshold is set where it does least.
+3. The selector learns to rank the choices, the detector to tell wrong tokens, the verifier to tell the model's second
+   choice from its first.
+4. On lessons that none of them has seen, every way of putting them together is scored by the share of chains that come
+   out right: first how many heads vote, then the threshold of the detector. If no threshold beats leaving the model
+   alone, it is set where it does least.
 
 Fit and tune lessons are different problems. Accuracy is to be measured on a third set (`chainwright reproduce tcr`).
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +32,24 @@ from chainwright.repair.candidates import CandidateConfig, Candidates, find_cand
 from chainwright.repair.correcting import Detector, Seen
 from chainwright.repair.detector import EntropyDetector, TrainedDetector, fit_detector
 from chainwright.repair.lessons import Lesson, Outcomes, lessons_of, outcomes
-from chainwright.repair.selector import ClassifierConfig, Selector, best_is_right, fit_light_selector, hit_at_1
-from chainwright.repair.tcr import TCR, TCRConfig
+from chainwright.repair.selector import ClassifierConfig, Selector, fit_light_selector
+from chainwright.repair.tcr import TCR, Decision, TCRConfig
+from chainwright.repair.tuning import (
+    VOTES,
+    Decided,
+    Detection,
+    detection,
+    exact_share,
+    tune_figures,
+    tuned_threshold,
+    tuned_votes,
+)
+from chainwright.repair.verifier import Verifier, fit_verifier
 from chainwright.traces import Trace
 
 Say = Callable[[str], None]
 Tick = Callable[[int, int], None]
-_THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -49,7 +62,10 @@ class FitConfig:
         selector: "light", or the base of the paper's form: a bundled name, a folder or a Hub id of a small model.
         detector: "trained" or "entropy".
         tau: Entropy threshold in nats; None tunes it. Not used by the trained detector.
-        n_votes: Heads that vote.
+        decision: "verify": a verifier decides between the model's first and second choice. "vote": the paper's vote.
+        n_votes: Heads that vote; the paper has 3. None takes 3, or 1 if that is clearly better on tune lessons.
+        slack: Share of the tune chains that fewer flags may cost: of all thresholds that come as near to the best one
+            the highest is taken.
         scale: What a head's output is multiplied by.
         layers: Layers that selector and detector read; None takes a quarter, a half, three quarters and the last.
         doubt_above: Tokens with less entropy (nats) teach the selector nothing, unless they are wrong.
@@ -65,7 +81,9 @@ class FitConfig:
     selector: str = "light"
     detector: str = "trained"
     tau: float | None = None
-    n_votes: int = 3
+    decision: Decision = "verify"
+    n_votes: int | None = None
+    slack: float = 0.01
     scale: float = 0.0
     layers: tuple[int, ...] | None = None
     doubt_above: float = 0.1
@@ -80,6 +98,12 @@ class FitConfig:
         """Refuse what could not be fitted."""
         if self.detector not in ("trained", "entropy"):
             raise BadInput(f"detector must be 'trained' or 'entropy'; got {self.detector!r}.")
+        if self.decision not in get_args(Decision):
+            raise BadInput(f"decision must be 'verify' or 'vote'; got {self.decision!r}.")
+        if self.n_votes is not None and self.n_votes < 1:
+            raise BadInput(f"n_votes must be at least 1; got {self.n_votes}.")
+        if not 0 <= self.slack < 1:
+            raise BadInput(f"slack must be at least 0 and below 1; got {self.slack}.")
         if not 0 < self.tune_share < 1:
             raise BadInput(f"tune_share must be above 0 and below 1; got {self.tune_share}.")
 
@@ -146,15 +170,20 @@ def fit_tcr(
     say(f"Silencing {len(heads)} heads at doubtful tokens of {len(lessons)} chains")
     seen = look(parts, fit, heads, settings, tick)
     _check_tokens(seen)
-    say("Training the detector and the selector")
+    say("Training detector, selector and verifier")
     taught = _worth_learning(seen, settings)
     network = fit_detector(seen.doubt[taught], ~seen.is_right[taught], config=settings.training)
     selector = _selector(model, seen, settings)
-    say("Tuning on chains that neither has seen")
+    verifier, blind = _verifiers(seen, settings)
+    say("Tuning on chains that none of them has seen")
     held = look(parts, tune, heads, settings, tick)
     scores = choice_scores(selector, held)
-    detector, figures = _tuned(held, scores, network, settings)
-    repair = assemble(model, tokenizer, heads, selector, detector, settings)
+    n_votes = settings.n_votes or tuned_votes(held, scores)
+    decided = Decided.of(held, scores, n_votes, verifier, blind)
+    options, flags = _detectors(held, network, settings)
+    best = tuned_threshold(held, flags, decided, settings.slack)
+    figures = tune_figures(held, decided, flags[best])
+    repair = assemble(model, tokenizer, heads, selector, options[best], replace(settings, n_votes=n_votes), verifier)
     repair.origin = replace(repair.origin, figures=[{"measure": k, "value": v} for k, v in figures.items()])
     return Fitted(repair, candidates, figures, held)
 
@@ -166,12 +195,15 @@ def assemble(
     selector: Selector,
     detector: Detector,
     config: FitConfig,
+    verifier: Verifier | None = None,
 ) -> TCR:
     """Return the repair of these parts, bound to the model."""
     parts = anatomy(model)
     ends = parts.model.generation_config.eos_token_id
     listed = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
-    decoding = TCRConfig(config.n_votes, config.candidates.positions, config.scale, config.max_bytes)
+    decoding = TCRConfig(
+        config.n_votes or VOTES[0], config.candidates.positions, config.scale, config.max_bytes, config.decision
+    )
     return TCR(
         heads,
         selector,
@@ -180,6 +212,7 @@ def assemble(
         layers=config.layers or read_layers(parts.n_layers),
         end_ids=sorted({int(e) for e in listed if e is not None}),
         origin=Origin(model_identity(model), [], "Measured on tune lessons: right chains under forced right prefixes."),
+        verifier=verifier,
     )
 
 
@@ -239,88 +272,25 @@ def _worth_learning(seen: Outcomes, config: FitConfig) -> Tensor:
     return ~seen.is_right | (seen.entropy > config.certain_below) | (some < config.certain_share)
 
 
-class Detection(NamedTuple):
-    """How well first wrong tokens are found, each chain followed up to its first wrong token.
-
-    Attributes:
-        precision: Share of flagged tokens that are wrong.
-        recall: Share of chains with a wrong token whose first one is flagged.
-        rate: Share of tokens that are flagged.
-    """
-
-    precision: float
-    recall: float
-    rate: float
-
-
-def detection(found: Outcomes, flagged: Tensor) -> Detection:
-    """Return precision and recall of flags `[S]` on first wrong tokens."""
-    before = _up_to_first_error(found)
-    wrong = ~found.is_right & before
-    hit = int((flagged & wrong).sum())
-    n_flagged = int((flagged & before).sum())
-    return Detection(hit / max(1, n_flagged), hit / max(1, int(wrong.sum())), n_flagged / max(1, int(before.sum())))
-
-
-def _up_to_first_error(found: Outcomes) -> Tensor:
-    """Return which tokens stand at or before the first wrong one of their chain."""
-    wrong = (~found.is_right).long()
-    earlier = wrong.cumsum(0) - wrong
-    starts = torch.cat([torch.tensor([True]), found.lesson[1:] != found.lesson[:-1]])
-    at_start = torch.zeros(int(found.lesson.max()) + 1, dtype=torch.long)
-    at_start[found.lesson[starts]] = earlier[starts]
-    return earlier == at_start[found.lesson]
-
-
-def exact_share(found: Outcomes, flagged: Tensor, decided: Tensor) -> float:
-    """Return the share of chains that are right as a whole when flagged tokens are decided anew."""
-    return float(found.chains_right(found.repaired(flagged, decided)).float().mean())
-
-
-def _tuned(
-    held: Outcomes, scores: Tensor, network: Perceptron, config: FitConfig
-) -> tuple[EntropyDetector | TrainedDetector, dict[str, float]]:
-    """Return the detector with the threshold that makes most tune chains right, and the figures at it."""
-    decided = held.decided(scores, config.n_votes)
-    doubts = network(held.doubt)[:, 0].sigmoid()
+def _detectors(held: Outcomes, network: Perceptron, config: FitConfig) -> tuple[list[Detector], list[Tensor]]:
+    """Return detectors from the lowest threshold to the highest, and what each flags, bool `[S]`."""
     if config.detector == "trained":
+        doubts = network(held.doubt)[:, 0].sigmoid()
         floor = config.doubt_above  # below it no token was looked at, so nothing is known of what flags would do
-        options: list[EntropyDetector | TrainedDetector] = [TrainedDetector(network, t, floor) for t in _THRESHOLDS]
         flags = [(doubts > t) & (held.entropy > floor) for t in _THRESHOLDS]
-    else:
-        taus = _TAUS if config.tau is None else (config.tau,)
-        options = [EntropyDetector(t) for t in taus]
-        flags = [held.entropy > t for t in taus]
-    shares = [exact_share(held, flagged, decided) for flagged in flags]
-    # of equally good thresholds the highest, which looks again least often
-    best = max(range(len(shares)), key=lambda i: (shares[i], i))
-    return options[best], _figures(held, scores, decided, flags[best], shares[best])
+        return [TrainedDetector(network, t, floor) for t in _THRESHOLDS], flags
+    taus = _TAUS if config.tau is None else (config.tau,)
+    return [EntropyDetector(t) for t in taus], [held.entropy > t for t in taus]
 
 
-def _figures(held: Outcomes, scores: Tensor, decided: Tensor, flagged: Tensor, share: float) -> dict[str, float]:
-    is_error = ~held.is_right[held.doubtful]
-    labels = held.labels
-    chance = labels.float().mean(-1)
-    at = detection(held, flagged)
-    entropy = detection(held, held.entropy > 0.3)
-    gold = ~held.is_right
-    return {
-        "chains right, model alone": float(held.chains_right(held.is_right).float().mean()),
-        "chains right, repaired": share,
-        "chains right, gold flags": exact_share(held, gold, decided),
-        "chains right, gold flags, best head each time": exact_share(held, gold, labels[:, :-1].any(1)),
-        "chains right, gold flags, second choice": exact_share(held, gold, held.second_is_right[held.doubtful]),
-        "detector precision": at.precision,
-        "detector recall": at.recall,
-        "flagged tokens": at.rate,
-        "entropy 0.3 precision": entropy.precision,
-        "entropy 0.3 recall": entropy.recall,
-        "Hit@1 at doubtful tokens": hit_at_1(scores, labels),
-        "Hit@1 at doubtful tokens, random": float(chance.mean()),
-        "Hit@1 at errors": hit_at_1(scores[is_error], labels[is_error]),
-        "Hit@1 at errors, random": float(chance[is_error].mean()),
-        "best choice right at doubtful tokens": best_is_right(scores, labels),
-    }
+def _verifiers(seen: Outcomes, config: FitConfig) -> tuple[Verifier | None, Verifier | None]:
+    """Return a verifier, and as a control one that reads only what the detector reads."""
+    if config.decision == "vote":
+        return None, None
+    first, second = seen.is_right[seen.doubtful], seen.second_is_right[seen.doubtful]
+    read = (seen.verifier_features, seen.doubt[seen.doubtful])
+    full, blind = (fit_verifier(features, first, second, config=config.training) for features in read)
+    return full, blind
 
 
 def fit_settings(config: FitConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from chainwright.repair._switch import Switch
 from chainwright.repair.correcting import Seen
 from chainwright.repair.detector import doubt_features, entropy_nats
 from chainwright.repair.selector import choice_features
+from chainwright.repair.verifier import pair_log_probs, verifier_features
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 from chainwright.traces.offsets import token_offsets
@@ -126,6 +127,7 @@ class Outcomes:
         right_ids: The right token there, `[D]`.
         votes: The likeliest token without each head, `[D, K]`.
         cross: Probability without head i of the token that is likeliest without head j, `[D, K, K]`.
+        pairs: Log-probabilities without each head of the model's first and second choice, `[D, K, 2]`.
         contexts: Tokens before each doubtful one.
     """
 
@@ -141,6 +143,7 @@ class Outcomes:
     right_ids: Tensor
     votes: Tensor
     cross: Tensor
+    pairs: Tensor
     contexts: list[list[int]]
 
     @property
@@ -148,6 +151,20 @@ class Outcomes:
         """Return which choices give the right token at doubtful ones, `[D, K + 1]`; the last silences nothing."""
         mends = self.votes == self.right_ids[:, None]
         return torch.cat([mends, self.is_right[self.doubtful, None]], dim=1)
+
+    @property
+    def verifier_features(self) -> Tensor:
+        """Return what a verifier reads at doubtful ones, `[D, F + 3 K]`."""
+        return verifier_features(self.doubt[self.doubtful], self.pairs)
+
+    def verified(self, p_second: Tensor) -> Tensor:
+        """Return whether the better of the first and the second choice is right at doubtful tokens, bool `[D]`.
+
+        Args:
+            p_second: A verifier's probability of the second, `[D]`.
+        """
+        first, second = self.is_right[self.doubtful], self.second_is_right[self.doubtful]
+        return torch.where(p_second > 0.5, second, first)
 
     def decided(self, scores: Tensor, n_votes: int) -> Tensor:
         """Return whether a vote of the best-scored heads gives the right token at doubtful tokens, bool `[D]`.
@@ -249,10 +266,10 @@ def _batch(
     sites = [Site(row, n) for row, le in enumerate(lessons) for n in range(le.n_prompt, len(le.ids))]
     due = {site: lessons[site.row].ids[site.n_before] for site in sites}
     plain = [_plain(forced.seen(chunk), [due[site] for site in chunk]) for chunk in forced.chunks(sites)]
-    right, second, entropy, doubt, choice = (torch.cat(part) for part in zip(*plain, strict=True))
+    best, right, second, entropy, doubt, choice = (torch.cat(part) for part in zip(*plain, strict=True))
     (at,) = doubtful(entropy, right, doubt).nonzero(as_tuple=True)
     chosen = [sites[i] for i in at.tolist()]
-    votes, cross = _without(forced, chosen, heads, positions, scale)
+    votes, cross, pairs = _without(forced, chosen, best[at], heads, positions, scale)
     return Outcomes(
         lesson=torch.tensor([first + s.row for s in sites]),
         task=[lessons[s.row].task for s in sites],
@@ -266,6 +283,7 @@ def _batch(
         right_ids=torch.tensor([due[site] for site in chosen], dtype=torch.long),
         votes=votes,
         cross=cross,
+        pairs=pairs,
         contexts=[lessons[s.row].ids[: s.n_before] for s in chosen],
     )
 
@@ -274,20 +292,26 @@ def _plain(seen: Seen, right_ids: list[int]) -> tuple[Tensor, ...]:
     best = seen.logits.topk(2, dim=-1).indices.cpu()
     right = torch.tensor(right_ids)
     entropy = entropy_nats(seen.logits).float().cpu()
-    return best[:, 0] == right, best[:, 1] == right, entropy, doubt_features(seen), choice_features(seen)
+    return best, best[:, 0] == right, best[:, 1] == right, entropy, doubt_features(seen), choice_features(seen)
 
 
 def _without(
-    forced: ForcedRows, sites: Sequence[Site], heads: Sequence[Head], positions: Positions, scale: float
-) -> tuple[Tensor, Tensor]:
+    forced: ForcedRows,
+    sites: Sequence[Site],
+    best: Tensor,
+    heads: Sequence[Head],
+    positions: Positions,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, k = len(sites), len(heads)
     if not n or not k:
-        return torch.zeros(n, k, dtype=torch.long), torch.zeros(n, k, k)
-    pairs = [(i, head) for head in heads for i in range(n)]
-    probs = forced.without(sites, pairs, positions, scale).softmax(-1).view(k, n, -1).transpose(0, 1)
+        return torch.zeros(n, k, dtype=torch.long), torch.zeros(n, k, k), torch.zeros(n, k, 2)
+    asked = [(i, head) for head in heads for i in range(n)]
+    logits = forced.without(sites, asked, positions, scale).view(k, n, -1).transpose(0, 1)
+    probs = logits.softmax(-1)
     votes = probs.argmax(-1)
     cross = probs.gather(-1, votes[:, None, :].expand(-1, k, -1))
-    return votes.cpu(), cross.float().cpu()
+    return votes.cpu(), cross.float().cpu(), pair_log_probs(logits, best.to(logits.device)).cpu()
 
 
 def _joined(pieces: list[Outcomes]) -> Outcomes:

@@ -37,6 +37,14 @@ class ClassifierConfig:
     max_norm: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained with."""
+        for name in ("rank", "batch_size", "n_epochs"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} of a base classifier must be at least 1; got {getattr(self, name)}.")
+        if not 0 < self.lr < math.inf:
+            raise BadInput(f"lr of a base classifier must be above 0; got {self.lr}.")
+
 
 class Selector(Protocol):
     """Scores the choices at doubtful tokens."""

@@ -8,14 +8,18 @@
 The flagged logits are replaced by the mean distribution of the heads that voted for the winner: greedy decoding then
 takes the winner, and sampling draws from what those heads would have said.
 
-Source: TCR (arXiv 2601.21214), section 4. Departures: the selector may abstain; what sampling draws from is ours.
+With `decision="verify"` steps 2 to 4 are others: every candidate head is silenced alone, and a small network reads what
+that does to the model's first and second choice, and says which of the two it is (`verifier`).
+
+Source: TCR (arXiv 2601.21214), section 4. Departures: the selector may abstain; what sampling draws from and the
+verifier are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +29,18 @@ from chainwright._errors import BadInput
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
+from chainwright.repair._perceptron import Perceptron
 from chainwright.repair.base import Origin
 from chainwright.repair.correcting import CorrectingRepair, Detector, Seen, Without
 from chainwright.repair.detector import detector_settings, restore_detector
 from chainwright.repair.selector import Selector, restore_selector, selector_settings
+from chainwright.repair.verifier import Verifier
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
     from chainwright.repair.fitting import FitConfig
+
+Decision = Literal["vote", "verify"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class TCRConfig:
     """How a fitted TCR decodes.
 
     Attributes:
-        n_votes: Heads that are silenced at a flagged token, each alone.
+        decision: "vote": heads ranked by the selector vote, as in the paper. "verify": all candidate heads are
+            silenced, each alone, and the verifier decides between the model's first and second choice.
+        n_votes: Heads that are silenced at a flagged token, each alone, for a vote.
         positions: Silence them at all positions of the row's past and present, or only at the last.
         scale: What their outputs are multiplied by: 0 silences, 0.5 halves.
         max_bytes: What the cached runs without single heads may take together, besides the pass that is running.
@@ -53,6 +63,7 @@ class TCRConfig:
     positions: Positions = "all"
     scale: float = 0.0
     max_bytes: int = 2**30
+    decision: Decision = "vote"
 
     def __post_init__(self) -> None:
         """Refuse what could not be decoded with."""
@@ -61,14 +72,17 @@ class TCRConfig:
                 raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
         if self.positions not in get_args(Positions):
             raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
+        if self.decision not in get_args(Decision):
+            raise BadInput(f"decision must be 'vote' or 'verify'; got {self.decision!r}.")
 
 
 class TCR(CorrectingRepair):
-    """A detector, candidate heads, a selector among them, and a vote.
+    """A detector, candidate heads, a selector among them, and a vote; or a verifier in place of selector and vote.
 
     Attributes:
         heads: The candidate heads (H in the paper).
         selector: Scores them, and last the choice to silence nothing.
+        verifier: Decides where `config.decision` is "verify", else may be None.
         config: How it decodes.
     """
 
@@ -84,6 +98,7 @@ class TCR(CorrectingRepair):
         layers: Sequence[int] = (),
         end_ids: Sequence[int] = (),
         origin: Origin | None = None,
+        verifier: Verifier | None = None,
     ):
         super().__init__(origin)
         if not heads:
@@ -92,12 +107,15 @@ class TCR(CorrectingRepair):
         self.selector = selector
         self.detector = detector
         self.config = config or TCRConfig()
+        self.verifier = verifier
         self.layers = tuple(layers)
         self.end_ids = tuple(end_ids)
         self.positions = self.config.positions
         self.scale = self.config.scale
         self.max_bytes = self.config.max_bytes
-        if not self.layers and (selector.reads_hidden or detector.reads_hidden):
+        if self.config.decision == "verify" and verifier is None:
+            raise BadInput("decision='verify' needs a verifier, and none was given; fit one, or decide by 'vote'.")
+        if not self.layers and (verifier is not None or selector.reads_hidden or detector.reads_hidden):
             raise BadInput("This selector or detector reads hidden states, but no layers were given to read them from.")
 
     @classmethod
@@ -125,7 +143,11 @@ class TCR(CorrectingRepair):
         return fit_tcr(model, tokenizer, traces, config=config).repair
 
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
-        """Return the logits that the vote makes; rows in which the selector abstains stay as they are."""
+        """Return the logits that the verifier makes, or the vote, which leaves rows where the selector abstains."""
+        if self.config.decision == "verify":
+            assert self.verifier is not None
+            asked = [(row, head) for row in range(len(seen.logits)) for head in self.heads]
+            return self.verifier.logits(seen, without(asked).view(len(seen.logits), len(self.heads), -1))
         scores = self.selector.scores(seen).cpu()
         acts = (scores.argmax(-1) < len(self.heads)).nonzero()[:, 0].tolist()
         new = seen.logits.clone()
@@ -141,10 +163,17 @@ class TCR(CorrectingRepair):
         """Return what the repair does."""
         named = ", ".join(f"L{layer}H{head}" for layer, head in self.heads)
         detector, selector = detector_settings(self.detector), selector_settings(self.selector)
+        flagged = f"Test-time correction (arXiv 2601.21214): tokens flagged by the detector ({_plain(detector)}) are"
+        silenced = f"({named}), each silenced alone at {self.config.positions} positions"
+        if self.config.decision == "verify":
+            return (
+                f"{flagged} the model's first or second choice, as a verifier says that reads both without each of "
+                f"{len(self.heads)} heads {silenced}. In place of the paper's vote, which config.decision='vote' takes "
+                f"({min(self.config.n_votes, len(self.heads))} heads, chosen by the selector: {_plain(selector)})."
+            )
         return (
-            f"Test-time correction (arXiv 2601.21214): tokens flagged by the detector ({_plain(detector)}) are decided "
-            f"by a vote of {min(self.config.n_votes, len(self.heads))} of {len(self.heads)} heads ({named}), each "
-            f"silenced alone at {self.config.positions} positions, chosen by the selector ({_plain(selector)})."
+            f"{flagged} decided by a vote of {min(self.config.n_votes, len(self.heads))} of {len(self.heads)} heads "
+            f"{silenced}, chosen by the selector ({_plain(selector)})."
         )
 
     def settings(self) -> dict[str, Any]:
@@ -159,15 +188,17 @@ class TCR(CorrectingRepair):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of detector and selector."""
+        """Return the tensors of detector, selector and verifier."""
         out: dict[str, Tensor] = {}
-        for name, part in (("detector", self.detector), ("selector", self.selector)):
+        for name in ("detector", "selector", "verifier"):
+            part = getattr(self, name)
             out |= {f"{name}.{key}": value for key, value in _tensors_of(part).items()}
         return out
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> TCR:
         """Return the repair that `settings` and `tensors` describe."""
+        network = _of(tensors, "verifier.")
         return cls(
             [(layer, head) for layer, head in settings["heads"]],
             restore_selector(settings["selector"], _of(tensors, "selector.")),
@@ -176,10 +207,11 @@ class TCR(CorrectingRepair):
             layers=settings["layers"],
             end_ids=settings["end_ids"],
             origin=origin,
+            verifier=Verifier(Perceptron.restore(network)) if network else None,
         )
 
 
-def _tensors_of(part: Detector | Selector) -> dict[str, Tensor]:
+def _tensors_of(part: Detector | Selector | Verifier | None) -> dict[str, Tensor]:
     own = getattr(part, "tensors", None)
     if own is not None:
         return dict(own())
