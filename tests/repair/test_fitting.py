@@ -213,7 +213,7 @@ def test_a_verifier_learns_from_the_runs_without_heads() -> None:
     verifier = fit_verifier(features[:300], ~is_second[:300], is_second[:300])
     right = (verifier.p_second(features[300:]) > 0.5) == is_second[300:]
     assert right.float().mean() > 0.85
-    with pytest.raises(BadInput, match="second choice is right at none of 400 doubtful tokens.*--decision vote"):
+    with pytest.raises(BadInput, match=r"second choice is right at none of 400 doubtful tokens.*--decision vote"):
         fit_verifier(features, torch.ones(400, dtype=torch.bool), torch.zeros(400, dtype=torch.bool))
     log_probs = pair_log_probs(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[2, 0]]))
     assert log_probs[0, 0].tolist() == pytest.approx(torch.tensor([1.0, 2.0, 3.0]).log_softmax(0)[[2, 0]].tolist())

@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chainwright._files import read_json, write_json
 from chainwright.repair import TCR, TrainedDetector
 from chainwright.repair.candidates import Candidates
 from chainwright.repair.fitting import choice_scores, detection
 from chainwright.repair.lessons import Outcomes
-from chainwright.repair.selector import best_is_right, hit_at_1
+from chainwright.repair.selector import Selector, best_is_right, hit_at_1
+from chainwright.repair.verifier import Verifier
 
 _TAUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _MAX_SETS = 60
+VARIANT_NAMES = {"last": "last position", "half": "heads halved"}
 
 
 def ablation_rows(
-    found: Mapping[str, Outcomes], tcr: TCR, candidates: Candidates | None, tau: float
+    found: Mapping[str, Outcomes],
+    tcr: TCR,
+    selectors: Mapping[str, Selector],
+    candidates: Candidates | None,
+    tau: float,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the tables of ablations by name.
 
     Args:
         found: Outcomes of the variants "all", "last" and "half", as far as they were run.
         tcr: The repair.
+        selectors: Selectors of the same heads by name, the repair's own first and under "".
         candidates: How its heads were found, if that is known.
         tau: Threshold of the entropy detector, nats.
     """
     first = next(iter(found.values()))
-    scores = choice_scores(tcr.selector, first)
+    scores = {name: choice_scores(selector, first) for name, selector in selectors.items()}
     flags = {"trained": _doubts(tcr, first), "entropy": first.entropy > tau, "gold": ~first.is_right}
     tables = {
         "parts": _parts(found, tcr, scores, flags, candidates),
-        "tau": [_row({"tau": t}, first, first.entropy > t, first.decided(scores, tcr.config.n_votes)) for t in _TAUS],
+        "tau": [row for t in _TAUS for row in _tau_rows(t, first, tcr, scores[""])],
         "selector": _selector_rows(first, scores),
     }
     if candidates is not None:
@@ -75,34 +86,49 @@ def _row(labels: Mapping[str, Any], found: Outcomes, flagged: Tensor, decided: T
 def _parts(
     found: Mapping[str, Outcomes],
     tcr: TCR,
-    scores: Tensor,
+    by_selector: Mapping[str, Tensor],
     flags: Mapping[str, Tensor],
     candidates: Candidates | None,
 ) -> list[dict[str, Any]]:
     first = next(iter(found.values()))
-    n, k = tcr.config.n_votes, len(tcr.heads)
-    labels = first.labels
+    scores, labels = by_selector[""], first.labels
     none = torch.zeros(len(first.is_right), dtype=torch.bool)
-    decisions = {
-        f"selector, {n} votes": first.decided(scores, n),
-        "selector, 1 vote": first.decided(scores, 1),
-        "selector that never abstains": first.decided(_never_abstains(scores), n),
+    decisions = {} if tcr.verifier is None else {"verifier": _verified(tcr.verifier, first)}
+    for name, own in by_selector.items():
+        called = f"selector of {name}" if name else "selector"
+        decisions |= {f"{called}, {n} vote{'s' * (n > 1)}": first.decided(own, n) for n in (3, 1)}
+    decisions |= {
+        "selector that never abstains, 3 votes": first.decided(_never_abstains(scores), 3),
+        "selector that never abstains, 1 vote": first.decided(_never_abstains(scores), 1),
         "random head": first.decided(_never_abstains(torch.rand(scores.shape, generator=_seeded())), 1),
         "any head, chosen by the answer": labels[:, :-1].any(1),
         "second choice": first.second_is_right[first.doubtful],
     }
     if candidates is not None:
         decisions["highest mean effect, 1 vote"] = first.decided(_mean_effect(tcr, candidates, scores), 1)
-        decisions[f"highest mean effect, {min(n, k)} votes"] = first.decided(_mean_effect(tcr, candidates, scores), n)
+        decisions["highest mean effect, 3 votes"] = first.decided(_mean_effect(tcr, candidates, scores), 3)
     rows = [_row({"flags": "none", "decision": "model alone"}, first, none, first.is_right[first.doubtful])]
     for name, flagged in flags.items():
         rows += [_row({"flags": name, "decision": what}, first, flagged, how) for what, how in decisions.items()]
         for variant in list(found)[1:]:
             other = found[variant]
             # the same tokens are doubtful in each variant, and the selector scores them alike
-            how = {"flags": name, "decision": f"selector, {n} votes, {variant}"}
-            rows.append(_row(how, other, flagged, other.decided(scores, n)))
+            for n in (3, 1):
+                how = {"flags": name, "decision": f"selector, {n} vote{'s' * (n > 1)}, {VARIANT_NAMES[variant]}"}
+                rows.append(_row(how, other, flagged, other.decided(scores, n)))
     return rows
+
+
+def _verified(verifier: Verifier, found: Outcomes) -> Tensor:
+    return found.verified(verifier.p_second(found.verifier_features))
+
+
+def _tau_rows(tau: float, found: Outcomes, tcr: TCR, scores: Tensor) -> list[dict[str, Any]]:
+    decisions = {"selector, 3 votes": found.decided(scores, 3)}
+    if tcr.verifier is not None:
+        decisions["verifier"] = _verified(tcr.verifier, found)
+    flagged = found.entropy > tau
+    return [_row({"tau": tau, "decision": name}, found, flagged, how) for name, how in decisions.items()]
 
 
 def _seeded() -> torch.Generator:
@@ -121,28 +147,24 @@ def _mean_effect(tcr: TCR, candidates: Candidates, scores: Tensor) -> Tensor:
     return row.expand_as(scores)
 
 
-def _selector_rows(found: Outcomes, scores: Tensor) -> list[dict[str, Any]]:
-    """Return Hit@1 of the selector and of an even draw by task, at errors and at all doubtful tokens."""
+def _selector_rows(found: Outcomes, by_selector: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return Hit@1 of each selector and of an even draw by task, at errors and at all doubtful tokens."""
     names = [found.task[i] for i in found.doubtful.tolist()]
     is_error = ~found.is_right[found.doubtful]
     labels = found.labels
-    even = torch.zeros_like(scores)
+    even = torch.zeros_like(by_selector[""])
     rows = []
     for task in [*dict.fromkeys(names), "all"]:
         mine = torch.tensor([task in ("all", name) for name in names])
         for where, at in (("errors", mine & is_error), ("doubtful tokens", mine)):
             usable = at & labels.any(1)
             if bool(usable.any()):
-                rows.append(
-                    {
-                        "task": task,
-                        "at": where,
-                        "n": int(usable.sum()),
-                        "Hit@1": hit_at_1(scores[usable], labels[usable]),
-                        "best choice right": best_is_right(scores[usable], labels[usable]),
-                        "random": hit_at_1(even[usable], labels[usable]),
-                    }
-                )
+                row: dict[str, Any] = {"task": task, "at": where, "n": int(usable.sum())}
+                for name, scores in by_selector.items():
+                    of = f", {name}" if name else ""
+                    row[f"Hit@1{of}"] = hit_at_1(scores[usable], labels[usable])
+                    row[f"best choice right{of}"] = best_is_right(scores[usable], labels[usable])
+                rows.append({**row, "random": hit_at_1(even[usable], labels[usable])})
     return rows
 
 
@@ -176,3 +198,17 @@ def _transfer_rows(found: Outcomes, tcr: TCR, candidates: Candidates) -> list[di
                 }
             )
     return rows
+
+
+def save_outcomes(found: Outcomes, folder: Path) -> None:
+    """Write outcomes as safetensors and JSON."""
+    values = {f.name: getattr(found, f.name) for f in fields(Outcomes)}
+    save_file({k: v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}, folder / "outcomes.safetensors")
+    write_json(folder / "words.json", {"task": found.task, "kind": found.kind, "contexts": found.contexts})
+
+
+def load_outcomes(folder: Path) -> Outcomes:
+    """Return what `save_outcomes` wrote."""
+    tensors = load_file(folder / "outcomes.safetensors")
+    values: dict[str, Any] = {**tensors, **read_json(folder / "words.json")}
+    return Outcomes(**values)

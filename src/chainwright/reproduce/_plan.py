@@ -96,7 +96,7 @@ def estimate(
     d_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * heads * d_head * number.itemsize
     n_each = config.n * len(config.seeds)
-    n_tokens = sum(answer) * n_each * len(config.ways)
+    n_tokens = sum(answer) * n_each * (len(config.ways) + len(config.also))
     weights = n_parameters * number.itemsize
     passes = n_tokens / _BATCH + n_tokens * _EXTRA_FORWARDS / 3
     return Estimate(
@@ -105,7 +105,7 @@ def estimate(
         weight_gb=weights / _GB,
         cache_gb=longest * per_token * _BATCH / _GB,
         branch_gb=min(TCRConfig().max_bytes, longest * per_token * _BATCH * 8) / _GB,
-        n_answers=len(samples) * n_each * len(config.ways),
+        n_answers=len(samples) * n_each * (len(config.ways) + len(config.also)),
         n_tokens=int(n_tokens),
         hours=passes * weights / (bandwidth_gbs * _GB) / 3600,
         bandwidth_gbs=bandwidth_gbs,

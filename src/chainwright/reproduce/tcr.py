@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
@@ -38,18 +37,19 @@ from chainwright.repair.baselines import BestHead, DoLa
 from chainwright.repair.candidates import Candidates
 from chainwright.repair.correcting import Detector
 from chainwright.repair.fitting import FitConfig, Fitted, fit_tcr, look
-from chainwright.repair.lessons import Outcomes, lesson_ids, lessons_of
+from chainwright.repair.lessons import lesson_ids, lessons_of
 from chainwright.repair.noting import NotingDetector
 from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
-from chainwright.reproduce._ablations import ablation_rows
+from chainwright.reproduce._ablations import ablation_rows, load_outcomes, save_outcomes
 from chainwright.studies import Job, Plan, Results, Study, clock
 from chainwright.traces import Trace, read_traces, write_traces
 
 # what the quick profile runs
-QUICK = ("none", "TCR", "TCR, entropy", "TCR, gold", "remove", "remove, gold", "random head")
+QUICK = ("none", "TCR", "TCR, vote", "TCR, entropy", "TCR, gold", "remove", "remove, gold", "random head")
 WAYS = (
     "none",
     "TCR",
+    "TCR, vote",
     "TCR, entropy",
     "TCR, gold",
     "best head, gold",
@@ -87,6 +87,8 @@ class ReproduceTCRConfig:
         rendering: "short" for models trained by Chainwright, "natural" for instruction models.
         tau: Entropy threshold of the entropy detector, nats.
         repair: A repair to study instead of fitting one; None fits.
+        also: Further TCR repairs that are decoded with as they are, each a way under its name (the last part of a
+            folder's). Their selectors join the ablations where their candidate heads are the same.
 
     Raises:
         BadInput: A value that could not be run.
@@ -99,11 +101,12 @@ class ReproduceTCRConfig:
     ways: Sequence[str] = WAYS
     variants: Sequence[str] = VARIANTS
     fit_hops: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    fit_n: int = 40
+    fit_n: int = 80
     fit_seed: int = 100
     rendering: tasks.Rendering = "short"
     tau: float = 0.3
     repair: str | None = None
+    also: Sequence[str] = ()
     temperature: float = 0.0
     max_new_tokens: int | None = None
     batch_size: int | None = None
@@ -116,6 +119,9 @@ class ReproduceTCRConfig:
             raise unknown_name("way of decoding", unknown[0], WAYS)
         if unknown := [v for v in self.variants if v not in VARIANTS]:
             raise unknown_name("variant", unknown[0], VARIANTS)
+        names = self.all_ways()
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise BadInput(f"{twice[0]!r} names two ways of decoding; give each once, or rename a repair's folder.")
         if not self.cells() or not self.seeds or not self.ways:
             raise BadInput("A study of TCR needs at least one task with hops, one seed and one way of decoding.")
         if self.repair is None and not self.fit_hops:
@@ -136,6 +142,10 @@ class ReproduceTCRConfig:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def all_ways(self) -> list[str]:
+        """Return the ways of decoding, those of further repairs last."""
+        return [*self.ways, *(Path(name).name for name in self.also)]
+
     def cells(self) -> list[tuple[str, int]]:
         """Return every (task, hops), tasks in their usual order."""
         return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
@@ -155,7 +165,7 @@ class ReproduceTCR(Plan):
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the repair, then every run and variant, then the tables."""
-        runs = [i for way in self.asked.ways for i in runs_of(self.asked, way)]
+        runs = [i for way in self.asked.all_ways() for i in runs_of(self.asked, way)]
         forced = [f"forced/{variant}" for variant in self.asked.variants]
         tables = [*(["ablations"] if forced else []), "comparison"]
         if not done.are_finished(["repair"]):
@@ -172,11 +182,16 @@ class ReproduceTCR(Plan):
         elif kind == "forced":
             self._force(job, rest)
         elif kind == "ablations":
-            rows = ablation_rows({v: load_outcomes(job.done[f"forced/{v}"]) for v in self.asked.variants},
-                                 self._repair(job.done), self._candidates(job.done), self.asked.tau)  # fmt: skip
-            write_json(job.out / "rows.json", rows)
+            write_json(job.out / "rows.json", self._ablations(job.done))
         else:
             self._compare(job)
+
+    def _ablations(self, done: Results) -> dict[str, list[dict[str, Any]]]:
+        tcr = self._repair(done)
+        others = {Path(name).name: TCR.from_pretrained(name) for name in self.asked.also}
+        selectors = {"": tcr.selector, **{k: o.selector for k, o in others.items() if o.heads == tcr.heads}}
+        found = {v: load_outcomes(done[f"forced/{v}"]) for v in self.asked.variants}
+        return ablation_rows(found, tcr, selectors, self._candidates(done), self.asked.tau)
 
     def _fit(self, job: Job) -> None:
         if self.asked.repair is not None:
@@ -205,7 +220,7 @@ class ReproduceTCR(Plan):
 
     def _run(self, job: Job, rest: str) -> None:
         slug, _, cell = rest.partition("/")
-        way = next(w for w in self.asked.ways if slug_of(w) == slug)
+        way = next(w for w in self.asked.all_ways() if slug_of(w) == slug)
         task, _, seed = cell.partition("-")
         problems = self._problems(task, int(seed))
         repair = self._way(way, job.done, problems)
@@ -232,11 +247,17 @@ class ReproduceTCR(Plan):
         """Return the repair of a way of decoding."""
         if way == "none":
             return None
+        if others := [name for name in self.asked.also if Path(name).name == way]:
+            return TCR.from_pretrained(others[0])
         tcr = self._repair(done)
         if way == "DoLa":
             return DoLa(anatomy(self.model).n_layers, end_ids=tcr.end_ids)
         flagged_by, _, detectors = way.partition(", ")
-        options: dict[str, Detector] = {"": tcr.detector, "entropy": EntropyDetector(self.asked.tau)}
+        options: dict[str, Detector] = {
+            "": tcr.detector,
+            "vote": tcr.detector,
+            "entropy": EntropyDetector(self.asked.tau),
+        }
         if detectors == "gold":
             options["gold"] = gold_detector(self.tokenizer, problems)
         detector = options[detectors]
@@ -245,7 +266,7 @@ class ReproduceTCR(Plan):
         if flagged_by == "best head":
             assert isinstance(detector, GoldDetector)
             return BestHead(tcr.heads, detector, end_ids=tcr.end_ids)
-        return _with(tcr, detector, flagged_by, self._candidates(done))
+        return _with(tcr, detector, way, self._candidates(done))
 
     def _force(self, job: Job, variant: str) -> None:
         repair = self._repair(job.done)
@@ -269,9 +290,9 @@ class ReproduceTCR(Plan):
         return [row for path in paths for row in read_json(path)] if all(p.exists() for p in paths) else None
 
     def _compare(self, job: Job) -> None:
-        traces = {way: self._traces(job.done, way) for way in self.asked.ways}
+        traces = {way: self._traces(job.done, way) for way in self.asked.all_ways()}
         compare(traces).save(job.out / "comparison")
-        flagged = {way: found for way in self.asked.ways if (found := self._flags(job.done, way)) is not None}
+        flagged = {way: found for way in self.asked.all_ways() if (found := self._flags(job.done, way)) is not None}
         flips(traces, self.tokenizer, flagged=flagged).save(job.out / "flips")
 
     @classmethod
@@ -280,7 +301,7 @@ class ReproduceTCR(Plan):
         config, done = ReproduceTCRConfig(**study.manifest.config), study.results
         took = clock.seconds_by_unit(study.folder)
         found = Comparison.load(done["comparison"] / "comparison")
-        costs = {way: costs_of(config, done, took, way) for way in config.ways}
+        costs = {way: costs_of(config, done, took, way) for way in config.all_ways()}
         title = f"Ways of decoding with {config.model}"
         found_all: list[Finding] = [replace(found, costs=costs, title=title)]
         if (done["comparison"] / "flips").exists():
@@ -328,18 +349,27 @@ def costs_of(
     }
 
 
-def _with(tcr: TCR, detector: Detector, form: str, candidates: Candidates | None) -> TCR:
-    """Return the repair with another detector, or with one head that is drawn or always the same."""
+def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None) -> TCR:
+    """Return the repair with another detector and another decision.
+
+    With entropy or gold flags it is the paper's: three heads vote.
+    """
     selector: Selector = tcr.selector
-    n_votes = tcr.config.n_votes
-    if form == "TCR" and isinstance(detector, GoldDetector):
-        selector = NeverAbstains(tcr.selector)
-    elif form == "random head":
-        selector, n_votes = RandomSelector(len(tcr.heads)), 1
-    elif form == "best single head":
-        selector, n_votes = FixedSelector(len(tcr.heads), [best_single(tcr, candidates)]), 1
-    config = replace(tcr.config, n_votes=n_votes)
-    return TCR(tcr.heads, selector, detector, config=config, layers=tcr.layers, end_ids=tcr.end_ids)
+    config, n = tcr.config, len(tcr.heads)
+    if way == "TCR, vote":
+        config = replace(config, decision="vote")
+    elif way == "TCR, entropy":
+        config = replace(config, decision="vote", n_votes=3)
+    elif way == "TCR, gold":
+        selector, config = NeverAbstains(tcr.selector), replace(config, decision="vote", n_votes=3)
+    elif way == "random head":
+        selector, config = RandomSelector(n), replace(config, decision="vote", n_votes=1)
+    elif way == "best single head":
+        selector, config = FixedSelector(n, [best_single(tcr, candidates)]), replace(config, decision="vote", n_votes=1)
+    return TCR(
+        tcr.heads, selector, detector,
+        config=config, layers=tcr.layers, end_ids=tcr.end_ids, verifier=tcr.verifier,
+    )  # fmt: skip
 
 
 def best_single(tcr: TCR, candidates: Candidates | None) -> int:
@@ -382,20 +412,6 @@ def fit_reproduction(
     say(f"Decoding {len(problems)} problems to fit on")
     traces = generate(model, tokenizer, problems, progress=False, max_new_tokens=config.max_new_tokens)
     return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(), say=say, tick=tick)
-
-
-def save_outcomes(found: Outcomes, folder: Path) -> None:
-    """Write outcomes as safetensors and JSON."""
-    values = {f.name: getattr(found, f.name) for f in fields(Outcomes)}
-    save_file({k: v.contiguous() for k, v in values.items() if isinstance(v, Tensor)}, folder / "outcomes.safetensors")
-    write_json(folder / "words.json", {"task": found.task, "kind": found.kind, "contexts": found.contexts})
-
-
-def load_outcomes(folder: Path) -> Outcomes:
-    """Return what `save_outcomes` wrote."""
-    tensors = load_file(folder / "outcomes.safetensors")
-    values: dict[str, Any] = {**tensors, **read_json(folder / "words.json")}
-    return Outcomes(**values)
 
 
 __all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "counts_of", "fit_reproduction", "gold_detector", "ways_for"]
