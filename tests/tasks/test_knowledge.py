@@ -125,3 +125,37 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         read_problems(bad, "svamp")
     with pytest.raises(BadInput, match="Unknown kind of file 'gsm'"):
         read_problems(bad, "gsm")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "message"),
+    [
+        ("a.csv", "", "two-hop", "holds no records"),
+        ("a.csv", "e1,e2,e3\nAda,Ben,Cleo\n", "two-hop", r"Record 0 .* has no r2\(r1\(e1\)\)\.prompt or .* it has: e1"),
+        ("a.csv", "e1,e2,e3,prompt\nAda,Ben\n", "two-hop", "Record 0 .* has no e3"),
+        ("a.json", "", "svamp", "cannot be read as json"),
+        ("a.json", '{"Body": "x"', "svamp", "cannot be read as json"),
+        ("a.json", '{"Body": "x"}', "svamp", "must hold a list of records; got dict"),
+        ("a.json", '["x", "y"]', "svamp", "must hold a list of records"),
+        ("a.jsonl", '{"sQuestion": "x", "lSolutions": [1]}\n{broken\n', "multiarith", "Line 2 of .* cannot be read as JSON"),
+        ("a.jsonl", '{"sQuestion": "x", "lSolutions": []}\n', "multiarith", "has no answer to its question"),
+        ("a.json", '[{"question": "x", "final_ans": "1 or 2"}]', "multiarith", "must be a number; got '1 or 2'"),
+        ("a.txt", "x", "svamp", "none of .json, .jsonl and .csv"),
+    ],
+    ids=[
+        "empty csv", "no prompt column", "short row", "empty json", "half json", "one record", "no records",
+        "broken line", "no solution", "two answers", "other kind",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_said(tmp_path, name, text, kind, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        read_problems(path, kind)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(BadInput, match="is not UTF-8 text"):
+        read_problems(path, "svamp")

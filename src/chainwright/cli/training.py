@@ -102,7 +102,7 @@ def arithmetic(
     """Train a small model that answers one-digit expressions of three operands at once; five minutes on a core."""
     from chainwright import _choices
     from chainwright.lab import ArithmeticConfig, train_arithmetic
-    from chainwright.lab.arithmetic import accuracies
+    from chainwright.lab.arithmetic import accuracies, wrong_by_signs
     from chainwright.models import load_model
 
     config = _choices.changed(ArithmeticConfig(seed=seed), changes or [])
@@ -110,5 +110,9 @@ def arithmetic(
     folder = train_arithmetic(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(f"Wrote the model to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
     loaded = load_model(str(folder), device="cpu")
-    for name, right in accuracies(loaded.model, loaded.tokenizer, config).items():
+    found = accuracies(loaded.model, loaded.tokenizer, config)
+    for name, right in found.items():
         out.print(f"{name}: {sum(right)} of {len(right)} right ({sum(right) / len(right):.3f})", highlight=False)
+    wrong = wrong_by_signs(config, found["three, held out"])
+    said = ", ".join(f"{signs} {k} of {n}" for signs, (k, n) in wrong.items())
+    out.print(f"held out, wrong by signs: {said}", highlight=False, soft_wrap=True)

@@ -202,3 +202,14 @@ def accuracies(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ari
     trained, held_out = held_out_composites(share=config.held_out_share, seed=config.split_seed)
     asked = {"two operands": all_composite_problems(2), "three, trained on": trained, "three, held out": held_out}
     return {name: greedy_answers(model, tokenizer, problems) for name, problems in asked.items()}
+
+
+def wrong_by_signs(config: ArithmeticConfig, right: Sequence[bool]) -> dict[str, tuple[int, int]]:
+    """Return the wrong answers and the expressions of each pair of signs among those held out, such as "* then +"."""
+    _, held_out = held_out_composites(share=config.held_out_share, seed=config.split_seed)
+    found: dict[str, tuple[int, int]] = {}
+    for problem, is_right in zip(held_out, right, strict=True):
+        signs = " then ".join(word for word in problem.prompt.split() if word in "+-*")
+        wrong, n = found.get(signs, (0, 0))
+        found[signs] = (wrong + (not is_right), n + 1)
+    return dict(sorted(found.items(), key=lambda item: -item[1][0] / item[1][1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def read_problems(path: str | Path, kind: str) -> list[Problem]:
                 f"Record {i} of {path} has no {error.args[0]}, which a {kind} file must have; it has: "
                 f"{', '.join(map(str, record)) or 'nothing'}."
             ) from error
+        except BadInput as error:
+            raise BadInput(f"Record {i} of {path} cannot be used: {error}") from error
     if not problems:
         raise BadInput(f"{path} holds no records.")
     return problems
@@ -63,7 +66,10 @@ def read_problems(path: str | Path, kind: str) -> list[Problem]:
 def _records(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise BadInput(f"There is no file {path}; give a .json, .jsonl or .csv file with questions.")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text; save it as UTF-8.") from error
     try:
         found = _parsed(path, text)
     except (json.JSONDecodeError, csv.Error) as error:
@@ -77,13 +83,20 @@ def _parsed(path: Path, text: str) -> Any:
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
     if path.suffix in (".jsonl", ".ndjson"):
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [_line(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if path.suffix != ".json":
         raise BadInput(f"{path} is none of .json, .jsonl and .csv; those are the kinds of question file that are read.")
     found = json.loads(text)
     if isinstance(found, dict):
         return next((found[name] for name in _RECORD_LISTS if name in found), found)
     return found
+
+
+def _line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"Line {number} of {path} cannot be read as JSON: {error}.") from error
 
 
 def _value(record: Mapping[str, Any], *names: str) -> Any:
@@ -107,6 +120,8 @@ def _svamp(record: Mapping[str, Any]) -> Problem:
 
 def _multiarith(record: Mapping[str, Any]) -> Problem:
     solution = _value(record, "lSolutions", "final_ans", "answer")
+    if solution == []:
+        raise BadInput("its list of solutions is empty, so it has no answer to its question.")
     answer = solution[0] if isinstance(solution, list) else solution
     return _problem(
         "multiarith", 2, str(_value(record, "sQuestion", "question")).strip(), _number(answer), dict(record)
@@ -117,8 +132,10 @@ def _number(value: Any) -> str:
     """Return a number as it is written: 8 for 8.0."""
     try:
         number = float(str(value).replace(",", ""))
-    except ValueError as error:
-        raise BadInput(f"An answer of an arithmetic file must be a number; got {value!r}.") from error
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(f"An answer of an arithmetic file must be a number; got {value!r}.")
     return str(int(number)) if number.is_integer() else str(number)
 
 
