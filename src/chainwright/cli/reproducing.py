@@ -80,7 +80,12 @@ def tcr(
         batch_size=batch_size,
     )
     if plan:
-        out.print(_plan.estimate(config, dtype, revision, trust_remote_code).summary(), markup=False, highlight=False)
+        out.print(
+            _plan.estimate(config, dtype, revision, trust_remote_code).summary(),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     loaded = load(model, device, dtype, revision, trust_remote_code)
     design = tcr.ReproduceTCR(loaded.model, loaded.tokenizer, config)
