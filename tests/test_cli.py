@@ -141,6 +141,20 @@ def test_bad_models_are_refused(tmp_path: Path) -> None:
     assert code == 2 and "pickle" in printed
 
 
+def test_a_repair_of_other_weights_is_warned_of_in_one_sentence(tmp_path: Path) -> None:
+    from chainwright import load_model
+
+    model, tokenizer = load_model("reasoner", device="cpu")
+    model.lm_head.weight.data[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    asked = ("generate", "-t", "clf", "--hops", 2, "-n", 1, "-q", "--repair", "tcr-reasoner")
+    code, printed = call(*asked, "-m", tmp_path / "other")
+    assert code == 0 and printed.count("warning: This tcr repair was made for other weights than those of") == 1
+    assert "UserWarning" not in printed and "OtherWeights" not in printed
+    assert "warning" not in call(*asked)[1]
+
+
 def test_broken_jsonl_lines_are_named_and_skipped_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "made.jsonl"
     good = json.dumps({"question": "parity start heads ?\n", "response": "start heads\nend heads", "is_correct": False})

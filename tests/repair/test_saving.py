@@ -105,6 +105,9 @@ def test_other_weights_of_the_same_shape_are_warned_of() -> None:
         (lambda f: _change(f, kind="nonsense"), "holds a repair of kind 'nonsense'"),
         (lambda f: _change(f, settings={}), "is damaged: its parts do not make a TCR"),
         (lambda f: _change(f, settings=None), "is damaged: its parts do not make a TCR"),
+        (lambda f: _set(f, heads=[]), "at least one candidate head; the list of heads is empty"),
+        (lambda f: _set(f, heads=[[0, 1]]), "its selector does not fit 1 heads and 2 layers"),
+        (lambda f: _set(f, layers=[0, 1, 2, 0, 1]), "its detector does not fit 2 heads and 5 layers"),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path: Path, damage: object, words: str) -> None:
@@ -115,9 +118,23 @@ def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path: Path, damage: obj
     assert "\n" not in str(error.value)
 
 
+def test_what_a_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder = fitted().save_pretrained(tmp_path / "repair")
+    _set(folder, layers=[0])  # half of what the networks read
+    with pytest.raises(BadInput, match="its detector does not fit 2 heads and 1 layers"):
+        Repair.from_pretrained(folder).check_model(tiny("llama"))
+    outside = TCR([(0, 1), (3, 0)], RandomSelector(2), EntropyDetector())
+    with pytest.raises(BadInput, match=r"silences head \(3, 0\), and the model has 3 layers of 4 heads"):
+        outside.check_model(tiny("llama"))
+
+
 def _change(folder: Path, **changes: object) -> None:
     path = folder / "repair.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _set(folder: Path, **changes: object) -> None:
+    _change(folder, settings={**json.loads((folder / "repair.json").read_text())["settings"], **changes})
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

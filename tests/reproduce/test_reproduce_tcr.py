@@ -1,5 +1,6 @@
 """The study of TCR, small: it goes on after a kill, pairs its problems, and its forecast equals its decoding."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,11 +90,13 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
 
 
 def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:
-    assert bundled_repairs() == ["tcr-reasoner"]
+    assert "tcr-reasoner" in bundled_repairs()
     repair = Repair.from_pretrained("tcr-reasoner")
-    assert isinstance(repair, TCR)
+    assert isinstance(repair, TCR) and repair.config.decision == "verify"
     model, tokenizer = load_model("reasoner", device="cpu")
-    repair.check_model(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        repair.check_model(model)
     assert repair.end_ids == (tokenizer.eos_token_id,)
 
 
@@ -106,6 +109,7 @@ def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:
         ({"variants": ("some",)}, "Unknown variant 'some'"),
         ({"repair": None}, "at least one task with hops is needed"),
         ({"seeds": (1, 100)}, "fit_seed 100 is one of the test seeds"),
+        ({"also": ("a/TCR", "TCR")}, "'TCR' names two ways of decoding"),
         ({"n": 0}, "n must be at least 1"),
     ],
 )

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright.edits import Head
-from chainwright.models.anatomy import Anatomy
+from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
 from chainwright.repair._perceptron import Perceptron
 from chainwright.repair.base import Origin
@@ -199,7 +199,7 @@ class TCR(CorrectingRepair):
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> TCR:
         """Return the repair that `settings` and `tensors` describe."""
         network = _of(tensors, "verifier.")
-        return cls(
+        made = cls(
             [(layer, head) for layer, head in settings["heads"]],
             restore_selector(settings["selector"], _of(tensors, "selector.")),
             restore_detector(settings["detector"], _of(tensors, "detector.")),
@@ -209,6 +209,35 @@ class TCR(CorrectingRepair):
             origin=origin,
             verifier=Verifier(Perceptron.restore(network)) if network else None,
         )
+        made._check_widths(set())
+        return made
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise BadInput if the repair was made for another model, or reads or silences what this one does not have."""
+        super().check_model(model)
+        parts = anatomy(model)
+        if outside := [head for head in self.heads if head[0] >= parts.n_layers or head[1] >= parts.n_heads]:
+            raise BadInput(
+                f"The repair silences head {outside[0]}, and the model has {parts.n_layers} layers of {parts.n_heads} "
+                "heads (counted from 0); fit one for this model (chainwright fit tcr)."
+            )
+        self._check_widths({float(parts.d_model)})
+
+    def _check_widths(self, d_models: set[float]) -> None:
+        """Raise BadInput if a network does not fit the heads, the layers, or the model or another network."""
+        k = len(self.heads)
+        parts = (("detector", 4, 1), ("selector", 0, k + 1), ("verifier", 4 + 3 * k, 1))
+        for name, n_beside, n_out in parts:
+            network = getattr(getattr(self, name), "network", None)
+            if not isinstance(network, Perceptron):
+                continue
+            n_read = len(network.mean) - n_beside
+            d_models.add(n_read / max(1, len(self.layers)))
+            if network.last.out_features != n_out or n_read % max(1, len(self.layers)) or len(d_models) > 1:
+                raise BadInput(
+                    f"The repair is damaged: its {name} does not fit {k} heads and {len(self.layers)} layers; save or "
+                    "fetch it again."
+                )
 
 
 def _tensors_of(part: Detector | Selector | Verifier | None) -> dict[str, Tensor]:
