@@ -9,6 +9,7 @@ Nothing is pickled, and loading runs no code that came with the folder.
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair._card import card
 
+# connections that fail are HTTPErrors, and so are answers of the Hub; what is wrong on this side is an OSError
+_HUB_ERRORS = (HTTPError, HFValidationError, OSError)
 SCHEMA_VERSION = 1
 BUNDLED = Path(__file__).parent / "bundled"
 _CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
@@ -215,15 +218,20 @@ class Repair(ABC):
         return folder
 
     @classmethod
-    def from_pretrained(cls: type[R], name: str | Path, *, revision: str | None = None) -> R:
+    def from_pretrained(cls: type[R], name: str | Path, *, revision: str | None = None, token: str | None = None) -> R:
         """Return the repair of a folder, a bundled name (see `bundled_repairs`) or a Hub id.
 
         Called on `Repair` itself it takes any kind.
 
+        Args:
+            name: Where it is.
+            revision: Branch, tag or commit on the Hub.
+            token: Of the Hub, for private repositories; None for the one that you are logged in with.
+
         Raises:
             BadInput: There is none such, it is of another kind, damaged, or written by a newer schema.
         """
-        folder = _resolve(str(name), revision)
+        folder = _resolve(str(name), revision, token)
         record = read_json(folder / _CONFIG)
         kind = _kind(cls, folder, record)
         try:
@@ -237,21 +245,38 @@ class Repair(ABC):
                 "save or fetch it again."
             ) from error
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, message: str = "Upload repair") -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str = "Upload repair",
+    ) -> str:
         """Upload the repair with its card to the Hub, and return where it is.
+
+        Args:
+            repo_id: The repository, "owner/name"; made if it is not there.
+            private: Whether a repository that is made is private.
+            token: Of the Hub; None for the one that you are logged in with.
+            revision: A branch to put it on, made if it is not there; None for the main one.
+            message: Of the commit.
 
         Raises:
             BadInput: The Hub refuses, or cannot be reached.
         """
-        import tempfile
-
+        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as parent:
             folder = self.save_pretrained(Path(parent) / "repair")
             try:
-                HfApi().create_repo(repo_id, private=private, exist_ok=True)
-                return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
-            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                if revision is not None:
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                done = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+            except _HUB_ERRORS as error:
                 raise BadInput(f"The repair could not be put on the Hub as {repo_id!r}: {_line(error)}") from error
+        return str(done)
 
 
 def bundled_repairs() -> list[str]:
@@ -266,7 +291,7 @@ def _named(identity: Mapping[str, str]) -> str:
     )
 
 
-def _resolve(name: str, revision: str | None) -> Path:
+def _resolve(name: str, revision: str | None, token: str | None) -> Path:
     """Return the folder of a repair, fetched if it is a Hub id."""
     if name in bundled_repairs():
         return BUNDLED / name
@@ -284,10 +309,14 @@ def _resolve(name: str, revision: str | None) -> Path:
         )
     if "/" not in name:
         raise unknown_name("repair", name, bundled_repairs())
+    wanted = [_CONFIG, _TENSORS, _CARD]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[_CONFIG, _TENSORS, _CARD]))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        fetched = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
+    except (*_HUB_ERRORS, ValueError) as error:
         raise BadInput(f"There is no folder {name}, and the Hub gives no such repair: {_line(error)}") from error
+    if not (fetched / _CONFIG).is_file():
+        raise BadInput(f"{name} on the Hub holds no repair (there is no {_CONFIG} in it); give one that has.")
+    return fetched
 
 
 def _line(error: Exception) -> str:
