@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from chainwright import load_model, tasks
+from chainwright import generate, load_model, tasks
 from chainwright._errors import BadInput
 from chainwright._flips import Flips
 from chainwright.evaluation import Comparison
 from chainwright.repair import TCR, Repair, bundled_repairs
+from chainwright.repair.base import BUNDLED
+from chainwright.repair.classifier import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
 from chainwright.reproduce._plan import estimate
@@ -98,6 +100,23 @@ def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:
         warnings.simplefilter("error")
         repair.check_model(model)
     assert repair.end_ids == (tokenizer.eos_token_id,)
+
+
+def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
+    assert bundled_repairs() == ["tcr-reasoner", "tcr-reasoner-lora"]
+    repair, light = (Repair.from_pretrained(f"tcr-reasoner{end}") for end in ("-lora", ""))
+    assert isinstance(repair, TCR) and isinstance(light, TCR) and repair.config.decision == "vote"
+    assert isinstance(repair.selector, ClassifierSelector) and repair.selector.base == "reasoner"
+    assert repair.heads == light.heads, "both were fitted on the same problems"
+    names = [name for name in repair.tensors() if name.startswith("selector.")]
+    assert names and all("lora" in name or name.startswith("selector.head.") for name in names), "no second base"
+    folder = BUNDLED / "tcr-reasoner-lora"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1.5e6
+    model, tokenizer = load_model("reasoner", device="cpu")
+    problems = tasks.sample("clf", 14, 4, 100)
+    alone = generate(model, tokenizer, problems, progress=False)
+    traces = generate(model, tokenizer, problems, repair=repair, progress=False)
+    assert repair.cost.n_flagged > 0 and traces != alone
 
 
 @pytest.mark.parametrize(
