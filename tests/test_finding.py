@@ -20,6 +20,7 @@ from chainwright._flips import Flips, flips
 from chainwright._tables import Tables
 from chainwright.diagnose import (
     Alternatives,
+    BridgeGroups,
     Emergence,
     ErrorTable,
     FlowContrast,
@@ -114,6 +115,13 @@ def step_groups() -> StepGroups:
     return compare_steps(both, step_saliency(model, both), n_resamples=5)
 
 
+def bridge_groups() -> BridgeGroups:
+    row = {"segment": "thinking", "layer": 0, "n": 1, "right": 0.5, "wrong": 0.25, "difference": -0.25, "low": -0.25}
+    row |= {"high": -0.25, "p": 0.5, "head": 0, "head_right": 0.5, "head_wrong": 0.25}
+    mass = torch.tensor([[[0.5]]])
+    return BridgeGroups(right=mass, wrong=mass / 2, segments=["thinking"], rows=[row], n_unmatched=0)
+
+
 def alternatives() -> Alternatives:
     return Alternatives(
         trace=torch.tensor([0]),
@@ -152,6 +160,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
     Alternatives: alternatives,
     BackAttentionFinding: mended,
+    BridgeGroups: bridge_groups,
     Candidates: candidates,
     Comparison: lambda: compare({"plain": traces(), "again": traces()}),
     Emergence: emergence,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, BadTrace
 from chainwright._finding import Finding
-from chainwright.diagnose.saliency import StepSaliency, plan_step_saliency, step_saliency
+from chainwright.diagnose import StepSaliency, plan_step_saliency, step_saliency
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
 from chainwright.models.capture import position_ids

@@ -1,17 +1,14 @@
 """StepFlow as a repair: what it does while decoding and what `score` sees are one thing; it is saved; it is tuned."""
 
-import copy
-
 import pytest
 import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.decode import generate, score, score_all
-from chainwright.diagnose import step_saliency
 from chainwright.edits import Bridge, Momentum, edit
 from chainwright.models import load_model
-from chainwright.repair import Repair, StepFlow, choose_layers
+from chainwright.repair import Repair, StepFlow
 from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, Span, Trace
 from families import FAMILIES, random_ids, tiny
 from reference import assert_close
@@ -154,18 +151,24 @@ def test_tuning_keeps_what_gains_and_tells_what_it_tried(reasoner) -> None:
         StepFlow.tune(model, tokenizer, chosen[:1])
 
 
-def test_layers_are_chosen_by_lock_in_and_decay() -> None:
-    model = tiny("llama", num_hidden_layers=4)
-    ids = random_ids(1, 20)[0]
-    spans = [Span(0, 5), Span(5, 9), Span(9, 14), Span(14, 20)]
-    found = step_saliency(model, Trace(ids, spans[0], Span(5, 14), Span(14, 20), spans))
-    planted = found.map.clone()
-    planted[2, 1:3, :] = torch.eye(4)[1:3]  # thinking that only looks at itself
-    planted[1, 3, :3] = 0  # a summary that only looks at itself
-    changed = copy.copy(found)
-    object.__setattr__(changed, "map", planted)
-    assert choose_layers([changed]) == ((2,), (1,))
-    with pytest.raises(BadInput, match="at least one step map, all of one model; got 0"):
-        choose_layers([])
-    with pytest.raises(BadInput, match="None of the traces has thinking"):
-        choose_layers([step_saliency(model, (ids, [(0, 20)]))])
+def test_layers_may_have_floors_of_their_own(reasoner, problems, tmp_path) -> None:
+    model, tokenizer = reasoner
+    repair = StepFlow((1, 2), (3,), (0.2, 0.6), alpha=0.5)
+    traces = generate(model, tokenizer, problems, repair=repair, progress=False)
+    steps = LiveSteps(tokenizer, "auto", ONE_LINE_ONE_STEP)
+    lengths = tuple(trace.response_start for trace in traces[:1])
+    with edit(
+        model,
+        Bridge((1,), steps, 0.2, lengths),
+        Bridge((2,), steps, 0.6, lengths),
+        Momentum((3,), steps, 0.5, n_question=lengths),
+    ):
+        by_hand = score(model, traces[0])
+    assert_close(score(model, traces[0], repair=repair).logprob[1:], by_hand.logprob[1:])
+    repair.save_pretrained(tmp_path / "it")
+    again = Repair.from_pretrained(tmp_path / "it")
+    assert again.tau_max == (0.2, 0.6) and "at least 0.2 and 0.6 of" in repair.describe()
+    with pytest.raises(BadInput, match=r"got 1 of them and bridge_layers=\(1, 2\)"):
+        StepFlow((1, 2), (), (0.3,))
+    with pytest.raises(BadInput, match="bridge_layers=None"):
+        StepFlow(tau_max=(0.3,))

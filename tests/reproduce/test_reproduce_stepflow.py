@@ -20,7 +20,17 @@ from chainwright.studies import Study
 from chainwright.traces import Trace
 
 SMALL = ReproduceStepFlowConfig(
-    "reasoner", {"clf": (12,)}, n=2, seeds=(11,), tune_n=2, taus=(0.3,), n_maps=2, samples=(2,), control_hops=3
+    "reasoner",
+    {"clf": (12,)},
+    n=2,
+    seeds=(11,),
+    tune_n=2,
+    taus=(0.3,),
+    measured_n=4,
+    n_caused=2,
+    n_pairs=6,
+    samples=(2,),
+    control_hops=3,
 )
 
 
@@ -39,7 +49,8 @@ def test_every_table_is_there_and_in_the_report(finished) -> None:
         assert f"| {way} |" in text
     assert "### All 2 problems, beside 'none'" in text and "### First errors: tuned" in text
     assert "## Positive control: lock-in planted in layer 2, CLF with 3 hops" in text
-    assert "Layers by one diagnosis pass: bridge [" in text
+    assert "| planted, auto layers |" in text and "Layers by one diagnosis pass: " in text
+    assert "### Rank correlation of saliency" in text and "| CLF | 0 | " in text
     page = write_study_report(study.folder).read_text(encoding="utf-8")
     assert "self-consistency 2" in page and "Positive control" in page and 'data-figure="ways-1"' in page
 

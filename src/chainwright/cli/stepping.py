@@ -10,6 +10,7 @@ import typer
 from chainwright.cli._shared import (
     Device,
     Dtype,
+    HopCounts,
     Lines,
     ModelName,
     Overwrite,
@@ -23,7 +24,12 @@ from chainwright.cli._shared import (
 @clear_errors
 def stepflow(
     model: ModelName = "reasoner",
-    n: Annotated[int, typer.Option("-n", help="Problems a task and seed.")] = 15,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="A task, several with commas; left out: the model's usual ones.")
+    ] = None,
+    hops: HopCounts = None,
+    n: Annotated[int, typer.Option("-n", help="Problems a task, hop count and seed.")] = 30,
+    seeds: Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")] = "11,12,13",
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
         "runs/reproduce-stepflow"
     ),
@@ -34,10 +40,20 @@ def stepflow(
 ) -> None:
     """Decode the same problems with StepFlow and with self-consistency; goes on where it stopped."""
     from chainwright import _choices
-    from chainwright.reproduce.stepflow import ReproduceStepFlow, ReproduceStepFlowConfig
+    from chainwright.reproduce.stepflow import HOPS, ReproduceStepFlow, ReproduceStepFlowConfig
     from chainwright.studies import Study
 
-    config = ReproduceStepFlowConfig(model, n=n, rendering=_choices.rendering_for("auto", model))
+    rendering = _choices.rendering_for("auto", model)
+    usual = HOPS.get(model, HOPS["reasoner"])
+    cells = usual if task is None and hops is None else _choices.fit_cells(task or ",".join(usual), hops, rendering)
+    config = ReproduceStepFlowConfig(
+        model,
+        cells,
+        n=n,
+        seeds=_choices.parse_seeds(seeds),
+        control_layer=2 if model == "reasoner" else None,
+        rendering=rendering,
+    )
     loaded = load(model, device, dtype, None, False)
     plan = ReproduceStepFlow(loaded.model, loaded.tokenizer, config)
     study = Study.make(out_folder, plan, overwrite=overwrite)

@@ -22,14 +22,17 @@ from chainwright.diagnose.iteration import (
 )
 from chainwright.diagnose.knockout import KnockoutEffects, knockout_effects
 from chainwright.diagnose.lens import LogitLens, answer_writing_scores, logit_lens
+from chainwright.diagnose.lock_in import BridgeGroups, bridge_mass, compare_bridges
 from chainwright.diagnose.logit_flow import LogitFlow, logit_flow
-from chainwright.diagnose.saliency import SaliencyPlan, StepSaliency, plan_step_saliency, step_saliency
+from chainwright.diagnose.saliency import StepSaliency, step_saliency
+from chainwright.diagnose.saliency_plan import SaliencyPlan, plan_step_saliency
 from chainwright.diagnose.step_groups import StepGroups, compare_steps
 from chainwright.diagnose.step_measures import StepMeasures
 
 __all__ = [
     "Alternatives",
     "BackAttentionFinding",
+    "BridgeGroups",
     "CircuitMeasures",
     "Emergence",
     "ErrorTable",
@@ -57,8 +60,10 @@ __all__ = [
     "SweepPlan",
     "alternatives",
     "answer_writing_scores",
+    "bridge_mass",
     "check_head",
     "circuit_measures",
+    "compare_bridges",
     "compare_heads",
     "compare_steps",
     "correct_contexts",

@@ -19,8 +19,11 @@ ReadRows = Callable[[int, Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRows) -> None:
-    """Run one unpadded row of ids `[T]` and hand over the attention of some of its positions, block by block."""
+def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRows, *, innermost: bool = False) -> None:
+    """Run one unpadded row of ids `[T]` and hand over the attention of some of its positions, block by block.
+
+    With `innermost` it is the attention inside of edits that change scores.
+    """
     positions = positions.to(parts.model.device)
 
     def handler(call: AttentionCall, attend: Attend) -> Tensor:
@@ -29,7 +32,7 @@ def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRo
         return attend(call)
 
     handlers = Handlers({i: (handler,) for i in range(parts.n_layers)})
-    with attach(parts.model, handlers):
+    with attach(parts.model, handlers, innermost=innermost):
         forward(parts, input_ids[None].to(parts.model.device), None, last_only=True)
 
 

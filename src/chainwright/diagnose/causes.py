@@ -62,6 +62,24 @@ class StepCauses(Finding):
         ]
         return f"Rank correlation of saliency with causal effect over {len(self.pairs)} step pairs: {', '.join(each)}."
 
+    def intervals(self, n_resamples: int = 500, seed: int = 0) -> Tensor:
+        """Return 95% bootstrap intervals of `rank_correlation` `[B, 2]`; whole traces are drawn, not pairs.
+
+        NaN for a band without a correlation, or with fewer than two traces.
+        """
+        rows: dict[int, list[int]] = {}
+        for i, (trace, _, _) in enumerate(self.pairs):
+            rows.setdefault(trace, []).append(i)
+        traces, random = list(rows), Random(seed)
+        if len(traces) < 2:
+            return torch.full((len(self.bands), 2), float("nan"))
+        drawn = [[i for t in random.choices(traces, k=len(traces)) for i in rows[t]] for _ in range(n_resamples)]
+        return torch.stack([self._interval(band, drawn) for band in range(len(self.bands))])
+
+    def _interval(self, band: int, drawn: Sequence[Sequence[int]]) -> Tensor:
+        found = torch.tensor([_spearman(self.saliency[i, band], self.effect[i, band])[0] for i in drawn])
+        return found.nanquantile(torch.tensor([0.025, 0.975]))
+
     def to_frame(self) -> pa.Table:
         """Return one row for each pair and band."""
         rows: list[dict[str, Any]] = [

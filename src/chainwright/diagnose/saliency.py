@@ -12,12 +12,11 @@ how far the two agree.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import pyarrow as pa
 import torch
@@ -25,10 +24,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from chainwright._errors import BadInput, BadTrace, UnsupportedModel
+from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
-from chainwright.decode import check_fits, left_pad
-from chainwright.diagnose._layer_by_layer import LOGITS_AT_ONCE, frozen, loss_gradient, pull_back, record_layers
+from chainwright.decode import left_pad
+from chainwright.diagnose._layer_by_layer import frozen, loss_gradient, pull_back, record_layers
+from chainwright.diagnose._saliency_jobs import Job, Target, TraceLike, as_trace, batches_of, job_of
 from chainwright.diagnose._step_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
 from chainwright.diagnose.step_measures import (
     QUESTION,
@@ -41,16 +41,12 @@ from chainwright.diagnose.step_measures import (
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.load import provenance
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind
-from chainwright.traces import Span, Trace
+from chainwright.traces import Trace
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Target = Literal["sequence", "span"]
 Pairs = Literal["all", "causal"]
-TraceLike = Trace | tuple[Any, Any]
-# rows of short traces run side by side up to about this many tokens
-_TOKENS_AT_ONCE = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,32 +121,6 @@ class StepSaliency(Finding):
         )
 
 
-class SaliencyPlan(NamedTuple):
-    """An estimate made before anything long is run.
-
-    Attributes:
-        n_tokens: Tokens of the longest trace.
-        n_steps: Steps of the trace that has most.
-        n_traces: Traces.
-        mebibytes: Memory above the model's own.
-        seconds: Time for all of them, good to a factor of two or so.
-    """
-
-    n_tokens: int
-    n_steps: int
-    n_traces: int
-    mebibytes: float
-    seconds: float
-
-    def __str__(self) -> str:
-        """Return the estimate as a sentence."""
-        what = "1 trace" if self.n_traces == 1 else f"{self.n_traces} traces"
-        return (
-            f"{what} of up to {self.n_tokens} tokens in {self.n_steps} steps: about {self.mebibytes:.0f} MiB above the "
-            f"model's own and {self.seconds:.1f} s."
-        )
-
-
 @overload
 def step_saliency(
     model: nn.Module,
@@ -218,11 +188,11 @@ def step_saliency(
     parts = anatomy(model)
     many = isinstance(trace, list)
     given = list(trace) if isinstance(trace, list) else [trace]
-    jobs = [_job(parts, _as_trace(one), target, span) for one in given]
+    jobs = [job_of(parts, as_trace(one), target, span) for one in given]
     run = _Run(parts, pairs, target, Workspace(block_bytes))
     found: dict[int, StepSaliency] = {}
     with evaluating(parts.model), frozen(parts.model), _bar(progress, parts.n_layers * len(jobs)) as advance:
-        for batch in _batches(jobs):
+        for batch in batches_of(jobs):
             maps = run.maps([jobs[i] for i in batch], partial(advance, len(batch)))
             found.update(zip(batch, maps, strict=True))
     return [found[i] for i in range(len(jobs))] if many else found[0]
@@ -231,53 +201,6 @@ def step_saliency(
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise BadInput(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}.")
-
-
-def _as_trace(given: TraceLike) -> Trace:
-    if isinstance(given, Trace):
-        return given
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise BadInput(f"A trace is given as a Trace or as (input_ids, steps); got {type(given).__name__}.")
-    ids, steps = given
-    if isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) == 1:
-        ids = ids[0]
-    spans = [Span(int(start), int(end)) for start, end in steps]
-    if not spans:
-        raise BadTrace("steps is empty; give spans (start, end) that tile the input_ids, the first being the question.")
-    n_tokens = len(ids)
-    return Trace(ids, spans[0], Span(spans[0].end, n_tokens), Span(n_tokens, n_tokens), spans)
-
-
-class _Job(NamedTuple):
-    """A trace, and the tokens whose loss counts (half-open)."""
-
-    trace: Trace
-    span: Span
-
-
-def _job(parts: Anatomy, trace: Trace, target: Target, span: tuple[int, int] | None) -> _Job:
-    check_fits(parts, trace)
-    if len(trace) == 1:
-        raise BadTrace("The trace has one token, so no token is predicted from another and there is no loss to follow.")
-    if target == "sequence":
-        return _Job(trace, Span(1, len(trace)))
-    start, end = trace.summary if span is None else span
-    if span is None and start == end:
-        raise BadInput("The trace has no summary, so target='span' needs a span; pass span=(start, end).")
-    if not 0 <= start < end <= len(trace):
-        raise BadInput(f"span must be (start, end) inside the trace's {len(trace)} tokens; got ({start}, {end}).")
-    if end == 1:
-        raise BadInput("span (0, 1) holds the first token alone, which nothing predicts; choose a later span.")
-    return _Job(trace, Span(max(1, start), end))
-
-
-def _batches(jobs: Sequence[_Job]) -> Iterator[list[int]]:
-    """Yield indices of traces of like length, the longest first."""
-    waiting = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].trace))
-    while waiting:
-        n = max(1, _TOKENS_AT_ONCE // len(jobs[waiting[0]].trace))
-        yield waiting[:n]
-        waiting = waiting[n:]
 
 
 @contextmanager
@@ -297,7 +220,7 @@ class _Run:
     target: Target
     workspace: Workspace
 
-    def maps(self, jobs: list[_Job], done: Any) -> list[StepSaliency]:
+    def maps(self, jobs: list[Job], done: Any) -> list[StepSaliency]:
         """Return the maps of traces that are run side by side."""
         traces, device = [job.trace for job in jobs], self.parts.model.device
         ids, mask = left_pad([trace.input_ids.tolist() for trace in traces], 0, device)
@@ -325,7 +248,7 @@ class _Run:
         totals = torch.stack([one.total.cpu() for one in sums], dim=1)  # (row, layer, step, step)
         return [self._finding(job, totals[i], float(losses[i])) for i, job in enumerate(jobs)]
 
-    def _finding(self, job: _Job, totals: Tensor, loss: float) -> StepSaliency:
+    def _finding(self, job: Job, totals: Tensor, loss: float) -> StepSaliency:
         trace = job.trace
         n_steps = len(trace.steps)
         counts = pair_counts([end - start for start, end in trace.steps], self.pairs)
@@ -355,7 +278,7 @@ def _steps(traces: Sequence[Trace], width: int) -> Tensor:
     return steps
 
 
-def _weights(jobs: Sequence[_Job], ids: Tensor) -> Tensor:
+def _weights(jobs: Sequence[Job], ids: Tensor) -> Tensor:
     """Return what each token's cross-entropy counts, `[N, T]`: one over the length of the span inside it."""
     weights = torch.zeros(ids.shape)
     for row, job in zip(weights, jobs, strict=True):
@@ -373,53 +296,3 @@ def _attention(kind: str, workspace: Workspace, call: AttentionCall, attend: Att
 
 def _recording(recorder: Recorder, forward: Any, call: AttentionCall, attend: Attend) -> Tensor:
     return recorder.record(lambda asked: forward(asked, attend), call)
-
-
-def plan_step_saliency(
-    model: nn.Module, trace: TraceLike | list[TraceLike] | list[Trace], *, block_bytes: int = BLOCK_BYTES
-) -> SaliencyPlan:
-    """Return what `step_saliency` will need, from the model's sizes and a matrix product timed for an instant.
-
-    Raises:
-        BadTrace: As `step_saliency`.
-    """
-    parts = anatomy(model)
-    given = list(trace) if isinstance(trace, list) else [trace]
-    jobs = [_job(parts, _as_trace(one), "sequence", None) for one in given]
-    lengths = [len(job.trace) for job in jobs]
-    flops = sum(_flops(parts, n) for n in lengths)
-    n_tokens, n_steps = max(lengths), max(len(job.trace.steps) for job in jobs)
-    n_bytes = _bytes(parts, max(n_tokens, min(_TOKENS_AT_ONCE, sum(lengths))), n_tokens, n_steps, block_bytes)
-    return SaliencyPlan(n_tokens, n_steps, len(jobs), n_bytes / 2**20, flops / _flops_a_second(parts))
-
-
-def _flops(parts: Anatomy, n_tokens: int) -> float:
-    """Return the multiplications and additions of two forward passes and one backward pass to the activations."""
-    n_weights = float(sum(p.numel() for p in parts.model.parameters()))
-    attention = 7.0 * parts.n_layers * parts.n_heads * parts.d_head * n_tokens * n_tokens
-    return 6.0 * n_weights * n_tokens + attention
-
-
-def _bytes(parts: Anatomy, n_tokens: int, longest: int, n_steps: int, block_bytes: int) -> float:
-    """Return the bytes of all layers' inputs, one layer's insides, some logits, the buffers and the maps."""
-    size = parts.model.dtype.itemsize
-    block_weights = sum(p.numel() for p in parts.layers[-1].block.parameters())
-    insides = n_tokens * (block_weights / parts.d_model + 8 * parts.d_model) * 2 * size
-    wide = n_tokens * parts.n_heads * parts.d_head * 4 * 8
-    kept = n_tokens * parts.d_model * size * (parts.n_layers + 4)
-    logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * parts.d_vocab)
-    buffers = 3 * min(block_bytes, 4 * parts.n_heads * longest * longest)
-    return float(kept + insides + wide + logits + buffers + 16 * parts.n_layers * n_steps * n_steps)
-
-
-def _flops_a_second(parts: Anatomy) -> float:
-    """Return how fast this device multiplies matrices of the model's width, timed for about 50 ms."""
-    width = max(64, parts.d_model)
-    a = torch.ones(256, width, dtype=parts.model.dtype, device=parts.model.device)
-    b = torch.ones(width, width, dtype=parts.model.dtype, device=parts.model.device)
-    n, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < 0.05:
-        float((a @ b)[0, 0])
-        n += 1
-    # about half of the time goes to what is no matrix product
-    return float(n * 256 * width * width / spent)

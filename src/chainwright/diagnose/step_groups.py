@@ -1,16 +1,13 @@
-"""Right traces against wrong ones, by step measures, matched on slot and position.
+"""Right traces against wrong ones, by step measures, matched on slot and position (`_partners.py`).
 
-Early steps look at the question more than late ones, and some slots do by their nature. A comparison of all steps of
-right traces with all steps of wrong ones measures that. So here each wrong trace is taken at the step of its first
-error, and is given a partner: a right trace of the same task and hop count, at the step of the same slot, as near in
-tokens as there is one, and never used twice.
+Each wrong trace is taken at the step of its first error, its partner at the step that fills the same slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright.diagnose._partners import partners
 from chainwright.diagnose.saliency import StepSaliency
 from chainwright.diagnose.step_measures import row_shares
 from chainwright.traces import Trace
@@ -82,13 +80,6 @@ class StepGroups(Finding):
 _MEASURES = ("lock_in", "reach", "on_question")
 
 
-class _Row(NamedTuple):
-    """One step of one trace: its measures `[L, 3]` and its first token."""
-
-    values: Tensor
-    position: int
-
-
 def compare_steps(
     traces: Sequence[Trace],
     maps: Sequence[StepSaliency],
@@ -111,16 +102,9 @@ def compare_steps(
     """
     if len(traces) != len(maps):
         raise BadInput(f"There must be one step map a trace; got {len(maps)} maps and {len(traces)} traces.")
-    if any(trace.problem is None for trace in traces):
-        raise BadInput("Traces are matched by the slots of their problems; give traces that have one.")
-    pairs, n_unmatched = _matched(traces, maps, max_distance)
-    if not pairs:
-        raise BadInput(
-            "No wrong trace has a right partner of the same task, hops, slot and position; give more traces of one "
-            "task and hop count, or a larger max_distance."
-        )
-    right = torch.stack([one.values for one, _ in pairs])
-    wrong = torch.stack([two.values for _, two in pairs])
+    pairs, n_unmatched = partners(traces, max_distance)
+    right = torch.stack([_row(maps[one.right], one.right_at) for one in pairs])
+    wrong = torch.stack([_row(maps[one.wrong], one.wrong_at) for one in pairs])
     rows = [
         {"measure": name, "layer": layer, **_tested(right[:, layer, m], wrong[:, layer, m], n_resamples, seed)}
         for m, name in enumerate(_MEASURES)
@@ -132,45 +116,13 @@ def compare_steps(
     )
 
 
-def _matched(
-    traces: Sequence[Trace], maps: Sequence[StepSaliency], max_distance: int
-) -> tuple[list[tuple[_Row, _Row]], int]:
-    """Return (right, wrong) partners, and how many wrong traces have none."""
-    free = {i for i, trace in enumerate(traces) if trace.first_error is None}
-    pairs, n_unmatched = [], 0
-    for i, trace in enumerate(traces):
-        wrong = None if trace.first_error is None else next((s for s in trace.slots if not s.is_right), None)
-        if trace.first_error is None:
-            continue
-        near: list[tuple[int, int, int]] = []
-        if wrong is not None and wrong.start < len(trace):
-            for j in sorted(free):
-                start = _slot_start(trace, traces[j], wrong.slot)
-                if start is not None and abs(start - wrong.start) <= max_distance:
-                    near.append((abs(start - wrong.start), j, start))
-        if wrong is None or not near:
-            n_unmatched += 1
-            continue
-        _, j, start = min(near)
-        free.remove(j)
-        pairs.append((_row(maps[j], start), _row(maps[i], wrong.start)))
-    return pairs, n_unmatched
-
-
-def _slot_start(wrong: Trace, right: Trace, slot: int) -> int | None:
-    """Return where a right trace of the same task and hops fills a slot."""
-    assert wrong.problem is not None and right.problem is not None
-    if (wrong.problem.task, wrong.problem.hops) != (right.problem.task, right.problem.hops):
-        return None
-    return next((one.start for one in right.slots if one.slot == slot), None)
-
-
-def _row(found: StepSaliency, position: int) -> _Row:
+def _row(found: StepSaliency, position: int) -> Tensor:
+    """Return the measures of the step that holds a token, `[L, 3]`."""
     step = found.step_of(position)
     values = found.map.double()
     lock_in, reach = row_shares(values)
     on_question = values[:, step, 0] / values[:, step].sum(-1)
-    return _Row(torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float(), position)
+    return torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float()
 
 
 def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from chainwright.repair.base import Cost, Origin, Repair, bundled_repairs
 from chainwright.repair.baselines import DoLa, RemoveAndResample
 from chainwright.repair.candidates import Candidates, find_candidates
 from chainwright.repair.detector import EntropyDetector, GoldDetector, TrainedDetector
-from chainwright.repair.stepflow import StepFlow, choose_layers
+from chainwright.repair.layers import ChosenLayers, choose_layers
+from chainwright.repair.stepflow import StepFlow
 from chainwright.repair.tcr import TCR, TCRConfig
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "AnswerTraining",
     "BackAttention",
     "Candidates",
+    "ChosenLayers",
     "Cost",
     "DoLa",
     "EntropyDetector",

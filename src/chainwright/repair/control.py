@@ -7,7 +7,7 @@ says; where it does not help without this, the model does not fail from lock-in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,8 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handlers
 from chainwright.repair.base import Cost
 from chainwright.repair.stepflow import StepFlow
+from chainwright.traces import Trace
+from chainwright.traces.live import KnownRow
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,13 @@ class PlantedLockIn:
             edit(model, LockIn(self.layer, self.strength, follower), strict=False),
         ):
             yield cost
+
+    @contextmanager
+    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Iterator[None]:
+        """Run whole traces as one batch inside this context, as decoding them with both would have gone."""
+        follower = Follower(None, known=[KnownRow.of(trace) for trace in traces])
+        with (
+            self.repair.scoring(model, traces),
+            edit(model, LockIn(self.layer, self.strength, follower), strict=False),
+        ):
+            yield

@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright.decode import generate
-from chainwright.diagnose.saliency import StepSaliency
 from chainwright.edits.base import Edit, Touched, edit
 from chainwright.edits.bridge import Bridge
 from chainwright.edits.following import Follower
@@ -47,7 +46,7 @@ class StepFlow(Repair):
     Attributes:
         bridge_layers: Layers with the bridge; None takes the bottom quarter, () none.
         momentum_layers: Layers with the momentum; None takes the top quarter, () none.
-        tau_max: Largest share of attention that the bridge sees to.
+        tau_max: Largest share of attention that the bridge sees to; several are those of `bridge_layers` one by one.
         alpha: Strength of the momentum.
         window: Tokens of the previous step that are averaged; None takes all.
         into_summary: Whether the first token of the summary gets the momentum too.
@@ -63,7 +62,7 @@ class StepFlow(Repair):
         self,
         bridge_layers: Sequence[int] | None = None,
         momentum_layers: Sequence[int] | None = None,
-        tau_max: float = 0.15,
+        tau_max: float | Sequence[float] = 0.15,
         alpha: float = 0.06,
         window: int | None = None,
         *,
@@ -76,7 +75,8 @@ class StepFlow(Repair):
         super().__init__(origin)
         self.bridge_layers = None if bridge_layers is None else tuple(bridge_layers)
         self.momentum_layers = None if momentum_layers is None else tuple(momentum_layers)
-        self.tau_max, self.alpha, self.window = tau_max, alpha, window
+        self.tau_max = tuple(tau_max) if isinstance(tau_max, Sequence) else tau_max
+        self.alpha, self.window = alpha, window
         self.into_summary, self.style, self.min_chars = into_summary, style, min_chars
         self.tokenizer = tokenizer
         if style != "auto":
@@ -144,10 +144,17 @@ class StepFlow(Repair):
         momentum = range(n_layers - quarter, n_layers) if self.momentum_layers is None else self.momentum_layers
         return Layers(tuple(bridge), tuple(momentum))
 
-    def _edits(self, n_layers: int, steps: LiveSteps | None) -> tuple[Bridge, Momentum]:
+    def _edits(self, n_layers: int, steps: LiveSteps | None) -> tuple[Bridge | Momentum, ...]:
         bridge, momentum = self.layers(n_layers)
+        floors = self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,) * len(bridge)
+        if len(floors) != len(bridge) or (isinstance(self.tau_max, tuple) and self.bridge_layers is None):
+            raise BadInput(
+                f"Several tau_max are those of bridge_layers one by one; got {len(floors)} of them and "
+                f"bridge_layers={self.bridge_layers}."
+            )
+        by_floor = {floor: [b for b, own in zip(bridge, floors, strict=True) if own == floor] for floor in floors}
         return (
-            Bridge(bridge, steps, self.tau_max),
+            *(Bridge(layers, steps, floor) for floor, layers in by_floor.items()),
             Momentum(momentum, steps, self.alpha, self.window, self.into_summary),
         )
 
@@ -159,7 +166,7 @@ class StepFlow(Repair):
         return {
             "bridge_layers": None if self.bridge_layers is None else list(self.bridge_layers),
             "momentum_layers": None if self.momentum_layers is None else list(self.momentum_layers),
-            "tau_max": self.tau_max,
+            "tau_max": list(self.tau_max) if isinstance(self.tau_max, tuple) else self.tau_max,
             "alpha": self.alpha,
             "window": self.window,
             "into_summary": self.into_summary,
@@ -176,8 +183,10 @@ class StepFlow(Repair):
         """Return what the repair does."""
         bridge = "the bottom quarter" if self.bridge_layers is None else f"layers {list(self.bridge_layers)}"
         momentum = "the top quarter" if self.momentum_layers is None else f"layers {list(self.momentum_layers)}"
+        floors = self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,)
         return (
-            f"In {bridge} the thinking gives the question, and the summary the thinking, at least {self.tau_max:g} of "
+            f"In {bridge} the thinking gives the question, and the summary the thinking, at least "
+            f"{' and '.join(f'{floor:g}' for floor in floors) or 'nothing'} of "
             f"each head's attention. In {momentum} the first token of a step gets {self.alpha:g} of the mean value of "
             "the step before. Nothing is trained."
         )
@@ -245,18 +254,18 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class _Whole(Edit):
-    """Both edits on one run that is followed once."""
+    """The edits on one run that is followed once."""
 
-    both: tuple[Bridge, Momentum]
+    edits: tuple[Bridge | Momentum, ...]
     follower: Follower
     repair: StepFlow
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of both, and the follower once; nothing is followed for no layers."""
-        if not any(one.layers for one in self.both):
+        """Return the handlers of all, and the follower once; nothing is followed for no layers."""
+        if not any(one.layers for one in self.edits):
             return Handlers({})
         handlers = Handlers({}, (self._count, self.follower.before))
-        for one in self.both:
+        for one in self.edits:
             handlers = handlers.joined(Handlers(one.following(self.follower, parts, touched).by_layer))
         return handlers
 
@@ -342,29 +351,3 @@ class _Search:
 
 def _n_right(traces: Sequence[Trace]) -> int:
     return sum(trace.first_error is None for trace in traces)
-
-
-def choose_layers(maps: Sequence[StepSaliency], share: float = 0.25) -> Layers:
-    """Return where to act by one diagnosis pass, without a search.
-
-    The bridge goes where the thinking looks back least (highest mean lock-in), the momentum where the summary draws
-    least on the thinking (lowest mean share of decay); for traces without a summary, where lock-in is lowest.
-
-    Args:
-        maps: Step maps of some traces of the model.
-        share: Share of the layers for each.
-
-    Raises:
-        BadInput: No maps, maps of different models, or no trace with thinking.
-    """
-    if not maps or len({len(one.map) for one in maps}) != 1:
-        raise BadInput(f"Layers are chosen from at least one step map, all of one model; got {len(maps)}.")
-    found = [one.measures for one in maps]
-    lock_in = torch.stack([one.lock_in for one in found]).nanmean(0)
-    decay = torch.stack([one.decay_share for one in found]).nanmean(0)
-    if bool(lock_in.isnan().any()):
-        raise BadInput("None of the traces has thinking, so no layer can be chosen by it; give others.")
-    n = max(1, round(share * len(lock_in)))
-    weakest = lock_in if bool(decay.isnan().any()) else decay
-    bridge, momentum = lock_in.topk(n).indices, weakest.topk(n, largest=False).indices
-    return Layers(tuple(sorted(bridge.tolist())), tuple(sorted(momentum.tolist())))

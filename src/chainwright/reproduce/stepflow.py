@@ -1,10 +1,10 @@
 """StepFlow as a study: every way of decoding on the same problems, beside self-consistency, and the positive control.
 
     repair                       layers and strengths tuned on problems of their own
-    maps                         step maps of some right traces, and the layers that they speak for
+    measured/...                 bridge masses, step maps and their causal check (`stepflow_measures.py`)
     runs/<way>/<task>-<seed>     traces of one way of decoding
     samples/<task>-<seed>/<k>    drawn traces, of which self-consistency takes the answer that most give
-    control/<way>                traces with planted lock-in, without and with the bridge on its layer
+    control/<way>                traces with planted lock-in, without and with a repair
     comparison                   the table of the ways
 
 The cost of a way is counted in decoded tokens: k samples cost k times one.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -27,18 +27,23 @@ from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._flips import flips
 from chainwright.decode import AttachesToModel, generate
-from chainwright.diagnose.saliency import step_saliency
+from chainwright.diagnose import bridge_mass, compare_bridges
 from chainwright.evaluation import compare
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
+from chainwright.repair import ChosenLayers, StepFlow, choose_layers
 from chainwright.repair.control import PlantedLockIn
-from chainwright.repair.stepflow import StepFlow, choose_layers
+from chainwright.reproduce import stepflow_measures as measures
 from chainwright.studies import Job, Plan, Results, Study
 from chainwright.traces import Trace, read_traces, write_traces
 
 PLAIN = "none"
 REPAIRS = ("both", "bridge", "momentum", "auto layers", "tuned")
-CONTROLS = ("planted", "planted, bridge")
+CONTROLS = ("planted", "planted, bridge", "planted, auto layers")
+# where a model's chains are sometimes right and sometimes wrong
+HOPS: Mapping[str, Mapping[str, Sequence[int]]] = {
+    "reasoner": {"parity": (12,), "clf": (13,), "moas": (12,)},
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,12 @@ class ReproduceStepFlowConfig:
         tune_seed: Their seed, none of `seeds`.
         taus: Floors that tuning tries, in every single layer.
         alphas: Strengths of the momentum that tuning tries, in every single layer.
-        n_maps: Traces whose step maps choose the layers.
+        measured_n: Problems a (task, hops), of the same seed, whose traces are measured to choose layers.
+        n_caused: Traces a task whose step pairs are cut.
+        n_pairs: Step pairs a task that are cut.
         samples: Numbers of samples of self-consistency.
         temperature: At which they are drawn.
-        control_layer: Where lock-in is planted.
+        control_layer: Where lock-in is planted; None leaves the control out.
         control_strength: What is subtracted from the scores there.
         control_tau: The floor of the bridge that is to mend it.
         control_hops: Hop count of the control's problems, which the model solves when nothing is planted.
@@ -67,17 +74,19 @@ class ReproduceStepFlowConfig:
     """
 
     model: str
-    hops: Mapping[str, Sequence[int]] = field(default_factory=lambda: {"parity": (12,), "clf": (13,), "moas": (12,)})
-    n: int = 15
+    hops: Mapping[str, Sequence[int]]
+    n: int = 30
     seeds: Sequence[int] = (11, 12, 13)
-    tune_n: int = 12
+    tune_n: int = 24
     tune_seed: int = 100
-    taus: Sequence[float] = (0.15, 0.3, 0.4)
+    taus: Sequence[float] = (0.15, 0.3, 0.6)
     alphas: Sequence[float] = (0.06,)
-    n_maps: int = 24
+    measured_n: int = 100
+    n_caused: int = 12
+    n_pairs: int = 240
     samples: Sequence[int] = (2, 4, 8)
     temperature: float = 0.7
-    control_layer: int = 2
+    control_layer: int | None = 2
     control_strength: float = 8.0
     control_tau: float = 0.6
     control_hops: int = 8
@@ -87,7 +96,7 @@ class ReproduceStepFlowConfig:
         """Refuse what could not be run."""
         if unknown := [task for task in self.hops if task not in tasks.names()]:
             raise unknown_name("task", unknown[0], tasks.names())
-        if not self.hops or not self.seeds or min(self.n, self.tune_n, self.n_maps) < 1:
+        if not self.hops or not self.seeds or min(self.n, self.tune_n, self.measured_n) < 1:
             raise BadInput("A study of StepFlow needs a task with hops, a seed, and at least one problem of each kind.")
         if self.tune_seed in self.seeds:
             raise BadInput(f"tune_seed {self.tune_seed} is one of the test seeds; do not tune on test problems.")
@@ -118,13 +127,18 @@ class ReproduceStepFlow(Plan):
 
     def units(self, done: Results) -> Sequence[str]:
         """Return what chooses the settings, then the runs, then the table."""
-        first = ["repair", "maps"]
+        first = ["repair", measures.TRACES]
         if not done.are_finished(first):
             return first
+        first += [measures.BRIDGES, measures.STEPS, *map(measures.causes_unit, self.asked.hops)]
         runs = [f"runs/{way.replace(' ', '-')}/{cell}" for way in (PLAIN, *REPAIRS) for cell in self._cells()]
         runs += [f"samples/{cell}/{k}" for cell in self._cells() for k in range(max(self.asked.samples))]
         runs += [f"tuned-samples/{cell}/{k}" for cell in self._cells() for k in range(2)]
-        runs += [f"control/{way.replace(', ', '-')}" for way in CONTROLS]
+        if self.asked.control_layer is not None:
+            first.append("control-layers")
+            runs += [_control_unit(way) for way in CONTROLS]
+        if not done.are_finished(first):
+            return first
         return [*first, *runs, *(["comparison"] if done.are_finished(runs) else [])]
 
     def _cells(self) -> list[str]:
@@ -135,12 +149,14 @@ class ReproduceStepFlow(Plan):
         kind, *rest = job.unit.split("/")
         if kind == "repair":
             self._tune().save_pretrained(job.out / "repair")
-        elif kind == "maps":
-            self._map(job)
+        elif kind == "measured":
+            self._measure(job)
+        elif kind == "control-layers":
+            self._choose_for_control(job)
         elif kind == "comparison":
             self._compare(job)
         elif kind == "control":
-            self._write(job, self._control_problems(), self._control(rest[0]))
+            self._write(job, self._control_problems(), self._control(rest[0], job.done))
         elif kind == "runs":
             self._write(job, self._problems(rest[1]), self._repair(rest[0].replace("-", " "), job.done))
         else:
@@ -168,18 +184,23 @@ class ReproduceStepFlow(Plan):
         task, _, seed = cell.rpartition("-")
         return self._sample(task, self.asked.n, int(seed))
 
+    def _to_learn_from(self, n: int) -> list[tasks.Problem]:
+        """Return `n` problems of each cell to tune or measure on, none of which is tested on."""
+        return [p for task in self.asked.hops for p in self._sample(task, n, self.asked.tune_seed)]
+
     def _tune(self) -> StepFlow:
-        problems = [p for task in self.asked.hops for p in self._sample(task, self.asked.tune_n, self.asked.tune_seed)]
+        problems = self._to_learn_from(self.asked.tune_n)
         return StepFlow.tune(self.model, self.tokenizer, problems, taus=self.asked.taus, alphas=self.asked.alphas)
 
-    def _map(self, job: Job) -> None:
-        n_each = -(-self.asked.n_maps // len(self.asked.hops))
-        problems = [p for task in self.asked.hops for p in self._sample(task, n_each, self.asked.tune_seed)]
-        maps = step_saliency(self.model, generate(self.model, self.tokenizer, problems, progress=False))
-        chosen = choose_layers(maps)
-        measures = [one.measures.by_layer() for one in maps]
-        means = {name: sum(m[name] for m in measures).div(len(maps)).tolist() for name in ("lock_in", "decay_share")}  # type: ignore[union-attr]
-        write_json(job.out / "layers.json", {"bridge": chosen.bridge, "momentum": chosen.momentum, **means})
+    def _measure(self, job: Job) -> None:
+        if job.unit == measures.TRACES:
+            self._write(job, self._to_learn_from(self.asked.measured_n), None)
+        elif job.unit == measures.BRIDGES:
+            measures.write_bridges(self.model, job)
+        elif job.unit == measures.STEPS:
+            measures.write_steps(self.model, job)
+        else:
+            measures.write_causes(self.model, job, self.asked.n_caused, self.asked.n_pairs)
 
     def _repair(self, way: str, done: Results) -> StepFlow | None:
         """Return the repair of a way of decoding."""
@@ -188,8 +209,7 @@ class ReproduceStepFlow(Plan):
         if way == "tuned":
             return StepFlow.from_pretrained(done["repair"] / "repair")
         if way == "auto layers":
-            found = read_json(done["maps"] / "layers.json")
-            return StepFlow(found["bridge"], found["momentum"])
+            return StepFlow(*measures.chosen_layers(done))
         return StepFlow(() if way == "momentum" else None, () if way == "bridge" else None)
 
     def _control_problems(self) -> list[tasks.Problem]:
@@ -197,10 +217,35 @@ class ReproduceStepFlow(Plan):
         hops, n = asked.control_hops, asked.n * len(asked.seeds)
         return tasks.sample("clf", hops, n, asked.seeds[0], rendering=asked.rendering)
 
-    def _control(self, way: str) -> PlantedLockIn:
+    def _control(self, way: str, done: Results) -> PlantedLockIn:
         asked = self.asked
-        layers = (asked.control_layer,) if way == "planted-bridge" else ()
-        return PlantedLockIn(StepFlow(layers, (), asked.control_tau), asked.control_layer, asked.control_strength)
+        assert asked.control_layer is not None
+        if way == "planted-auto-layers":
+            repair = StepFlow(*read_json(done["control-layers"] / "layers.json").values())
+        else:
+            layers = (asked.control_layer,) if way == "planted-bridge" else ()
+            repair = StepFlow(layers, (), asked.control_tau)
+        return PlantedLockIn(repair, asked.control_layer, asked.control_strength)
+
+    def _choose_for_control(self, job: Job) -> None:
+        """Write the layers chosen from wrong traces of the model with planted lock-in and right ones without it."""
+        asked = self.asked
+        problems = tasks.sample("clf", asked.control_hops, asked.measured_n, asked.tune_seed, rendering=asked.rendering)
+        planted = self._control("planted", job.done)
+        broken = generate(self.model, self.tokenizer, problems, repair=planted, progress=False)
+        whole = generate(self.model, self.tokenizer, problems, progress=False)
+        wrong = [trace for trace in broken if trace.first_error is not None]
+        right = [trace for trace in whole if trace.first_error is None]
+        masses = []
+        for trace in wrong:
+            with planted.scoring(self.model, [trace]):
+                masses.append(bridge_mass(self.model, trace))
+        masses += [bridge_mass(self.model, trace) for trace in right]
+        try:
+            chosen = choose_layers(compare_bridges([*wrong, *right], masses, whole=True))
+        except BadInput:
+            chosen = ChosenLayers((), (), ())
+        write_json(job.out / "layers.json", chosen._asdict())
 
     def traces(self, done: Results, way: str) -> list[Trace]:
         """Return the traces of a way, all cells after each other."""
@@ -220,12 +265,11 @@ class ReproduceStepFlow(Plan):
         costs = {way: {"decodings": n_decodings(way)} for way in self.ways}
         replace(compare(traces), costs=costs).save(job.out / "comparison")
         flips(traces, self.tokenizer).save(job.out / "flips")
-        control = {
-            way: read_traces(job.done[f"control/{way.replace(', ', '-')}"] / "traces.parquet") for way in CONTROLS
-        }
-        compare(control).save(job.out / "control")
+        if self.asked.control_layer is not None:
+            control = {way: read_traces(job.done[_control_unit(way)] / "traces.parquet") for way in CONTROLS}
+            compare(control).save(job.out / "control")
         plain = traces[PLAIN]
-        mended = {way: mended_errors(plain, traces[way]) for way in ("both", "tuned")}
+        mended = {way: mended_errors(plain, traces[way]) for way in ("both", "auto layers", "tuned")}
         write_json(job.out / "errors.json", mended)
 
     @classmethod
@@ -239,6 +283,10 @@ class ReproduceStepFlow(Plan):
 def n_decodings(way: str) -> int:
     """Return how many responses a way decodes for one answer."""
     return int(way.rpartition(" ")[2]) if "self-consistency" in way else 1
+
+
+def _control_unit(way: str) -> str:
+    return f"control/{way.replace(', ', '-').replace(' ', '-')}"
 
 
 def _majority(group: Sequence[Trace]) -> Trace:

@@ -1,17 +1,21 @@
-"""What a finished study of StepFlow found: two comparisons, flips, and tables."""
+"""What a finished study of StepFlow found: comparisons, flips, and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from chainwright import tasks
 from chainwright._files import read_json
 from chainwright._finding import Finding
 from chainwright._flips import Flips
-from chainwright._tables import Tables
+from chainwright._tables import Rows, Tables
+from chainwright.diagnose import BridgeGroups, StepCauses, StepGroups
 from chainwright.evaluation import Comparison
-from chainwright.repair.stepflow import StepFlow
+from chainwright.repair import ChosenLayers, StepFlow
+from chainwright.reproduce import stepflow_measures as measures
 from chainwright.reproduce.stepflow import ReproduceStepFlowConfig
 
 
@@ -19,29 +23,102 @@ def found_in(config: ReproduceStepFlowConfig, done: Mapping[str, Path]) -> list[
     """Return what the units of a finished study hold, for its report."""
     here = done["comparison"]
     title = f"Ways of decoding with {config.model}"
-    control = Comparison.load(here / "control")
     planted = f"Positive control: lock-in planted in layer {config.control_layer}, CLF with {config.control_hops} hops"
+    with_control = config.control_layer is not None
     return [
         replace(Comparison.load(here / "comparison"), title=title),
         replace(Flips.load(here / "flips"), title=title),
-        replace(control, title=planted),
+        *([replace(Comparison.load(here / "control"), title=planted)] if with_control else []),
         Tables(
             title="First errors", tables={f"First errors: {k}": v for k, v in read_json(here / "errors.json").items()}
         ),
-        _layers(done),
+        _measured(config, done),
+        _layers(done, with_control),
     ]
 
 
-def _layers(done: Mapping[str, Path]) -> Tables:
-    """Return what tuning chose, and what the step maps say of each layer."""
+def _layers(done: Mapping[str, Path], with_control: bool) -> Tables:
+    """Return what tuning and the diagnosis chose."""
     tuned = StepFlow.from_pretrained(done["repair"] / "repair")
-    layers = read_json(done["maps"] / "layers.json")
-    rows = [
-        {"layer": layer, "mean lock-in": lock_in, "mean decay share": decay}
-        for layer, (lock_in, decay) in enumerate(zip(layers["lock_in"], layers["decay_share"], strict=True))
-    ]
     notes = [
         f"Tuned: {tuned.settings()}. {tuned.origin.note}",
-        f"Layers by one diagnosis pass: bridge {layers['bridge']}, momentum {layers['momentum']}.",
+        f"Layers by one diagnosis pass: {_words(measures.chosen_layers(done))}",
     ]
-    return Tables(title="Layers", tables={"Step maps by layer": rows}, notes=notes)
+    if with_control:
+        chosen = ChosenLayers(*map(tuple, read_json(done["control-layers"] / "layers.json").values()))
+        notes.append(f"By one pass over right traces and ones with planted lock-in: {_words(chosen)}")
+    return Tables(title="Layers", tables={}, notes=notes)
+
+
+def _words(chosen: ChosenLayers) -> str:
+    if not chosen.bridge and not chosen.momentum:
+        return "none; the repair does nothing."
+    at = zip(chosen.bridge, chosen.floors, strict=True)
+    floors = ", ".join(f"layer {layer} at {floor:.2f}" for layer, floor in at)
+    return f"bridge in {floors or 'no layer'}, momentum in layers {list(chosen.momentum)}."
+
+
+def _measured(config: ReproduceStepFlowConfig, done: Mapping[str, Path]) -> Tables:
+    """Return what was measured before repairing anything."""
+    bridges = BridgeGroups.load(done[measures.BRIDGES] / "groups") if measures.BRIDGES in done else None
+    steps = StepGroups.load(done[measures.STEPS] / "groups") if measures.STEPS in done else None
+    n_bridges, n_steps = (0 if one is None else len(one.right) for one in (bridges, steps))
+    looked = f"Attention on the segment built on, where the first wrong token is decided ({n_bridges} matched pairs)"
+    mapped = f"Step maps, right against wrong ({n_steps} matched pairs)"
+    causes = "Rank correlation of saliency with what cutting a step pair takes from the answer's log-probability"
+    tables = {
+        looked: [] if bridges is None else [_bridge_row(row) for row in bridges.rows],
+        mapped: [] if steps is None else [_step_row(row) for row in steps.rows],
+        causes: [row for task in config.hops for row in _cause_rows(task, done)],
+    }
+    return Tables(title="Measured on the problems to tune on", tables=tables)
+
+
+def _bridge_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "segment": row["segment"],
+        "layer": row["layer"],
+        "pairs": row["n"],
+        "right": f"{row['right']:.3f}",
+        "wrong": f"{row['wrong']:.3f}",
+        "difference": f"{row['difference']:+.3f}",
+        "95%": f"{row['low']:+.3f} to {row['high']:+.3f}",
+        "p": f"{row['p']:.2g}",
+        "head": row["head"],
+        "right, head": f"{row['head_right']:.3f}",
+        "wrong, head": f"{row['head_wrong']:.3f}",
+    }
+
+
+def _step_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "measure": row["measure"].replace("_", " "),
+        "layer": row["layer"],
+        "right": f"{row['right']:.3f}",
+        "wrong": f"{row['wrong']:.3f}",
+        "effect": f"{row['effect']:+.2f}",
+        "95%": f"{row['low']:+.2f} to {row['high']:+.2f}",
+        "p": f"{row['p']:.2g}",
+    }
+
+
+def _cause_rows(task: str, done: Mapping[str, Path]) -> Rows:
+    unit = measures.causes_unit(task)
+    if unit not in done:
+        return []
+    found = StepCauses.load(done[unit] / "causes")
+    return [
+        {
+            "task": tasks.title(task),
+            "layers": f"{first}" if last == first + 1 else f"{first} to {last - 1}",
+            "rank correlation": f"{rho:+.2f}",
+            "95%": f"{low:+.2f} to {high:+.2f}",
+            "pairs": len(found.pairs),
+            "traces": len({pair[0] for pair in found.pairs}),
+            "largest effect, nats": f"{effect:.3f}",
+        }
+        for (first, last), rho, (low, high), effect in zip(
+            found.bands, found.rank_correlation.tolist(), found.intervals().tolist(), found.effect.amax(0).tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip

@@ -1,0 +1,75 @@
+"""Partners of wrong traces: ones of the same task and hop count that fill the same slot right, near in tokens.
+
+Early steps look at the question more than late ones, and some slots do by their nature. A comparison of all steps of
+right traces with all steps of wrong ones measures that. So each wrong trace is taken at the slot of its first error,
+and its partner is the trace that fills this slot right and nearest to it; no trace is a partner twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from chainwright._errors import BadInput
+from chainwright.traces import Trace
+
+
+class Pair(NamedTuple):
+    """A trace that is right at a slot and one that is wrong there, as indices, and the slot's first token in each."""
+
+    right: int
+    wrong: int
+    right_at: int
+    wrong_at: int
+
+
+def partners(traces: Sequence[Trace], max_distance: int, *, whole: bool = True) -> tuple[list[Pair], int]:
+    """Return the pairs, and how many wrong traces have no partner.
+
+    With `whole` partners are right to their end. Without it they may fail later, which leaves more of them where few
+    long chains are right; they are still right at the slot and up to it.
+
+    Raises:
+        BadInput: Traces without problems, or no pair that matches.
+    """
+    if any(trace.problem is None for trace in traces):
+        raise BadInput("Traces are matched by the slots of their problems; give traces that have one.")
+    free = {i for i, trace in enumerate(traces) if trace.first_error is None or not whole}
+    pairs, n_unmatched = [], 0
+    for i, trace in enumerate(traces):
+        if trace.first_error is None:
+            continue
+        near = _near(trace, traces, free - {i}, max_distance)
+        if not near:
+            n_unmatched += 1
+            continue
+        _, j, start, own = min(near)
+        free.remove(j)
+        pairs.append(Pair(j, i, start, own))
+    if not pairs:
+        raise BadInput(
+            "No wrong trace has a right partner of the same task, hops, slot and position; give more traces of one "
+            "task and hop count, or a larger max_distance."
+        )
+    return pairs, n_unmatched
+
+
+def _near(wrong: Trace, traces: Sequence[Trace], free: set[int], max_distance: int) -> list[tuple[int, int, int, int]]:
+    """Return (distance, right trace, its slot's first token, the wrong one's) of everything that would match."""
+    failed = next((slot for slot in wrong.slots if not slot.is_right), None)
+    if failed is None or failed.start >= len(wrong):
+        return []
+    starts = [(j, _slot_start(wrong, traces[j], failed.slot)) for j in sorted(free)]
+    return [
+        (abs(start - failed.start), j, start, failed.start)
+        for j, start in starts
+        if start is not None and abs(start - failed.start) <= max_distance
+    ]
+
+
+def _slot_start(wrong: Trace, right: Trace, slot: int) -> int | None:
+    """Return where a trace of the same task and hops fills a slot right."""
+    assert wrong.problem is not None and right.problem is not None
+    if (wrong.problem.task, wrong.problem.hops) != (right.problem.task, right.problem.hops):
+        return None
+    return next((one.start for one in right.slots if one.slot == slot and one.is_right), None)

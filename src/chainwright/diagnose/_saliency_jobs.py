@@ -1,0 +1,65 @@
+"""What a step map is asked for: traces in several forms, the tokens whose loss counts, and which run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from chainwright._errors import BadInput, BadTrace
+from chainwright.decode import check_fits
+from chainwright.models.anatomy import Anatomy
+from chainwright.traces import Span, Trace
+
+Target = Literal["sequence", "span"]
+TraceLike = Trace | tuple[Any, Any]
+TOKENS_AT_ONCE = 2**12
+"""Rows of short traces run side by side up to about so many tokens."""
+
+
+def as_trace(given: TraceLike) -> Trace:
+    if isinstance(given, Trace):
+        return given
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise BadInput(f"A trace is given as a Trace or as (input_ids, steps); got {type(given).__name__}.")
+    ids, steps = given
+    if isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) == 1:
+        ids = ids[0]
+    spans = [Span(int(start), int(end)) for start, end in steps]
+    if not spans:
+        raise BadTrace("steps is empty; give spans (start, end) that tile the input_ids, the first being the question.")
+    n_tokens = len(ids)
+    return Trace(ids, spans[0], Span(spans[0].end, n_tokens), Span(n_tokens, n_tokens), spans)
+
+
+class Job(NamedTuple):
+    """A trace, and the tokens whose loss counts (half-open)."""
+
+    trace: Trace
+    span: Span
+
+
+def job_of(parts: Anatomy, trace: Trace, target: Target, span: tuple[int, int] | None) -> Job:
+    check_fits(parts, trace)
+    if len(trace) == 1:
+        raise BadTrace("The trace has one token, so no token is predicted from another and there is no loss to follow.")
+    if target == "sequence":
+        return Job(trace, Span(1, len(trace)))
+    start, end = trace.summary if span is None else span
+    if span is None and start == end:
+        raise BadInput("The trace has no summary, so target='span' needs a span; pass span=(start, end).")
+    if not 0 <= start < end <= len(trace):
+        raise BadInput(f"span must be (start, end) inside the trace's {len(trace)} tokens; got ({start}, {end}).")
+    if end == 1:
+        raise BadInput("span (0, 1) holds the first token alone, which nothing predicts; choose a later span.")
+    return Job(trace, Span(max(1, start), end))
+
+
+def batches_of(jobs: Sequence[Job]) -> Iterator[list[int]]:
+    """Yield indices of traces of like length, the longest first."""
+    waiting = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].trace))
+    while waiting:
+        n = max(1, TOKENS_AT_ONCE // len(jobs[waiting[0]].trace))
+        yield waiting[:n]
+        waiting = waiting[n:]
