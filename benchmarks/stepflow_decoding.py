@@ -1,108 +1,147 @@
 """Decoding with StepFlow beside the same model without it: processor seconds a token at a long context.
 
-A random Llama (8 layers, 8 heads, 2 for keys and values, d_model 512, float32, one thread) reads a prompt and writes
-tokens, greedily, one row; all but 64 tokens of the prompt count as thinking, so that the bridge has work to do. Ways
-take turns, and the least of each is shown: what else runs on the machine only adds.
+A random Llama reads a prompt and then tokens one by one with a growing cache: text of the bundled tasks, one row,
+float32, one thread. All but 64 tokens of the prompt count as thinking, so that the bridge has work to do at every token
+and the momentum at every step. Three ways change nothing: StepFlow at strength 0, StepFlow on a text that it reads as
+one without thinking, and a knockout without heads. Each way has modules of its own over the same weights, and the ways
+take turns at every token; the same tokens are decoded several times, and the least time of each counts: what else runs
+on the machine only adds.
 
-    python benchmarks/stepflow_decoding.py                    # 2048 tokens of context, 64 new ones, 5 turns
+    python benchmarks/stepflow_decoding.py                          # 8 layers, d_model 512, 2048 tokens of context
+    python benchmarks/stepflow_decoding.py --layers 16 --width 1024 --turns 2
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
-from chainwright import Bridge, LiveSteps, Momentum, edit
-
-
-class Words:
-    """A tokenizer in which every id is a word, and one in eight ends a line."""
-
-    all_special_ids = (0, 1, 2)
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        return "".join("\n" if i % 8 == 0 else f"word{i} " for i in ids)
-
-    def convert_tokens_to_ids(self, token: str) -> None:
-        return None
-
-    def convert_ids_to_tokens(self, token_id: int) -> str:
-        return f"word{token_id}"
-
+from chainwright import KnockOut, StepFlow, edit, tasks
+from chainwright.edits import Edit
+from chainwright.models.load import load_tokenizer
 
 N_QUESTION = 64
-HOW = {"steps": LiveSteps(Words(), "plain"), "n_question": (N_QUESTION,)}  # type: ignore[arg-type]
-BRIDGE, MOMENTUM = Bridge((0, 1), tau_max=0.15, **HOW), Momentum((6, 7), **HOW)
-WAYS: dict[str, tuple[Any, ...]] = {
-    "plain": (),
-    "attached, idle": (Bridge((0, 1), tau_max=0.0, **HOW),),
-    "bridge": (BRIDGE,),
-    "momentum": (MOMENTUM,),
-    "both": (BRIDGE, MOMENTUM),
-}
 
 
-def make_model(n_slots: int) -> Any:
+def ways(n_layers: int, tokenizer: Any) -> dict[str, Edit | StepFlow | None]:
+    """Return what each way decodes with."""
+    quarter = max(1, n_layers // 4)
+    low, high = range(quarter), range(n_layers - quarter, n_layers)
+    plain: dict[str, Any] = {"style": "plain", "tokenizer": tokenizer}
+    return {
+        "plain": None,
+        "strength 0": StepFlow(tau_max=0.0, alpha=0.0, **plain),
+        "no thinking": StepFlow(style="think", tokenizer=tokenizer),
+        "no head": KnockOut(()),
+        "one head": KnockOut({(0, 0)}),
+        "bridge": StepFlow(low, (), **plain),
+        "momentum": StepFlow((), high, **plain),
+        "both": StepFlow(low, high, **plain),
+    }
+
+
+def make_model(n_layers: int, width: int, n_slots: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "llama",
         vocab_size=4096,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=n_layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 256,
         max_position_embeddings=n_slots,
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def seconds_a_token(model: Any, prompt: torch.Tensor, edits: tuple[Any, ...], n_new: int) -> tuple[float, float, int]:
-    """Return wall and processor seconds and sites a token after the first, the prefill left out."""
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
-    marks: list[tuple[float, float]] = []
-    sites: list[int] = []
-    with edit(model, *edits, strict=False) if edits else nullcontext([]) as counts:
+def text_ids(tokenizer: Any, n_tokens: int) -> list[int]:
+    """Return tokens of the tasks' chains in English."""
+    ids: list[int] = []
+    while len(ids) < n_tokens:
+        for problem in (tasks.sample(task, 6, 1, seed=len(ids), rendering="natural")[0] for task in tasks.names()):
+            ids += tokenizer(problem.chain + "\n")["input_ids"]
+    return ids[:n_tokens]
 
-        def mark(*_: object) -> None:
-            sites.append(sum(one.n_sites for one in counts))
-            marks.append((time.perf_counter(), time.process_time()))
 
-        handle = model.register_forward_hook(mark)
-        try:
-            model.generate(prompt, max_new_tokens=n_new + 1, **options)
-        finally:
-            handle.remove()
-    (wall, cpu), (wall_end, cpu_end) = marks[0], marks[-1]
-    return (wall_end - wall) / n_new, (cpu_end - cpu) / n_new, sites[-1] - sites[0]
+class Way:
+    """A model with what it decodes with, and its cache; `seconds` has the least of each token."""
+
+    def __init__(self, model: Any, means: Edit | StepFlow | None, stack: ExitStack):
+        self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        self.cache = DynamicCache(config=self.model.config)
+        self.seconds: list[float] = []
+        if isinstance(means, StepFlow):
+            stack.enter_context(means.attached(self.model))
+        elif means is not None:
+            stack.enter_context(edit(self.model, means, strict=False))
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Read the prompt: first the question, then the thinking so far."""
+        self._forward(ids[:N_QUESTION])
+        self._forward(ids[N_QUESTION:])
+
+    def step(self, i: int, token_id: int) -> None:
+        """Decode one token and keep its time."""
+        start = time.process_time()
+        self._forward([token_id])
+        took = time.process_time() - start
+        if i == len(self.seconds):
+            self.seconds.append(took)
+        self.seconds[i] = min(self.seconds[i], took)
+
+    def _forward(self, ids: Sequence[int]) -> None:
+        with torch.no_grad():
+            self.model(
+                input_ids=torch.tensor([list(ids)]), past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            )
+
+
+def in_turns(all_ways: Sequence[Way], new: Sequence[int], n_turns: int) -> None:
+    """Decode the same tokens several times, the ways one after the other at each token."""
+    for turn in range(n_turns):
+        for i, token_id in enumerate(new):
+            shift = (turn + i) % len(all_ways)
+            for way in [*all_ways[shift:], *all_ways[:shift]]:
+                way.step(i, token_id)
+        for way in all_ways:
+            way.cache.crop(-len(new))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--turns", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    model = make_model(asked.context + asked.new + 8)
-    prompt = torch.randint(3, 4096, (1, asked.context), generator=torch.Generator().manual_seed(1))
-    prompt[0, N_QUESTION::8] = 8  # lines
-    took: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
-    for _ in range(asked.turns):
-        for way, edits in WAYS.items():
-            took[way].append(seconds_a_token(model, prompt, edits, asked.new))
-    plain = min(cpu for _, cpu, _ in took["plain"])
-    print(f"{'way':16} {'ms a token':>10} {'CPU ms':>8} {'CPU x plain':>11} {'changed':>8}")
-    for way, times in took.items():
-        wall, cpu, _ = (min(column) for column in zip(*times, strict=True))
-        changed = times[-1][2]
-        print(f"{way:16} {1000 * wall:10.2f} {1000 * cpu:8.2f} {cpu / plain:11.3f} {changed:>8}")
+    tokenizer = load_tokenizer("reasoner")
+    model = make_model(asked.layers, asked.width, asked.context + asked.new + 8)
+    ids = text_ids(tokenizer, asked.context + asked.new)
+    with ExitStack() as stack:
+        made = {name: Way(model, means, stack) for name, means in ways(asked.layers, tokenizer).items()}
+        for way in made.values():
+            way.read(ids[: asked.context])
+        in_turns(list(made.values()), ids[asked.context :], asked.turns)
+    plain = sum(made["plain"].seconds)
+    print(
+        f"{asked.layers} layers, d_model {asked.width}, {asked.context} tokens and {asked.new} new, {asked.turns} turns"
+    )
+    print(f"{'way':16} {'CPU ms a token':>14} {'x plain':>8}")
+    for name, way in made.items():
+        total = sum(way.seconds)
+        print(f"{name:16} {1000 * total / asked.new:14.2f} {total / plain:8.3f}")
 
 
 if __name__ == "__main__":

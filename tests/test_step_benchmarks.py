@@ -31,9 +31,10 @@ def test_step_maps_agree_with_eager_ones(tmp_path: Path) -> None:
 def test_decoding_is_timed_with_and_without(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     bench = script("stepflow_decoding")
     threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", ["it", "--context", "24", "--new", "30", "--turns", "1"])
+    options = ["--context", "80", "--new", "4", "--turns", "1", "--width", "256", "--layers", "2"]
+    monkeypatch.setattr("sys.argv", ["it", *options])
     bench.main()
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:16].strip() for line in lines[1:]] == list(bench.WAYS)
-    assert lines[0].split()[:4] == ["way", "ms", "a", "token"] and float(lines[1].split()[3]) == 1.0
+    assert [line[:16].strip() for line in lines[2:]] == list(bench.ways(2, None))
+    assert lines[1].split() == ["way", "CPU", "ms", "a", "token", "x", "plain"] and float(lines[2].split()[2]) == 1.0

@@ -109,7 +109,7 @@ def test_no_strength_changes_no_bit(family: str) -> None:
     model = tiny(family)
     rows, n_question = rows_of()
     own = uncached(model, rows)
-    with edit(model, strong(alpha=0.0, n_question=n_question)):
+    with edit(model, strong(alpha=0.0, n_question=n_question), strict=False):
         assert_equal(uncached(model, rows), own)
 
 

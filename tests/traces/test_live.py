@@ -11,8 +11,10 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.models import load_model
 from chainwright.traces import Trace
-from chainwright.traces.live import LiveSteps
+from chainwright.traces.live import LiveSteps, Place, _Response
+from chainwright.traces.offsets import MarkerDecoder
 from chainwright.traces.segments import ONE_LINE_ONE_STEP, SegmentConfig
+from trace_tokenizers import byte_fallback, byte_level, late_spaces, metaspace
 
 
 class Characters:
@@ -125,3 +127,52 @@ def test_bad_settings_are_refused() -> None:
         LiveSteps(TOKENIZER, "thinking")
     with pytest.raises(BadInput, match="A question takes at least one token; got 0"):
         LiveSteps(TOKENIZER).row(0)
+
+
+class _ReadAnew(_Response):
+    """Reads all tokens anew at each one, as one would without thinking of time."""
+
+    def append(self, token_id: int) -> Place:
+        self.ids.append(token_id)
+        self._read_again()
+        self.place = self._look()
+        return self.place
+
+
+LONG_PIECES = [*PIECES, "日本語", "🙂 ", "naïve café.", "a < b", "x<|y", "\nAnd then it goes on.\n", "- ", "+5",
+               "Therefore it is.\n", "<|end|>\n<|start|>assistant"]  # fmt: skip
+long_texts = st.lists(st.sampled_from(LONG_PIECES), min_size=12, max_size=30).map("".join)
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [byte_level, metaspace, byte_fallback, late_spaces], ids=lambda make: make.__name__
+)
+@pytest.mark.parametrize("style", ["think", "harmony", "plain", "auto"])
+@given(response=long_texts, prompt=st.sampled_from(["Q: ", "Q<think>\n"]), kept=st.integers(1, 200))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_long_responses_are_read_as_if_anew_at_each_token(tokenizer, style, response, prompt, kept) -> None:
+    how = LiveSteps(tokenizer(), style)
+    ids = tokenizer()(response, add_special_tokens=False)["input_ids"]
+    quick, anew = (kind(how, MarkerDecoder(tokenizer()), prompt) for kind in (_Response, _ReadAnew))
+    want, is_whole = [], []
+    for token_id in ids:
+        want.append(anew.append(token_id))
+        is_whole.append(not anew.text.endswith("\ufffd"))
+    got = [quick.append(token_id) for token_id in ids]
+    assert [place[:2] for place in got] == [place[:2] for place in want]
+    # a blank and half a character in one token: read by itself it begins a step, with the next token it does not
+    assert [p for p, whole in zip(got, is_whole, strict=True) if whole] == [
+        p for p, whole in zip(want, is_whole, strict=True) if whole
+    ]
+    kept = min(kept, len(ids))
+    quick.truncate(kept, got[kept - 1])
+    assert [quick.append(token_id) for token_id in ids[kept:]] == got[kept:]
+
+
+def test_a_step_begins_at_the_first_token_of_a_character_that_takes_several() -> None:
+    how = LiveSteps(byte_level(), "think", ONE_LINE_ONE_STEP)
+    ids = byte_level()("<think>It is so.\n🙂 it is.\n", add_special_tokens=False)["input_ids"]
+    row = how.row(1)
+    places = row.extend([ids[0], *ids])
+    first = next(i for i in range(1, len(ids)) if byte_level().decode(ids[:i]).endswith("\ufffd"))
+    assert [i for i, place in enumerate(places) if place.previous] == [first]

@@ -11,10 +11,11 @@ is the same as shifting the scores of B by `log(tau / p_B)` and those of S by `l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,15 @@ from chainwright._errors import BadInput
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, attn_pattern, widened
+from chainwright.models.seam import (
+    Attend,
+    AttentionCall,
+    Handler,
+    Handlers,
+    attn_pattern,
+    is_plain,
+    weighted_values,
+)
 from chainwright.traces.live import Place
 
 EPSILON = 1e-6
@@ -39,7 +48,7 @@ class Factors(NamedTuple):
     is_needed: Tensor
 
 
-def bridge_factors(p_bridge: Tensor, p_own: Tensor, tau: Tensor, epsilon: float = EPSILON) -> Factors:
+def bridge_factors(p_bridge: Tensor, p_own: Tensor, tau: Tensor | float, epsilon: float = EPSILON) -> Factors:
     """Return the projection onto `p_bridge >= tau` that leaves the mass of everything else as it is.
 
     Where `tau` is more than there is to share, `p_bridge + p_own - epsilon` takes its place. Where the own segment, the
@@ -48,16 +57,17 @@ def bridge_factors(p_bridge: Tensor, p_own: Tensor, tau: Tensor, epsilon: float 
     Args:
         p_bridge: Mass on B.
         p_own: Mass on S.
-        tau: The floor.
+        tau: The floor, above 0.
         epsilon: What counts as next to no mass.
     """
-    room = p_bridge + p_own
-    floor = torch.minimum(tau.expand_as(room), room - epsilon)
     tiny = torch.finfo(p_bridge.dtype).tiny
-    is_needed = (p_bridge < floor) & (p_own > epsilon) & (room > epsilon) & (p_bridge > tiny / EPSILON)
-    one = torch.ones_like(room)
-    bridge = torch.where(is_needed, floor / p_bridge.clamp(min=tiny), one)
-    own = torch.where(is_needed, (room - floor) / p_own.clamp(min=tiny), one)
+    room = p_bridge + p_own
+    # at least `tiny`, so that no quotient below is 0 / 0; without mass in S it is not above p_bridge
+    floor = (room - epsilon).clamp(max=tau).clamp(min=tiny)
+    is_needed = (p_bridge < floor) & (p_bridge > tiny / epsilon)
+    rest = room - floor
+    bridge = floor / torch.where(is_needed, p_bridge, floor)
+    own = rest / torch.where(is_needed, p_own, rest)
     return Factors(bridge, own, is_needed)
 
 
@@ -94,142 +104,192 @@ class Bridge(Edit):
 
     def following(self, follower: Follower, parts: Anatomy, touched: Touched) -> Handlers:
         """Return the handlers of a run that `follower` follows, and the follower's own."""
+        layers = sorted({parts.check_layer(layer) for layer in self.layers})
+        if self.tau_max == 0:
+            return Handlers({})
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        spans = _Spans(follower, self.tau_max)
-        for layer in sorted({parts.check_layer(layer) for layer in self.layers}):
-            by_layer[layer] = (partial(_bridge, spans, touched.counter(parts, layer)),)
+        queries = _Queries(follower, self.tau_max)
+        for layer in layers:
+            by_layer[layer] = (partial(_bridge, queries, touched.counter(parts, layer)),)
         return Handlers(by_layer, (follower.before,))
 
 
-class _Spans:
-    """The bridge and the own segment of each query of the pass that is running, worked out once for all layers."""
+class _Bounds(NamedTuple):
+    """Where the segments of a query lie, in slots: B is `[start, border)`, S is `[border, end)`."""
+
+    start: int
+    border: int
+    end: int
+
+    def tau(self, tau_max: float) -> float:
+        """Return the floor."""
+        return min(math.sqrt((self.border - self.start) / max(1, self.end - self.start)), tau_max)
+
+
+_NO_BOUNDS = _Bounds(0, 0, 0)
+
+
+def _bounds(place: Place | None, first: int, slot: int) -> _Bounds:
+    """Return B and S of one query."""
+    if place is None:
+        return _NO_BOUNDS
+    question_end, thinking_end = place.question_end + first, place.thinking_end
+    if slot < question_end:
+        return _NO_BOUNDS
+    if thinking_end < 0:
+        return _Bounds(first, question_end, slot + 1)
+    border = thinking_end + first
+    if border == question_end or slot < border:
+        return _NO_BOUNDS
+    return _Bounds(question_end, border, slot + 1)
+
+
+class _Queries:
+    """B, S and the floor of each query of the pass that is running, worked out once for all layers.
+
+    Attributes:
+        bounds: For each row those of its queries.
+        has_bridge: Whether any query has one.
+        common: The bounds of all queries, if they are the same.
+    """
 
     def __init__(self, follower: Follower, tau_max: float):
         self.follower = follower
         self.tau_max = tau_max
+        self.bounds: list[list[_Bounds]] = []
+        self.has_bridge = False
+        self.common: _Bounds | None = None
+        self._tau: Tensor | None = None
         self._of: Pass | None = None
-        self._bounds: Tensor | None = None
 
-    def bounds(self) -> Tensor | None:
-        """Return first and last slots of B and S `[N, Tq, 4]`, zero for queries without a bridge; None if all are."""
+    def update(self) -> Pass:
+        """Read the pass that is running, if that was not done, and return it."""
         now = self.follower.latest
         if self._of is not now:
-            rows = [
+            self.bounds = [
                 [_bounds(place, first, now.n_past + i) for i, place in enumerate(row)]
                 for row, first in zip(now.places, now.first, strict=True)
             ]
-            found = torch.tensor(rows, dtype=torch.long).view(len(rows), now.n_new, 4)
-            self._of, self._bounds = now, found if bool(found.any()) else None
-        return self._bounds
+            different = {one for row in self.bounds for one in row}
+            self.has_bridge = different != {_NO_BOUNDS}
+            self.common = different.pop() if len(different) == 1 else None
+            self._tau, self._of = None, now
+        return now
+
+    def tau(self, like: Tensor) -> Tensor | float:
+        """Return the floors `[N, 1, Tq]`, or the one of all queries."""
+        if self.common is not None:
+            return self.common.tau(self.tau_max)
+        if self._tau is None or self._tau.device != like.device or self._tau.dtype != like.dtype:
+            floors = [[[one.tau(self.tau_max) for one in row]] for row in self.bounds]
+            self._tau = torch.tensor(floors, dtype=like.dtype, device=like.device)
+        return self._tau
 
 
-def _bounds(place: Place | None, first: int, slot: int) -> tuple[int, int, int, int]:
-    """Return B and S of one query in slots."""
-    if place is None:
-        return 0, 0, 0, 0
-    question_end, thinking_end = place.question_end + first, place.thinking_end
-    if slot < question_end:
-        return 0, 0, 0, 0
-    if thinking_end < 0:
-        return first, question_end, question_end, slot + 1
-    border = thinking_end + first
-    if border == question_end or slot < border:
-        return 0, 0, 0, 0
-    return question_end, border, border, slot + 1
-
-
-def _bridge(spans: _Spans, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
+def _bridge(queries: _Queries, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
     """Return z with the floor under every query that has a bridge."""
-    z = attend(call)  # (batch, query, head, d_head)
-    bounds = spans.bounds()
-    if bounds is None:
+    now = queries.update()
+    if not queries.has_bridge:
+        return attend(call)
+    n_rows, n_heads, n_queries, _ = call.q.shape
+    if n_queries == 1 and is_plain(attend):
+        # the weights are needed anyway, so that the delegate would only do the same work again
+        z, is_needed = _bridged(queries, slice(0, 1), call, now.offset(call.layer))
+        counter.add_(is_needed.sum())
         return z
-    offset = spans.follower.latest.offsets(call.layer)
-    n_rows, n_queries, n_heads, _ = z.shape
+    z = attend(call)  # (batch, query, head, d_head)
     size = max(1, _WEIGHTS_AT_ONCE // (n_rows * n_heads * call.k.shape[2]))
     out = z
     for start in range(0, n_queries, size):
         here = slice(start, min(start + size, n_queries))
-        if not bool(bounds[:, here].any()):
+        if all(one == _NO_BOUNDS for row in queries.bounds for one in row[here]):
             continue
-        weights = attn_pattern(_at_queries(call, here))
-        found = _bridged(call, weights, bounds[:, here] - offset, spans.tau_max)
-        if found is None:
-            continue
-        changed, is_needed = found
+        changed, is_needed = _bridged(queries, here, _at_queries(call, here), now.offset(call.layer))
         counter.add_(is_needed.sum())
         out = z.clone() if out is z else out
-        out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], changed.to(z.dtype), z[:, here])
+        out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], changed, z[:, here])
     return out
 
 
-def _bridged(call: AttentionCall, weights: Tensor, bounds: Tensor, tau_max: float) -> tuple[Tensor, Tensor] | None:
-    """Return the changed z `[N, Q, H, dv]` and which heads need it `[N, H, Q]`, or None if none does.
-
-    Bounds are indices into the keys; the weights are written over.
-    """
-    sizes = torch.stack([bounds[..., 1] - bounds[..., 0], bounds[..., 3] - bounds[..., 2]], dim=-1).to(weights)
-    tau = (sizes[..., 0] / sizes.sum(-1).clamp(min=1)).sqrt().clamp(max=tau_max)[:, None]
-    groups = _Groups.of(bounds, weights)
-    p_bridge, p_own = groups.masses(weights)
+def _bridged(queries: _Queries, here: slice, call: AttentionCall, offset: int) -> tuple[Tensor, Tensor]:
+    """Return the changed z `[N, Q, H, dv]` of the queries `here`, and which heads need it `[N, H, Q]`."""
+    weights = attn_pattern(call)
+    if weights.requires_grad:
+        weights = weights.clone()  # they are written over, and the backward pass of the softmax reads them
+    tau = queries.tau(weights)
+    if queries.common is not None:
+        groups: _Groups = _Slices(weights, [(..., queries.common)], offset)
+    else:
+        bounds = [row[here] for row in queries.bounds]
+        tau = tau[..., here] if isinstance(tau, Tensor) else tau
+        is_few = weights.shape[0] * weights.shape[2] <= _FEW
+        groups = _Slices(weights, _each(bounds), offset) if is_few else _Members(weights, bounds, offset)
+    p_bridge, p_own = groups.masses()
     factors = bridge_factors(p_bridge, p_own, tau)
-    if not bool(factors.is_needed.any()):
-        return None
-    groups.scale(weights, factors)
-    n_rows, n_heads, n_queries, n_keys = weights.shape
-    by_key_head = weights.view(n_rows, call.v.shape[1], -1, n_keys)
-    z = (by_key_head @ widened(call.v)).view(n_rows, n_heads, n_queries, -1)
-    return z.transpose(1, 2), factors.is_needed
+    groups.scale(factors)
+    return weighted_values(call, weights), factors.is_needed
 
 
-class _Groups(NamedTuple):
-    """The keys of B and S of each query: as slices where queries are few, else as a mask.
+def _each(bounds: list[list[_Bounds]]) -> list[tuple[Any, _Bounds]]:
+    return [((i, slice(None), query), one) for i, row in enumerate(bounds) for query, one in enumerate(row)]
 
-    Attributes:
-        slices: (row, query, keys of B, keys of S).
-        member: `[N, Q, K, 2]`, one for the keys of B and of S; None where slices are used.
-    """
 
-    slices: list[tuple[int, int, slice, slice]]
-    member: Tensor | None
+class _Groups(Protocol):
+    """The weights `[N, H, Q, K]` on B and on S."""
 
-    @classmethod
-    def of(cls, bounds: Tensor, weights: Tensor) -> _Groups:
-        """Return the groups of bounds `[N, Q, 4]`."""
-        bounds = bounds.clamp(min=0)
-        if bounds.shape[0] * bounds.shape[1] <= _FEW:
-            found = [
-                (row, query, slice(a, b), slice(c, d))
-                for row, queries in enumerate(bounds.tolist())
-                for query, (a, b, c, d) in enumerate(queries)
-            ]
-            return cls(found, None)
-        key = torch.arange(weights.shape[-1], device=weights.device)
-        bounds = bounds.to(weights.device)
-        is_bridge = (key >= bounds[..., :1]) & (key < bounds[..., 1:2])  # (batch, query, key)
-        is_own = (key >= bounds[..., 2:3]) & (key < bounds[..., 3:])
-        return cls([], torch.stack([is_bridge, is_own], dim=-1).to(weights.dtype))
+    def masses(self) -> tuple[Tensor, Tensor]:
+        """Return their sums, both `[N, H, Q]`."""
 
-    def masses(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mass of each head on B and on S, both `[N, H, Q]`."""
-        if self.member is not None:
-            masses = torch.einsum("nhqk,nqkg->nhqg", weights, self.member)
-            return masses[..., 0], masses[..., 1]
-        p_bridge, p_own = torch.zeros_like(weights[..., 0]), torch.zeros_like(weights[..., 0])
-        for row, query, bridge, own in self.slices:
-            p_bridge[row, :, query] = weights[row, :, query, bridge].sum(-1)
-            p_own[row, :, query] = weights[row, :, query, own].sum(-1)
+    def scale(self, factors: Factors) -> None:
+        """Multiply them in place."""
+
+
+class _Slices:
+    """The groups as slices, for few queries: `where` is an index into `[N, H, Q]` and what it has in common."""
+
+    def __init__(self, weights: Tensor, where: list[tuple[Any, _Bounds]], offset: int):
+        self.shape = weights.shape[:-1]
+        self.parts: list[tuple[Any, Tensor, Tensor]] = []
+        for at, bounds in where:
+            start, border, end = (max(0, slot - offset) for slot in bounds)
+            own = weights if at is ... else weights[at]
+            self.parts.append((at, own[..., start:border], own[..., border:end]))
+
+    def masses(self) -> tuple[Tensor, Tensor]:
+        """Return their sums."""
+        first, bridge, own = self.parts[0]
+        if first is ...:
+            return bridge.sum(-1), own.sum(-1)
+        p_bridge, p_own = bridge.new_zeros(self.shape), bridge.new_zeros(self.shape)
+        for at, bridge, own in self.parts:
+            p_bridge[at], p_own[at] = bridge.sum(-1), own.sum(-1)
         return p_bridge, p_own
 
-    def scale(self, weights: Tensor, factors: Factors) -> None:
-        """Multiply the weights in place."""
-        if self.member is not None:
-            change = torch.stack([factors.bridge - 1, factors.own - 1], dim=-1)
-            weights.mul_(1 + torch.einsum("nhqg,nqkg->nhqk", change, self.member))
-            return
-        for row, query, bridge, own in self.slices:
-            weights[row, :, query, bridge] *= factors.bridge[row, :, query, None]
-            weights[row, :, query, own] *= factors.own[row, :, query, None]
+    def scale(self, factors: Factors) -> None:
+        """Multiply them in place."""
+        for at, bridge, own in self.parts:
+            bridge.mul_(factors.bridge[at].unsqueeze(-1))
+            own.mul_(factors.own[at].unsqueeze(-1))
+
+
+class _Members:
+    """The groups as a mask `[N, Q, K, 2]`, for many queries."""
+
+    def __init__(self, weights: Tensor, bounds: list[list[_Bounds]], offset: int):
+        at = (torch.tensor(bounds, device=weights.device) - offset)[..., None]  # (batch, query, 3, 1)
+        is_before = torch.arange(weights.shape[-1], device=weights.device) < at  # (batch, query, 3, key)
+        self.weights = weights
+        self.member = (is_before[:, :, 1:] & ~is_before[:, :, :-1]).transpose(-1, -2).to(weights.dtype)
+
+    def masses(self) -> tuple[Tensor, Tensor]:
+        """Return their sums."""
+        masses = torch.einsum("nhqk,nqkg->nhqg", self.weights, self.member)
+        return masses[..., 0], masses[..., 1]
+
+    def scale(self, factors: Factors) -> None:
+        """Multiply them in place."""
+        change = torch.stack([factors.bridge - 1, factors.own - 1], dim=-1)
+        self.weights.mul_(1 + torch.einsum("nhqg,nqkg->nhqk", change, self.member))
 
 
 def _at_queries(call: AttentionCall, here: slice) -> AttentionCall:

@@ -32,14 +32,18 @@ class Pass:
         first: The slot of each row's first token; those before it are padding.
         places: For each row the places of its new tokens; None stands for padding. Positions in a place count from
             the row's first token.
-        offsets: Slot of the first key that a layer is given.
+        windows: Slot of the first key that a layer is given, for the layers that look through a sliding window.
     """
 
     n_past: int
     n_new: int
     first: list[int]
     places: list[list[Place | None]]
-    offsets: Callable[[int], int]
+    windows: dict[int, int]
+
+    def offset(self, layer: int) -> int:
+        """Return the slot of the first key that a layer is given."""
+        return self.windows.get(layer, 0)
 
 
 class Follower:
@@ -66,7 +70,7 @@ class Follower:
         self.known = known
         self.rows: list[LiveRow] | list[KnownRow] = []
         self.first: list[int] = []
-        self.latest = Pass(0, 0, [], [], lambda layer: 0)
+        self.latest = Pass(0, 0, [], [], {})
         self.on_new_run: list[Callable[[], None]] = []
         self.on_reorder: list[Callable[[Tensor], None]] = []
         self._cache: Any = None
@@ -77,8 +81,7 @@ class Follower:
         Raises:
             BadInput: The model is run on embeddings, or goes on from a cache that was filled before.
         """
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        given = {**given.get("kwargs", {}), **given}
+        given = _by_name(module, args, kwargs)
         ids, cache = given.get("input_ids"), given.get("past_key_values")
         if ids is None:
             raise BadInput("This edit reads the tokens, but the model is being run on embeddings; pass input_ids.")
@@ -93,13 +96,8 @@ class Follower:
             )
         self._watch(cache)
         places = [self._extend(row, new, n_past) for row, new in enumerate(ids.tolist())]
-
-        def offset(layer: int) -> int:
-            return offsets.get(layer, 0)
-
         # asked now, since the layers change the cache as they run
-        offsets = {} if cache is None else _offsets(cache, n_new)
-        self.latest = Pass(n_past, n_new, list(self.first), places, offset)
+        self.latest = Pass(n_past, n_new, list(self.first), places, _windows(cache, n_new))
 
     def _begin(self, n_rows: int, first: list[int]) -> None:
         known: Sequence[int | None] = self.n_question or [None]
@@ -148,11 +146,17 @@ class Follower:
             told(order)
 
 
-def _offsets(cache: Any, n_new: int) -> dict[int, int]:
-    layers = getattr(cache, "layers", [])
-    return {
-        i: int(layer.get_mask_sizes(n_new)[1]) for i, layer in enumerate(layers) if hasattr(layer, "get_mask_sizes")
-    }
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward pass by their names."""
+    if not args:
+        return kwargs
+    given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return {**given.get("kwargs", {}), **given}
+
+
+def _windows(cache: Any, n_new: int) -> dict[int, int]:
+    layers = enumerate(getattr(cache, "layers", ()))
+    return {i: int(layer.get_mask_sizes(n_new)[1]) for i, layer in layers if getattr(layer, "is_sliding", False)}
 
 
 def _first_slots(mask: Any, n_rows: int, n_new: int) -> list[int]:

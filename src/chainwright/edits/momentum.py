@@ -1,9 +1,9 @@
 """Momentum (step momentum injection, SMI): what the last step said is added to the first token of the next one.
 
 At the first token of a new step `alpha * mean(v over the tokens of the step before)` is added to each head's output z,
-in every chosen layer. The values come from a buffer of the edit's own, by slot: on layers with a sliding window the
-attention's values have lost the evicted tokens, and sums kept along the way would keep tokens that speculative
-decoding took back.
+in every chosen layer. On layers with a sliding window the attention's values have lost the evicted tokens, so there the
+values come from a buffer of the edit's own, by slot. No sums are kept along the way: they would keep tokens that
+speculative decoding took back.
 
 Source: StepFlow (arXiv 2604.06695), step momentum injection. Departures: every chosen layer gets it (in the authors'
 code only the first one that runs); the whole step is averaged as the paper says, `window` gives the authors' last 4.
@@ -42,7 +42,7 @@ class Momentum(Edit):
     Note:
         Steps are those of the thinking from the second one on. At the first token of a sentence nobody knows whether
         it will be long enough to be a step, so short fragments get it too.
-        Costs the memory of the value cache of the chosen layers once more.
+        On layers with a sliding window it costs the memory of a value cache without a window.
     """
 
     layers: Collection[int]
@@ -65,9 +65,12 @@ class Momentum(Edit):
 
     def following(self, follower: Follower, parts: Anatomy, touched: Touched) -> Handlers:
         """Return the handlers of a run that `follower` follows, and the follower's own."""
+        layers = sorted({parts.check_layer(layer) for layer in self.layers})
+        if self.alpha == 0:
+            return Handlers({})
         by_layer: dict[int, tuple[Handler, ...]] = {}
         sites = _Sites(follower, self)
-        for layer in sorted({parts.check_layer(layer) for layer in self.layers}):
+        for layer in layers:
             buffer = _Values(follower)
             by_layer[layer] = (partial(_inject, sites, buffer, self.alpha, touched.counter(parts, layer)),)
         return Handlers(by_layer, (follower.before,))
@@ -131,11 +134,11 @@ class _Values:
             self.kept = self.kept[order.to(self.kept.device)]
 
     def put(self, call: AttentionCall) -> Tensor:
-        """Keep the values of the pass's new tokens; return all of them."""
+        """Keep the values of the pass's new tokens, and return all of them."""
         latest = self.follower.latest
         end = latest.n_past + latest.n_new
         # the slot of the first key tells which of the values are new
-        start = latest.n_past - latest.offsets(call.layer)
+        start = latest.n_past - latest.offset(call.layer)
         new = call.v[:, :, start : start + latest.n_new]
         if self.kept is None or self.kept.shape[2] < end:
             n_rows, n_kv, _, d = call.v.shape
@@ -152,7 +155,8 @@ def _inject(
 ) -> Tensor:
     """Return z with the mean values added at the first tokens of steps."""
     z = attend(call)  # (batch, query, head, d_head)
-    values = buffer.put(call)
+    # a layer without a window is given the values of all slots
+    values = buffer.put(call) if call.layer in buffer.follower.latest.windows else call.v
     found = sites.now()
     if not found:
         return z

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -89,9 +88,7 @@ class Handlers:
 
 def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return the attention function that the model would have used, from its own modelling file."""
-    # a subclass made elsewhere (parametrisation, FSDP) still has the functions of the class it stems from
-    sources = [sys.modules[cls.__module__] for cls in type(module).__mro__ if cls.__module__ in sys.modules]
-    eager = _first_attribute(sources, "eager_attention_forward")
+    eager = _modelling_attribute(module, "eager_attention_forward")
     if kind == "eager":
         if eager is None:
             raise UnsupportedModel(
@@ -100,13 +97,20 @@ def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tens
             )
         found: Callable[..., tuple[Tensor, Tensor | None]] = eager
         return found
-    interface = _first_attribute(sources, "ALL_ATTENTION_FUNCTIONS") or AttentionInterface()
+    interface = _modelling_attribute(module, "ALL_ATTENTION_FUNCTIONS")
+    if interface is None:
+        interface = AttentionInterface()
     chosen: Callable[..., tuple[Tensor, Tensor | None]] = interface.get_interface(kind, eager)
     return chosen
 
 
-def _first_attribute(sources: list[ModuleType], name: str) -> Any:
-    return next((getattr(source, name) for source in sources if hasattr(source, name)), None)
+def _modelling_attribute(module: nn.Module, name: str) -> Any:
+    # a subclass made elsewhere (parametrisation, FSDP) still has the functions of the class it stems from
+    for cls in type(module).__mro__:
+        source = sys.modules.get(cls.__module__)
+        if hasattr(source, name):
+            return getattr(source, name)
+    return None
 
 
 def _delegate(kind: str, call: AttentionCall) -> Tensor:
@@ -136,6 +140,11 @@ def _seam_attention(
 
 def _wrapped(handler: Handler, attend: Attend, call: AttentionCall) -> Tensor:
     return handler(call, attend)
+
+
+def is_plain(attend: Attend) -> bool:
+    """Return whether `attend` is the model's own attention, with no handler in between."""
+    return isinstance(attend, partial) and attend.func is _delegate
 
 
 def _register() -> None:
@@ -337,10 +346,22 @@ def attn_pattern(call: AttentionCall) -> Tensor:
         scores = cap * torch.tanh(scores / cap)
     if (bias := call.options.get("position_bias")) is not None:
         scores = scores + bias
-    scores = widened(scores).masked_fill(~_visible(call, scores), float("-inf"))
+    scores = widened(scores)
+    sinks = attention_sinks(call)
+    if call.mask is None and call.q.shape[2] == 1 and sinks is None:
+        return scores.softmax(-1)  # one query that sees all
+    scores = scores.masked_fill(~_visible(call, scores), float("-inf"))
     if call.mask is not None and call.mask.dtype != torch.bool:
         scores = scores + call.mask
-    return _normalised(scores, attention_sinks(call))
+    return _normalised(scores, sinks)
+
+
+def weighted_values(call: AttentionCall, weights: Tensor) -> Tensor:
+    """Return z `[N, Tq, H, dv]` from attention weights `[N, H, Tq, Tk]`, in the type of the values."""
+    n_rows, n_heads, n_queries, n_keys = weights.shape
+    by_key_head = weights.view(n_rows, call.v.shape[1], -1, n_keys)  # the query heads of a key head side by side
+    z = by_key_head.to(call.v.dtype) @ call.v
+    return z.view(n_rows, n_heads, n_queries, -1).transpose(1, 2)
 
 
 def _visible(call: AttentionCall, scores: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class LockIn(Edit):
 
 def _lower(follower: Follower, strength: float, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
     """Return z of the call with the scores lowered; what runs inside sees the lowered ones."""
-    now, offset = follower.latest, follower.latest.offsets(call.layer)
+    now, offset = follower.latest, follower.latest.offset(call.layer)
     n_rows, n_heads, n_queries, _ = call.q.shape
     bias = torch.zeros(n_rows, 1, n_queries, call.k.shape[2], dtype=call.q.dtype, device=call.q.device)
     for row, places in enumerate(now.places):

@@ -261,13 +261,12 @@ class _Whole(Edit):
     repair: StepFlow
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of all, and the follower once; nothing is followed for no layers."""
-        if not any(one.layers for one in self.edits):
-            return Handlers({})
-        handlers = Handlers({}, (self._count, self.follower.before))
+        """Return the handlers of all, and the follower once; without layers to act in nothing is followed."""
+        handlers = Handlers({})
         for one in self.edits:
             handlers = handlers.joined(Handlers(one.following(self.follower, parts, touched).by_layer))
-        return handlers
+        followed = (self.follower.before,) if handlers.by_layer else ()
+        return Handlers(handlers.by_layer, (self._count, *followed))
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)

@@ -98,7 +98,7 @@ class Segments:
 
 def detect_style(question: str, response: str) -> Style:
     """Return the style that the markers in a question's end and in its response speak for."""
-    if _CLOSING["harmony"].search(response) or _OPENING["harmony"].match(response):
+    if "<|channel|>" in response and (_CLOSING["harmony"].search(response) or _OPENING["harmony"].match(response)):
         return "harmony"
     if "</think>" in response or _OPENING["think"].match(response):
         return "think"
@@ -146,12 +146,12 @@ def segment(
     """
     known = check_style(style)
     config = config or SegmentConfig()
-    begin, close, border = _borders(text, known, opened, complete)
+    begin, close, border = find_borders(text, known, opened=opened, complete=complete)
     steps = _thinking_steps(text, begin, close, border, config) + _summary_steps(text, border)
     return Segments(known, Span(0, begin), Span(begin, border), Span(border, len(text)), tuple(steps))
 
 
-class _Borders(NamedTuple):
+class Borders(NamedTuple):
     """Where the thinking begins, where its closing marker begins, and where the summary begins."""
 
     begin: int
@@ -159,21 +159,21 @@ class _Borders(NamedTuple):
     border: int
 
 
-def _borders(text: str, style: Style, opened: bool, complete: bool) -> _Borders:
-    """Return the borders of the segments; see `segment`."""
+def find_borders(text: str, style: Style, *, opened: bool, complete: bool) -> Borders:
+    """Return the borders of the segments alone; see `segment`."""
     if style == "plain":
         answer = _answer_line_start(text, complete)
-        return _Borders(0, answer, answer)
+        return Borders(0, answer, answer)
     opening = _OPENING[style].match(text)
     begin = opening.end() if opening else 0
     closing = _CLOSING[style].search(text, begin)
     if closing is None:
         border = len(text) if opening or opened else 0
-        return _Borders(begin, border, border)
+        return Borders(begin, border, border)
     if style == "harmony" and not (opening or opened) and not text[: closing.start()].strip():
         # A final header with no analysis before it closes the question: there is no thinking.
-        return _Borders(closing.end(), closing.end(), closing.end())
-    return _Borders(begin, closing.start(), closing.end())
+        return Borders(closing.end(), closing.end(), closing.end())
+    return Borders(begin, closing.start(), closing.end())
 
 
 def _answer_line_start(text: str, complete: bool) -> int:
@@ -181,16 +181,13 @@ def _answer_line_start(text: str, complete: bool) -> int:
 
     Without one it is the last line that is not blank, or the end of a text that is not complete.
     """
-    start = last = 0
-    answer = None
-    for line in text.splitlines(keepends=True):
-        if line.strip():
-            last = start
-            if announces_answer(line):
-                answer = start
-        start += len(line)
-    if answer is not None:
-        return answer
+    end, last = len(text), 0
+    for line in reversed(text.splitlines(keepends=True)):
+        start = end - len(line)
+        if announces_answer(line):
+            return start
+        last = last or (start if line.strip() else 0)
+        end = start
     return last if complete else len(text)
 
 
