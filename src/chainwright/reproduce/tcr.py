@@ -30,6 +30,7 @@ from chainwright._flips import Flips, flips
 from chainwright._tables import Tables
 from chainwright.decode import generate, prompt_ids
 from chainwright.evaluation import Comparison, compare
+from chainwright.figures.words import listed
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair import TCR, EntropyDetector, GoldDetector, RemoveAndResample, Repair
@@ -61,6 +62,7 @@ WAYS = (
     "DoLa",
 )
 VARIANTS = ("all", "last", "half")
+NO_GOLD = "they need right chains of one wording, which only the short rendering has."
 _GOLD = ("TCR, gold", "best head, gold", "remove, gold")
 
 
@@ -119,6 +121,14 @@ class ReproduceTCRConfig:
             raise unknown_name("way of decoding", unknown[0], WAYS)
         if unknown := [v for v in self.variants if v not in VARIANTS]:
             raise unknown_name("variant", unknown[0], VARIANTS)
+        if self.rendering != "short" and (gold := [way for way in self.ways if way in _GOLD]):
+            raise BadInput(
+                f"{gold[0]!r} cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave it out (--ways)."
+            )
+        if self.rendering != "short" and self.variants:
+            raise BadInput(
+                f"Ablations cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave the variants out."
+            )
         names = self.all_ways()
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise BadInput(f"{twice[0]!r} names two ways of decoding; give each once, or rename a repair's folder.")
@@ -310,6 +320,9 @@ class ReproduceTCR(Plan):
             tables = {f"Ablations: {k}": rows for k, rows in read_json(done["ablations"] / "rows.json").items() if rows}
             note = "Chains are counted by forced passes over the right chains of the same problems."
             found_all.append(Tables(title="Ablations", tables=tables, notes=[note]))
+        if config.rendering != "short":
+            left_out = f"{listed([repr(way) for way in _GOLD])}, and the ablations"
+            found_all.append(Tables(title="Left out", tables={}, notes=[f"{left_out}: {NO_GOLD}"]))
         figures = done["repair"] / "figures.json"
         if figures.exists():
             rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
