@@ -49,12 +49,17 @@ def test_the_order_of_the_centres_is_counted_by_query():
     each = torch.zeros(2, 5, 4)
     each[0, [0, 1, 2, 3], [0, 1, 2, 3]] = 1.0  # A to D, a layer each
     each[1, [1, 3], [3, 0]] = 1.0  # B above D; A and C have nothing
-    found = FlowStages(credit=each[:, :4].mean(0), elsewhere=each[:, 4].mean(0), each=each, n_queries=2)
+    each[1, 4, 1] = 0.5
+    sizes = torch.tensor([[1, 2, 0], [2, 2, 4]])
+    found = FlowStages(credit=each[:, :4].mean(0), elsewhere=each[:, 4].mean(0), each=each, sizes=sizes, n_queries=2)
     assert found.order() == {
-        "A below B": (1, 1), "B below C": (1, 1), "C below D": (1, 1), "A, B below C, D": (1, 2)
+        "A below B": (1, 1), "B below C": (1, 1), "C below D": (1, 1), "A, B below C, D": (1, 2),
+        "elsewhere below C, D": (0, 1),
     }  # fmt: skip
     assert found.centres[:2] == [0.0, 2.0]
-    assert found.rows()[-1]["what"] == "elsewhere" and found.rows()[-1]["share"] == 0
+    assert found.rows()[-1]["what"] == "elsewhere" and abs(found.rows()[-1]["share"] - 0.5 / 6.5) < 1e-6
+    assert_close(found.first_shares, torch.tensor([0.5, 0.4]))
+    assert abs(found.density - (1 / 2) / (0.5 / 4)) < 1e-6, "only the second query has unmarked positions"
 
 
 def test_queries_without_marks_are_refused():

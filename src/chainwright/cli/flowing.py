@@ -132,6 +132,8 @@ def _print_found(found: list[Finding]) -> None:
         for cells in columns[1:]:
             table.add_row(*cells)
         out.print(table)
+    for line in flows.error_lines(found):
+        out.print(plain(line), highlight=False, soft_wrap=True)
     for one in found:
         if isinstance(one, FlowContrast):
             out.print(plain(one.summary()), highlight=False, soft_wrap=True)

@@ -62,6 +62,7 @@ class FlowStages(Finding):
         credit: `[4, L]`, nats; negative credit is left out.
         elsewhere: Credit of all other positions, `[L]`, nats.
         each: Credit of the stages and elsewhere in each query, `[N, 5, L]`.
+        sizes: Positions of the first mark, of the second one with the end, and elsewhere, in each query, `[N, 3]`.
         n_queries: Queries that were followed.
         name: What the queries are.
         marks: What the two marked kinds of position are called.
@@ -70,6 +71,7 @@ class FlowStages(Finding):
     credit: Tensor
     elsewhere: Tensor
     each: Tensor
+    sizes: Tensor
     n_queries: int
     name: str = ""
     marks: list[str] = field(default_factory=lambda: ["entity", "relation"])
@@ -96,17 +98,33 @@ class FlowStages(Finding):
     def order(self) -> dict[str, tuple[int, int]]:
         """Return how often one stage's centre lies below another's, as (queries, queries in which both have credit).
 
-        The pairs are those of neighbours, and both stages at the entity (A, B) against both later ones (C, D).
+        The pairs are those of neighbours, both stages at the first mark (A, B) against both later ones (C, D), and as a
+        control the unmarked positions against C and D: whatever stands earlier is read by later layers.
         """
-        each = self.each[:, :4]
-        halves = torch.stack([each[:, :2].sum(1), each[:, 2:].sum(1)], dim=1)
+        each = self.each
+        halves = torch.stack([each[:, :2].sum(1), each[:, 2:4].sum(1), each[:, 4]], dim=1)
         centres, both = _centres(each), _centres(halves)
         pairs = {f"{a} below {b}": (centres[:, i], centres[:, i + 1]) for i, (a, b) in enumerate(_NEIGHBOURS)}
         pairs["A, B below C, D"] = (both[:, 0], both[:, 1])
+        pairs["elsewhere below C, D"] = (both[:, 2], both[:, 1])
         return {
             name: (int((low < high).sum()), int((low.isfinite() & high.isfinite()).sum()))
             for name, (low, high) in pairs.items()
         }
+
+    @property
+    def first_shares(self) -> Tensor:
+        """The share of the credit at the first mark (A and B) in each query, `[N]`."""
+        total = self.each.sum((1, 2))
+        return self.each[:, :2].sum((1, 2)) / total.clamp(min=1e-12)
+
+    @property
+    def density(self) -> float:
+        """Credit of a token of the first mark over that of an unmarked one, median over queries; NaN without such."""
+        first = self.each[:, :2].sum((1, 2)) / self.sizes[:, 0]
+        other = self.each[:, 4].sum(1) / self.sizes[:, 2]
+        ratio = (first / other)[other > 0]
+        return float(ratio.median()) if len(ratio) else float("nan")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the stage table: stage, what, first and last layer, centre and share; the last row is elsewhere."""
@@ -193,15 +211,17 @@ def flow_stages(
         raise BadInput("The stages need at least one marked query; got none.")
     for i, query in enumerate(queries):
         _check_marks(i, query, marks)
-    each = []
+    each, sizes = [], []
     for query in queries:
         flow = logit_flow(model, query.input_ids, query.token_id, norm=norm, **{"n_words": 0, **options})
         each.append(stage_credit(flow, query.entity, query.relation))
+        sizes.append([len(part) for part in _places(len(flow.input_ids), query.entity, query.relation)])
     every = torch.stack(each)
     return FlowStages(
         credit=every[:, :4].mean(0),
         elsewhere=every[:, 4].mean(0),
         each=every,
+        sizes=torch.tensor(sizes),
         n_queries=len(queries),
         name=name,
         marks=list(marks),
@@ -225,16 +245,21 @@ def _check_marks(i: int, query: MarkedQuery, names: tuple[str, str]) -> None:
 
 def stage_credit(flow: LogitFlow, entity: Sequence[int], relation: Sequence[int]) -> Tensor:
     """Return the credit of each stage by layer of one query, and that of all other positions, `[5, L]`."""
-    last = len(flow.input_ids) - 1
-    at_relation = sorted({*relation, last} - set(entity))
-    others = sorted({*range(last + 1)} - {*entity, *at_relation})
+    at_entity, at_relation, others = _places(len(flow.input_ids), entity, relation)
     query, value = flow.flow[1:].clamp(min=0).sum(0), flow.flow[0].clamp(min=0)  # (position, layer, kind)
     return torch.stack(
         [
-            query[list(entity), :, FFN].sum(0),
-            query[list(entity), :, ATTN].sum(0),
+            query[at_entity, :, FFN].sum(0),
+            query[at_entity, :, ATTN].sum(0),
             query[at_relation, :, FFN].sum(0),
             query[at_relation, :, ATTN].sum(0) + value.sum((0, 2)),
             query[others].sum((0, 2)),
         ]
     )
+
+
+def _places(n_tokens: int, entity: Sequence[int], relation: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Return the positions of the entity, of the relation with the end, and all others."""
+    at_entity = sorted(set(entity))
+    at_relation = sorted({*relation, n_tokens - 1} - set(at_entity))
+    return at_entity, at_relation, sorted({*range(n_tokens)} - {*at_entity, *at_relation})

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +42,7 @@ from chainwright.traces import Trace
 
 WORLD_TASKS = ("one-hop", "two-hop")
 _MOST_ASKED = 2000
+_WRITTEN = ", first errors, what was written"
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _at_errors(
         if said:
             return {
                 f"{task}; {kind}, right": slot_queries(tokenizer, traces, correct_contexts(traces, wrong, n)),
-                f"{task}; {kind}, first errors, what was written": said,
+                f"{task}; {kind}{_WRITTEN}": said,
                 f"{task}; {kind}, first errors, the right token": slot_queries(
                     tokenizer, traces, wrong, follow="right"
                 ),
@@ -239,18 +241,39 @@ def _check_n(n: int) -> None:
 def stage_tables(found: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
     """Return a row for each stage table, by what stands before the first "; " of its name.
 
-    A cell is a stage's layers, its centre in brackets and its share of the credit; the last counts the queries in
-    which A and B lie below C and D.
+    A cell is a stage's layers, its centre in brackets and its share of the credit. Below them: in how many queries A
+    and B, or unmarked positions, lie below C and D; the median share of A and B; and what a token of theirs has for
+    each nat of an unmarked one.
     """
     tables: dict[str, list[dict[str, Any]]] = {}
     for stage in found:
         if isinstance(stage, FlowStages):
             title, _, name = stage.name.partition("; ")
-            k, n = stage.order()["A, B below C, D"]
             cells = {each["stage"] or each["what"]: _said(each) for each in stage.rows()}
-            row = {"queries": name or "marked", "n": stage.n_queries, **cells, "A, B below C, D": f"{k} of {n}"}
-            tables.setdefault(title, []).append(row)
+            order = {pair: f"{k} of {n}" for pair, (k, n) in stage.order().items() if "," in pair}
+            row: dict[str, Any] = {"queries": name or "marked", "n": stage.n_queries, **cells, **order}
+            ratio = "none" if stage.density != stage.density else f"{stage.density:.1f}"
+            row["A + B, median"] = f"{float(stage.first_shares.median()):.1%}"
+            tables.setdefault(title, []).append(row | {"token of A, B over one elsewhere": ratio})
     return tables
+
+
+def error_lines(found: Sequence[Finding]) -> list[str]:
+    """Return a line for each task: how much first errors draw on the input of their step, and right slots like them."""
+    named = {stage.name: stage for stage in found if isinstance(stage, FlowStages)}
+    lines = []
+    for name, wrong in named.items():
+        slot = name.removesuffix(_WRITTEN)
+        if slot == name or f"{slot}, right" not in named:
+            continue
+        right = named[f"{slot}, right"]
+        p = stats.mannwhitneyu(right.first_shares.numpy(), wrong.first_shares.numpy()).pvalue
+        lines.append(
+            f"{slot}: A and B have a median share of {float(right.first_shares.median()):.1%} in {right.n_queries} "
+            f"right slots and of {float(wrong.first_shares.median()):.1%} in {wrong.n_queries} first errors "
+            f"(Mann-Whitney p = {p:.2g}, not corrected)."
+        )
+    return lines
 
 
 def _said(row: Mapping[str, Any]) -> str:
