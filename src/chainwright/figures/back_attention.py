@@ -71,7 +71,11 @@ def sweep(points: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
 
 
 def readings(
-    groups: Mapping[str, Sequence[Sequence[float]]], positions: Sequence[str], targets: Sequence[int]
+    groups: Mapping[str, Sequence[Sequence[float]]],
+    positions: Sequence[str],
+    targets: Sequence[int],
+    *,
+    is_narrow: bool = False,
 ) -> go.Figure:
     """Return where a back attention reads at the last position, a map for each group of questions.
 
@@ -79,9 +83,14 @@ def readings(
         groups: Mean weight by depth and position, by name of the group.
         positions: Names of the positions.
         targets: The depths that are read.
+        is_narrow: One map below the other, for narrow pages.
     """
-    fig = make_subplots(1, len(groups), subplot_titles=list(map(safe, groups)), shared_yaxes=True,
-                        horizontal_spacing=0.06)  # fmt: skip
+    shape = (len(groups), 1) if is_narrow else (1, len(groups))
+    panel, gap = 50 + 40 * len(targets), 62
+    fig = make_subplots(
+        *shape, subplot_titles=list(map(safe, groups)), shared_yaxes=not is_narrow, horizontal_spacing=0.06,
+        vertical_spacing=gap / (panel * shape[0] + gap * (shape[0] - 1)) if shape[0] > 1 else 0,
+    )  # fmt: skip
     for k, (group, rows) in enumerate(groups.items()):
         heat = go.Heatmap(
             z=[list(row) for row in rows],
@@ -93,13 +102,14 @@ def readings(
             texttemplate="%{z:.2f}" if len(positions) <= 8 else None,
             hovertemplate=f"{safe(group)}<br>%{{y}}, %{{x}}: weight %{{z:.3f}}<extra></extra>",
         )
-        fig.add_trace(heat, 1, k + 1)
+        fig.add_trace(heat, k + 1 if is_narrow else 1, 1 if is_narrow else k + 1)
     fig.update_xaxes(showgrid=False)
     fig.update_yaxes(showgrid=False)
     bar = {"title": {"text": "weight"}, "thickness": 12, "outlinewidth": 0}
     axis = {"cmin": 0, "cmax": 1, "colorbar": bar}
     margin = {"t": 40, "l": 10, "r": 10, "b": 30}
-    return fig.update_layout(height=150 + 40 * len(targets), template=template(), coloraxis=axis, margin=margin)
+    height = 70 + panel * shape[0] + gap * (shape[0] - 1)
+    return fig.update_layout(height=height, template=template(), coloraxis=axis, margin=margin)
 
 
 def position_curves(groups: Mapping[str, Tensor], positions: Sequence[str], *, is_narrow: bool = False) -> go.Figure:
@@ -113,7 +123,7 @@ def position_curves(groups: Mapping[str, Tensor], positions: Sequence[str], *, i
     columns = min(2 if is_narrow else 4, len(positions))
     n_rows = -(-len(positions) // columns)
     n_depths = next(iter(groups.values())).shape[1]
-    fig = make_subplots(n_rows, columns, subplot_titles=list(map(safe, positions)), shared_yaxes=True,
+    fig = make_subplots(n_rows, columns, subplot_titles=list(map(safe, positions)), shared_yaxes="all",
                         horizontal_spacing=0.04, vertical_spacing=0.22 if n_rows > 1 else 0)  # fmt: skip
     depths = depth_names(n_depths)
     for k in range(len(positions)):

@@ -56,8 +56,12 @@ def _map(found: BackAttentionFinding, charts: dict[str, Any]) -> dict[str, Any] 
     groups = {f"answered {name}": found.readings[name] for name in ("right", "wrong") if found.readings.get(name)}
     if not groups:
         return None
-    fig = figures.readings(groups, found.readings["positions"], found.readings["targets"])
-    charts["back-attention-read"] = drawn(fig, _cells(found.readings, groups))
+    axes = found.readings["positions"], found.readings["targets"]
+    charts["back-attention-read"] = drawn(
+        figures.readings(groups, *axes),
+        _cells(found.readings, groups),
+        narrow=figures.readings(groups, *axes, is_narrow=True),
+    )
     counts = [f"{found.readings[f'n_{name.split()[1]}']} {name}" for name in groups]
     return {"name": "back-attention-read", "n": " and ".join(counts)}
 
