@@ -9,7 +9,7 @@ import torch
 
 from chainwright import BadInput, MarkedQuery, Trace, correct_contexts, erroneous_contexts, load_model, tasks
 from chainwright.diagnose import flow_contrast, logit_flow, result_queries, slot_queries
-from chainwright.diagnose.flow_prompts import flow_prompt, marked_prompt, problem_queries
+from chainwright.diagnose.flow_prompts import flow_prompt, hop_marks, marked_prompt, problem_queries
 from chainwright.tasks.knowledge import World
 from families import random_ids, tiny
 
@@ -112,8 +112,13 @@ def test_questions_of_a_world_are_marked():
     problem = World().question(3, 1, 2, order="nested")
     (query,) = problem_queries(tokenizer, [problem], [problem.answer], [problem.facts["e2"]])
     strs = tokenizer.convert_ids_to_tokens(query.input_ids.tolist())
-    assert [strs[i] for i in query.entity] == [problem.facts["e1"]]
-    assert [strs[i] for i in query.relation] == [problem.facts["r1"], problem.facts["r2"]]
+    assert [strs[i] for i in query.entity] == [problem.facts["r1"]]
+    assert [strs[i] for i in query.relation] == [problem.facts["r2"]]
+    single = World().question(3, 1)
+    (one,) = problem_queries(tokenizer, [single], [single.answer], [None])
+    assert [strs[i] for i in query.entity] == [problem.facts["r1"]] and hop_marks(1) == ("entity", "relation")
+    words = tokenizer.convert_ids_to_tokens(one.input_ids.tolist())
+    assert [words[i] for i in (*one.entity, *one.relation)] == [single.facts["e1"], single.facts["r1"]]
     (lone,) = problem_queries(tokenizer, [problem], [problem.answer], [problem.answer])
     assert lone.conflict_id is None
 

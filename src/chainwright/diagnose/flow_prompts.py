@@ -143,7 +143,10 @@ def problem_queries(
     follow: Sequence[str],
     against: Sequence[str | None],
 ) -> list[MarkedQuery]:
-    """Return questions of a made-up world as queries: entity e1, relations r1 and r2.
+    """Return questions of a made-up world as queries with two words marked.
+
+    With one hop these are e1 and r1, the entity and the relation. With two they are r1 and r2 (`hop_marks`):
+    whether the first hop's position has a part in the answer is the question there.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -157,8 +160,16 @@ def problem_queries(
     queries = []
     for problem, target, other in zip(problems, follow, against, strict=True):
         prompt = flow_prompt(tokenizer, problem.prompt, target, against=None if other == target else other, span=None)
-        relations = [problem.facts[name] for name in ("r1", "r2") if name in problem.facts]
-        entity = _place(tokenizer, prompt, "entity", problem.facts["e1"])
-        marks = tuple(i for word in relations for i in _place(tokenizer, prompt, "relation", word))
-        queries.append(MarkedQuery(prompt.input_ids, prompt.target_ids[0], entity, marks, prompt.conflict_id))
+        first, second = (
+            _place(tokenizer, prompt, name, problem.facts[key])
+            for key, name in zip(
+                ("r1", "r2") if problem.hops == 2 else ("e1", "r1"), hop_marks(problem.hops), strict=True
+            )
+        )
+        queries.append(MarkedQuery(prompt.input_ids, prompt.target_ids[0], first, second, prompt.conflict_id))
     return queries
+
+
+def hop_marks(hops: int) -> tuple[str, str]:
+    """Return what the two marked words of a question of a made-up world are called."""
+    return ("first relation", "second relation") if hops == 2 else ("entity", "relation")

@@ -28,7 +28,7 @@ from chainwright.diagnose import (
     flow_stages,
     logit_flow,
 )
-from chainwright.diagnose.flow_prompts import flow_prompt, marked_prompt, problem_queries
+from chainwright.diagnose.flow_prompts import flow_prompt, hop_marks, marked_prompt, problem_queries
 from chainwright.diagnose.flow_slots import SLOT_MARKS, result_queries, slot_queries
 from chainwright.diagnose.logit_flow import SpanMode
 from chainwright.figures.words import percent
@@ -121,7 +121,8 @@ def world_flow(
     ]
     n_right = sum(p.answer == s for p, s in zip(asked, said, strict=True))
     share = f"{task}, {order} order, {n_right} of {len(asked)} right"
-    found += [flow_stages(model, queries, name=f"{share}; {group}") for group, queries in groups.items()]
+    marks = hop_marks(asked[0].hops)
+    found += [flow_stages(model, each, name=f"{share}; {group}", marks=marks) for group, each in groups.items()]
     compared = {group: queries for group, queries in groups.items() if any(q.conflict_id is not None for q in queries)}
     if compared:
         names = _position_names(tokenizer, asked[0])
