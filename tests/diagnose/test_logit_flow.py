@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from chainwright import BadInput, Finding, LogitFlow, UnsupportedModel, logit_flow
 from chainwright.diagnose._flow_reader import linear_norm, read_pass, with_hidden
@@ -12,7 +13,7 @@ from chainwright.diagnose._flow_trace import Neuron, Tracer
 from chainwright.edits import AttendBack, BackHead, edit
 from chainwright.models.anatomy import anatomy, given_tensor
 from chainwright.models.seam import STATE_KEY, Handlers, attach
-from chainwright.models.writers import feed_forwards
+from chainwright.models.writers import attn_writes, feed_forwards, mlp_writes
 from families import FAMILIES, random_ids, tiny
 from reference import assert_close, attention, block, out_proj
 
@@ -392,3 +393,64 @@ def test_an_mlp_whose_weights_are_hidden_is_refused():
 def test_attention_module_is_where_the_reference_looks():
     model = tiny("llama")
     assert anatomy(model).layers[1].attention is attention(model, "llama", 1)
+
+
+_SIZES = dict(num_hidden_layers=3, hidden_size=48, intermediate_size=64, num_attention_heads=4, vocab_size=61)
+_MORE = {
+    "olmo2": dict(_SIZES, num_key_value_heads=2, pad_token_id=0),
+    "mixtral": dict(_SIZES, num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": dict(
+        _SIZES, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+        decoder_sparse_step=1, mlp_only_layers=[1],
+    ),
+    "granite": dict(_SIZES, num_key_value_heads=2, residual_multiplier=0.3, logits_scaling=2.0),
+}  # fmt: skip
+_WITHOUT_BIAS = ["llama", "qwen2", "qwen3", "phi3", "mistral", "gemma2", "gemma3_text", "deepseek_v3", *_MORE]
+
+
+def any_model(family: str):
+    """Return a float64 model of a family of the seam's or of those that only this file knows."""
+    if family in FAMILIES:
+        return plain_model(family)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_MORE[family])).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:
+                weight.normal_(0, 1.2 / weight.shape[-1] ** 0.5)
+            else:
+                weight.mul_(1 + 0.3 * torch.randn_like(weight))  # norms that are not all ones
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    return model.double()
+
+
+@pytest.mark.parametrize("family", _MORE)
+@torch.no_grad()
+def test_sums_with_norms_behind_and_experts(family):
+    model, ids = any_model(family), random_ids(1, _T)
+    flow = logit_flow(model, ids, _TOKEN, norm="frozen", n_neurons=4, n_traced=4)
+    want = model(ids).logits[0, -1].log_softmax(-1)[_TOKEN]
+    total = flow.embedding + float((flow.attention + flow.mlp + flow.between).sum())
+    assert abs(flow.logprob - float(want)) < 1e-9 and abs(total - flow.logprob) < 1e-4
+
+
+@pytest.mark.parametrize("family", _WITHOUT_BIAS)
+@torch.no_grad()
+def test_neurons_add_up_to_what_their_half_writes(family):
+    """All attention neurons to the attention, all neurons of all experts that ran to the MLP, norms behind included."""
+    model, ids = any_model(family), random_ids(1, _T)
+    parts = anatomy(model)
+    with attach(model, Handlers({})):
+        ffs = feed_forwards(parts)
+        reads = read_pass(parts, ffs, ids)
+        tracer = Tracer(parts, ffs, reads, 4, 4)
+        for i, read in enumerate(reads):
+            every = torch.arange(read.z[-1].numel())
+            written = attn_writes(parts.layers[i], read.z[-1], every).sum(0)
+            assert_close(written, (read.mid - read.pre)[-1], f"attention of layer {i}", _ROOM)
+            run = tracer.neurons_at(i, _T - 1)
+            written = sum(mlp_writes(ffs[i], g, run.out, torch.arange(len(g.activation))).sum(0) for g in run.groups)
+            assert_close(written, (read.post - read.mid)[-1], f"MLP of layer {i}", _ROOM)
+            if family in ("mixtral", "qwen3_moe"):
+                assert len(run.groups) == (1 if (family, i) == ("qwen3_moe", 1) else 2), "a group for each expert"
