@@ -31,6 +31,7 @@ from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import position_ids
 from chainwright.models.load import model_name
 from chainwright.models.residual import unembed
+from chainwright.models.seam import causal_lm
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
@@ -212,7 +213,7 @@ def _room(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> int:
 
 
 def _n_positions(model: nn.Module) -> int:
-    return int(getattr(anatomy(model).model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+    return int(getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 def _batches(prompts: list[_Prompt], batch_size: int | None, n_positions: int) -> Iterator[list[_Prompt]]:

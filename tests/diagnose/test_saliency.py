@@ -251,3 +251,23 @@ def test_the_plan_grows_linearly_in_memory_and_needs_no_run() -> None:
     short, long = (plan_step_saliency(model, (ids[:n], [(0, n)])) for n in (4000, 8000))
     assert 1.5 < long.mebibytes / short.mebibytes < 2.2 and long.seconds > short.seconds > 0
     assert str(long).startswith("1 trace of up to 8000 tokens in 1 steps: about ")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_plan_needs_no_weights(family: str) -> None:
+    model, trace = tiny(family), trace_of()
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    want, got = plan_step_saliency(model, trace), plan_step_saliency(empty, trace, device="cpu")
+    assert got[:3] == want[:3] and got.mebibytes == pytest.approx(want.mebibytes, rel=0.1) and got.seconds > 0
+    with pytest.raises(BadTrace, match="300 tokens, but the model has positions for 256"):
+        plan_step_saliency(empty, (torch.full((300,), 5), [(0, 300)]))
+
+
+def test_a_plan_for_a_large_model_takes_no_memory() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        large = LlamaForCausalLM(LlamaConfig(max_position_embeddings=32768, dtype="bfloat16"))
+    found = plan_step_saliency(large, (torch.full((16384,), 5), [(0, 100), (100, 16384)]), device="cpu")
+    assert found.n_tokens == 16384 and 4_000 < found.mebibytes < 40_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,11 +92,13 @@ def diagnose(
 
 
 def print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:
-    """Print what the step maps will take; nothing is written."""
+    """Print what the step maps will take; no weights are read and nothing is written."""
+    from chainwright.models.load import empty_model, load_tokenizer
     from chainwright.studies.stepping import plan_steps
 
-    loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
-    found = plan_steps(loaded.model, loaded.tokenizer, config)
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(config.model, **source)
+    found = plan_steps(empty_model(config.model, dtype=config.dtype, **source), tokenizer, config, device)
     out.print(f"Step maps, if the responses are as long as the gold chains: {found}", highlight=False, soft_wrap=True)
 
 

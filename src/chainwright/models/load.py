@@ -91,6 +91,29 @@ def load_model(
     return LoadedModel(model, tokenizer)
 
 
+def empty_model(
+    name: str | Path, *, dtype: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return a model without its weights, on the meta device, for estimates; only the config is read or fetched.
+
+    Raises:
+        BadInput: No such model, or a config that makes none.
+    """
+    where = _resolve(str(name))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, **options)
+            number = dtype or str(config.dtype or torch.float32).removeprefix("torch.")
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, dtype=getattr(torch, number), trust_remote_code=trust_remote_code
+                )
+        except _LOADING_ERRORS as error:
+            raise BadInput(_why_not(str(name), where, error)) from error
+    return model
+
+
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:

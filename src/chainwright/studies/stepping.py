@@ -74,7 +74,9 @@ def choose_traces(traces: list[Trace], n: int) -> list[int]:
     return sorted(wrong[:n] + right[:n])
 
 
-def plan_steps(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: DiagnoseConfig) -> SaliencyPlan:
+def plan_steps(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: DiagnoseConfig, device: str | None = None
+) -> SaliencyPlan:
     """Return what the step maps of a diagnosis will take at most, if its traces are as long as the gold chains.
 
     Raises:
@@ -86,7 +88,7 @@ def plan_steps(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Dia
         for cell in cells(config)
         for problem in tasks.sample(cell.task, cell.hops, n, cell.seed, rendering=config.rendering)
     ]
-    return plan_step_saliency(model, gold)
+    return plan_step_saliency(model, gold, device=device)
 
 
 def load_steps(config: DiagnoseConfig, done: Results) -> list[Finding]:
