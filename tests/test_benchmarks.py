@@ -1,7 +1,5 @@
 """The benchmark's own code path, without the other tools, so that the script cannot rot."""
 
-import argparse
-import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +7,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from chainwright.reproduce._back_cost import CostSettings, back_cost
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "knockout_sweep.py"
 
@@ -71,10 +71,11 @@ def test_the_cost_of_back_attention_is_set_beside_the_formula() -> None:
     spec = importlib.util.spec_from_file_location("back_attention_bench", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = {None: module.Took(1.0, 2.0), 0: module.Took(2.0, 4.2), 6: module.Took(1.25, 2.5)}
-    lines = module.table(found, 8)
-    assert lines[3].split("|")[4:8] == [" 4200.00 ", " 2.10 ", " 2.00 ", " 1.05 "]
-    assert lines[4].split("|")[6:8] == [" 1.25 ", " 1.00 "]
-    model = module.random_model(argparse.Namespace(d_model=32, layers=2))
-    took = module.decode(model, torch.arange(8)[None], 2, contextlib.nullcontext())
-    assert took.prefill > 0 and took.token > 0
+    settings = CostSettings(layers=2, d_model=32, d_back=4, tokens=8, new=2, repeats=1, sources=(0, 1))
+    rows = back_cost(settings)
+    assert [row["source"] for row in rows] == ["none", 0, 1] and [row["formula"] for row in rows] == [1.0, 2.0, 1.5]
+    for row in rows:
+        assert row["token ratio"] == pytest.approx(row["token ms"] / rows[0]["token ms"])
+        assert row["token / formula"] == pytest.approx(row["token ratio"] / row["formula"])
+    lines = module.table(rows)
+    assert len(lines) == 5 and lines[3].startswith("| 0 | ")

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chainwright import AnswerTraining, BackAttention, BadInput, Problem, Repair, generate, score
+from chainwright import AnswerTraining, BackAttention, BadInput, Problem, Repair, generate, load_model, score
 from chainwright.lab.knowledge import KnowledgeConfig, knowledge_tokenizer, new_model
+from chainwright.models.capture import capture
+from chainwright.repair._answers import check_unsolved, rows_of
+from chainwright.repair.back_attention import begin
 from chainwright.tasks.knowledge import World, questions, split
 from families import FAMILIES, random_ids, tiny
 from reference import assert_equal
@@ -106,6 +109,37 @@ def test_training_data_that_cannot_train_is_refused(small):
         BackAttention.fit(model, tokenizer, [replace(problems[0], answer="")], training=_QUICK, progress=False)
 
 
+def test_problems_that_the_model_answers_already_are_refused():
+    model, tokenizer = load_model("world", device="cpu")
+    world = World()
+    single = questions(world, world.facts, "bare")
+    with pytest.raises(BadInput, match="answers 256 of 256 problems already, and what it knows trains nothing"):
+        BackAttention.fit(model, tokenizer, single, training=_QUICK, progress=False)
+    check_unsolved(model, tokenizer, questions(world, world.compositions, "bare"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_normed", (True, False))
+def test_a_fit_starts_with_part_of_what_is_read_written_back(small, is_normed):
+    model, tokenizer, problems = small
+    (head,) = BackAttention.new(model, d_back=512, is_normed=is_normed).heads
+    begin([head], model, tokenizer, problems, 0.5)
+    assert_equal(head.o.weight, head.v.weight.T)
+    ids = torch.tensor([row.ids for row in rows_of(tokenizer, problems[:32])])
+    seen = capture(model, ids, residual=True)
+    deep = torch.cat([seen.resid_pre, seen.resid_post[-1:]])[list(head.targets)]
+    _, values = head.keys_values(deep)
+    written = head.o(values)
+    share = written.pow(2).mean(-1).sqrt().median() / seen.resid_pre[0].pow(2).mean(-1).sqrt().median()
+    assert 0.4 < float(share) < 0.6  # R^T R is the identity but for noise of about sqrt(D / d')
+    assert float(torch.nn.functional.cosine_similarity(written, deep, dim=-1).min()) > 0.9
+    (untouched,) = BackAttention.new(model, d_back=8).heads
+    begin([untouched], model, tokenizer, problems, 0.0)
+    assert not untouched.o.weight.any()
+    with pytest.raises(BadInput, match="start must be at least 0"):
+        begin([untouched], model, tokenizer, problems, -1.0)
+
+
 def test_layers_that_do_not_fit_are_refused(small):
     model, *_ = small
     with pytest.raises(BadInput, match="comes after target"):
@@ -114,13 +148,17 @@ def test_layers_that_do_not_fit_are_refused(small):
         BackAttention.new(model, targets=(3,))
     with pytest.raises(BadInput, match="Layer 2 does not exist"):
         BackAttention.new(model, source=2)
+    with pytest.raises(BadInput, match="d_back must be at least 1; got 0"):
+        BackAttention.new(model, d_back=0)
+    with pytest.raises(BadInput, match="at least one target layer"):
+        BackAttention.new(model, targets=())
+    with pytest.raises(BadInput, match="one head for each source layer"):
+        BackAttention.new(model, source=())
     with pytest.raises(BadInput, match="first_hop_weight"):
         AnswerTraining(first_hop_weight=-1)
 
 
 def test_an_answer_of_several_tokens_is_trained_whole(small):
-    from chainwright.repair._answers import rows_of
-
     _, tokenizer, _ = small
     problem = Problem("made up", 1, "mother father", "boss boss", "boss boss", ())
     (row,) = rows_of(tokenizer, [problem])
@@ -128,8 +166,6 @@ def test_an_answer_of_several_tokens_is_trained_whole(small):
 
 
 def test_the_first_hop_is_asked_for_at_the_first_relation(small):
-    from chainwright.repair._answers import rows_of
-
     _, tokenizer, _ = small
     world = World(12, 3)
     problem = world.question(4, 2, 1, order="possessive")

@@ -52,11 +52,20 @@ def test_back_attention_stands_in_the_page(tmp_path):
             "before": {"against": "e2", "n": 2, "contrast": [[0.0, 1.0, -2.0], [0.0, -1.0, -1.5]]},
             "after": {"against": "e2", "n": 2, "contrast": [[0.0, 1.0, 2.0], [0.0, 1.0, 2.5]]},
         },
+        failures=[{"variant": "no change", "e3": 0.125, "e2": 0.5, "r2(e1)": 0.25, "e1": 0.0, "unknown": 0.125}],
+        cost=[
+            {
+                "source": 0, "prefill ms": 12.0, "prefill ratio": 2.0, "token ms": 3.21, "token ratio": 2.1,
+                "formula": 2.0, "token / formula": 1.05,
+            }
+        ],
     )  # fmt: skip
     text = write_report(None, tmp_path / "report.html", findings=[found]).read_text()
     assert "back-attention-fits" in text and "back-attention-read" in text
     assert all(f'data-figure="back-attention-{name}"' in text for name in ("source", "size", "conflict"))
     assert "-1.50 nats against e2" in text and "+2.50 with it" in text
+    assert '<td>no change</td><td class="n">12%</td><td class="n">50%</td>' in text
+    assert '<td>0</td><td class="n">12.0</td><td class="n">2.00</td><td class="n">3.21</td>' in text
     assert "back attention: 80.0% of held-out" in found.summary()
     found.save(tmp_path / "found")
     assert BackAttentionFinding.load(tmp_path / "found").rows == found.rows

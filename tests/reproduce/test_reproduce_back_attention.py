@@ -20,14 +20,16 @@ from chainwright.lab.knowledge import (
     train_knowledge,
 )
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
-from chainwright.reproduce._low_rank import LowRank, rank_for
+from chainwright.reproduce._low_rank import low_rank, trained_parameters
+from chainwright.reproduce._two_hop import depths, with_prefixes
 from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, recipe_of, run_back_attention
+from chainwright.tasks.knowledge import questions
 from families import tiny
 
 _TINY = KnowledgeConfig(
     n_entities=10, n_relations=3, d_model=32, n_layers=2, n_heads=2, d_head=16, d_mlp=64, n_steps=60, batch_size=32
 )
-_STUDY = dict(seeds=(0,), dims=(64,), n_steps=2, batch_size=8, scratch_steps=0, n=20, n_flow=2)
+_STUDY = dict(seeds=(0,), dims=(64,), n_steps=2, batch_size=8, scratch_steps=0, n=20, n_flow=2, cost_repeats=0)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,13 @@ def test_the_study_runs_stops_and_goes_on(world, tmp_path):
     config = ReproduceBackAttentionConfig(model=str(world), **_STUDY)
     found = run_back_attention(config, tmp_path / "study")
     assert [row["variant"] for row in found.rows][:3] == ["no change", "back attention", "LoRA of equal size"]
-    assert {"source 1", "sources 0 and 1", "whole stack", "first relation only"} <= {r["variant"] for r in found.rows}
+    assert {"source 1", "sources 0 and 1", "whole stack", "no prefixes, first relation only"} <= {
+        r["variant"] for r in found.rows
+    }
     assert found.conflict["before"]["n"] <= 2 and found.readings["positions"] == ["<bos>", "e1", "r1", "r2"]
     assert read_json(tmp_path / "study" / "base" / "figures.json")["one hop"]["right"] <= 1
+    assert [row["variant"] for row in found.failures] == ["no change", "back attention", "LoRA of equal size"]
+    assert all(abs(sum(v for k, v in row.items() if k != "variant") - 1) < 1e-6 for row in found.failures)
     again = run_back_attention(config, tmp_path / "study")
     assert again.rows == found.rows
     with pytest.raises(BadInput):
@@ -122,20 +128,35 @@ def test_a_few_steps_from_scratch_lower_the_loss(variant):
 
 
 @torch.no_grad()
-def test_low_rank_updates_change_nothing_before_training():
-    tokenizer = knowledge_tokenizer(_TINY)
-    model = new_model(_TINY, tokenizer).eval()
+def test_low_rank_updates_stand_beside_a_copy_and_change_nothing_before_training():
+    model = new_model(_TINY, knowledge_tokenizer(_TINY)).eval()
     ids = torch.arange(5)[None]
-    updates = LowRank(model, rank_for(model, 4 * 32 * 8))
-    with updates.attached():
-        assert torch.equal(model(ids).logits, model(ids).logits)
-        inside = model(ids).logits
-    assert torch.equal(inside, model(ids).logits)
-    assert sum(p.numel() for p in updates.parameters()) <= 4 * 32 * 8
-    for up in updates.up:
-        up.normal_()
-    with updates.attached():
-        assert not torch.equal(model(ids).logits, inside)
+    want = model(ids).logits
+    adapted = low_rank(model, 4 * 32 * 8)
+    assert torch.equal(adapted(input_ids=ids).logits, want)
+    updates = trained_parameters(adapted)
+    assert 0 < sum(p.numel() for p in updates) <= 4 * 32 * 8
+    assert {id(p) for p in updates} == {id(p) for p in adapted.parameters() if p.requires_grad}
+    for update in updates:
+        update.normal_()
+    assert not torch.equal(adapted(input_ids=ids).logits, want)
+    assert torch.equal(model(ids).logits, want)
+
+
+def test_copies_with_a_word_in_front_ask_the_same():
+    world = _TINY.world
+    asked = questions(world, world.compositions, "bare")
+    more = with_prefixes(world, asked, 2)
+    assert more[: len(asked)] == asked and len(more) == 3 * len(asked)
+    for copied, problem in zip(more[len(asked) :], asked * 2, strict=True):
+        word, _, rest = copied.prompt.partition(" ")
+        assert rest == problem.prompt and word not in (problem.answer, problem.facts["r1"])
+
+
+def test_depths_are_named_from_the_top():
+    assert [depths(name, 1, 4) for name in ("top", "last input", "upper half", "stack")] == [
+        (4,), (3,), (2, 3, 4), (1, 2, 3, 4)
+    ]  # fmt: skip
 
 
 @torch.no_grad()

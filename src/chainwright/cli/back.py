@@ -35,9 +35,13 @@ def back_attention(
     path = write_study_report(out_folder)
     columns = [c for c in found.rows[0] if c != "held_out by seed"]
     _print(Table(*columns, title="Two hops, frozen model"), [[row.get(c, "") for c in columns] for row in found.rows])
-    if found.scratch:
-        rows = [list(row.values()) for row in found.scratch]
-        _print(Table(*found.scratch[0], title="Arithmetic from scratch"), rows)
+    for title, rows in (
+        ("Answers to held-out compositions", found.failures),
+        ("Arithmetic from scratch", found.scratch),
+        ("Cost on a random model of 8 layers", found.cost),
+    ):
+        if rows:
+            _print(Table(*rows[0], title=title), [list(row.values()) for row in rows])
     out.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 

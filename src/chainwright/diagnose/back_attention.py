@@ -24,12 +24,18 @@ class BackAttentionFinding(Finding):
         scratch: One for each training from scratch: variant, parameters, accuracy, by seed, steps to 90%.
         readings: Where the main module reads at the last position, right against wrong.
         conflict: Right against the usual wrong answer by position and depth, "before" and "after".
+        failures: What is answered to held-out compositions, as shares: right (e3), the first hop's answer (e2), the
+            second relation of e1, e1 itself, or something else; without a module, with it, and with LoRA.
+        cost: One for the plain model and each source layer: milliseconds to the first token and a token, their ratios,
+            and 1 + (L - s) / L; empty if it was not measured.
     """
 
     rows: list[dict[str, Any]]
     scratch: list[dict[str, Any]] = field(default_factory=list)
     readings: Mapping[str, Any] = field(default_factory=dict)
     conflict: Mapping[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    cost: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> str:
         """Return what each way of mending reaches, a line each."""

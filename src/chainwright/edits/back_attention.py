@@ -61,12 +61,14 @@ class BackHead(nn.Module):
         self.o = nn.Linear(d_back, d_model, bias=False)
         nn.init.zeros_(self.o.weight)  # so that an untrained module changes nothing
 
-    @property
-    def writing(self) -> nn.Parameter:
-        """The weight that writes to the residual stream."""
-        weight = self.o.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+    @torch.no_grad()
+    def write_back(self, scale: float) -> None:
+        """Set values and output so that about `scale` times the (normed) vectors that are read is written back.
+
+        It is as much of an identity as a map of rank `d_back` can be: `R^T R` with random R, split evenly over both.
+        """
+        nn.init.normal_(self.v.weight, std=(scale / self.d_back) ** 0.5)
+        self.o.weight.copy_(self.v.weight.T)
 
     def keys_values(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the target depths, `[N, t, T, d']`, from `[N, t, T, D]`."""

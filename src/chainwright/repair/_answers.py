@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright.decode import left_pad
 from chainwright.models.anatomy import anatomy, evaluating
+from chainwright.models.capture import forward
 from chainwright.models.seam import widened
 from chainwright.tasks.base import Problem
 
-_SLOW = 0.25
+_N_ASKED = 256
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class AnswerTraining:
     """
 
     n_steps: int = 300
-    batch_size: int = 128
-    lr: float = 4e-3
+    batch_size: int = 256
+    lr: float = 2e-3
     weight_decay: float = 0.0
     clip: float = 1.0
     n_warmup: int = 20
@@ -80,32 +82,70 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> 
             f"{len(given_away)} of {len(problems)} prompts hold their answer, such as {example.prompt!r} with "
             f"{example.answer!r}; the prompt must end where the answer is to begin."
         )
-    return [_row(tokenizer, problem) for problem in problems]
+    return _rows(tokenizer, problems)
 
 
 def _holds(prompt: str, answer: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(answer)}(?!\w)", prompt) is not None
 
 
-def _row(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Row:
-    gap = "" if problem.prompt[-1:].isspace() else " "
-    prompt = list(tokenizer(problem.prompt)["input_ids"])
-    answer = list(tokenizer(gap + problem.answer, add_special_tokens=False)["input_ids"])
-    if not prompt or not answer:
-        raise BadInput(f"The question {problem.prompt!r} or its answer {problem.answer!r} has no tokens.")
-    return Row([*prompt, *answer], len(answer), _first_hop(tokenizer, problem))
+def _rows(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[Row]:
+    prompts = _ids(tokenizer, [problem.prompt for problem in problems])
+    answers = _ids(tokenizer, [_gap(problem) + problem.answer for problem in problems], add_special_tokens=False)
+    for problem, prompt, answer in zip(problems, prompts, answers, strict=True):
+        if not prompt or not answer:
+            raise BadInput(f"The question {problem.prompt!r} or its answer {problem.answer!r} has no tokens.")
+    hops = _first_hops(tokenizer, problems)
+    return [Row([*p, *a], len(a), hop) for p, a, hop in zip(prompts, answers, hops, strict=True)]
 
 
-def _first_hop(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> tuple[int, int] | None:
-    """Return the position of the first relation's last token, and the first token of what it leads to."""
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), **options)["input_ids"]] if texts else []
+
+
+def _gap(problem: Problem) -> str:
+    return "" if problem.prompt[-1:].isspace() else " "
+
+
+def _first_hops(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[tuple[int, int] | None]:
+    """Return the position of each first relation's last token, and the first token of what it leads to."""
+    ends = [_end_of_first_relation(problem) for problem in problems]
+    named = [i for i, end in enumerate(ends) if end is not None]
+    begun = _ids(tokenizer, [problems[i].prompt[: ends[i]] for i in named])
+    led_to = _ids(tokenizer, [f" {problems[i].facts['e2']}" for i in named], add_special_tokens=False)
+    found: list[tuple[int, int] | None] = [None] * len(problems)
+    for i, ids, token in zip(named, begun, led_to, strict=True):
+        found[i] = len(ids) - 1, token[0]
+    return found
+
+
+def _end_of_first_relation(problem: Problem) -> int | None:
     if problem.hops < 2 or not {"r1", "e2"} <= problem.facts.keys():
         return None
     found = re.search(rf"(?<!\w){re.escape(problem.facts['r1'])}(?!\w)", problem.prompt)
-    if found is None:
-        return None
-    position = len(tokenizer(problem.prompt[: found.end()])["input_ids"]) - 1
-    (token, *_) = tokenizer(" " + problem.facts["e2"], add_special_tokens=False)["input_ids"]
-    return position, int(token)
+    return None if found is None else found.end()
+
+
+@torch.no_grad()
+def check_unsolved(model: nn.Module, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> None:
+    """Raise BadInput if the model answers more than nine in ten of the problems as it is; at most 256 are asked."""
+    rows = rows_of(tokenizer, Random("asked").sample(list(problems), min(_N_ASKED, len(problems))))
+    inner = anatomy(model).model
+    with evaluating(inner):
+        n_right = sum(_n_solved(inner, rows[i : i + 32]) for i in range(0, len(rows), 32))
+    if 10 * n_right > 9 * len(rows):
+        raise BadInput(
+            f"The model answers {n_right} of {len(rows)} problems already, and what it knows trains nothing; give "
+            "problems that it does not answer."
+        )
+
+
+def _n_solved(model: nn.Module, rows: Sequence[Row]) -> int:
+    ids, mask = left_pad([row.ids for row in rows], 0, next(model.parameters()).device)
+    best = forward(anatomy(model), ids, mask).argmax(-1)
+    return sum(
+        bool(torch.equal(best[i, -row.n_answer - 1 : -1], ids[i, -row.n_answer :])) for i, row in enumerate(rows)
+    )
 
 
 def train(
@@ -115,19 +155,15 @@ def train(
     problems: Sequence[Problem],
     config: AnswerTraining,
     *,
-    slow: Iterable[nn.Parameter] = (),
     progress: bool = False,
 ) -> list[float]:
     """Train parameters that the model's forward pass uses now on the answers; return the loss of each step.
 
-    The model's own parameters keep their values and get no gradients. Those in `slow` learn at a quarter of the rate:
-    what writes to the residual stream, where embeddings are small, would else drown it in its first steps.
+    The model's own parameters keep their values and get no gradients.
     """
     rows = rows_of(tokenizer, problems)
-    slow = list(slow)
-    trained = [*(p for p in parameters if not any(p is s for s in slow)), *slow]
-    groups = [{"params": trained[: len(trained) - len(slow)], "share": 1.0}, {"params": slow, "share": _SLOW}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    trained = list(parameters)
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     losses = []
     inner = anatomy(model).model
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -135,8 +171,8 @@ def train(
         shown = bar.add_task("fitting", total=config.n_steps)
         for step in range(config.n_steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["share"] * _rate(config, step)
-            drawn = random.Random(f"{config.seed}/{step}").choices(rows, k=config.batch_size)
+                group["lr"] = _rate(config, step)
+            drawn = Random(f"{config.seed}/{step}").choices(rows, k=config.batch_size)
             loss = _loss(inner, drawn, pad, config.first_hop_weight)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, config.clip)
@@ -172,7 +208,8 @@ def _loss(model: nn.Module, rows: Sequence[Row], pad: int, first_hop_weight: flo
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    # nothing is asked of the last token of an answer
+    out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=False)
     log_probs = widened(out.logits).log_softmax(-1)
     answers = [
         (i, width - row.n_answer - 1 + k, row.ids[len(row.ids) - row.n_answer + k])

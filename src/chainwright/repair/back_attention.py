@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright.decode import left_pad
 from chainwright.edits.back_attention import AttendBack, BackHead
 from chainwright.edits.base import edit
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.repair._answers import AnswerTraining, train
+from chainwright.models.capture import capture
+from chainwright.repair._answers import AnswerTraining, check_unsolved, rows_of, train
 from chainwright.repair.base import Cost, Origin, Repair, model_identity
 from chainwright.tasks.base import Problem
+
+_N_MEASURED = 32  # problems that the stream's size is measured on
 
 
 class BackAttention(Repair):
@@ -82,6 +86,7 @@ class BackAttention(Repair):
         targets: Sequence[int] | None = None,
         d_back: int = 64,
         is_normed: bool = True,
+        start: float = 0.5,
         training: AnswerTraining | None = None,
         progress: bool = True,
     ) -> BackAttention:
@@ -99,21 +104,23 @@ class BackAttention(Repair):
             targets: As in `new`.
             d_back: As in `new`.
             is_normed: As in `new`.
+            start: Size of what is written to the stream before the first step, as a share of the stream's own: part of
+                what is read, as it is. 0 starts from nothing, as in the paper.
             training: How it is trained; None takes the defaults.
             progress: Show a progress bar.
 
         Raises:
-            BadInput: No problems, prompts that hold their answers, or layers that do not fit.
+            BadInput: No problems, prompts that hold their answers, problems that the model answers already, or layers
+                that do not fit.
         """
         settings = training or AnswerTraining()
+        check_unsolved(model, tokenizer, problems)
         repair = cls.new(model, source=source, targets=targets, d_back=d_back, is_normed=is_normed, seed=settings.seed)
         placed = _placed(repair.heads, anatomy(model))
-        heads = nn.ModuleList(placed)
-        for parameter in heads.parameters():
-            parameter.requires_grad_(True)
+        heads = nn.ModuleList(placed).requires_grad_(True)
+        begin(placed, model, tokenizer, problems, start)
         with edit(model, AttendBack(placed)):
-            slow = [head.writing for head in placed]
-            train(model, tokenizer, heads.parameters(), problems, settings, slow=slow, progress=progress)
+            train(model, tokenizer, heads.parameters(), problems, settings, progress=progress)
         heads.requires_grad_(False)
         return cls(placed, origin=repair.origin)
 
@@ -181,6 +188,39 @@ class BackAttention(Repair):
             head.load_state_dict(own)
             heads.append(head)
         return cls(heads, origin=origin)
+
+
+def begin(
+    heads: Sequence[BackHead],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    share: float,
+) -> None:
+    """Let untrained heads write what they read back, `share` times as large as the stream that it is added to.
+
+    From zeros, training first finds that being unsure of everything lowers the loss, and may stay there.
+
+    Raises:
+        BadInput: `share` is negative, or there are no problems that can be trained on.
+    """
+    if share < 0:
+        raise BadInput(f"start must be at least 0; got {share}.")
+    rows = rows_of(tokenizer, problems[:_N_MEASURED])
+    if share == 0:
+        return
+    ids, mask = left_pad([row.ids for row in rows], 0, next(model.parameters()).device)
+    seen = capture(model, ids, attention_mask=mask, residual=True)
+    assert seen.resid_pre is not None and seen.resid_post is not None
+    depths = torch.cat([seen.resid_pre, seen.resid_post[-1:]])[:, mask.bool()]  # (depth, token, model)
+    for head in heads:
+        given = 1.0 if head.is_normed else _size(depths[list(head.targets)])
+        head.write_back(share * _size(depths[head.source]) / given)
+
+
+def _size(vectors: Tensor) -> float:
+    """Return the median root mean square, which single huge positions do not move."""
+    return float(vectors.float().pow(2).mean(-1).sqrt().median())
 
 
 def _checked(parts: Anatomy, targets: Sequence[int]) -> tuple[int, ...]:

@@ -1,52 +1,39 @@
-"""Low-rank updates of attention projections, the control of a back attention with as many parameters."""
+"""LoRA on the attention projections, by PEFT: the control of a back attention with as many parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import copy
 
 import torch
-from torch import Tensor, nn
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from chainwright.models.anatomy import anatomy
 
 
-class LowRank(nn.Module):
-    """Adds `x A B` to what every square or rectangular linear module of the attentions returns.
+def low_rank(model: nn.Module, n_parameters: int, seed: int = 0) -> PeftModel:
+    """Return a copy of a model with fresh LoRA adapters of at most `n_parameters` parameters (at least rank 1).
 
-    Source: LoRA (arXiv 2106.09685), without dropout and with scale 1.
+    They stand beside every linear projection of the attentions, change nothing before they are trained, and have
+    scale 1 and no dropout.
+
+    Source: LoRA (arXiv 2106.09685).
     """
-
-    def __init__(self, model: nn.Module, rank: int, seed: int = 0):
-        super().__init__()
+    copied = copy.deepcopy(anatomy(model).model)
+    places = _places(copied)
+    rank = max(1, n_parameters // sum(m.in_features + m.out_features for m in places.values()))
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(places))
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        self.places = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "attn" in name]
-        self.down = nn.ParameterList(
-            nn.Parameter(torch.randn(m.in_features, rank) / m.in_features**0.5) for m in self.places
-        )
-        self.up = nn.ParameterList(nn.Parameter(torch.zeros(rank, m.out_features)) for m in self.places)
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Let the model run with the updates."""
-
-        def hook(k: int) -> Any:
-            def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                added: Tensor = args[0] @ self.down[k] @ self.up[k]
-                return output + added
-
-            return add
-
-        with ExitStack() as stack:
-            for k, module in enumerate(self.places):
-                stack.callback(module.register_forward_hook(hook(k)).remove)
-            yield
+        return get_peft_model(copied, config)
 
 
-def rank_for(model: nn.Module, n_parameters: int) -> int:
-    """Return the rank whose updates have as many parameters as asked for, or a few less."""
-    per_rank = sum(
-        m.in_features + m.out_features
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and "attn" in name
-    )
-    return max(1, n_parameters // per_rank)
+def trained_parameters(adapted: nn.Module) -> list[nn.Parameter]:
+    """Return the adapters' parameters."""
+    return [p for name, p in adapted.named_parameters() if "lora_" in name]
+
+
+def _places(model: nn.Module) -> dict[str, nn.Linear]:
+    parts = anatomy(model)
+    inside = {id(m) for layer in parts.layers for m in layer.attention.modules() if isinstance(m, nn.Linear)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any, Literal, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +20,8 @@ from chainwright.edits.back_attention import Scores
 from chainwright.lab.knowledge import answers
 from chainwright.models.anatomy import anatomy
 from chainwright.repair._answers import AnswerTraining, train
-from chainwright.repair.back_attention import BackAttention
-from chainwright.reproduce._low_rank import LowRank, rank_for
+from chainwright.repair.back_attention import begin
+from chainwright.reproduce._low_rank import low_rank, trained_parameters
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import Split, World, category, questions
 
@@ -34,18 +35,22 @@ class Variant(NamedTuple):
 
     Attributes:
         source: Source layers.
-        targets: Depths that are read, None for the whole stack.
+        targets: Which depths are read, see `depths`.
         positions: As in `AttendBack`.
         is_low_rank: Low-rank updates with as many parameters, in place of back attention.
+        n_prefixes: How many copies of each question, with a word at random in front, are trained on beside it.
+        start: As in `BackAttention.fit`.
     """
 
     source: tuple[int, ...] = (0,)
     targets: str = "top"
     d_back: int = 64
-    positions: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | Literal["own"] | None = None
     first_hop_weight: float = 1.0
     is_normed: bool = True
     is_low_rank: bool = False
+    n_prefixes: int = 3
+    start: float = 0.5
 
 
 def variants(n_layers: int, dims: Sequence[int]) -> dict[str, Variant]:
@@ -53,15 +58,45 @@ def variants(n_layers: int, dims: Sequence[int]) -> dict[str, Variant]:
     found = {"back attention": Variant(), "LoRA of equal size": Variant(is_low_rank=True)}
     found |= {f"source {s}": Variant(source=(s,)) for s in range(1, n_layers)}
     found |= {f"size {d}": Variant(d_back=d) for d in dims if d != 64}
+    alone = Variant(n_prefixes=0)
+    first = (FIRST_RELATION,)
     found |= {
         "sources 0 and 1": Variant(source=(0, 1)),
+        "input of the last layer": Variant(targets="last input"),
+        "upper half": Variant(targets="upper half"),
         "whole stack": Variant(targets="stack"),
-        "first relation only": Variant(targets="stack", positions=(FIRST_RELATION,)),
-        "first relation, high to low": Variant(positions=(FIRST_RELATION,)),
+        "own position only": Variant(positions="own"),
         "no first-hop loss": Variant(first_hop_weight=0.0),
         "inputs not normed": Variant(is_normed=False),
+        "started from zero": Variant(start=0.0),
+        "no prefixes": alone,
+        "no prefixes, first relation only": alone._replace(positions=first),
+        "no prefixes, whole stack": alone._replace(targets="stack"),
+        "no prefixes, whole stack, first relation only": alone._replace(targets="stack", positions=first),
     }
     return found
+
+
+def depths(targets: str, source: int, n_layers: int) -> tuple[int, ...]:
+    """Return the depths that "top", "last input", "upper half" or "stack" mean for a source layer."""
+    return {
+        "top": (n_layers,),
+        "last input": (n_layers - 1,),
+        "upper half": tuple(range(n_layers // 2, n_layers + 1)),
+        "stack": tuple(range(source, n_layers + 1)),
+    }[targets]
+
+
+def with_prefixes(world: World, problems: Sequence[Problem], n: int) -> list[Problem]:
+    """Return the problems and `n` copies of each with a word at random in front, neither its answer nor its r1."""
+    random, words = Random("prefixes"), world.vocabulary()
+
+    def copy(problem: Problem) -> Problem:
+        free = [word for word in words if word not in (problem.answer, problem.facts["r1"])]
+        return replace(problem, prompt=f"{random.choice(free)} {problem.prompt}")
+
+    copies = [copy(problem) for _ in range(n) for problem in problems]
+    return [*problems, *copies]
 
 
 @dataclass(frozen=True)
@@ -69,20 +104,24 @@ class Fitted:
     """What was fitted: heads, or low-rank updates."""
 
     heads: tuple[BackHead, ...] = ()
-    positions: tuple[int, ...] | None = None
-    low_rank: LowRank | None = None
+    positions: tuple[int, ...] | Literal["own"] | None = None
+    low_rank: PeftModel | None = None
 
-    def attached(self, model: nn.Module, **options: Any) -> AbstractContextManager[Any]:
-        """Let the model run with it."""
+    @contextmanager
+    def attached(self, model: nn.Module, **options: Any) -> Iterator[nn.Module]:
+        """Yield what is to be asked: the model, run with the heads, or its copy with low-rank updates."""
         if self.low_rank is not None:
-            return self.low_rank.attached()
-        return edit(model, AttendBack(self.heads, positions=self.positions, **options))
+            yield self.low_rank
+            return
+        with edit(model, AttendBack(self.heads, positions=self.positions, **options)):
+            yield model
 
     @property
     def n_parameters(self) -> int:
         """Return the number of parameters."""
-        modules: Sequence[nn.Module] = self.heads if self.low_rank is None else (self.low_rank,)
-        return sum(p.numel() for m in modules for p in m.parameters())
+        if self.low_rank is not None:
+            return sum(p.numel() for p in trained_parameters(self.low_rank))
+        return sum(p.numel() for head in self.heads for p in head.parameters())
 
 
 def fit(
@@ -96,20 +135,20 @@ def fit(
     parts = anatomy(model)
     if variant.is_low_rank:
         n_parameters = 4 * parts.d_model * variant.d_back
-        low_rank = LowRank(parts.model, rank_for(parts.model, n_parameters), training.seed)
-        with low_rank.attached():
-            train(model, tokenizer, low_rank.parameters(), problems, training)
-        return Fitted(low_rank=low_rank.requires_grad_(False))
-    targets = (parts.n_layers,) if variant.targets == "top" else None
-    new = BackAttention.new(
-        model, source=variant.source, targets=targets, d_back=variant.d_back, is_normed=variant.is_normed,
-        seed=training.seed,
-    )  # fmt: skip
-    heads = nn.ModuleList(new.heads)
-    with edit(model, AttendBack(new.heads, positions=variant.positions)):
-        train(model, tokenizer, heads.parameters(), problems, training, slow=[head.writing for head in new.heads])
-    heads.requires_grad_(False)
-    return Fitted(heads=new.heads, positions=variant.positions)
+        adapted = low_rank(parts.model, n_parameters, training.seed)
+        train(adapted, tokenizer, trained_parameters(adapted), problems, training)
+        return Fitted(low_rank=adapted)
+    torch.manual_seed(training.seed)
+    heads = tuple(
+        BackHead(parts.d_model, s, depths(variant.targets, s, parts.n_layers), variant.d_back, variant.is_normed)
+        for s in variant.source
+    )
+    begin(heads, model, tokenizer, problems, variant.start)
+    trained = nn.ModuleList(heads)
+    with edit(model, AttendBack(heads, positions=variant.positions)):
+        train(model, tokenizer, trained.parameters(), problems, training)
+    trained.requires_grad_(False)
+    return Fitted(heads=heads, positions=variant.positions)
 
 
 def judged(
@@ -128,7 +167,7 @@ def judged(
 
 def drawn(compositions: Sequence[Any], n: int) -> list[Any]:
     """Return at most `n` of the compositions, always the same."""
-    return random.Random("judged").sample(list(compositions), min(n, len(compositions)))
+    return Random("judged").sample(list(compositions), min(n, len(compositions)))
 
 
 def shares(tokenizer: PreTrainedTokenizerBase, model: nn.Module, asked: Sequence[Problem]) -> dict[str, float]:

@@ -7,7 +7,7 @@
     conflict                        (e) right against usual wrong answer by position and depth, before and after
     table                           everything in one table
 
-The cost (c) depends on the machine and is measured by `benchmarks/back_attention.py`.
+The cost (c) depends on the machine, so it is no unit: it is measured when they are finished, and lies in `cost.json`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from chainwright.models.anatomy import anatomy
 from chainwright.models.load import BUNDLED, bundled_models, load_model, provenance
 from chainwright.repair._answers import AnswerTraining
 from chainwright.reproduce import _two_hop
+from chainwright.reproduce._back_cost import CostSettings, back_cost
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, train_arithmetic
 from chainwright.reproduce._two_hop import Fitted, Variant, fit, judged, variants
 from chainwright.studies import Job, Plan, Results, Study, Watch
 from chainwright.tasks.knowledge import World, questions
 
 MAIN, CONTROL = "back attention", "LoRA of equal size"
+COST = "cost.json"
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,24 @@ class ReproduceBackAttentionConfig:
         dims: Sizes of the dimension sweep.
         n_steps: Steps of each fit.
         batch_size: Rows a step.
+        lr: Highest learning rate of each fit.
         scratch_steps: Steps of each training from scratch; 0 leaves those out.
         n: Questions of each part that a fit is judged on.
         n_flow: Questions whose logit flow is followed.
+        cost_repeats: How often what back attention costs is measured, on a random model; 0 leaves it out.
     """
 
     model: str = "world"
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[int] = (0, 1)
     sweep_seeds: Sequence[int] = (0,)
     dims: Sequence[int] = (64, 128, 256)
-    n_steps: int = 500
-    batch_size: int = 64
+    n_steps: int = 300
+    batch_size: int = 256
+    lr: float = 2e-3
     scratch_steps: int = 1000
     n: int = 500
     n_flow: int = 40
+    cost_repeats: int = 3
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -75,6 +81,8 @@ class ReproduceBackAttentionConfig:
         for name in ("n_steps", "batch_size", "n", "n_flow"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.cost_repeats < 0 or self.lr <= 0:
+            raise BadInput(f"cost_repeats must be at least 0 and lr above 0; got {self.cost_repeats} and {self.lr}.")
         if self.scratch_steps < 0 or (self.scratch_steps and self.scratch_steps < 50):
             raise BadInput(f"scratch_steps must be 0 or at least 50; got {self.scratch_steps}.")
 
@@ -104,7 +112,7 @@ class ReproduceBackAttention(Plan):
         """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
         fits = [self._fit_id(name, seed) for name in self.variants for seed in self._seeds(name)]
         scratch = [
-            f"scratch/{_slug(v)}/seed-{s}" for v in VARIANTS for s in self.asked.seeds if self.asked.scratch_steps
+            f"scratch/{_slug(v)}/seed-{s}" for s in self.asked.seeds for v in VARIANTS if self.asked.scratch_steps
         ]
         main, control = (self._fit_id(name, self.asked.seeds[0]) for name in (MAIN, CONTROL))
         first = ["base", main, "readings", "conflict", control]
@@ -141,6 +149,8 @@ class ReproduceBackAttention(Plan):
                 scratch=tables["from scratch"],
                 readings=read_json(done["readings"] / "figures.json"),
                 conflict=read_json(done["conflict"] / "figures.json"),
+                failures=tables["answers"],
+                cost=read_json(study.folder / COST) if (study.folder / COST).is_file() else [],
                 config=known.config,
                 provenance=known.model,
             )
@@ -164,13 +174,15 @@ class ReproduceBackAttention(Plan):
         slug, _, seed = rest.partition("/seed-")
         variant = next(v for name, v in self.variants.items() if _slug(name) == slug)
         training = AnswerTraining(
-            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, seed=int(seed),
+            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, lr=self.asked.lr, seed=int(seed),
             first_hop_weight=variant.first_hop_weight,
         )  # fmt: skip
-        problems = questions(self.world, self.parts.train, "bare")
+        problems = _two_hop.with_prefixes(
+            self.world, questions(self.world, self.parts.train, "bare"), variant.n_prefixes
+        )
         fitted = fit(self.model, self.tokenizer, problems, variant, training)
-        with fitted.attached(self.model):
-            figures = judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
+        with fitted.attached(self.model) as asked:
+            figures = judged(asked, self.tokenizer, self.world, self.parts, self.asked.n)
         write_json(job.out / "figures.json", {"n_parameters": fitted.n_parameters, **figures})
         if fitted.heads:
             save_file(
@@ -207,14 +219,27 @@ class ReproduceBackAttention(Plan):
 
     def _table(self, job: Job) -> None:
         rows: list[dict[str, Any]] = [_row("no change", 0, [read_json(job.done["base"] / "figures.json")])]
-        for name in self.variants:
+        for name in filter(self._seeds, self.variants):
             found = [read_json(job.done[self._fit_id(name, s)] / "figures.json") for s in self._seeds(name)]
             rows.append(_row(name, found[0]["n_parameters"], found))
         scratch = []
         for name in VARIANTS if self.asked.scratch_steps else ():
             runs = [read_json(job.done[f"scratch/{_slug(name)}/seed-{s}"] / "figures.json") for s in self.asked.seeds]
             scratch.append(_scratch_row(name, runs))
-        write_json(job.out / "table.json", {"two hops": rows, "from scratch": scratch})
+        write_json(
+            job.out / "table.json", {"two hops": rows, "from scratch": scratch, "answers": self._answers(job.done)}
+        )
+
+    def _answers(self, done: Results) -> list[dict[str, Any]]:
+        """Return what is answered to held-out compositions: alone, with the main module, and with its control."""
+        ways = {"no change": ["base"]} | {
+            name: [self._fit_id(name, s) for s in self._seeds(name)] for name in (MAIN, CONTROL)
+        }
+        rows = []
+        for name, units in ways.items():
+            found = [read_json(done[unit] / "figures.json")["held_out"] for unit in units]
+            rows.append({"variant": name} | {c: mean(f[c] for f in found) for c in _two_hop.CATEGORIES})
+        return rows
 
 
 def _row(name: str, n_parameters: int, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -297,6 +322,8 @@ def run_back_attention(
     plan = ReproduceBackAttention(model, tokenizer, recipe_of(where), config)
     study = Study.make(folder, plan, overwrite=overwrite)
     study.run(watch, repair=repair)
+    if config.cost_repeats and not (study.folder / COST).is_file():
+        write_json(study.folder / COST, back_cost(CostSettings(repeats=config.cost_repeats)))
     return plan.findings(study)[0]
 
 

@@ -25,6 +25,7 @@ def section(material: Material) -> Section | None:
     found = findings[0]
     charts = {"back-attention-fits": drawn(found.plot(), found.to_frame().to_pylist())}
     words: dict[str, Any] = {"rows": found.rows, "scratch": found.scratch, "sweeps": _sweeps(found, charts)}
+    words |= {"failures": found.failures, "cost": found.cost}
     words["map"] = _map(found, charts)
     words["conflict"] = _conflict(found, charts)
     return Section("back_attention", "Back attention", words, charts)
