@@ -64,8 +64,8 @@ def formula(size: str, n_layers: int, n_tokens: int) -> dict[str, float]:
     return {
         "pass": number * n_layers * n_tokens * (5 * d + (2 * heads + 2 * groups) * head) / MIB,
         "tracing": number * n_layers * n_tokens * 2 * d / MIB,
-        # logits, their float32 copy where they are rounded, and the log-probabilities; rows written and normed
-        "lens": rows * (s["vocab_size"] * (2 * 4 + number) + 6 * d * number) / MIB,
+        # logits and log-probabilities in float32, and the logits as the model gives them where they are rounded
+        "lens": rows * s["vocab_size"] * (2 * 4 + (number if number < 4 else 0)) / MIB,
     }
 
 

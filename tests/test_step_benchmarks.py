@@ -38,3 +38,10 @@ def test_decoding_is_timed_with_and_without(monkeypatch: pytest.MonkeyPatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line[:16].strip() for line in lines[2:]] == list(bench.ways(2, None))
     assert lines[1].split() == ["way", "CPU", "ms", "a", "token", "x", "plain"] and float(lines[2].split()[2]) == 1.0
+
+
+def test_logit_flow_is_measured_beside_its_formula() -> None:
+    bench = script("logit_flow")
+    rows = bench.run_all("tiny", [2], [12], "cpu", 1)
+    assert rows[0]["seconds"] > 0 and rows[0]["pass"] > 0
+    assert len(bench.table(rows).splitlines()) == 2

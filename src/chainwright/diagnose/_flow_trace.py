@@ -82,6 +82,7 @@ class Tracer:
             cells = self._cells(pulls)
             steps.append(cells.cpu().float())
             now = self._opened(cells, pulls)
+            del pulls  # before the next ones are made
             for neuron, credit in now:
                 found[neuron] += credit
         ranked = sorted(found.items(), key=lambda item: -item[1])

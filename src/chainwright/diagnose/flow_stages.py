@@ -12,7 +12,7 @@ entity and the result before it for the relation (`slot_queries`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,11 @@ class FlowStages(Finding):
     marks: list[str] = field(default_factory=lambda: ["entity", "relation"])
 
     @property
+    def by_layer(self) -> Tensor:
+        """Credit of the stages and elsewhere by layer, mean over queries, `[5, L]`."""
+        return torch.cat([self.credit, self.elsewhere[None]])
+
+    @property
     def centres(self) -> list[float]:
         """The credit-weighted mean layer of each stage; NaN for a stage without credit."""
         return _centres(self.credit).tolist()
@@ -94,6 +99,20 @@ class FlowStages(Finding):
             first, last = int((total > tail).int().argmax()), int((total >= 1 - tail - 1e-6).int().argmax())
             out.append((first, max(first, last)))
         return out
+
+    def line(self) -> dict[str, Any]:
+        """Return the stage table in one row, as text.
+
+        A stage's cell is the layers of the middle 80% of its credit, its centre in brackets and its share. Behind them:
+        in how many queries A and B, or unmarked positions, lie below C and D; the median share of A and B; and what a
+        token of theirs has for each nat of an unmarked one.
+        """
+        row: dict[str, Any] = {"n": self.n_queries}
+        row |= {each["stage"] or each["what"]: _cell(each) for each in self.rows()}
+        row |= {pair: f"{k} of {n}" for pair, (k, n) in self.order().items() if "," in pair}
+        row["A + B, median"] = f"{float(self.first_shares.median()):.1%}"
+        row["A + B a token, over elsewhere"] = "none" if self.density != self.density else f"{self.density:.1f}"
+        return row
 
     def order(self) -> dict[str, tuple[int, int]]:
         """Return how often one stage's centre lies below another's, as (queries, queries in which both have credit).
@@ -168,7 +187,7 @@ class FlowStages(Finding):
             {
                 "stage": [name for name in names for _ in range(n_layers)],
                 "layer": list(range(n_layers)) * len(names),
-                "credit": torch.cat([self.credit, self.elsewhere[None]]).flatten().tolist(),
+                "credit": self.by_layer.flatten().tolist(),
             }
         )
 
@@ -176,7 +195,15 @@ class FlowStages(Finding):
         """Return the credit of each stage by layer, as lines."""
         from chainwright.figures.flow import stages
 
-        return stages(self.credit, self.elsewhere, self.marks)
+        return stages({self.name: self.by_layer}, self.marks)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row["centre"] != row["centre"] or row["share"] != row["share"]:
+        return "none"
+    layers = "" if row["first"] is None else f"{row['first']}-{row['last']} "
+    share = "<1%" if 0 < row["share"] < 0.005 else f"{row['share']:.0%}"
+    return f"{layers}({row['centre']:.1f}) {share}"
 
 
 def _centres(credit: Tensor) -> Tensor:

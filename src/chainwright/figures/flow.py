@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
@@ -94,21 +93,42 @@ def _short(name: str) -> str:
 
 
 def stages(
-    credit: Tensor, elsewhere: Tensor, marks: Sequence[str] = ("entity", "relation"), *, is_narrow: bool = False
+    credit: Mapping[str, Tensor], marks: Sequence[str] = ("entity", "relation"), *, is_narrow: bool = False
 ) -> go.Figure:
-    """Return the credit of the four stages by layer, `[4, L]`, and of all other positions, `[L]`, as lines."""
+    """Return the credit of the four stages and of all other positions by layer, a panel for each set of queries.
+
+    Args:
+        credit: `[5, L]` by name of the set, nats; the last row is that of all other positions.
+        marks: What the two marked kinds of position are called.
+        is_narrow: A panel a row, for narrow pages.
+    """
     first, second = map(safe, marks)
     names = (f"A: FFN, {first}", f"B: attention, {first}", f"C: FFN, {second} and end",
              f"D: attention, {second} and end", "elsewhere")  # fmt: skip
-    fig = go.Figure()
-    for name, colour, row in zip(names, _COLOURS, [*credit.tolist(), elsewhere.tolist()], strict=True):
-        hover = f"{name}<br>layer %{{x}}: %{{y:.3f}} nats<extra></extra>"
-        line: dict[str, Any] = {"color": colour, "dash": "dot" if name == "elsewhere" else "solid"}
-        fig.add_scatter(y=row, mode="lines+markers", name=name, line=line, hovertemplate=hover)
-    fig.update_xaxes(title="layer", dtick=max(1, credit.shape[1] // 8))
-    fig.update_yaxes(title="credit (nats)", rangemode="tozero")
-    margin = {"t": 118 if is_narrow else 44, "l": 52, "r": 12, "b": 46}
-    return fig.update_layout(height=290 + margin["t"], template=template(), legend=LEGEND, margin=margin)
+    columns = 1 if is_narrow else min(2, len(credit))
+    n_rows = -(-len(credit) // columns)
+    panel, gap = 190, 70
+    titles = [safe(name) for name in credit] if len(credit) > 1 else None
+    fig = make_subplots(
+        n_rows, columns, subplot_titles=titles, shared_yaxes="all",
+        horizontal_spacing=0.05, vertical_spacing=gap / (panel * n_rows + gap * (n_rows - 1)) if n_rows > 1 else 0,
+    )  # fmt: skip
+    for k, rows in enumerate(credit.values()):
+        for name, colour, row in zip(names, _COLOURS, rows.tolist(), strict=True):
+            fig.add_scatter(
+                y=row, mode="lines+markers", name=name, legendgroup=name, showlegend=k == 0, marker={"size": 5},
+                line={"color": colour, "dash": "dot" if name == "elsewhere" else "solid"}, row=k // columns + 1,
+                col=k % columns + 1, hovertemplate=f"{name}<br>layer %{{x}}: %{{y:.3f}} nats<extra></extra>",
+            )  # fmt: skip
+    n_layers = next(iter(credit.values())).shape[1]
+    fig.update_annotations(font={"size": 12.5})
+    fig.update_xaxes(dtick=max(1, n_layers // 8))
+    fig.update_xaxes(title="layer", row=n_rows)
+    fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(title="nats", col=1)
+    margin = {"t": (140 if is_narrow else 62) + (20 if len(credit) > 1 else 0), "l": 52, "r": 12, "b": 46}
+    height = panel * n_rows + gap * (n_rows - 1) + margin["t"] + margin["b"] + (60 if len(credit) == 1 else 0)
+    return fig.update_layout(height=height, template=template(), legend=LEGEND, margin=margin)
 
 
 def depth_names(n_depths: int) -> list[str]:

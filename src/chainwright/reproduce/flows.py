@@ -5,7 +5,7 @@ Each way returns findings, in the order in which the report shows them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -31,7 +31,6 @@ from chainwright.diagnose import (
 from chainwright.diagnose.flow_prompts import flow_prompt, hop_marks, marked_prompt, problem_queries
 from chainwright.diagnose.flow_slots import SLOT_MARKS, result_queries, slot_queries
 from chainwright.diagnose.logit_flow import SpanMode
-from chainwright.figures.words import percent
 from chainwright.lab.knowledge import answers
 from chainwright.models.load import BUNDLED, bundled_models
 from chainwright.reproduce.back_attention import recipe_of, world_recipe
@@ -240,22 +239,12 @@ def _check_n(n: int) -> None:
 
 
 def stage_tables(found: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
-    """Return a row for each stage table, by what stands before the first "; " of its name.
-
-    A cell is a stage's layers, its centre in brackets and its share of the credit. Below them: in how many queries A
-    and B, or unmarked positions, lie below C and D; the median share of A and B; and what a token of theirs has for
-    each nat of an unmarked one.
-    """
+    """Return a row for each stage table (`FlowStages.line`), by what stands before the first "; " of its name."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for stage in found:
         if isinstance(stage, FlowStages):
             title, _, name = stage.name.partition("; ")
-            cells = {each["stage"] or each["what"]: _said(each) for each in stage.rows()}
-            order = {pair: f"{k} of {n}" for pair, (k, n) in stage.order().items() if "," in pair}
-            row: dict[str, Any] = {"queries": name or "marked", "n": stage.n_queries, **cells, **order}
-            ratio = "none" if stage.density != stage.density else f"{stage.density:.1f}"
-            row["A + B, median"] = f"{float(stage.first_shares.median()):.1%}"
-            tables.setdefault(title, []).append(row | {"token of A, B over one elsewhere": ratio})
+            tables.setdefault(title, []).append({"queries": name or "marked", **stage.line()})
     return tables
 
 
@@ -275,13 +264,6 @@ def error_lines(found: Sequence[Finding]) -> list[str]:
             f"(Mann-Whitney p = {p:.2g}, not corrected)."
         )
     return lines
-
-
-def _said(row: Mapping[str, Any]) -> str:
-    if row["centre"] != row["centre"] or row["share"] != row["share"]:
-        return "none"
-    layers = "" if row["first"] is None else f"{row['first']}-{row['last']} "
-    return f"{layers}({row['centre']:.1f}) {percent(row['share'])}"
 
 
 def save_flow(found: Sequence[Finding], folder: Path, *, overwrite: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainwright import figures
@@ -23,7 +24,7 @@ def section(material: Material) -> Section | None:
     charts: dict[str, Any] = {}
     words = {
         "flows": [_flow(i, flow, charts) for i, flow in enumerate(flows)],
-        "stages": [_stages(i, stage, charts) for i, stage in enumerate(stages)],
+        "stages": _stages(stages, charts),
         "contrasts": [_contrasted(i, each, charts) for i, each in enumerate(contrasts)],
         "n_left_out": len(material.of(LogitFlow)) - len(flows),
     }
@@ -85,17 +86,23 @@ def _contrast(flow: LogitFlow) -> list[dict[str, Any]]:
     ]
 
 
-def _stages(i: int, stage: FlowStages, charts: dict[str, Any]) -> dict[str, Any]:
-    name = f"flow-stages-{i}"
-    narrow = figures.stages(stage.credit, stage.elsewhere, stage.marks, is_narrow=True)
-    charts[name] = drawn(stage.plot(), stage.to_frame().to_pylist(), narrow=narrow)
-    return {
-        "chart": name,
-        "name": stage.name or "Marked queries",
-        "n": stage.n_queries,
-        "rows": stage.rows(),
-        "order": [{"pair": pair, "k": k, "n": n} for pair, (k, n) in stage.order().items()],
-    }
+def _stages(found: Sequence[FlowStages], charts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stage tables, those whose names begin alike ("clf; ...") in one with one figure."""
+    groups: dict[str, dict[str, FlowStages]] = {}
+    for stage in found:
+        title, _, name = stage.name.partition("; ")
+        groups.setdefault(title or "marked queries", {})[name or title or "marked queries"] = stage
+    return [_stage_group(i, title, group, charts) for i, (title, group) in enumerate(groups.items())]
+
+
+def _stage_group(i: int, title: str, group: Mapping[str, FlowStages], charts: dict[str, Any]) -> dict[str, Any]:
+    chart, marks = f"flow-stages-{i}", next(iter(group.values())).marks
+    credit = {name: stage.by_layer for name, stage in group.items()}
+    rows = [{"queries": name, **row} for name, stage in group.items() for row in stage.to_frame().to_pylist()]
+    charts[chart] = drawn(figures.stages(credit, marks), rows, narrow=figures.stages(credit, marks, is_narrow=True))
+    lines = {name: stage.line() for name, stage in group.items()}
+    table = [[key, *(line[key] for line in lines.values())] for key in next(iter(lines.values()))]
+    return {"chart": chart, "title": title, "names": list(group), "rows": table, "marks": marks}
 
 
 def _contrasted(i: int, found: FlowContrast, charts: dict[str, Any]) -> dict[str, Any]:
