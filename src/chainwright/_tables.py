@@ -29,8 +29,12 @@ class Tables(Finding):
 
     def summary(self) -> str:
         """Return how many rows each table has, and the notes."""
-        sizes = ", ".join(f"{name} ({len(rows)})" for name, rows in self.tables.items())
+        sizes = ", ".join(f"{self.short(name)} ({len(rows)})" for name, rows in self.tables.items())
         return "\n".join([f"{self.title}: {sizes or 'no tables'}", *self.notes])
+
+    def short(self, name: str) -> str:
+        """Return the name of a table without what `title` says already."""
+        return name.removeprefix(f"{self.title}: ")
 
     def to_frame(self) -> pa.Table:
         """Return the rows of all tables, each with its `table`; values are texts."""

@@ -44,6 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_it_goes_on_and_is_read_from_its_folder_alone(folder: Path) -> None:
+    study = Study.open(folder)
+    resumed = IterationHeadsPlan.resumed(study.manifest)
+    assert Study.make(folder, resumed).folder == folder, "the same study"
+    kinds = [type(found).__name__ for found in study.findings()]
+    assert kinds[: len(RUNS)] == ["Emergence"] * len(RUNS) and "IterationScores" in kinds
+
+
 @pytest.fixture(scope="module")
 def found(folder: Path) -> IterationHeads:
     return IterationHeads.of(Study.open(folder).results)

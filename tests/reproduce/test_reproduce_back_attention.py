@@ -22,7 +22,13 @@ from chainwright.lab.knowledge import (
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
 from chainwright.reproduce._low_rank import low_rank, trained_parameters
 from chainwright.reproduce._two_hop import depths, with_prefixes
-from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, recipe_of, run_back_attention
+from chainwright.reproduce.back_attention import (
+    ReproduceBackAttention,
+    ReproduceBackAttentionConfig,
+    recipe_of,
+    run_back_attention,
+)
+from chainwright.studies import Study
 from chainwright.tasks.knowledge import questions
 from families import tiny
 
@@ -75,6 +81,9 @@ def test_the_study_runs_stops_and_goes_on(world, tmp_path):
     assert all(abs(sum(v for k, v in row.items() if k != "variant") - 1) < 1e-6 for row in found.failures)
     again = run_back_attention(config, tmp_path / "study")
     assert again.rows == found.rows
+    known = Study.open(tmp_path / "study").manifest
+    resumed = ReproduceBackAttention.resumed(known)
+    assert resumed.config == known.config and resumed.source == known.model
     with pytest.raises(BadInput):
         run_back_attention(replace(config, n_steps=3), tmp_path / "study")
 

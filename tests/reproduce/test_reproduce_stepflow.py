@@ -42,6 +42,13 @@ def finished(tmp_path_factory):
     return plan, study.run(), study
 
 
+def test_it_goes_on_from_its_folder_alone(finished) -> None:
+    plan, _, study = finished
+    again = ReproduceStepFlow.resumed(study.manifest, device="cpu")
+    assert again.config == plan.config and again.source == plan.source
+    assert study.manifest.again == "chainwright study run {folder}"
+
+
 def test_every_table_is_there_and_in_the_report(finished) -> None:
     plan, _, study = finished
     text = "\n".join(write_tables(study))

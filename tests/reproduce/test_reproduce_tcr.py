@@ -19,6 +19,7 @@ from chainwright.reproduce._plan import estimate
 from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, counts_of, gold_detector, ways_for
 from chainwright.studies import Job, Study
 from study_plans import files
+from test_cli import call
 
 WAYS = ("none", "TCR, gold", "best head, gold", "DoLa")
 
@@ -55,9 +56,14 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
     killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         Study.make(killed, make(Stops)).run()
-    plan = make(ReproduceTCR)
-    study = Study.make(killed, plan)
-    done = study.run()
+    code, printed = call("study", "status", killed)
+    assert code == 0 and f"Go on with it: chainwright study run {killed}" in printed
+    code, printed = call("study", "run", killed, "--device", "cpu", "-q")
+    assert code == 0 and "### Ablations: parts" in printed and "report.html" in printed
+    for written in ("report.html", "tables.md"):
+        (killed / written).unlink()
+    plan, study = make(ReproduceTCR), Study.open(killed)
+    done = study.results
     Study.make(tmp_path / "whole", make(ReproduceTCR)).run()
     assert files(killed) == files(tmp_path / "whole")
 
@@ -86,7 +92,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
             assert all(0 <= at < len(moved.chains[marks[way]["chain"]]) for at in tokens)
 
     report = write_study_report(killed).read_text(encoding="utf-8")
-    assert 'id="comparison"' in report and 'id="flips"' in report and "Ablations: tau" in report
+    assert 'id="comparison"' in report and 'id="flips"' in report and "<caption>tau</caption>" in report
     assert (killed / "report.html").is_file() and "### Ablations: parts" in write_tables(study)
     assert any("DoLa: answers" in line for line in summary_of(study))
 

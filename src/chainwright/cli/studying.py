@@ -10,6 +10,7 @@ from rich.table import Table
 
 from chainwright.cli._shared import (
     Device,
+    Lines,
     Overwrite,
     Quiet,
     RemoteCode,
@@ -18,6 +19,7 @@ from chainwright.cli._shared import (
     out,
     plain,
     print_accuracy,
+    print_findings,
 )
 from chainwright.cli.diagnosing import print_summary, run_study
 
@@ -43,11 +45,16 @@ def run(
     """Run a study to its end: a new one, or one that was stopped."""
     from chainwright import study
     from chainwright._errors import BadInput
+    from chainwright.studies import Study
+    from chainwright.studies.diagnosis import KIND
     from chainwright.studies.file import read_study_file
 
     if what.is_dir():
         if out_folder is not None:
             raise BadInput(f"{what} is the folder of a study, which goes on where it is; leave --out away.")
+        if Study.open(what).manifest.kind != KIND:
+            _run_other(what, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
+            return
         config, folder = study.study_config(what), what
     else:
         config, folder = read_study_file(what), out_folder or Path("runs") / what.stem
@@ -57,6 +64,20 @@ def run(
         out.print(f"More: chainwright study show {folder}", soft_wrap=True, highlight=False)
     else:
         _show(folder)
+
+
+def _run_other(
+    folder: Path, device: str | None, trust_remote_code: bool, *, overwrite: bool, repair: bool, quiet: bool
+) -> None:
+    """Go on with a study that is no diagnosis, as its own file says it was begun."""
+    from chainwright._errors import BadInput
+    from chainwright.studies import Study
+
+    if overwrite:
+        raise BadInput(f"--overwrite makes a study anew, which the command does that made {folder}; leave it away.")
+    study = Study.open(folder).with_plan(device=device, trust_remote_code=trust_remote_code)
+    study.run(None if quiet else Lines(), repair=repair)
+    print_findings(study)
 
 
 @clear_errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +240,24 @@ def model_name(model: PreTrainedModel) -> str:
     """Return a model's bundled name, or where it was loaded from."""
     path = str(model.config._name_or_path)
     return Path(path).name if _is_bundled(model) else path
+
+
+def load_as(
+    source: Mapping[str, str], *, device: str | torch.device | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Return the model that a `provenance` names, of the same revision and number type.
+
+    Raises:
+        BadInput: It cannot be had.
+    """
+    revision = source.get("revision", "")
+    return load_model(
+        source["model"],
+        device=device,
+        dtype=source.get("dtype"),
+        revision=None if revision in ("", "bundled") else revision,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:

@@ -31,13 +31,14 @@ from chainwright.diagnose import BackAttentionFinding
 from chainwright.edits import BackHead
 from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import BUNDLED, bundled_models, load_model, provenance
+from chainwright.models.load import BUNDLED, bundled_models, load_as, load_model, provenance
 from chainwright.repair._answers import AnswerTraining
 from chainwright.reproduce import _two_hop
 from chainwright.reproduce._back_cost import CostSettings, back_cost
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, train_arithmetic
 from chainwright.reproduce._two_hop import Fitted, Variant, fit, judged, variants
 from chainwright.studies import Job, Plan, Results, Study, Watch
+from chainwright.studies.manifest import Manifest
 from chainwright.tasks.knowledge import World, questions
 
 MAIN, CONTROL = "back attention", "LoRA of equal size"
@@ -90,7 +91,7 @@ class ReproduceBackAttentionConfig:
 class ReproduceBackAttention(Plan):
     """The plan of the study."""
 
-    kind, again = "reproduce back-attention", "chainwright reproduce back-attention --out {folder}"
+    kind, again = "reproduce back-attention", "chainwright study run {folder}"
 
     def __init__(
         self,
@@ -107,6 +108,15 @@ class ReproduceBackAttention(Plan):
         self.world: World = self.recipe.world
         self.known, self.parts = known_compositions(self.recipe)
         self.variants = variants(anatomy(model).n_layers, config.dims)
+
+    @classmethod
+    def resumed(
+        cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> ReproduceBackAttention:
+        """Return the plan of a study that was begun; loads its model."""
+        config = ReproduceBackAttentionConfig(**{k: v for k, v in known.config.items() if k != "recipe"})
+        loaded = load_as(known.model, device="cpu", trust_remote_code=trust_remote_code)
+        return cls(loaded.model, loaded.tokenizer, recipe_of(_place_of(config)), config)
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
@@ -297,6 +307,11 @@ def recipe_of(folder: Path) -> Mapping[str, Any]:
     return found
 
 
+def _place_of(config: ReproduceBackAttentionConfig) -> Path:
+    """Return the folder of the model."""
+    return BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
+
+
 def run_back_attention(
     config: ReproduceBackAttentionConfig,
     folder: str | Path,
@@ -318,8 +333,7 @@ def run_back_attention(
         BadInput: The model is none of a made-up world, or the folder holds another study.
     """
     model, tokenizer = load_model(config.model, device="cpu")
-    where = BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
-    plan = ReproduceBackAttention(model, tokenizer, recipe_of(where), config)
+    plan = ReproduceBackAttention(model, tokenizer, recipe_of(_place_of(config)), config)
     study = Study.make(folder, plan, overwrite=overwrite)
     study.run(watch, repair=repair)
     if config.cost_repeats and not (study.folder / COST).is_file():

@@ -38,8 +38,9 @@ from chainwright.diagnose import (
 from chainwright.diagnose.steps import trace_steps
 from chainwright.lab import IterationConfig, train_iteration
 from chainwright.models import load_model
-from chainwright.models.load import LoadedModel, provenance
+from chainwright.models.load import LoadedModel, load_as, provenance
 from chainwright.studies import Job, Plan, Results, Skip, Study, Watch
+from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace
 
 PROFILES = ("quick", "full")
@@ -131,13 +132,21 @@ class IterationHeadsPlan(Plan):
     """Every training of a profile, then the reasoner task by task."""
 
     kind = "iteration-heads"
-    again = "chainwright reproduce iteration-heads --out {folder}"
+    again = "chainwright study run {folder}"
 
     def __init__(self, runs: Recipes, reasoner: ReasonerConfig, loaded: LoadedModel, *, progress: bool = False) -> None:
         self.loaded, self.reasoner, self.progress = loaded, reasoner, progress
         self.recipes = {name: IterationConfig(**changes) for name, changes in runs.items()}
         self.config = {"recipes": runs, "reasoner": asdict(reasoner)}
         self.source = provenance(loaded.model)
+
+    @classmethod
+    def resumed(
+        cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> IterationHeadsPlan:
+        """Return the plan of a study that was begun; loads its model."""
+        reasoner = ReasonerConfig(**known.config["reasoner"])
+        return cls(known.config["recipes"], reasoner, load_as(known.model, device="cpu"))
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the trainings in order, then one unit a task."""
@@ -273,5 +282,4 @@ def run_iteration_heads(
     """
     runs = recipes(profile)
     plan = IterationHeadsPlan(runs, ReasonerConfig(model=model), load_model(model, device="cpu"))
-    plan.again += f" --profile {profile}" + (f" --model {model}" if model != "reasoner" else "")
     return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch))

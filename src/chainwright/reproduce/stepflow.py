@@ -30,11 +30,12 @@ from chainwright.decode import AttachesToModel, generate
 from chainwright.diagnose import bridge_mass, compare_bridges
 from chainwright.evaluation import compare
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import provenance
+from chainwright.models.load import load_as, provenance
 from chainwright.repair import ChosenLayers, StepFlow, choose_layers
 from chainwright.repair.control import PlantedLockIn
 from chainwright.reproduce import stepflow_measures as measures
 from chainwright.studies import Job, Plan, Results, Study
+from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace, read_traces, write_traces
 
 PLAIN = "none"
@@ -110,7 +111,7 @@ class ReproduceStepFlowConfig:
 class ReproduceStepFlow(Plan):
     """The plan of the study."""
 
-    kind, again = "reproduce stepflow", "chainwright reproduce stepflow --out {folder}"
+    kind, again = "reproduce stepflow", "chainwright study run {folder}"
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: ReproduceStepFlowConfig):
         self.model = model
@@ -118,6 +119,14 @@ class ReproduceStepFlow(Plan):
         self.asked = config
         self.config = config.record()
         self.source = provenance(anatomy(model).model)
+
+    @classmethod
+    def resumed(
+        cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> ReproduceStepFlow:
+        """Return the plan of a study that was begun; loads its model."""
+        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
+        return cls(loaded.model, loaded.tokenizer, ReproduceStepFlowConfig(**known.config))
 
     @property
     def ways(self) -> list[str]:

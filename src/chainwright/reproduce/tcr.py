@@ -32,7 +32,7 @@ from chainwright.decode import generate, prompt_ids
 from chainwright.evaluation import Comparison, compare
 from chainwright.figures.words import listed
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import provenance
+from chainwright.models.load import load_as, provenance
 from chainwright.repair import TCR, EntropyDetector, GoldDetector, RemoveAndResample, Repair
 from chainwright.repair.baselines import BestHead, DoLa
 from chainwright.repair.candidates import Candidates
@@ -43,6 +43,7 @@ from chainwright.repair.noting import NotingDetector
 from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
 from chainwright.reproduce._ablations import ablation_rows, load_outcomes, save_outcomes
 from chainwright.studies import Job, Plan, Results, Study, clock
+from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace, read_traces, write_traces
 
 # what the quick profile runs
@@ -164,7 +165,7 @@ class ReproduceTCRConfig:
 class ReproduceTCR(Plan):
     """The plan of the study."""
 
-    kind, again = "reproduce tcr", "chainwright reproduce tcr --out {folder}"
+    kind, again = "reproduce tcr", "chainwright study run {folder}"
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: ReproduceTCRConfig):
         self.model = model
@@ -172,6 +173,12 @@ class ReproduceTCR(Plan):
         self.asked = config
         self.config = config.record()
         self.source = provenance(anatomy(model).model)
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> ReproduceTCR:
+        """Return the plan of a study that was begun; loads its model."""
+        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
+        return cls(loaded.model, loaded.tokenizer, ReproduceTCRConfig(**known.config))
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the repair, then every run and variant, then the tables."""

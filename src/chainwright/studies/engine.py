@@ -175,6 +175,19 @@ class Study:
             raise BadInput(f"The study in {self.folder} is not finished; {self._advice(known)}")
         return list(plan_of(known.kind).findings(self))
 
+    def with_plan(self, *, device: str | None = None, trust_remote_code: bool = False) -> Study:
+        """Return the study with the plan that it was begun with, so that it can be run; this loads its model.
+
+        Raises:
+            BadInput: No plan has its kind, or one that goes on by another command, or its model cannot be had.
+        """
+        from chainwright.studies.kinds import plan_of
+
+        known = self.manifest
+        known = replace(known, again=self._again(known))
+        plan = plan_of(known.kind).resumed(known, device=device, trust_remote_code=trust_remote_code)
+        return replace(self, plan=plan)
+
     def run(self, watch: Watch | None = None, *, repair: bool = False) -> Results:
         """Compute what is missing and return everything; a finished study is checked and returned.
 

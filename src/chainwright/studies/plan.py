@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chainwright._errors import BadInput
 from chainwright.studies import records
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
     from chainwright.studies.engine import Study
+    from chainwright.studies.manifest import Manifest
 
 Tick = Callable[[int, int], None]
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -106,6 +108,15 @@ class Plan(ABC):
     def findings(cls, study: Study) -> Sequence[Finding]:
         """Return what a finished study of this kind found, for its report; there is no model to ask."""
         return ()
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Plan:
+        """Return the plan of a study that was begun, from what its `study.json` says; this loads its model.
+
+        Raises:
+            BadInput: A study of this kind goes on by another command, or its model cannot be had.
+        """
+        raise BadInput(f"A study of kind {known.kind!r} does not go on from its folder alone, but by: {known.again}")
 
 
 class Watch:

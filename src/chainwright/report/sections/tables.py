@@ -25,7 +25,9 @@ def section(material: Material) -> Section | None:
             chart = f"thresholds{len(charts) or ''}" if rows and set(rows[0]) >= _OF_THRESHOLDS else None
             if chart is not None:
                 charts[chart] = _thresholds(rows)
-            shown.append({"name": name, "rows": rows, "columns": list(rows[0]) if rows else [], "chart": chart})
+            shown.append(
+                {"name": one.short(name), "rows": rows, "columns": list(rows[0]) if rows else [], "chart": chart}
+            )
         groups.append({"title": one.title, "tables": shown, "notes": list(one.notes)})
     return Section("tables", "Tables", {"groups": groups}, charts)
 
