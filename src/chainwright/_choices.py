@@ -32,6 +32,8 @@ REASONER_HOPS: Mapping[str, tuple[int, ...]] = {
     "objc": (5, 8, 9, 10, 11),
 }
 
+_COMPASS_HOPS = (8, 16, 24, 32)
+
 # The hop counts that the TCR paper reports for models of 7B and more (arXiv 2601.21214, section 2).
 PAPER_HOPS: Mapping[str, tuple[int, ...]] = {
     "parity": (10, 20, 30, 40, 50),
@@ -113,12 +115,12 @@ def choose_cells(
     """
     asked = tasks.names() if task.strip().lower() == "all" else [part for part in task.split(",") if part.strip()]
     if not asked:
-        raise BadInput(f"No task was named; known: {', '.join(tasks.names())}, or 'all'.")
+        raise BadInput(f"No task was named; known: {', '.join(tasks.known())}, or 'all', which is the first seven.")
     usual = REASONER_HOPS if rendering == "short" else PAPER_HOPS
     if unknown := [name for name in asked if also and name.strip().lower() not in tasks.names()]:
         raise unknown_name("task", unknown[0].strip(), [*tasks.names(), *also])
     names = [tasks.canonical(name.strip()) for name in asked]
-    return {name: usual[name] if hops is None else parse_hops(hops) for name in names}
+    return {name: usual.get(name, _COMPASS_HOPS) if hops is None else parse_hops(hops) for name in names}
 
 
 def parse_hops(text: str) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ train_app.command()(training.reasoner)
 train_app.command()(training.iteration)
 train_app.command()(training.world)
 train_app.command()(training.arithmetic)
+train_app.command()(training.compass)
 app.add_typer(train_app, name="train")
 
 fit_app = typer.Typer(help="Fit repairs.", no_args_is_help=True)

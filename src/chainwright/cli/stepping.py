@@ -30,6 +30,7 @@ def stepflow(
     hops: HopCounts = None,
     n: Annotated[int, typer.Option("-n", help="Problems a task, hop count and seed.")] = 30,
     seeds: Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")] = "11,12,13",
+    tune_n: Annotated[int, typer.Option(help="Problems a task and hop count to tune on.")] = 24,
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
         "runs/reproduce-stepflow"
     ),
@@ -51,6 +52,7 @@ def stepflow(
         cells,
         n=n,
         seeds=_choices.parse_seeds(seeds),
+        tune_n=tune_n,
         control_layer=2 if model == "reasoner" else None,
         rendering=rendering,
     )

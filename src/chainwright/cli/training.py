@@ -116,3 +116,28 @@ def arithmetic(
     wrong = wrong_by_signs(config, found["three, held out"])
     said = ", ".join(f"{signs} {k} of {n}" for signs, (k, n) in wrong.items())
     out.print(f"held out, wrong by signs: {said}", highlight=False, soft_wrap=True)
+
+
+@clear_errors
+def compass(
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs/compass"),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the recipe, such as n_steps=4000; may be given several times."),
+    ] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the compass model, which loses sight of its question in long chains: four minutes on one free core."""
+    from chainwright import _choices
+    from chainwright.lab import CompassConfig, train_compass
+
+    config = _choices.changed(CompassConfig(seed=seed), changes or [])
+    start = time.monotonic()
+    folder = train_compass(config, out_folder, device=device, resume=resume, progress=not quiet)
+    out.print(f"Wrote the compass model to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
+    out.print(
+        f"See how good it is: chainwright evaluate --model {folder} --task compass --hops 10,20,30", soft_wrap=True
+    )

@@ -40,7 +40,7 @@ def span_of(values: Iterable[int]) -> str:
 
 def title_of(task: str) -> str:
     """Return a task's title, or its name where Chainwright does not know it."""
-    return tasks.title(task) if task in tasks.names() else task
+    return tasks.title(task) if task in tasks.known() else task
 
 
 def head_name(head: Iterable[int]) -> str:

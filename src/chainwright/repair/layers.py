@@ -2,9 +2,10 @@
 
 1. `compare_bridges` has each head's attention on the segment that a token builds on, where wrong traces take their
    first wrong token, and that of right partners at the same slot and place.
-2. The bridge goes into the layers in which the thinking's mass on the question is lower where it is wrong: by
-   Wilcoxon's signed ranks, corrected for the number of layers, and so far that most wrong traces lie below a low
-   quantile of the right ones. The floor of such a layer is the right ones' median.
+2. The bridge goes into the layers in which the thinking's mass on the question is lower where it is wrong, by
+   Wilcoxon's signed ranks, corrected for the number of layers. The floor of such a layer is the right ones' median: in
+   the positive control (`control.py`) a lower quantile is too low to mend, since the slots where chains fail are mixed
+   with some that need nothing from the question.
 3. The momentum goes into the layers in which the summary's mass on the thinking is lower in the same sense.
 4. Where there is no such layer nothing is chosen, and the repair does nothing.
 
@@ -38,37 +39,33 @@ class ChosenLayers(NamedTuple):
     floors: tuple[float, ...]
 
 
-def choose_layers(groups: BridgeGroups, *, significance: float = 0.05, quantile: float = 0.1) -> ChosenLayers:
+def choose_layers(groups: BridgeGroups, *, significance: float = 0.05) -> ChosenLayers:
     """Return where wrong traces lack the attention that right ones pay, and how much of it there should be.
 
     Args:
         groups: Bridge masses of right and wrong traces, none of them of problems that the result is reported on.
         significance: Largest p-value over all layers, corrected by Holm's method.
-        quantile: Most wrong traces must lie below this quantile of the right ones' masses (means over heads).
 
     Raises:
-        BadInput: A share outside of 0 to 1.
+        BadInput: A significance outside of 0 to 1.
     """
-    for name, value in (("significance", significance), ("quantile", quantile)):
-        if not 0 < value < 1:
-            raise BadInput(f"{name} must lie between 0 and 1; got {value}.")
-    bridge = _lacking(*groups.of(THINKING), significance, quantile)
-    momentum = _lacking(*groups.of(SUMMARY), significance, quantile)
+    if not 0 < significance < 1:
+        raise BadInput(f"significance must lie between 0 and 1; got {significance}.")
+    bridge = _lacking(*groups.of(THINKING), significance)
+    momentum = _lacking(*groups.of(SUMMARY), significance)
     return ChosenLayers(tuple(bridge), tuple(momentum), tuple(bridge.values()))
 
 
-def _lacking(right: Tensor, wrong: Tensor, significance: float, quantile: float) -> dict[int, float]:
+def _lacking(right: Tensor, wrong: Tensor, significance: float) -> dict[int, float]:
     """Return the layers whose wrong masses `[P, L, H]` lie below the right ones, with the right ones' median."""
     if len(right) == 0:
         return {}
     right, wrong = right.mean(-1).double(), wrong.mean(-1).double()  # (pair, layer)
     p = [lower((wrong - right)[:, layer].numpy()) for layer in range(right.shape[1])]
-    is_low = (wrong < right.quantile(quantile, dim=0)).double().mean(0) > 0.5
     floors = right.quantile(0.5, dim=0)
     found: dict[int, float] = {}
     for rank, layer in enumerate(torch.tensor(p).argsort().tolist()):
         if p[layer] * (len(p) - rank) > significance:
             break
-        if bool(is_low[layer]):
-            found[layer] = round(float(floors[layer]), 4)
+        found[layer] = round(float(floors[layer]), 4)
     return dict(sorted(found.items()))

@@ -44,6 +44,7 @@ CONTROLS = ("planted", "planted, bridge", "planted, auto layers")
 # where a model's chains are sometimes right and sometimes wrong
 HOPS: Mapping[str, Mapping[str, Sequence[int]]] = {
     "reasoner": {"parity": (12,), "clf": (13,), "moas": (12,)},
+    "compass": {"compass": (14, 17, 20)},
 }
 
 
@@ -80,7 +81,7 @@ class ReproduceStepFlowConfig:
     seeds: Sequence[int] = (11, 12, 13)
     tune_n: int = 24
     tune_seed: int = 100
-    taus: Sequence[float] = (0.15, 0.3, 0.6)
+    taus: Sequence[float] = (0.15, 0.3, 0.6, 0.8)
     alphas: Sequence[float] = (0.06,)
     measured_n: int = 100
     n_caused: int = 12
@@ -95,8 +96,8 @@ class ReproduceStepFlowConfig:
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
-        if unknown := [task for task in self.hops if task not in tasks.names()]:
-            raise unknown_name("task", unknown[0], tasks.names())
+        if unknown := [task for task in self.hops if task not in tasks.known()]:
+            raise unknown_name("task", unknown[0], tasks.known())
         if not self.hops or not self.seeds or min(self.n, self.tune_n, self.measured_n) < 1:
             raise BadInput("A study of StepFlow needs a task with hops, a seed, and at least one problem of each kind.")
         if self.tune_seed in self.seeds:

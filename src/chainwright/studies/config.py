@@ -109,8 +109,8 @@ class DiagnoseConfig:
                 raise BadInput(f"{name} must be {words}; got {getattr(self, name)!r}.")
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "instruments", tuple(self.instruments))
-        if unknown := [task for task in self.hops if task not in tasks.names()]:
-            raise unknown_name("task", unknown[0], tasks.names())
+        if unknown := [task for task in self.hops if task not in tasks.known()]:
+            raise unknown_name("task", unknown[0], tasks.known())
         if not self.cells():
             raise BadInput("No hops were asked for; a diagnosis needs at least one hop count of one task.")
         if self.rendering not in get_args(tasks.Rendering):
@@ -127,4 +127,4 @@ class DiagnoseConfig:
 
     def cells(self) -> list[tuple[str, int]]:
         """Return every (task, hops), tasks in their usual order."""
-        return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
+        return [(task, int(h)) for task in tasks.known() if task in self.hops for h in sorted(set(self.hops[task]))]

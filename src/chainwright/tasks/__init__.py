@@ -5,12 +5,12 @@ the error type of each decision in it. Two renderings: "short" is word-level tex
 here, "natural" is English with worked examples for chat models.
 
 The hop number is the number of people (parity), digits of the multiplier (mdm), words (llc), folder
-operations (clf), operands (moas), intervals (nums) or sentences (objc).
+operations (clf), operands (moas), intervals (nums) or sentences (objc). An eighth task, compass, is made for StepFlow.
 """
 
 from __future__ import annotations
 
-from chainwright.tasks._sampling import canonical, error_types, from_record, names, sample, title
+from chainwright.tasks._sampling import canonical, error_types, from_record, known, names, sample, title
 from chainwright.tasks._words import vocabulary
 from chainwright.tasks.base import UNPARSED, FirstError, Problem, ReadSlot, Rendering, Slot
 
@@ -24,6 +24,7 @@ __all__ = [
     "canonical",
     "error_types",
     "from_record",
+    "known",
     "names",
     "sample",
     "title",

@@ -13,17 +13,23 @@ from random import Random
 from typing import Any, get_args
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright.tasks import clf, llc, mdm, moas, nums, objc, parity
+from chainwright.tasks import clf, compass, llc, mdm, moas, nums, objc, parity
 from chainwright.tasks._patterns import STEP
 from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
 from chainwright.tasks.base import SCHEMA_VERSION, Problem, write_chain
 
-_TASKS: Mapping[str, Task] = {module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)}
+_SEVEN: Mapping[str, Task] = {module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)}
+_TASKS: Mapping[str, Task] = {**_SEVEN, compass.TASK.name: compass.TASK}
 _MOST_HOPS_OF_EXAMPLES, _N_CANDIDATES = 4, 8
 
 
 def names() -> list[str]:
-    """Return the names of the seven tasks, in the order of the source paper."""
+    """Return the names of the seven tasks, in the order of the source paper; "compass" is known besides them."""
+    return list(_SEVEN)
+
+
+def known() -> list[str]:
+    """Return the names of all tasks: the seven, then those made for one method."""
     return list(_TASKS)
 
 

@@ -1,0 +1,228 @@
+"""The recipe of the compass model: a small decoder that loses sight of its question as its chain grows.
+
+1. Three kinds of rows, each a question and its chain. The task itself, in short chains. "Names": short chains that
+   write down the turn in place of the direction, from which looking things up in the question is learned soon. Long
+   chains of the task, whose directions are given and do not count in the loss: counting far, stopping, the answer and
+   all positions are learned from these.
+2. So the model knows all of a long chain but one thing: finding the turn in the question has only been learned where
+   few lines compete with the question for the attention of the heads that look it up.
+3. Wide embeddings, as in `iteration_model.py`: with the usual ones the circuit does not form in this time.
+4. The loss counts the chain alone. AdamW, warm-up, constant rate, linear decay; each batch is a pure function of
+   (seed, step), and holds rows of like length.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from chainwright._errors import BadInput
+from chainwright._files import clear_disk_errors
+from chainwright.lab.optim import load_optimizer
+from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.training import begin, learning_rate, run_steps
+from chainwright.models.load import check_device
+from chainwright.tasks import compass
+from chainwright.tasks.base import write_chain
+
+_IGNORED = -100
+_NAMES = "names"  # the first word of a question whose chain names the turns
+
+
+@dataclass(frozen=True)
+class CompassConfig:
+    """Everything that the recipe depends on.
+
+    Attributes:
+        hops: Lines of a chain of the task and of one that names the turns, both ends included.
+        long_hops: Lines of a chain whose directions do not count.
+        long_share: Share of the batches whose rows are such chains.
+        names_share: Share of the rows of the other batches that name the turns.
+        batch_tokens: Tokens a step, about.
+        embedding_std: Standard deviation of new embeddings.
+    """
+
+    hops: tuple[int, int] = (4, 10)
+    long_hops: tuple[int, int] = (4, 40)
+    long_share: float = 0.25
+    names_share: float = 0.25
+    d_model: int = 64
+    n_layers: int = 4
+    n_heads: int = 4
+    d_head: int = 16
+    d_mlp: int = 192
+    n_positions: int = 512
+    embedding_std: float = 1.0
+    initializer_range: float = 0.1
+    n_steps: int = 1600
+    batch_tokens: int = 2400
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    n_warmup: int = 100
+    decay_share: float = 0.4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained."""
+        whole = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_positions", "n_steps", "batch_tokens")
+        for name in (*whole, "lr", "embedding_std", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
+        for name in ("long_share", "names_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+        for name in ("hops", "long_hops"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high <= compass.N_MINUTES:
+                raise BadInput(f"Setting {name} is a range within 1 to {compass.N_MINUTES} lines; got {low}, {high}.")
+
+
+def compass_tokenizer(config: CompassConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the task: one token a word, one a digit."""
+    return word_tokenizer(["\n", *"0123456789", *compass.vocabulary(), _NAMES], config.n_positions)
+
+
+def new_compass(config: CompassConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """Return an untrained model, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.d_model,
+            intermediate_size=config.d_mlp,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_heads,
+            head_dim=config.d_head,
+            max_position_embeddings=config.n_positions,
+            initializer_range=config.initializer_range,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
+            eos_token_id=tokenizer.convert_tokens_to_ids(END),
+            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        )
+    )
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=config.embedding_std)
+    return model
+
+
+class CompassRows:
+    """Draws batches."""
+
+    def __init__(self, config: CompassConfig, tokenizer: PreTrainedTokenizerBase):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
+        self.directions = torch.tensor(tokenizer.convert_tokens_to_ids(list(compass.DIRECTIONS)))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return right-padded ids and labels (the chain alone) of a step, both `[N, T]`."""
+        rng, config = random.Random(f"{self.config.seed}/{step}"), self.config
+        is_long = rng.random() < config.long_share
+        low, high = config.long_hops if is_long else config.hops
+        # the chains of a batch differ by a quarter at most
+        most = rng.randint(low, high)
+        texts, n_tokens = [], 0
+        while n_tokens < config.batch_tokens:
+            prompt, chain = self._drawn(rng, rng.randint(max(low, 3 * most // 4), most), is_long)
+            texts.append((prompt, chain))
+            n_tokens += 40 + 4 * chain.count("\n")
+        prompts = self.tokenizer([prompt for prompt, _ in texts])["input_ids"]
+        chains = self.tokenizer([chain for _, chain in texts], add_special_tokens=False)["input_ids"]
+        rows = [(p, [*c, self.tokenizer.eos_token_id]) for p, c in zip(prompts, chains, strict=True)]
+        ids, labels = self._padded(rows)
+        if is_long:
+            after_a_digit = torch.isin(ids, self.digits).roll(1, dims=1)
+            labels[after_a_digit & torch.isin(ids, self.directions)] = _IGNORED
+        return ids, labels
+
+    def _drawn(self, rng: random.Random, hops: int, is_long: bool) -> tuple[str, str]:
+        """Return the prompt and the chain of a row."""
+        facts = compass.draw(rng, hops)
+        script = compass.TASK.write(facts, "short")
+        prompt, chain = script.question + "\n", write_chain(script.lines)[0]
+        if not is_long and rng.random() < self.config.names_share:
+            return prompt.replace("compass", _NAMES, 1), _naming(facts)
+        return prompt, chain
+
+    def _padded(self, rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+        width = max(len(prompt) + len(chain) for prompt, chain in rows)
+        if width > self.config.n_positions:
+            raise BadInput(
+                f"A row has {width} tokens, but the recipe has n_positions={self.config.n_positions}; raise that or "
+                "lower the hops."
+            )
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), width), _IGNORED)
+        for i, (prompt, chain) in enumerate(rows):
+            n = len(prompt) + len(chain)
+            ids[i, :n] = torch.tensor([*prompt, *chain])
+            labels[i, len(prompt) : n] = ids[i, len(prompt) : n]
+        return ids, labels
+
+
+def _naming(facts: Mapping[str, Any]) -> str:
+    """Return a chain that writes the turn of each minute down, and nothing that follows from it."""
+    turns = dict(map(tuple, facts["turns"]))
+    minutes = range(facts["from"], facts["from"] + facts["hops"])
+    return "\n".join([*(f"{minute:02d} {turns[minute % 10]}" for minute in minutes), "end"])
+
+
+def train_compass(
+    config: CompassConfig, folder: Path, *, device: str = "cpu", resume: bool = False, progress: bool = True
+) -> Path:
+    """Train the compass model and write the checkpoint, tokenizer and recipe to `folder`.
+
+    Args:
+        config: The recipe.
+        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        device: Where to train.
+        resume: Go on from `folder/training` if it is there.
+        progress: Show a progress bar.
+
+    Raises:
+        BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
+            there is no such device, or the recipe has too few positions for its hops.
+    """
+    place = check_device(device)
+    state = folder / "training"
+    first = begin(config, folder, state, resume)
+    tokenizer = compass_tokenizer(config)
+    model = new_compass(config, tokenizer).to(place)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    if first:
+        load_optimizer(state / "state.safetensors", model, optimizer)
+    rows = CompassRows(config, tokenizer)
+    run_steps(
+        lambda at: _step(config, model, optimizer, rows, at), config.n_steps, first, model, optimizer, state,
+        progress=progress,
+    )  # fmt: skip
+    with clear_disk_errors(folder):
+        model.to("cpu").eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _step(
+    config: CompassConfig, model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: CompassRows, step: int
+) -> float:
+    ids, labels = (tensor.to(model.device) for tensor in rows.batch(step))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())

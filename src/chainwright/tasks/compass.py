@@ -1,0 +1,76 @@
+"""Compass: a needle is turned once a minute; how far, only the question says, by the last digit of the minute.
+
+One hop = one minute. The question is short and the chain as long as asked. No line says by how much it turned, so every
+line needs the question again, and what an earlier line with the same digit says is of no use. In half of the problems
+the answer is the direction after the first minute, else that after the last.
+
+Made for StepFlow (`lab/compass.py`); it is none of the seven tasks of the source paper, and only the short rendering
+exists.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from chainwright._errors import BadInput
+from chainwright.tasks._patterns import NUMBER, choice
+from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Facts, Part, Rendering, Script, Task, Writer
+
+DIRECTIONS = ("north", "east", "south", "west")
+TURNS = ("stay", "right", "half", "left")
+ASKED = ("first", "last")
+N_MINUTES = 60
+_DIRECTION = choice({name: () for name in DIRECTIONS})
+_LAYOUT = {"hop": "{minute} {direction}", "end": "{end}", "answer": "answer {answer}"}
+
+
+def vocabulary() -> list[str]:
+    """Return every word of the task but the digits and the line end."""
+    return ["compass", "from", "to", "at", "asks", "?", "end", "answer", *DIRECTIONS, *TURNS, *ASKED]
+
+
+def draw(random: Random, hops: int, rendering: Rendering = "short") -> Facts:
+    """Return the facts of a problem."""
+    if rendering != "short":
+        raise BadInput("The task compass has the short rendering alone; leave --rendering out or pass 'short'.")
+    return {
+        "turns": [[digit, random.choice(TURNS)] for digit in random.sample(range(10), 10)],
+        "from": random.randrange(N_MINUTES - hops + 1),
+        "at": random.choice(DIRECTIONS),
+        "asks": random.choice(ASKED),
+        "hops": hops,
+    }
+
+
+def _write(facts: Facts, rendering: Rendering) -> Script:
+    turns, first, hops = dict(map(tuple, facts["turns"])), facts["from"], facts["hops"]
+    now, directions = DIRECTIONS.index(facts["at"]), []
+    writer = Writer(_LAYOUT)
+    for i in range(hops):
+        minute = first + i
+        now = (now + TURNS.index(turns[minute % 10])) % len(DIRECTIONS)
+        directions.append(DIRECTIONS[now])
+        writer.add(
+            "hop",
+            i,
+            minute=Part(f"{minute:02d}", "minute copy", NUMBER),
+            direction=Part(directions[-1], "turn", _DIRECTION),
+        )
+    answer = directions[0 if facts["asks"] == "first" else -1]
+    writer.close(hops, Part(answer, "answer copy", _DIRECTION), rendering)
+    table = " ".join(f"{digit} {turn}" for digit, turn in facts["turns"])
+    span = f"from {first:02d} to {first + hops - 1:02d}"
+    return Script(f"compass {table} {span} at {facts['at']} asks {facts['asks']} ?", tuple(writer.lines), answer)
+
+
+TASK = Task(
+    name="compass",
+    title="Compass",
+    error_types=("minute copy", "turn", FEWER_HOPS, MORE_HOPS, "answer copy"),
+    goal="Follow the needle minute by minute.",
+    draw=draw,
+    write=_write,
+    exemplars=({"turns": [[d, "stay"] for d in range(10)], "from": 1, "at": "north", "asks": "last", "hops": 2},),
+    unit="minute",
+    max_hops=N_MINUTES,
+)
