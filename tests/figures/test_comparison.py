@@ -38,6 +38,14 @@ def test_each_way_has_a_line_of_its_own_however_many_there_are(n: int, is_narrow
     assert fig.layout.yaxis2.showticklabels is is_narrow
 
 
+def test_gains_of_nothing_have_an_axis_that_can_be_read() -> None:
+    same = {key: 0.0 for key in ("gain", "gain_low", "gain_high", "exact_gain", "exact_gain_low", "exact_gain_high")}
+    low, high = figures.ways_compared([row("none", 0.5), {**row("a", 0.5), **same}], "none").layout.xaxis2.range
+    assert -0.06 < low < -0.05 and 0.05 < high < 0.06
+    low, high = figures.ways_compared([row("none", 0.5), row("a", 0.5, 0.5)], "none").layout.xaxis2.range
+    assert low < -0.05 and high > 0.7, "the whole interval is on it"
+
+
 def cells(names: list[str], tasks: tuple[str, ...] = ("clf", "parity")) -> list[dict[str, Any]]:
     return [row(name, 1 / hops, task=task, hops=hops) for task in tasks for hops in (2, 4) for name in names]
 

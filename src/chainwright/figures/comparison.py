@@ -47,7 +47,14 @@ def ways_compared(rows: Sequence[Row], baseline: str, *, is_narrow: bool = False
         fig.add_trace(_shares(rows, measure))
         fig.add_trace(_gains(others, measure, baseline))
     _lay_out(fig, [safe(str(row["name"])) for row in rows], baseline, is_narrow)
-    return fig
+    return fig.update_layout(xaxis2_range=_gain_range([row for _, row in others]))
+
+
+def _gain_range(rows: Sequence[Row]) -> list[float]:
+    """Return the ends of the axis of gains: all intervals and 0, and five points to each side at least."""
+    ends = [row[f"{m.gain}_{end}"] for row in rows for m in (_CHAINS, _ANSWERS) for end in ("low", "high")]
+    low, high = min([-0.05, *ends]), max([0.05, *ends])
+    return [low - 0.04 * (high - low), high + 0.04 * (high - low)]
 
 
 def _shares(rows: Sequence[Row], measure: _Measure) -> go.Scatter:
@@ -106,7 +113,7 @@ def _lay_out(fig: go.Figure, names: list[str], baseline: str, is_narrow: bool) -
     n = len(names)
     rows = _ROW_HEIGHT * n + 20
     margin = {"l": 10, "r": 18, "t": 62 if is_narrow else 40, "b": 50}
-    gap = 76 if is_narrow else 0
+    gap, tick = (76, 0.5) if is_narrow else (0, 0.25)
     drawn = 2 * rows + gap if is_narrow else rows
     lower = rows / drawn if is_narrow else 1.0
     shared = {"range": [n - 0.4, -0.6], "tickvals": list(range(n)), "ticktext": names, "showgrid": False}
@@ -115,9 +122,9 @@ def _lay_out(fig: go.Figure, names: list[str], baseline: str, is_narrow: bool) -
         height=drawn + margin["t"] + margin["b"],
         margin=margin,
         legend=LEGEND,
-        xaxis={"title": "share right", "range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25, "anchor": "y"},
+        xaxis={"title": "share right", "range": [-0.02, 1.02], "tickformat": ".0%", "dtick": tick, "anchor": "y"},
         yaxis={**shared, "ticklabelstandoff": 6, "anchor": "x"},
-        xaxis2={"title": f"gain over {safe(baseline)}", "tickformat": "+.0%", "nticks": 7, "anchor": "y2"},
+        xaxis2={"title": f"gain over {safe(baseline)}", "tickformat": "+.0%", "nticks": 5, "anchor": "y2"},
         yaxis2={**shared, "ticklabelstandoff": 6, "anchor": "x2", "showticklabels": is_narrow},
     )
     if is_narrow:
