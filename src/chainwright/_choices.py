@@ -77,6 +77,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def parse_layers(text: str, option: str) -> tuple[int, ...]:
+    """Return the layers that a text such as "0,1" or "-2" names for an option.
+
+    Raises:
+        BadInput: It names something else than different whole numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"-?\d+", part) for part in parts) or len(set(parts)) < len(parts):
+        raise BadInput(f"{option} takes different whole numbers with commas, such as '0' or '4,5'; got {text!r}.")
+    return tuple(int(part) for part in parts)
+
+
 def span_mode(text: str | None) -> SpanMode | None:
     """Return what to do with a target of several tokens.
 

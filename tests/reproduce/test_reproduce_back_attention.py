@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from chainwright import BadInput
+from chainwright import BadInput, Repair, bundled_repairs, load_model
 from chainwright._files import read_json
 from chainwright.cli import app
 from chainwright.lab.knowledge import (
@@ -19,6 +20,7 @@ from chainwright.lab.knowledge import (
     new_model,
     train_knowledge,
 )
+from chainwright.reproduce import back_world
 from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
 from chainwright.reproduce._low_rank import low_rank, trained_parameters
 from chainwright.reproduce._two_hop import depths, with_prefixes
@@ -176,3 +178,60 @@ def test_answers_are_single_words(world):
     model = AutoModelForCausalLM.from_pretrained(world).eval()
     asked = [_TINY.world.question(*fact, order="bare") for fact in _TINY.world.facts]
     assert set(answers(model, tokenizer, asked)) <= set(tokenizer.get_vocab())
+
+
+def test_fitting_from_the_command_line_gives_what_the_study_fits(world, tmp_path):
+    """The weights are those of the study's main unit, and the figures are of questions that are not in the fit."""
+    steps = ["--set", "n_steps=2", "--set", "batch_size=8"]
+    command = ["fit", "back-attention", "--model", str(world), "--out", str(tmp_path / "back"), "--quiet", *steps]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    repair = Repair.from_pretrained(tmp_path / "back")
+    config = ReproduceBackAttentionConfig(model=str(world), **{**_STUDY, "sweep_seeds": ()})
+    run_back_attention(config, tmp_path / "study")
+    for name, weight in load_file(
+        tmp_path / "study" / "fit" / "back-attention" / "seed-0" / "heads.safetensors"
+    ).items():
+        assert torch.equal(weight, repair.tensors()[name]), name
+    assert [row["questions"] for row in repair.origin.figures][:2] == ["single facts", "held-out compositions"]
+    assert "->" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--source", "one"], "--source takes different whole numbers"),
+        (["--source", "2", "--targets", "1"], "Layer 2 does not exist"),
+        (["--source", "1", "--targets", "0,2"], "Source layer 1 comes after target 0"),
+        (["--size", "0"], "d_back must be at least 1; got 0"),
+        (["--set", "lr=0"], "lr must be above 0"),
+        (["--questions", "nowhere.json"], "There is no file nowhere.json"),
+        (["--model", "reasoner"], "none of a made-up world"),
+    ],
+    ids=["source", "layer", "order", "size", "rate", "file", "model"],
+)
+def test_bad_input_of_fitting_is_one_sentence(world, tmp_path, options, words):
+    command = ["fit", "back-attention", "--model", str(world), "--out", str(tmp_path / "back"), "--quiet"]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 2 and words in " ".join(result.output.split()), result.output
+    assert not (tmp_path / "back").exists()
+
+
+def test_another_wording_is_refused(world, tmp_path):
+    model, tokenizer = load_model(world, device="cpu")
+    recipe = {**read_json(world / "recipe.json"), "order": "nested"}
+    with pytest.raises(BadInput, match="asks bare questions, and this model was trained on nested ones"):
+        ReproduceBackAttention(model, tokenizer, recipe, ReproduceBackAttentionConfig(**_STUDY))
+
+
+def test_the_shipped_repair_mends_held_out_compositions_of_the_bundled_world():
+    assert "back-world" in bundled_repairs()
+    repair = Repair.from_pretrained("back-world")
+    model, tokenizer = load_model("world", device="cpu")
+    recipe = back_world.recipe_for("world")
+    _, parts = known_compositions(recipe)
+    held_out = questions(recipe.world, parts.held_out[:100], "bare")
+    assert not {p.prompt for p in held_out} & {p.prompt for p in back_world.world_problems(recipe)}
+    assert sum(got == p.answer for got, p in zip(answers(model, tokenizer, held_out), held_out, strict=True)) <= 2
+    with repair.attached(model):
+        assert sum(got == p.answer for got, p in zip(answers(model, tokenizer, held_out), held_out, strict=True)) >= 45

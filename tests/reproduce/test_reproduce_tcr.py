@@ -109,7 +109,7 @@ def test_the_shipped_repair_fits_the_bundled_reasoner() -> None:
 
 
 def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
-    assert bundled_repairs() == ["tcr-reasoner", "tcr-reasoner-lora"]
+    assert {"tcr-reasoner", "tcr-reasoner-lora"} <= set(bundled_repairs())
     repair, light = (Repair.from_pretrained(f"tcr-reasoner{end}") for end in ("-lora", ""))
     assert isinstance(repair, TCR) and isinstance(light, TCR) and repair.config.decision == "vote"
     assert isinstance(repair.selector, ClassifierSelector) and repair.selector.base == "reasoner"

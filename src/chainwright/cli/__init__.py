@@ -56,6 +56,7 @@ app.add_typer(train_app, name="train")
 
 fit_app = typer.Typer(help="Fit repairs.", no_args_is_help=True)
 fit_app.command()(fitting.tcr)
+fit_app.command()(fitting.back_attention)
 app.add_typer(fit_app, name="fit")
 
 

@@ -1,4 +1,4 @@
-"""Commands that fit repairs: fit tcr."""
+"""Commands that fit repairs: fit tcr, fit back-attention."""
 
 from __future__ import annotations
 
@@ -85,4 +85,63 @@ def tcr(
     out.print(fitted.candidates.summary(), markup=False, highlight=False)
     for name, value in fitted.figures.items():
         out.print(f"{value:8.3f}  {name}", markup=False, highlight=False)
+    out.print(f"Wrote the repair to {out_folder}", soft_wrap=True, highlight=False)
+
+
+@clear_errors
+def back_attention(
+    model: ModelName = "world",
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="File to fit on; left out: the training questions of a made-up world."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What the file is: 'two-hop', 'svamp' or 'multiarith'.")
+    ] = "two-hop",
+    source: Annotated[str, typer.Option("--source", help="Layer, or layers with commas, that read back.")] = "0",
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", help="Depths to read, such as 4,5, or 'stack'; left out: the last layer's output."),
+    ] = None,
+    d_back: Annotated[int, typer.Option("--size", help="Size of queries, keys and values.")] = 64,
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the repair.")] = Path(
+        "runs/back-attention"
+    ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the training, such as n_steps=100; may be given several times."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train back attention beside a frozen model on questions and their answers, and save the repair."""
+    from chainwright import _choices
+    from chainwright.models.anatomy import anatomy
+    from chainwright.repair import AnswerTraining, BackAttention
+    from chainwright.reproduce import back_world
+    from chainwright.tasks.readers import read_problems
+
+    _choices.check_free(out_folder, overwrite)
+    training = _choices.changed(AnswerTraining(), changes or [])
+    sources = _choices.parse_layers(source, "--source")
+    depths = None if targets in (None, "stack") else _choices.parse_layers(targets or "", "--targets")
+    recipe = None if questions else back_world.recipe_for(model)
+    problems = back_world.world_problems(recipe) if recipe else read_problems(questions or "", kind)
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    if targets is None:
+        depths = (anatomy(loaded.model).n_layers,)
+    repair = BackAttention.fit(
+        loaded.model, loaded.tokenizer, problems, source=sources, targets=depths, d_back=d_back, training=training,
+        progress=not quiet,
+    )  # fmt: skip
+    if recipe is not None:
+        repair = back_world.with_figures(repair, loaded.model, loaded.tokenizer, recipe)
+    repair.save_pretrained(out_folder, overwrite=overwrite)
+    for row in repair.origin.figures:
+        line = f"{row['model alone']:8.3f} -> {row['repaired']:.3f}  {row['questions']}"
+        out.print(line, markup=False, highlight=False)
     out.print(f"Wrote the repair to {out_folder}", soft_wrap=True, highlight=False)

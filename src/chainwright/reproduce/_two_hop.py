@@ -23,7 +23,7 @@ from chainwright.repair._answers import AnswerTraining, train
 from chainwright.repair.back_attention import begin
 from chainwright.reproduce._low_rank import low_rank, trained_parameters
 from chainwright.tasks.base import Problem
-from chainwright.tasks.knowledge import Split, World, category, questions
+from chainwright.tasks.knowledge import Order, Split, World, category, questions
 
 PARTS = ("held_out", "new_first", "new_second", "new_both")
 CATEGORIES = ("e3", "e2", "r2(e1)", "e1", "unknown")
@@ -152,16 +152,16 @@ def fit(
 
 
 def judged(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, world: World, parts: Split, n: int
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, world: World, parts: Split, n: int, order: Order = "bare"
 ) -> dict[str, dict[str, float]]:
     """Return the share of each kind of answer, for single hops and for each part of the compositions."""
-    single = questions(world, world.facts, "bare")
+    single = questions(world, world.facts, order)
     right = [got == p.answer for got, p in zip(answers(model, tokenizer, single), single, strict=True)]
     out = {"one hop": {"right": sum(right) / len(right)}}
     for name in PARTS:
         asked = drawn(getattr(parts, name), n)
         if asked:
-            out[name] = shares(tokenizer, model, questions(world, asked, "bare"))
+            out[name] = shares(tokenizer, model, questions(world, asked, order))
     return out
 
 

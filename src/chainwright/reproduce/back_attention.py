@@ -103,6 +103,11 @@ class ReproduceBackAttention(Plan):
         """Take a model of a made-up world with the `recipe.json` that it was trained by."""
         self.model, self.tokenizer, self.asked = model, tokenizer, config
         self.recipe = world_recipe(recipe)
+        if self.recipe.order != "bare":
+            raise BadInput(
+                f"The study asks bare questions, and this model was trained on {self.recipe.order} ones; train one "
+                "with --set order=bare, or take the bundled 'world'."
+            )
         self.config = {**json.loads(json.dumps(asdict(config))), "recipe": json.loads(json.dumps(dict(recipe)))}
         self.source = provenance(anatomy(model).model)
         self.world: World = self.recipe.world
