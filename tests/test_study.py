@@ -281,12 +281,12 @@ def test_damaged_units_are_named_and_computed_again_if_asked(
     (folder / "scores" / "clf-002-0" / "scores.safetensors").unlink()
     says = (
         r"Unit traces/clf-013-0 of .*s is damaged: .*traces\.parquet was cut short: \d+ of \d+ bytes are there "
-        r"\(and 1 more damaged units\); put the file back, or compute it again: chainwright study run .*s --repair"
+        r"\(and 1 more damaged units\); put the file back, or compute it again: chainwright study run .*s --recompute"
     )
     for call in (lambda: run(reasoner, folder), lambda: open_diagnosis(folder)):
         with pytest.raises(BadInput, match=says):
             call()
-    run(reasoner, folder, repair=True)
+    run(reasoner, folder, recompute=True)
     assert files(folder) == before
 
 

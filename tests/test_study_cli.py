@@ -140,14 +140,16 @@ def test_damage_is_one_sentence_with_the_remedy(ran: tuple[Path, str], tmp_path:
     before = files(folder)
     shutil.rmtree(folder / "traces" / "clf-013-1")
     code, printed = call("study", "status", folder)
-    assert code == 0 and "1 damaged" in printed and f"Go on with it: chainwright study run {folder} --repair" in printed
+    assert (
+        code == 0 and "1 damaged" in printed and f"Go on with it: chainwright study run {folder} --recompute" in printed
+    )
     for command in (["run", folder], ["show", folder], ["diff", folder, ran[0]]):
         code, printed = call("study", *command)
         assert code == 2 and re.search(r"Unit traces/clf-013-1 of .* is damaged: .*unit\.json is missing", printed)
-        assert f"chainwright study run {folder} --repair" in printed
+        assert f"chainwright study run {folder} --recompute" in printed
     code, printed = call("report", folder)
     assert code == 2 and "is damaged" in printed
-    assert call("study", "run", folder, "--repair", "-q")[0] == 0
+    assert call("study", "run", folder, "--recompute", "-q")[0] == 0
     assert files(folder) == before
 
 

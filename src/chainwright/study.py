@@ -50,7 +50,7 @@ def run_diagnosis(
     folder: str | Path,
     *,
     overwrite: bool = False,
-    repair: bool = False,
+    recompute: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
     """Generate, find the first errors, locate the heads, and write everything to `folder`.
@@ -61,7 +61,7 @@ def run_diagnosis(
         config: What to ask.
         folder: Where to write. A study of the same config and model is gone on with; a finished one is returned.
         overwrite: Replace a study that is there.
-        repair: Compute damaged units again.
+        recompute: Compute damaged units again.
         progress: Show what is done and how long the rest may take.
 
     Raises:
@@ -69,7 +69,7 @@ def run_diagnosis(
             finished unit is damaged, the disk is full, or the config asks for what does not exist.
     """
     check_instruments(config, "A Diagnosis")
-    study = run_study(model, tokenizer, config, folder, overwrite=overwrite, repair=repair, progress=progress)
+    study = run_study(model, tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=progress)
     return diagnosis_of(study)
 
 
@@ -80,11 +80,11 @@ def run_study(
     folder: str | Path,
     *,
     overwrite: bool = False,
-    repair: bool = False,
+    recompute: bool = False,
     progress: bool = True,
 ) -> Study:
     """Do what `run_diagnosis` does, with whatever instruments, and return the study."""
     study = Study.make(folder, DiagnosisPlan(model, tokenizer, config), overwrite=overwrite)
     with Display() if progress else nullcontext(Watch()) as watch:
-        study.run(watch, repair=repair)
+        study.run(watch, recompute=recompute)
     return study

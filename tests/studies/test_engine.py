@@ -173,14 +173,14 @@ def test_damage_is_named_and_mended_only_if_asked(whole: Path, how: str) -> None
     before, (do, says) = files(whole), DAMAGE[how]
     do(whole / "square" / "1" / "value.json")
     damaged = files(whole)
-    says = rf"Unit square/1 of .*whole is damaged: .*{says}.*compute it again: python squares\.py .*whole --repair"
+    says = rf"Unit square/1 of .*whole is damaged: .*{says}.*compute it again: python squares\.py .*whole --recompute"
     for call in (Study.make(whole, Squares()).run, lambda: Study.open(whole).results):
         with pytest.raises(BadInput, match=says):
             call()
     assert files(whole) == damaged, "nothing is changed unasked"
     assert [u.unit for u in Study.open(whole).status().units if u.state == "damaged"] == ["square/1"]
     plan = Squares()
-    Study.make(whole, plan).run(repair=True)
+    Study.make(whole, plan).run(recompute=True)
     assert plan.computed == ["square/1"] and files(whole) == before
 
 
@@ -203,7 +203,7 @@ def test_a_repair_that_comes_out_differently_is_refused(whole: Path) -> None:
 
     (whole / "square" / "1" / "value.json").unlink()
     with pytest.raises(BadInput, match="was computed again and came out differently"):
-        Study.make(whole, Other()).run(repair=True)
+        Study.make(whole, Other()).run(recompute=True)
 
 
 def test_changed_settings_are_named_with_both_values(whole: Path) -> None:
@@ -421,7 +421,7 @@ def test_any_byte_of_any_file_that_changes_is_noticed(
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))]) + content[at + 1 :])
     with pytest.raises(BadInput, match="is damaged"):
         _ = Study.open(folder).results
-    Study.make(folder, Squares(2)).run(repair=True)
+    Study.make(folder, Squares(2)).run(recompute=True)
     assert path.read_bytes() == content
 
 

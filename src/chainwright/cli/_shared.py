@@ -48,7 +48,7 @@ RepairName = Annotated[
     str | None, typer.Option("--repair", help="Decode with this repair: a bundled name, a folder, or a Hub id.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-RepairUnits = Annotated[bool, typer.Option("--repair", help="Compute units again whose files are missing or damaged.")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="Compute units again whose files are missing or damaged.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Lines, Overwrite, Quiet, clear_errors, out, plain
+from chainwright.cli._shared import Lines, Overwrite, Quiet, Recompute, clear_errors, out, plain
 
 
 @clear_errors
@@ -22,7 +22,7 @@ def back_attention(
         typer.Option("--set", help="A setting of the study, such as n_steps=100; may be given several times."),
     ] = None,
     overwrite: Overwrite = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged units again.")] = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Mend two-hop questions and train arithmetic with back attention and its controls; goes on where it stopped."""
@@ -31,7 +31,9 @@ def back_attention(
     from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, run_back_attention
 
     config = _choices.changed(ReproduceBackAttentionConfig(model=model), changes or [])
-    found = run_back_attention(config, out_folder, overwrite=overwrite, repair=repair, watch=None if quiet else Lines())
+    found = run_back_attention(
+        config, out_folder, overwrite=overwrite, recompute=recompute, watch=None if quiet else Lines()
+    )
     path = write_study_report(out_folder)
     columns = [c for c in found.rows[0] if c != "held_out by seed"]
     _print(Table(*columns, title="Two hops, frozen model"), [[row.get(c, "") for c in columns] for row in found.rows])

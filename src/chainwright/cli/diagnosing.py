@@ -18,9 +18,9 @@ from chainwright.cli._shared import (
     NProblems,
     Overwrite,
     Quiet,
+    Recompute,
     RemoteCode,
     RenderingName,
-    RepairUnits,
     Revision,
     Seed,
     TaskNames,
@@ -58,7 +58,7 @@ def diagnose(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
-    repair: RepairUnits = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break, of which kind the errors are, and which heads push the wrong token."""
@@ -87,7 +87,7 @@ def diagnose(
     if plan:
         print_plan(config, device, trust_remote_code)
         return
-    run_study(config, out_folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
+    run_study(config, out_folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
     print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 
 
@@ -109,7 +109,7 @@ def run_study(
     trust_remote_code: bool = False,
     *,
     overwrite: bool = False,
-    repair: bool = False,
+    recompute: bool = False,
     quiet: bool = False,
 ) -> None:
     """Run a diagnosis to its end and write its report, if it has one and that is not there."""
@@ -119,7 +119,7 @@ def run_study(
 
     loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
     study.run_study(
-        loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, repair=repair, progress=not quiet
+        loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=not quiet
     )
     path = folder / "report.html"
     if path.exists() or not study.has_report(config):

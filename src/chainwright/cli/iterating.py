@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Lines, Overwrite, Quiet, clear_errors, out, plain
+from chainwright.cli._shared import Lines, Overwrite, Quiet, Recompute, clear_errors, out, plain
 
 if TYPE_CHECKING:
     from chainwright.reproduce.iteration_heads import IterationHeads
@@ -22,6 +22,7 @@ def iteration_heads(
     profile: Annotated[str, typer.Option(help="'quick' (small models) or 'full' (the paper's sizes).")] = "quick",
     model: Annotated[str, typer.Option("--model", "-m", help="Whose heads are looked into.")] = "reasoner",
     overwrite: Overwrite = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Train small models on iterative tasks, look for such heads in a reasoner, and say what agrees with the paper."""
@@ -31,7 +32,12 @@ def iteration_heads(
     from chainwright.reproduce.iteration_heads import run_iteration_heads
 
     found = run_iteration_heads(
-        out_folder, profile=profile, model=model, overwrite=overwrite, watch=None if quiet else Lines()
+        out_folder,
+        profile=profile,
+        model=model,
+        overwrite=overwrite,
+        recompute=recompute,
+        watch=None if quiet else Lines(),
     )
     path = write_study_report(out_folder)
     with atomic_file(out_folder / "tables.md") as draft:

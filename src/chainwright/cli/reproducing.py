@@ -18,6 +18,7 @@ from chainwright.cli._shared import (
     NProblems,
     Overwrite,
     Quiet,
+    Recompute,
     RemoteCode,
     RenderingName,
     RepairName,
@@ -54,6 +55,7 @@ def tcr(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer ways of decoding, one kind of knockout.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print expected memory and hours, and run nothing.")] = False,
     overwrite: Overwrite = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems in every way of the TCR paper, and print what each gains; goes on where it stopped."""
@@ -90,5 +92,5 @@ def tcr(
     loaded = load(model, device, dtype, revision, trust_remote_code)
     design = tcr.ReproduceTCR(loaded.model, loaded.tokenizer, config)
     study = Study.make(out_folder, design, overwrite=overwrite)
-    study.run(None if quiet else Lines())
+    study.run(None if quiet else Lines(), recompute=recompute)
     print_findings(study)

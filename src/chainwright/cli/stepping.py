@@ -15,6 +15,7 @@ from chainwright.cli._shared import (
     ModelName,
     Overwrite,
     Quiet,
+    Recompute,
     clear_errors,
     load,
     print_findings,
@@ -37,6 +38,7 @@ def stepflow(
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems with StepFlow and with self-consistency; goes on where it stopped."""
@@ -59,5 +61,5 @@ def stepflow(
     loaded = load(model, device, dtype, None, False)
     plan = ReproduceStepFlow(loaded.model, loaded.tokenizer, config)
     study = Study.make(out_folder, plan, overwrite=overwrite)
-    study.run(None if quiet else Lines())
+    study.run(None if quiet else Lines(), recompute=recompute)
     print_findings(study)

@@ -13,8 +13,8 @@ from chainwright.cli._shared import (
     Lines,
     Overwrite,
     Quiet,
+    Recompute,
     RemoteCode,
-    RepairUnits,
     clear_errors,
     out,
     plain,
@@ -39,7 +39,7 @@ def run(
     device: Device = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
-    repair: RepairUnits = False,
+    recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study to its end: a new one, or one that was stopped."""
@@ -53,12 +53,12 @@ def run(
         if out_folder is not None:
             raise BadInput(f"{what} is the folder of a study, which goes on where it is; leave --out away.")
         if Study.open(what).manifest.kind != KIND:
-            _run_other(what, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
+            _run_other(what, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
             return
         config, folder = study.study_config(what), what
     else:
         config, folder = read_study_file(what), out_folder or Path("runs") / what.stem
-    run_study(config, folder, device, trust_remote_code, overwrite=overwrite, repair=repair, quiet=quiet)
+    run_study(config, folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
     if study.has_report(config):
         print_summary(study.open_diagnosis(folder).summary(), folder / "report.html")
         out.print(f"More: chainwright study show {folder}", soft_wrap=True, highlight=False)
@@ -67,7 +67,7 @@ def run(
 
 
 def _run_other(
-    folder: Path, device: str | None, trust_remote_code: bool, *, overwrite: bool, repair: bool, quiet: bool
+    folder: Path, device: str | None, trust_remote_code: bool, *, overwrite: bool, recompute: bool, quiet: bool
 ) -> None:
     """Go on with a study that is no diagnosis, as its own file says it was begun."""
     from chainwright._errors import BadInput
@@ -76,7 +76,7 @@ def _run_other(
     if overwrite:
         raise BadInput(f"--overwrite makes a study anew, which the command does that made {folder}; leave it away.")
     study = Study.open(folder).with_plan(device=device, trust_remote_code=trust_remote_code)
-    study.run(None if quiet else Lines(), repair=repair)
+    study.run(None if quiet else Lines(), recompute=recompute)
     print_findings(study)
 
 
@@ -99,8 +99,8 @@ def status(folder: Folder) -> None:
         if unit.state != "done":
             _say(f"  {unit.state}: {unit.unit}{unit.note and f' ({unit.note})'}")
     if found.count("damaged") or not (found.is_complete or found.holder):
-        repair = " --repair" if found.count("damaged") else ""
-        _say(f"Go on with it: {known.again.replace('{folder}', str(folder))}{repair}")
+        recompute = " --recompute" if found.count("damaged") else ""
+        _say(f"Go on with it: {known.again.replace('{folder}', str(folder))}{recompute}")
 
 
 def _may_grow(found: Status) -> str:

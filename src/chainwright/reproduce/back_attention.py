@@ -322,7 +322,7 @@ def run_back_attention(
     folder: str | Path,
     *,
     overwrite: bool = False,
-    repair: bool = False,
+    recompute: bool = False,
     watch: Watch | None = None,
 ) -> BackAttentionFinding:
     """Run the study in a folder, or go on with it, and return what it found.
@@ -331,7 +331,7 @@ def run_back_attention(
         config: Its settings.
         folder: Where it lies.
         overwrite: Replace a study with other settings.
-        repair: Compute damaged units again.
+        recompute: Compute damaged units again.
         watch: Is told how it gets on.
 
     Raises:
@@ -340,7 +340,7 @@ def run_back_attention(
     model, tokenizer = load_model(config.model, device="cpu")
     plan = ReproduceBackAttention(model, tokenizer, recipe_of(_place_of(config)), config)
     study = Study.make(folder, plan, overwrite=overwrite)
-    study.run(watch, repair=repair)
+    study.run(watch, recompute=recompute)
     if config.cost_repeats and not (study.folder / COST).is_file():
         write_json(study.folder / COST, back_cost(CostSettings(repeats=config.cost_repeats)))
     return plan.findings(study)[0]

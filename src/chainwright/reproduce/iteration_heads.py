@@ -273,13 +273,16 @@ def run_iteration_heads(
     profile: str = "quick",
     model: str = "reasoner",
     overwrite: bool = False,
+    recompute: bool = False,
     watch: Watch | None = None,
 ) -> IterationHeads:
     """Run a profile in a study folder, or go on with it, and return what was found.
+
+    `recompute` computes damaged units again.
 
     Raises:
         BadInput: An unknown profile or model, or a folder that cannot be used.
     """
     runs = recipes(profile)
     plan = IterationHeadsPlan(runs, ReasonerConfig(model=model), load_model(model, device="cpu"))
-    return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch))
+    return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch, recompute=recompute))

@@ -188,16 +188,16 @@ class Study:
         plan = plan_of(known.kind).resumed(known, device=device, trust_remote_code=trust_remote_code)
         return replace(self, plan=plan)
 
-    def run(self, watch: Watch | None = None, *, repair: bool = False) -> Results:
+    def run(self, watch: Watch | None = None, *, recompute: bool = False) -> Results:
         """Compute what is missing and return everything; a finished study is checked and returned.
 
         Args:
             watch: Is told how it gets on.
-            repair: Compute damaged units again.
+            recompute: Compute damaged units again.
 
         Raises:
             BadInput: Another process works on it, its settings were changed meanwhile, a finished unit is damaged and
-                `repair` is off, or the disk is full. What is finished stays.
+                `recompute` is off, or the disk is full. What is finished stays.
         """
         if self.plan is None:
             raise BadInput(f"{self.folder} was opened to be read; {self._advice(self.manifest)}.")
@@ -206,7 +206,7 @@ class Study:
             manifest.check_same(self.folder, known, _manifest(self.plan))
             remove_leftovers(self.folder)
             found, damage = self._check(known)
-            if repair:
+            if recompute:
                 for unit in damage:
                     manifest.remove_unit(self.folder, unit)
             else:
@@ -246,7 +246,7 @@ class Study:
         others = f" (and {len(damage) - 1} more damaged units)" if len(damage) > 1 else ""
         raise BadInput(
             f"Unit {unit} of {self.folder} is damaged: {first}{others}; put the file back, or compute it again: "
-            f"{self._again(known)} --repair"
+            f"{self._again(known)} --recompute"
         )
 
     def _again(self, known: Manifest) -> str:

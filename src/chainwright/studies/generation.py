@@ -111,7 +111,7 @@ def generate_to(path: Path, plan: TracesPlan, *, overwrite: bool = False, progre
         raise BadInput(f"{path} exists; pass --overwrite to replace it, or choose another name.")
     study = _parts_study(parts, plan, overwrite)
     with Display() if progress else nullcontext(Watch()) as watch:
-        results = study.run(watch, repair=True)
+        results = study.run(watch, recompute=True)
     traces = [trace for folder in results.values() for trace in read_traces(folder / "traces.parquet")]
     write_traces(path, traces, overwrite=overwrite)
     with clear_disk_errors(parts):
