@@ -124,7 +124,13 @@ def _lay_out(fig: go.Figure, names: list[str], baseline: str, is_narrow: bool) -
         legend=LEGEND,
         xaxis={"title": "share right", "range": [-0.02, 1.02], "tickformat": ".0%", "dtick": tick, "anchor": "y"},
         yaxis={**shared, "ticklabelstandoff": 6, "anchor": "x"},
-        xaxis2={"title": f"gain over {safe(baseline)}", "tickformat": "+.0%", "nticks": 5, "anchor": "y2"},
+        xaxis2={
+            "title": f"gain over {safe(baseline)}",
+            "tickformat": "+.0%",
+            "nticks": 5,
+            "tickangle": 0,
+            "anchor": "y2",
+        },
         yaxis2={**shared, "ticklabelstandoff": 6, "anchor": "x2", "showticklabels": is_narrow},
     )
     if is_narrow:
