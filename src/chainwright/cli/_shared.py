@@ -1,4 +1,4 @@
-"""What the commands share: their options, the consoles, and how a user's mistake is told."""
+"""What the commands share besides their options: the consoles, what is printed often, and how a mistake is told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -26,30 +26,6 @@ out = Console()
 err = Console(stderr=True)
 
 Command = TypeVar("Command", bound=Callable[..., None])
-
-ModelName = Annotated[str, typer.Option("--model", "-m", help="A bundled name, a folder, or a Hub id.")]
-TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several with commas, or 'all'.")]
-HopCounts = Annotated[
-    str | None, typer.Option("--hops", help="Hop counts: '12', '4,8,12', '4-10'. Left out: the task's usual ones.")
-]
-NProblems = Annotated[int, typer.Option("-n", help="Problems a task and hop count.")]
-Seed = Annotated[int, typer.Option(help="Decides problems and sampling.")]
-RenderingName = Annotated[
-    str, typer.Option("--rendering", help="'short', 'natural', or 'auto': short for models trained by Chainwright.")
-]
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', ...; left out: CUDA if there is some.")]
-Dtype = Annotated[str | None, typer.Option(help="'float32', 'bfloat16', ...; left out: as in the checkpoint.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows decoded together; left out: chosen by length.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; left out: 1.5 gold chains and 16.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-RepairName = Annotated[
-    str | None, typer.Option("--repair", help="Decode with this repair: a bundled name, a folder, or a Hub id.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="Compute units again whose files are missing or damaged.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 
 
 def clear_errors(command: Command) -> Command:

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Lines, Overwrite, Quiet, Recompute, clear_errors, out, plain
+from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
+from chainwright.cli._shared import Lines, clear_errors, out, plain
 
 
 @clear_errors
 def back_attention(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
-        "runs/reproduce-back-attention"
-    ),
+    out_folder: StudyFolder = Path("runs/reproduce-back-attention"),
     model: Annotated[str, typer.Option("--model", "-m", help="A model that 'train world' made.")] = "world",
     changes: Annotated[
         list[str] | None,

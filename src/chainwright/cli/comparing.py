@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Overwrite, RemoteCode, clear_errors, out, plain
+from chainwright.cli._options import Overwrite, RemoteCode
+from chainwright.cli._shared import clear_errors, out, plain
 
 
 @clear_errors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chainwright._errors import BadInput
-from chainwright.cli._shared import (
+from chainwright.cli._options import (
     BatchSize,
     Device,
     Dtype,
@@ -25,14 +25,8 @@ from chainwright.cli._shared import (
     Seed,
     TaskNames,
     Temperature,
-    clear_errors,
-    load,
-    load_repair,
-    out,
-    plain,
-    print_accuracy,
-    print_cost,
 )
+from chainwright.cli._shared import clear_errors, load, load_repair, out, plain, print_accuracy, print_cost
 
 if TYPE_CHECKING:
     from chainwright.studies.generation import TracesPlan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chainwright.cli._shared import (
+from chainwright.cli._options import (
     BatchSize,
     Device,
     Dtype,
@@ -21,15 +21,13 @@ from chainwright.cli._shared import (
     Recompute,
     RemoteCode,
     RenderingName,
+    ReportFolder,
     Revision,
     Seed,
     TaskNames,
     Temperature,
-    clear_errors,
-    load,
-    out,
-    plain,
 )
+from chainwright.cli._shared import clear_errors, load, out, plain
 
 if TYPE_CHECKING:
     from chainwright.study import DiagnoseConfig
@@ -41,9 +39,7 @@ def diagnose(
     task: TaskNames = "all",
     hops: HopCounts = None,
     n: NProblems = 40,
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for traces, findings and report.")] = Path(
-        "runs/diagnosis"
-    ),
+    out_folder: ReportFolder = Path("runs/diagnosis"),
     seed: Seed = 0,
     rendering: RenderingName = "auto",
     n_contexts: Annotated[int, typer.Option(help="Contexts of each kind that heads are located on.")] = 16,
@@ -147,9 +143,7 @@ def report(
 
 @clear_errors
 def demo(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for traces, findings and report.")] = Path(
-        "runs/demo"
-    ),
+    out_folder: ReportFolder = Path("runs/demo"),
     n: NProblems = 40,
     overwrite: Overwrite = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chainwright.cli._shared import (
+from chainwright.cli._options import (
     Device,
     Dtype,
     HopCounts,
@@ -18,11 +18,8 @@ from chainwright.cli._shared import (
     RemoteCode,
     RenderingName,
     Revision,
-    clear_errors,
-    err,
-    load,
-    out,
 )
+from chainwright.cli._shared import clear_errors, err, load, out
 
 
 @clear_errors

@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import (
-    Device,
-    Dtype,
-    HopCounts,
-    ModelName,
-    Overwrite,
-    Quiet,
-    RemoteCode,
-    Revision,
-    Seed,
-    clear_errors,
-    load,
-    out,
-    plain,
-)
+from chainwright.cli._options import Device, Dtype, HopCounts, ModelName, Overwrite, Quiet, RemoteCode, Revision, Seed
+from chainwright.cli._shared import clear_errors, load, out, plain
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding

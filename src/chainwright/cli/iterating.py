@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import Lines, Overwrite, Quiet, Recompute, clear_errors, out, plain
+from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
+from chainwright.cli._shared import Lines, clear_errors, out, plain
 
 if TYPE_CHECKING:
     from chainwright.reproduce.iteration_heads import IterationHeads
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 @clear_errors
 def iteration_heads(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
-        "runs/reproduce-iteration-heads"
-    ),
+    out_folder: StudyFolder = Path("runs/reproduce-iteration-heads"),
     profile: Annotated[str, typer.Option(help="'quick' (small models) or 'full' (the paper's sizes).")] = "quick",
     model: Annotated[str, typer.Option("--model", "-m", help="Whose heads are looked into.")] = "reasoner",
     overwrite: Overwrite = False,

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from chainwright import tasks
-from chainwright.cli._shared import Seed, clear_errors, out
+from chainwright.cli._options import Seed
+from chainwright.cli._shared import clear_errors, out
 
 
 @clear_errors

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from chainwright.cli._shared import (
+from chainwright.cli._options import (
     BatchSize,
     Device,
     Dtype,
     HopCounts,
-    Lines,
     MaxNewTokens,
     ModelName,
     NProblems,
@@ -23,13 +22,12 @@ from chainwright.cli._shared import (
     RenderingName,
     RepairName,
     Revision,
+    StudyFolder,
     TaskNames,
     Temperature,
-    clear_errors,
-    load,
-    out,
-    print_findings,
+    TestSeeds,
 )
+from chainwright.cli._shared import Lines, clear_errors, load, out, print_findings
 
 
 @clear_errors
@@ -39,10 +37,10 @@ def tcr(
     task: TaskNames = "all",
     hops: HopCounts = None,
     n: NProblems = 8,
-    seeds: Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")] = "11,12,13",
+    seeds: TestSeeds = "11,12,13",
     ways: Annotated[str | None, typer.Option(help="Ways of decoding, with semicolons; left out: all.")] = None,
     also: Annotated[str | None, typer.Option(help="Further TCR repairs to decode with, with commas.")] = None,
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path("runs/reproduce-tcr"),
+    out_folder: StudyFolder = Path("runs/reproduce-tcr"),
     fit_n: Annotated[int, typer.Option(help="Problems a task and hop count to fit on, where no repair is given.")] = 80,
     rendering: RenderingName = "auto",
     temperature: Temperature = 0.0,

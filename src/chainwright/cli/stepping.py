@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from chainwright.cli._shared import (
+from chainwright.cli._options import (
     Device,
     Dtype,
     HopCounts,
-    Lines,
     ModelName,
     Overwrite,
     Quiet,
     Recompute,
-    clear_errors,
-    load,
-    print_findings,
+    StudyFolder,
+    TestSeeds,
 )
+from chainwright.cli._shared import Lines, clear_errors, load, print_findings
 
 
 @clear_errors
@@ -30,11 +29,9 @@ def stepflow(
     ] = None,
     hops: HopCounts = None,
     n: Annotated[int, typer.Option("-n", help="Problems a task, hop count and seed.")] = 30,
-    seeds: Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")] = "11,12,13",
+    seeds: TestSeeds = "11,12,13",
     tune_n: Annotated[int, typer.Option(help="Problems a task and hop count to tune on.")] = 24,
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")] = Path(
-        "runs/reproduce-stepflow"
-    ),
+    out_folder: StudyFolder = Path("runs/reproduce-stepflow"),
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,

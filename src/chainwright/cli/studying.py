@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from chainwright.cli._shared import (
-    Device,
-    Lines,
-    Overwrite,
-    Quiet,
-    Recompute,
-    RemoteCode,
-    clear_errors,
-    out,
-    plain,
-    print_accuracy,
-    print_findings,
-)
+from chainwright.cli._options import Device, Overwrite, Quiet, Recompute, RemoteCode
+from chainwright.cli._shared import Lines, clear_errors, out, plain, print_accuracy, print_findings
 from chainwright.cli.diagnosing import print_summary, run_study
 
 if TYPE_CHECKING:

@@ -8,20 +8,21 @@ from typing import Annotated
 
 import typer
 
-from chainwright.cli._shared import Quiet, Seed, clear_errors, out
+from chainwright.cli._options import CheckpointFolder, Quiet, Resume, Seed, TrainingDevice
+from chainwright.cli._shared import clear_errors, out
 
 
 @clear_errors
 def reasoner(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs/reasoner"),
+    out_folder: CheckpointFolder = Path("runs/reasoner"),
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the recipe, such as n_tokens=4000000; may be given several times."),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    device: TrainingDevice = "cpu",
     n_workers: Annotated[int, typer.Option("--workers", help="Processes that draw samples.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the bundled reasoner from scratch: 24 million tokens, about 45 minutes on two free cores."""
@@ -48,8 +49,8 @@ def iteration(
         typer.Option("--set", help="A setting of the recipe, such as max_length=16; may be given several times."),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    device: TrainingDevice = "cpu",
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a small model on an iterative task and watch its circuit form: a minute on one free core."""
@@ -65,14 +66,14 @@ def iteration(
 
 @clear_errors
 def world(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs/world"),
+    out_folder: CheckpointFolder = Path("runs/world"),
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the recipe, such as known_share=0.5; may be given several times."),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    device: TrainingDevice = "cpu",
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a small model of a made-up world that knows single facts and fails two-hop questions."""
@@ -87,16 +88,14 @@ def world(
 
 @clear_errors
 def arithmetic(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path(
-        "runs/arithmetic"
-    ),
+    out_folder: CheckpointFolder = Path("runs/arithmetic"),
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the recipe, such as n_steps=1000; may be given several times."),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    device: TrainingDevice = "cpu",
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a small model that answers one-digit expressions of three operands at once; five minutes on a core."""
@@ -120,14 +119,14 @@ def arithmetic(
 
 @clear_errors
 def compass(
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs/compass"),
+    out_folder: CheckpointFolder = Path("runs/compass"),
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the recipe, such as n_steps=4000; may be given several times."),
     ] = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    device: TrainingDevice = "cpu",
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the compass model, which loses sight of its question in long chains: four minutes on one free core."""
