@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import trace_tokenizers
 from chainwright import BadInput, MarkedQuery, Trace, correct_contexts, erroneous_contexts, load_model, tasks
 from chainwright.diagnose import flow_contrast, logit_flow, result_queries, slot_queries
 from chainwright.diagnose.flow_prompts import flow_prompt, hop_marks, marked_prompt, problem_queries
@@ -137,3 +138,23 @@ def test_contrasts_are_means_over_queries(tmp_path):
         flow_contrast(model, {"some": queries}, list("abcd"), "7 over 9")
     with pytest.raises(BadInput, match="nothing can be compared"):
         flow_contrast(model, {"some": [replace(queries[0], conflict_id=None)]}, list("abcde"), "7 over 9")
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace", "byte_fallback"])
+@pytest.mark.parametrize("prompt", ["the coin is", "the coin is "], ids=["bare", "spaced"])
+def test_a_target_follows_its_prompt_as_text_does(name, prompt):
+    """One space stands between them, whatever the tokenizer makes of it, and marks fall on whole words."""
+    tokenizer = getattr(trace_tokenizers, name)()
+    found = flow_prompt(tokenizer, prompt, "heads", span="sum")
+    text = tokenizer.decode([*found.input_ids.tolist(), *found.target_ids], skip_special_tokens=True)
+    assert text.strip() == "the coin is heads"
+    query = marked_prompt(tokenizer, found, entity="coin", relation="is")
+    assert tokenizer.decode(found.input_ids[list(query.entity)].tolist()).strip() == "coin"
+    assert tokenizer.decode(found.input_ids[list(query.relation)].tolist()).strip() == "is"
+
+
+def test_a_tokenizer_that_closes_every_text():
+    tokenizer = trace_tokenizers.word_level(eos=True)
+    prompt = flow_prompt(tokenizer, "12 + 3 =", "15", span="sum")
+    assert tokenizer.decode(prompt.target_ids, skip_special_tokens=True) == "15"
+    assert tokenizer.eos_token_id not in [*prompt.input_ids.tolist(), *prompt.target_ids]

@@ -52,7 +52,7 @@ def flow_prompt(
     """
     if not prompt.strip():
         raise BadInput("The prompt is empty; give the text that stands before the target.")
-    ids = _known(tokenizer, "prompt", prompt, list(tokenizer(prompt)["input_ids"]))
+    ids = _known(tokenizer, "prompt", prompt, _unclosed(tokenizer, prompt))
     targets = _continuation(tokenizer, prompt, ids, "target", target)
     if len(targets) > 1 and span is None:
         pieces = ", ".join(repr(token_text(tokenizer, i)) for i in targets)
@@ -77,13 +77,18 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int
     if not text.strip():
         raise BadInput(f"The {what} is empty; give the text that the model might write.")
     is_spaced = prompt[-1].isspace() or text[0].isspace()
-    whole = list(tokenizer(prompt + ("" if is_spaced else " ") + text)["input_ids"])
-    whole = whole[:-1] if whole[-1] == tokenizer.eos_token_id else whole  # some tokenizers close every text
+    whole = _unclosed(tokenizer, prompt + ("" if is_spaced else " ") + text)
     if whole[: len(ids)] == ids and len(whole) > len(ids):
         found = whole[len(ids) :]
     else:  # the prompt's last token would be another one if the text went on
         found = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return _known(tokenizer, what, text, found)
+
+
+def _unclosed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that goes on; some tokenizers close every text with the end token."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _known(tokenizer: PreTrainedTokenizerBase, what: str, text: str, ids: list[int]) -> list[int]:
