@@ -16,7 +16,8 @@ from chainwright.repair.classifier import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
 from chainwright.reproduce._plan import estimate
-from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, counts_of, gold_detector, ways_for
+from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
+from chainwright.reproduce.tcr_tables import counts_of
 from chainwright.studies import Job, Study
 from study_plans import files
 from test_cli import call

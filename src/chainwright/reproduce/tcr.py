@@ -26,11 +26,9 @@ from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
-from chainwright._flips import Flips, flips
-from chainwright._tables import Tables
+from chainwright._flips import flips
 from chainwright.decode import generate, prompt_ids
-from chainwright.evaluation import Comparison, compare
-from chainwright.figures.words import listed
+from chainwright.evaluation import compare
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_as, provenance
 from chainwright.repair import TCR, EntropyDetector, GoldDetector, RemoveAndResample, Repair
@@ -42,7 +40,7 @@ from chainwright.repair.lessons import lesson_ids, lessons_of
 from chainwright.repair.noting import NotingDetector
 from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
 from chainwright.reproduce._ablations import ablation_rows, load_outcomes, save_outcomes
-from chainwright.studies import Job, Plan, Results, Study, clock
+from chainwright.studies import Job, Plan, Results, Study
 from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace, read_traces, write_traces
 
@@ -64,13 +62,13 @@ WAYS = (
 )
 VARIANTS = ("all", "last", "half")
 NO_GOLD = "they need right chains of one wording, which only the short rendering has."
-_GOLD = ("TCR, gold", "best head, gold", "remove, gold")
+GOLD = ("TCR, gold", "best head, gold", "remove, gold")
 
 
 def ways_for(rendering: str, *, quick: bool) -> tuple[str, ...]:
     """Return the ways that can be run in a rendering: gold flags need the one right wording of the short one."""
     ways = QUICK if quick else WAYS
-    return ways if rendering == "short" else tuple(way for way in ways if way not in _GOLD)
+    return ways if rendering == "short" else tuple(way for way in ways if way not in GOLD)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class ReproduceTCRConfig:
             raise unknown_name("way of decoding", unknown[0], WAYS)
         if unknown := [v for v in self.variants if v not in VARIANTS]:
             raise unknown_name("variant", unknown[0], VARIANTS)
-        if self.rendering != "short" and (gold := [way for way in self.ways if way in _GOLD]):
+        if self.rendering != "short" and (gold := [way for way in self.ways if way in GOLD]):
             raise BadInput(
                 f"{gold[0]!r} cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave it out (--ways)."
             )
@@ -315,26 +313,9 @@ class ReproduceTCR(Plan):
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
         """Return the comparison with its costs, the flips, and the tables of ablations and of the fit."""
-        config, done = ReproduceTCRConfig(**study.manifest.config), study.results
-        took = clock.seconds_by_unit(study.folder)
-        found = Comparison.load(done["comparison"] / "comparison")
-        costs = {way: costs_of(config, done, took, way) for way in config.all_ways()}
-        title = f"Ways of decoding with {config.model}"
-        found_all: list[Finding] = [replace(found, costs=costs, title=title)]
-        if (done["comparison"] / "flips").exists():
-            found_all.append(replace(Flips.load(done["comparison"] / "flips"), title=title))
-        if "ablations" in done:
-            tables = {f"Ablations: {k}": rows for k, rows in read_json(done["ablations"] / "rows.json").items() if rows}
-            note = "Chains are counted by forced passes over the right chains of the same problems."
-            found_all.append(Tables(title="Ablations", tables=tables, notes=[note]))
-        if config.rendering != "short":
-            left_out = f"{listed([repr(way) for way in _GOLD])}, and the ablations"
-            found_all.append(Tables(title="Left out", tables={}, notes=[f"{left_out}: {NO_GOLD}"]))
-        figures = done["repair"] / "figures.json"
-        if figures.exists():
-            rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
-            found_all.append(Tables(title="The fit", tables={"Tune problems": rows}))
-        return found_all
+        from chainwright.reproduce.tcr_tables import found_in
+
+        return found_in(study)
 
 
 def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
@@ -346,27 +327,6 @@ def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
 def slug_of(way: str) -> str:
     """Return a way's name as part of a unit's id."""
     return way.replace(", ", "-").replace(" ", "-")
-
-
-def counts_of(config: ReproduceTCRConfig, done: Mapping[str, Path], way: str) -> dict[str, int]:
-    """Return what a way cost over all its runs."""
-    total: dict[str, int] = {}
-    for unit in runs_of(config, way):
-        for name, value in read_json(done[unit] / "counts.json").items():
-            total[name] = total.get(name, 0) + value
-    return total
-
-
-def costs_of(
-    config: ReproduceTCRConfig, done: Mapping[str, Path], took: Mapping[str, float], way: str
-) -> dict[str, Any]:
-    """Return the share of flagged tokens of a way, and its seconds an answer by the study's log."""
-    counts, ids = counts_of(config, done, way), runs_of(config, way)
-    n = len(config.cells()) * len(config.seeds) * config.n
-    return {
-        "flagged": f"{counts['n_flagged'] / max(1, counts['n_tokens']):.2%}" if counts else None,
-        "seconds": sum(took[i] for i in ids) / n if all(i in took for i in ids) else None,
-    }
 
 
 def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None) -> TCR:
@@ -434,4 +394,4 @@ def fit_reproduction(
     return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(), say=say, tick=tick)
 
 
-__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "counts_of", "fit_reproduction", "gold_detector", "ways_for"]
+__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
