@@ -45,7 +45,7 @@ class FlowContrast(Finding):
             f"{name} {float(curve[-1, -1]):+.2f} nats ({n} questions)"
             for name, curve, n in zip(self.groups, self.curves, self.n, strict=True)
         ]
-        return f"{self.what} at the end of the stack: {'; '.join(ends)}."
+        return f"{self.what[:1].upper()}{self.what[1:]} at the end of the stack: {'; '.join(ends)}."
 
     def to_frame(self) -> pa.Table:
         """Return one row for each group, position and depth."""

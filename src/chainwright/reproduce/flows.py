@@ -41,6 +41,7 @@ from chainwright.traces import Trace
 
 WORLD_TASKS = ("one-hop", "two-hop")
 _MOST_ASKED = 2000
+_RIGHT, _WRONG = "answered right", "answered wrong, the right answer"
 _WRITTEN = ", first errors, what was written"
 
 
@@ -122,10 +123,11 @@ def world_flow(
     share = f"{task}, {order} order, {n_right} of {len(asked)} right"
     marks = hop_marks(asked[0].hops)
     found += [flow_stages(model, each, name=f"{share}; {group}", marks=marks) for group, each in groups.items()]
-    compared = {group: queries for group, queries in groups.items() if any(q.conflict_id is not None for q in queries)}
-    if compared:
+    compared = {"answered right": groups.get(_RIGHT, []), "answered wrong": groups.get(_WRONG, [])}
+    if any(q.conflict_id is not None for queries in compared.values() for q in queries):
         names = _position_names(tokenizer, asked[0])
-        found.append(flow_contrast(model, compared, names, f"{share}; the followed answer over the other one"))
+        rival = "e2 (answered right) or over what was said (answered wrong)" if task == "two-hop" else "what was said"
+        found.append(flow_contrast(model, compared, names, f"the right answer over {rival}"))
     return found
 
 
@@ -143,9 +145,9 @@ def _groups(
     right = [(p, p.answer, p.facts["e2"]) for p, s in zip(asked, said, strict=True) if p.answer == s]
     wrong = [(p, s, p.answer) for p, s in zip(asked, said, strict=True) if p.answer != s]
     groups = {
-        "answered right": right[:n],
+        _RIGHT: right[:n],
         "answered wrong, what it said": wrong[:n],
-        "answered wrong, the right answer": [(p, answer, said) for p, said, answer in wrong[:n]],
+        _WRONG: [(p, answer, said) for p, said, answer in wrong[:n]],
     }
     return {
         group: [_moved(q, device) for q in problem_queries(tokenizer, *map(list, zip(*rows, strict=True)))]
