@@ -38,8 +38,8 @@ def test_what_a_reader_sees_of_a_flow(tmp_path):
     assert len(flow.plot("contrast").data) == 4
 
 
-def test_back_attention_stands_in_the_page(tmp_path):
-    found = BackAttentionFinding(
+def back_attention_finding() -> BackAttentionFinding:
+    return BackAttentionFinding(
         rows=[_row("no change", 0.1), _row("back attention", 0.8), _row("source 1", 0.6), _row("size 128", 0.7)],
         scratch=[
             {"variant": "one layer", "parameters": 9, "accuracy": 0.25, "by seed": [0.25], "steps to 90%": [None]}
@@ -60,6 +60,10 @@ def test_back_attention_stands_in_the_page(tmp_path):
             }
         ],
     )  # fmt: skip
+
+
+def test_back_attention_stands_in_the_page(tmp_path):
+    found = back_attention_finding()
     text = write_report(None, tmp_path / "report.html", findings=[found]).read_text()
     assert "back-attention-fits" in text and "back-attention-read" in text
     assert all(f'data-figure="back-attention-{name}"' in text for name in ("source", "size", "conflict"))
