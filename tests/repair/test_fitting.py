@@ -271,6 +271,14 @@ def test_traces_that_teach_nothing_are_refused(hops: int | None, words: str) -> 
         fit_tcr(*reasoner(), asked, config=SMALL)
 
 
+def test_traces_without_a_right_prediction_are_refused() -> None:
+    model, tokenizer = load_model("reasoner", device="cpu")
+    model.model.norm.weight.data.zero_()  # all logits are equal, and no right token is the first of the vocabulary
+    hopeless = generate(model, tokenizer, tasks.sample("clf", 3, 6), max_new_tokens=4, progress=False)
+    with pytest.raises(BadInput, match="predicts not one right token in these traces"):
+        fit_tcr(model, tokenizer, hopeless, config=SMALL)
+
+
 def test_too_few_errors_of_a_type_and_bad_settings_are_refused() -> None:
     with pytest.raises(BadInput, match="No key error type has 500 first errors"):
         find_candidates(*reasoner(), traces(), config=CandidateConfig(min_errors=500))

@@ -172,7 +172,8 @@ def _located(
     if not roles:
         raise BadInput(
             f"No key error type has {config.min_errors} first errors with a known right token among these "
-            f"{len(traces)} traces; make more traces, or of more hops."
+            f"{len(traces)} traces; make more traces, of hops at which the model is sometimes right and sometimes "
+            "wrong."
         )
     return roles
 

@@ -163,7 +163,11 @@ def fit_tcr(
     lessons = lessons_of(tokenizer, traces)
     _check_traces(traces)
     say(f"Locating heads in {len(traces)} traces")
-    candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
+    try:
+        candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
+    except BadInput:
+        _check_tokens(look(parts, lessons, [], settings, tick))  # may know why
+        raise
     say(candidates.summary())
     heads = [(layer, head) for layer, head in candidates.heads]
     fit, tune = split_lessons(lessons, settings.tune_share)
