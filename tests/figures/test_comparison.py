@@ -75,3 +75,12 @@ def test_thresholds_are_drawn_as_flags_and_as_gain() -> None:
     assert [t.name for t in fig.data] == ["precision", "recall", "flagged tokens", "gain"]
     assert list(fig.data[3].y) == [0.1, 0.5] and list(fig.data[3].error_y.arrayminus) == [0.1, 0.5]
     assert figures.threshold_curves(rows, columns=1).layout.height > fig.layout.height
+
+
+def test_each_decision_at_the_flags_has_a_gain_of_its_own() -> None:
+    rows = [{"tau": t, "decision": how, "precision": 0.2, "recall": 0.8, "flagged": 0.01, "gain": gain, "low": 0.0,
+             "high": 1.0} for t in (0.1, 0.5) for how, gain in (("vote", t), ("verifier", 0.5))]  # fmt: skip
+    fig = figures.threshold_curves(rows)
+    assert [t.name for t in fig.data] == ["precision", "recall", "flagged tokens", "vote", "verifier"]
+    assert [list(t.y) for t in fig.data[3:]] == [[0.1, 0.5], [0.5, 0.5]] and list(fig.data[0].x) == [0.1, 0.5]
+    assert fig.data[4].x[0] > fig.data[3].x[0] == 0.1, "set apart"

@@ -209,8 +209,8 @@ def threshold_curves(rows: Sequence[Row], *, columns: int = 2) -> go.Figure:
     """Return what an entropy threshold gives: precision, recall and share of flagged tokens, and the gain in chains.
 
     Args:
-        rows: One a threshold: `tau` (nats), `precision`, `recall`, `flagged`, and `gain` with its 95% interval
-            `low` and `high`.
+        rows: One a threshold, or a threshold and `decision` at flagged tokens: `tau` (nats), `precision`, `recall`,
+            `flagged`, and `gain` with its 95% interval `low` and `high`.
         columns: 2 for panels side by side, 1 for one below the other.
     """
     from plotly.subplots import make_subplots
@@ -219,17 +219,16 @@ def threshold_curves(rows: Sequence[Row], *, columns: int = 2) -> go.Figure:
     titles = ("Flags", "Gain in whole chains right")
     fig = make_subplots(3 - columns, columns, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.3)
     fig.update_annotations(font={"size": 13.5, "weight": 600})
-    tau = [row["tau"] for row in rows]
+    decided: dict[str, list[Row]] = {}
+    for row in rows:
+        decided.setdefault(str(row.get("decision", "gain")), []).append(row)
+    flags = next(iter(decided.values()))  # the same tokens are flagged whatever is done there
+    tau = [row["tau"] for row in flags]
     for key, colour, symbol in (("precision", BLUE, "circle"), ("recall", ORANGE, "diamond"), ("flagged", GREY, "x")):
         name = "flagged tokens" if key == "flagged" else key
-        fig.add_trace(_line(tau, [row[key] for row in rows], name, colour, symbol), **at[0])
-    gain = _line(tau, [row["gain"] for row in rows], "gain", TEAL, "circle")
-    gain.error_y = {
-        "array": [max(0.0, row["high"] - row["gain"]) for row in rows],
-        "arrayminus": [max(0.0, row["gain"] - row["low"]) for row in rows],
-        **{"color": TEAL, "thickness": 1.4, "width": 3},
-    }
-    fig.add_trace(gain, **at[1])
+        fig.add_trace(_line(tau, [row[key] for row in flags], name, colour, symbol), **at[0])
+    for k, (name, own) in enumerate(decided.items()):
+        fig.add_trace(_gain_line(own, safe(name), k, (max(tau) - min(tau)) or 1.0), **at[1])
     fig.add_hline(y=0, line={"color": GREY, "width": 1.5}, layer="below", **at[1])
     fig.update_xaxes(title="tau (nats)", tickvals=tau)
     fig.update_yaxes(tickformat=".0%", rangemode="tozero", **at[0])
@@ -237,6 +236,19 @@ def threshold_curves(rows: Sequence[Row], *, columns: int = 2) -> go.Figure:
     margin = {"l": 50, "r": 12, "t": 84 if columns == 1 else 62, "b": 46}
     height = 260 * (3 - columns) + margin["t"]
     return fig.update_layout(template=template(), height=height, legend=LEGEND, margin=margin)
+
+
+def _gain_line(rows: Sequence[Row], name: str, k: int, width: float) -> Any:
+    colour, symbol = (TEAL, VIOLET, ORANGE, BLUE)[k % 4], ("circle", "square", "diamond")[k // 4 % 3]
+    line = _line([row["tau"] + 0.012 * k * width for row in rows], [row["gain"] for row in rows], name, colour, symbol)
+    line.error_y = {
+        "array": [max(0.0, row["high"] - row["gain"]) for row in rows],
+        "arrayminus": [max(0.0, row["gain"] - row["low"]) for row in rows],
+        **{"color": colour, "thickness": 1.4, "width": 3},
+    }
+    line.hovertemplate = f"{name}: %{{y:+.3f}} at tau %{{text}} nats<extra></extra>"
+    line.text = [f"{row['tau']:g}" for row in rows]
+    return line
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str, symbol: str) -> Any:
