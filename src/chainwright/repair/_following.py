@@ -53,7 +53,8 @@ class Rows:
             raise BadInput(
                 f"The cache holds {n_cached} tokens from before the repair was attached; start with an empty cache."
             )
-        is_moved = self._trail is not None and not torch.equal(_trail(cache), self._trail)
+        now, then = _trail(cache), self._trail
+        is_moved = now is not None and then is not None and not torch.equal(now, then)
         n_new = input_ids.shape[1]
         if n_cached != self.n_slots or len(input_ids) != len(self.ids) or is_moved or (self.is_decoding and n_new > 1):
             raise BadInput(
@@ -95,6 +96,8 @@ class Rows:
             self.ids[row] += [i for i, is_seen in zip(ids, seen, strict=True) if is_seen]
 
 
-def _trail(cache: Any) -> Tensor:
+def _trail(cache: Any) -> Tensor | None:
     """Return what the last layer keeps of each row's last token: another number when rows change places."""
+    if len(cache.layers[-1].keys) == 1:
+        return None
     return cache.layers[-1].keys[:, 0, -1].clone()  # type: ignore[no-any-return]

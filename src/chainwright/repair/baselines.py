@@ -108,6 +108,7 @@ class BestHead(CorrectingRepair):
 class _EveryToken:
     """Flags every token."""
 
+    min_entropy = -1.0
     reads_hidden = True
 
     def flags(self, seen: Seen) -> Tensor:

@@ -56,8 +56,18 @@ class Seen(NamedTuple):
         return Seen(self.hidden[at], self.logits[at], picked[0], picked[1])
 
 
+def entropy_nats(logits: Tensor) -> Tensor:
+    """Return the entropy of the distributions that logits `[..., V]` make, in nats."""
+    entropy: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return entropy
+
+
 class Detector(Protocol):
     """Says which coming tokens are doubtful."""
+
+    @property
+    def min_entropy(self) -> float:
+        """Tokens whose entropy (nats) is not above it are never flagged; below 0 it rules nothing out."""
 
     @property
     def reads_hidden(self) -> bool:
@@ -140,7 +150,7 @@ class _Run:
         self.is_own_pass = False
         self.n_uncached = 0
         self._branches: Branches | None = None
-        self._hidden: dict[int, Tensor] = {}
+        self._hidden: dict[int, Any] = {}  # what each read layer put out
         self._windows: dict[int, Any] = {}
         self._call: tuple[Tensor, Any] | None = None
         self._started = 0.0
@@ -160,10 +170,7 @@ class _Run:
     def _reader(self, layer: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if not self.is_own_pass and self._call is not None:
-                given = first_tensor(output)
-                assert given is not None
-                shape = self._call[0].shape
-                self._hidden[layer] = given.reshape(*shape, -1)[:, -1]
+                self._hidden[layer] = output
 
         return read
 
@@ -206,27 +213,40 @@ class _Run:
         if self._branches is not None and len(live) < len(self.rows.ids):
             self._branches.forget({i for i, is_done in enumerate(self.rows.is_done) if is_done})
         self.cost.n_tokens += len(live)
-        if not live:
+        logits = widened(output.logits[:, -1])
+        uncertain = self._uncertain(logits, live)
+        if not uncertain:
             return
-        seen = self._seen(output).take(live) if len(live) < len(self.rows.ids) else self._seen(output)
+        seen = self._seen(logits).take(uncertain)
         flagged = self.repair.detector.flags(seen).nonzero()[:, 0].tolist()
         if not flagged:
             return
         doubtful = seen.take(flagged)
-        rows = [live[i] for i in flagged]
+        rows = [uncertain[i] for i in flagged]
         new = self._in_own_pass(doubtful, rows, cache)
         self.cost.n_flagged += len(rows)
         self.cost.n_changed += int((new.argmax(-1) != doubtful.logits.argmax(-1)).sum())
-        logits = output.logits.clone()
-        logits[rows, -1] = new.to(logits.dtype)
-        output.logits = logits
+        changed = output.logits.clone()
+        changed[rows, -1] = new.to(changed.dtype)
+        output.logits = changed
 
-    def _seen(self, output: Any) -> Seen:
-        logits = widened(output.logits[:, -1])
-        order = [i % self.parts.n_layers for i in self.repair.layers]
-        read = [widened(self._hidden[i]).to(logits.device) for i in order]
+    def _uncertain(self, logits: Tensor, live: list[int]) -> list[int]:
+        """Return the live rows that the detector might flag."""
+        floor = self.repair.detector.min_entropy
+        if floor < 0 or not live:
+            return live
+        is_uncertain = (entropy_nats(logits) > floor).tolist()
+        return [i for i in live if is_uncertain[i]]
+
+    def _seen(self, logits: Tensor) -> Seen:
+        read = [self._hidden_at_end(i % self.parts.n_layers).to(logits.device) for i in self.repair.layers]
         hidden = torch.stack(read, dim=1) if read else logits.new_zeros(len(logits), 0, 0)
         return Seen(hidden, logits, self.rows.ids, self.rows.prompts)
+
+    def _hidden_at_end(self, layer: int) -> Tensor:
+        given = first_tensor(self._hidden[layer])
+        assert given is not None
+        return widened(given.reshape(len(self.rows.ids), -1, given.shape[-1])[:, -1])
 
     def _in_own_pass(self, doubtful: Seen, rows: list[int], cache: Any) -> Tensor:
         def without(pairs: Sequence[Pair]) -> Tensor:

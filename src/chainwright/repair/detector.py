@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright.repair._perceptron import Perceptron, TrainConfig, train_perceptron
-from chainwright.repair.correcting import Detector, Seen
-
-
-def entropy_nats(logits: Tensor) -> Tensor:
-    """Return the entropy of the distributions that logits `[..., V]` make, in nats."""
-    entropy: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return entropy
+from chainwright.repair.correcting import Detector, Seen, entropy_nats
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,11 @@ class EntropyDetector:
         """Refuse a threshold that is no number from 0."""
         if not 0 <= self.tau < float("inf"):
             raise BadInput(f"tau must be an entropy in nats, 0 or more; got {self.tau}.")
+
+    @property
+    def min_entropy(self) -> float:
+        """The threshold."""
+        return self.tau
 
     @property
     def reads_hidden(self) -> bool:
@@ -125,6 +124,8 @@ class GoldDetector:
     Attributes:
         right: The right continuation of each prompt, by the prompt's tokens.
     """
+
+    min_entropy = -1.0
 
     def __init__(self, right: Mapping[tuple[int, ...], Sequence[int]]):
         self.right = {tuple(prompt): list(ids) for prompt, ids in right.items()}

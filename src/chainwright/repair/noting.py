@@ -31,6 +31,11 @@ class NotingDetector:
         return noting
 
     @property
+    def min_entropy(self) -> float:
+        """What the other detector never flags."""
+        return self.detector.min_entropy
+
+    @property
     def reads_hidden(self) -> bool:
         """Whether the other detector reads hidden states."""
         return self.detector.reads_hidden
