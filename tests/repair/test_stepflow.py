@@ -82,6 +82,41 @@ def test_decoding_on_every_family_equals_score(family: str) -> None:
     assert repair.cost.n_changed > 0
 
 
+def decoded(model, n_new: int, **options) -> tuple[list[int], int]:
+    prompt = torch.cat([random_ids(1, 8, 3)[0].clamp(min=9), torch.tensor([6])])[None]
+    repair = StepFlow((0, 1), (2,), 0.6, 1.5, style="think", min_chars=1, tokenizer=Words())
+    with repair.attached(model) as cost:
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=n_new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+    return out[0].tolist(), cost.n_changed
+
+
+def test_a_static_cache_changes_nothing() -> None:
+    model = tiny("llama")
+    want, n_changed = decoded(model, 14)
+    assert n_changed > 20
+    assert decoded(model, 14, cache_implementation="static") == (want, n_changed)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_with_a_static_cache_is_followed() -> None:
+    model = tiny("llama")
+    want = decoded(model, 8)
+    torch._dynamo.reset()
+    try:
+        model.compile(backend="eager")
+        assert decoded(model, 8, cache_implementation="static") == want
+    finally:
+        torch._dynamo.reset()
+
+
 def test_a_model_without_a_tokenizer_is_scored_by_the_spans_of_the_trace() -> None:
     model = tiny("llama")
     ids = random_ids(1, 20)[0]

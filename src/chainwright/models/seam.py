@@ -67,17 +67,23 @@ Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 """Told of each forward pass of the base model before it runs: the base model, its arguments, its keywords."""
 
 
+Delegate = Callable[..., tuple[Tensor, Tensor | None]]
+"""An attention function of Transformers."""
+
+
 class Handlers:
     """The handlers of each layer, in the order in which they wrap the delegate.
 
     Attributes:
         by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
         before: What is told of each forward pass before it runs.
+        delegates: The model's own attention function by the class of the attention module.
     """
 
     def __init__(self, by_layer: Mapping[int, tuple[Handler, ...]], before: tuple[Before, ...] = ()):
         self.by_layer = dict(by_layer)
         self.before = before
+        self.delegates: dict[type[nn.Module], Delegate] = {}
 
     def joined(self, inner: Handlers) -> Handlers:
         """Return these handlers with those of a context opened later wrapped around them."""
@@ -86,7 +92,7 @@ class Handlers:
         return Handlers(by_layer, self.before + inner.before)
 
 
-def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _delegate_function(kind: str, module: nn.Module) -> Delegate:
     """Return the attention function that the model would have used, from its own modelling file."""
     eager = _modelling_attribute(module, "eager_attention_forward")
     if kind == "eager":
@@ -95,12 +101,12 @@ def _delegate_function(kind: str, module: nn.Module) -> Callable[..., tuple[Tens
                 f"{type(module).__name__} has no eager attention function to delegate to; load the model with "
                 "attn_implementation='sdpa'."
             )
-        found: Callable[..., tuple[Tensor, Tensor | None]] = eager
+        found: Delegate = eager
         return found
     interface = _modelling_attribute(module, "ALL_ATTENTION_FUNCTIONS")
     if interface is None:
         interface = AttentionInterface()
-    chosen: Callable[..., tuple[Tensor, Tensor | None]] = interface.get_interface(kind, eager)
+    chosen: Delegate = interface.get_interface(kind, eager)
     return chosen
 
 
@@ -113,8 +119,7 @@ def _modelling_attribute(module: nn.Module, name: str) -> Any:
     return None
 
 
-def _delegate(kind: str, call: AttentionCall) -> Tensor:
-    function = _delegate_function(kind, call.module)
+def _delegate(function: Delegate, call: AttentionCall) -> Tensor:
     return function(call.module, call.q, call.k, call.v, call.mask, **call.options)[0]
 
 
@@ -130,11 +135,15 @@ def _seam_attention(
     handlers: Handlers | None = options.pop(STATE_KEY, None)
     layer: int = module.layer_idx  # type: ignore[assignment]
     chain = () if handlers is None else handlers.by_layer.get(layer, ())
+    function = None if handlers is None else handlers.delegates.get(type(module))
+    function = function or _delegate_function(kind, module)
     if not chain:
-        return _delegate_function(kind, module)(module, query, key, value, attention_mask, **options)
-    attend: Attend = partial(_delegate, kind)
+        return function(module, query, key, value, attention_mask, **options)
+    attend: Attend = partial(_delegate, function)
     for handler in chain:
         attend = partial(_wrapped, handler, attend)
+    if torch.compiler.is_compiling() and handlers is not None and handlers.before:
+        attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
     return attend(AttentionCall(module, layer, query, key, value, attention_mask, options)), None
 
 
@@ -176,18 +185,29 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def _tell(before: tuple[Before, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for told in before:
+        told(module, args, kwargs)
+
+
+# what follows a run keeps Python values that differ at each token, for which the compiler would start anew each time
+_tell_outside = torch.compiler.disable(_tell)  # type: ignore[no-untyped-call]
+
+
 class SeamHook:
     """The pre-hook of the base model while at least one context is open.
 
     Attributes:
         stack: The handlers of the open contexts, outermost first.
         handlers: All of them joined: what the layers are given.
+        delegates: What `Handlers.delegates` is.
         closing: What puts the model back as it was; run when the last context is left, in whatever order they are.
     """
 
     def __init__(self) -> None:
         self.stack: list[Handlers] = []
         self.handlers = Handlers({})
+        self.delegates: dict[type[nn.Module], Delegate] = {}
         self.closing = ExitStack()
 
     def push(self, handlers: Handlers, *, innermost: bool = False) -> None:
@@ -210,13 +230,14 @@ class SeamHook:
         self.handlers = Handlers({})
         for handlers in stack:
             self.handlers = self.handlers.joined(handlers)
+        self.handlers.delegates = self.delegates
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the base model's forward pass the handlers as one more keyword."""
-        for told in self.handlers.before:
-            told(module, args, kwargs)
+        if self.handlers.before:
+            (_tell_outside if torch.compiler.is_compiling() else _tell)(self.handlers.before, module, args, kwargs)
         return args, {**kwargs, STATE_KEY: self.handlers}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -306,7 +327,13 @@ def _opened(model: PreTrainedModel) -> SeamHook:
     hook = SeamHook()
     with ExitStack() as undo:
         undo.enter_context(_private_configs(model))
-        model.set_attn_implementation(seam_name(model))
+        kind = seam_kind(model)
+        model.set_attn_implementation(_NAME[kind])
+        hook.delegates = {
+            type(module): _delegate_function(kind, module)
+            for module in model.modules()
+            if hasattr(module, "layer_idx") and _modelling_attribute(module, "eager_attention_forward") is not None
+        }
         handle = model.base_model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         undo.callback(handle.remove)
         hook.closing = undo.pop_all()
