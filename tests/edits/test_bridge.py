@@ -173,6 +173,30 @@ def test_decoding_equals_one_pass(family: str, kind: str, chunk: int) -> None:
     assert touched.n_sites > 20
 
 
+def test_in_bfloat16_decoding_and_one_pass_differ_by_rounding_alone() -> None:
+    model = tiny("llama").to(torch.bfloat16)
+    rows, n_question = rows_of()
+    plain = (cached(model, rows, 14) - uncached(model, rows))[:, -14:].abs().max()
+    with edit(model, wide(n_question=n_question)):
+        want = uncached(model, rows)[:, -14:]
+    with edit(model, wide()) as (touched,):
+        got = cached(model, rows, 14)[:, -14:]
+    assert got.dtype == torch.bfloat16 and touched.n_sites > 20
+    assert float((got - want).abs().max()) < max(0.1, 4 * float(plain))
+
+
+def test_gradients_pass_through_a_decoded_token() -> None:
+    model = tiny("llama")
+    ids = rows_of((6,), 8)[0][0][None]
+    with edit(model, wide()) as (touched,):
+        cache = model(input_ids=ids[:, :6], use_cache=True).past_key_values
+        for t in range(6, 14):
+            logits = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits
+        logits.sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert touched.n_sites > 0 and grads and all(bool(g.isfinite().all()) for g in grads)
+
+
 @every_family
 def test_no_floor_changes_no_bit(family: str) -> None:
     model = tiny(family)
