@@ -70,6 +70,17 @@ def test_fitting_again_gives_the_same_repair() -> None:
         assert torch.equal(tensor, again.tensors()[name]), name
 
 
+def test_the_paper_s_form_is_fitted_when_asked_for(tmp_path: Path) -> None:
+    config = replace(SMALL, decision="vote", n_votes=3, detector="entropy", tau=0.3)
+    found = fit_tcr(*reasoner(), traces(), config=config)
+    assert found.repair.config.decision == "vote" and found.repair.config.n_votes == 3
+    assert found.repair.verifier is None and found.repair.detector == EntropyDetector(0.3)
+    assert found.figures["chains right, repaired"] == found.figures["chains right, entropy 0.3, decided by vote"]
+    again = Repair.from_pretrained(found.repair.save_pretrained(tmp_path / "repair"))
+    assert again.settings() == found.repair.settings()
+    assert f"decided by a vote of {min(3, len(again.heads))} of" in again.describe()
+
+
 @pytest.mark.parametrize("decision", ["vote", "verify"])
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str, decision: str) -> None:
