@@ -167,9 +167,9 @@ class TCR(CorrectingRepair):
         silenced = f"({named}), each silenced alone at {self.config.positions} positions"
         if self.config.decision == "verify":
             return (
-                f"{flagged} the model's first or second choice, as a verifier says that reads both without each of "
-                f"{len(self.heads)} heads {silenced}. In place of the paper's vote, which config.decision='vote' takes "
-                f"({min(self.config.n_votes, len(self.heads))} heads, chosen by the selector: {_plain(selector)})."
+                f"{flagged} decided between the model's first and second choice, by a verifier that reads both without "
+                f"each of {len(self.heads)} heads {silenced}. config.decision='vote' takes the paper's vote instead, "
+                f"here of {min(self.config.n_votes, len(self.heads))}, chosen by the selector ({_plain(selector)})."
             )
         return (
             f"{flagged} decided by a vote of {min(self.config.n_votes, len(self.heads))} of {len(self.heads)} heads "
