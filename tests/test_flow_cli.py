@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -65,3 +67,22 @@ def test_mistakes_are_one_sentence(asked, message, tmp_path):
     result = run(*asked, "--out", str(tmp_path / "flow"))
     assert result.exit_code == 2 and message in " ".join(result.output.split())
     assert not (tmp_path / "flow").exists()
+
+
+def test_with_a_back_attention(tmp_path):
+    asked = ("--task", "two-hop", "-n", "2", "--repair", "back-world", "--out", str(tmp_path / "flow"))
+    result = run(*asked)
+    assert result.exit_code == 0, result.output
+    flow = Finding.load(tmp_path / "flow" / "flow-0")
+    assert float(flow.between[0].abs()) > 0.01, "what the module adds stands between the embedding and layer 0"
+    assert "added before it" in [row["component"] for row in flow.components(40)]
+    plain = run(*asked[:4], "--out", str(tmp_path / "plain"))
+    right = [int(re.search(r"(\d+) of 2000 right", r.output)[1]) for r in (plain, result)]
+    assert right[0] < 20 < right[1]
+
+
+def test_other_repairs_are_refused(tmp_path):
+    asked = ("--model", "reasoner", "--task", "clf", "--repair", "tcr-reasoner", "--out", str(tmp_path / "flow"))
+    result = run(*asked)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and "only a BackAttention can be attached; got a TCR" in said

@@ -265,19 +265,24 @@ def test_contrast_is_the_difference_of_two_lenses():
     assert_close(flow.contrast[:, -1], logits[:, _TOKEN] - logits[:, _OTHER], "contrast", 1e-8)
 
 
+@pytest.mark.parametrize("source", [0, 1])
 @torch.no_grad()
-def test_reads_the_second_pass_of_back_attention():
+def test_reads_the_second_pass_of_back_attention(source):
     model, ids = tiny("llama").double(), random_ids(1, _T)
     torch.manual_seed(0)
-    head = BackHead(48, 1, (2, 3), d_back=8).double()
+    head = BackHead(48, source, (2, 3), d_back=8).double()
     nn.init.normal_(head.o.weight)
+    plain = logit_flow(model, ids, _TOKEN, norm="frozen", n_traced=0, conflict_id=_OTHER)
     with edit(model, AttendBack([head])):
-        flow = logit_flow(model, ids, _TOKEN, norm="frozen", n_traced=4)
+        flow = logit_flow(model, ids, _TOKEN, norm="frozen", n_traced=4, conflict_id=_OTHER)
         want = model(ids).logits[0, -1].log_softmax(-1)[_TOKEN]
     assert abs(flow.logprob - float(want)) < 1e-9
-    assert float(flow.between[1].abs()) > 0.01 and float(flow.between[[0, 2]].abs().max()) == 0
+    others = [i for i in range(3) if i != source]
+    assert float(flow.between[source].abs()) > 0.01 and float(flow.between[others].abs().max()) == 0
     total = flow.embedding + float((flow.attention + flow.mlp + flow.between).sum())
     assert abs(total - flow.logprob) < 1e-9
+    assert_close(flow.contrast[:, 0], plain.contrast[:, 0], "the embedding is the model's own", 1e-12)
+    assert "added before it" in [row["component"] for row in flow.components(40)]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from chainwright.cli._options import Device, Dtype, HopCounts, ModelName, Overwrite, Quiet, RemoteCode, Revision, Seed
-from chainwright.cli._shared import clear_errors, load, out, plain
+from chainwright.cli._shared import clear_errors, load, load_repair, out, plain
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
@@ -37,6 +37,9 @@ def flow(
     hops: HopCounts = None,
     n: Annotated[int, typer.Option("-n", help="With --task: questions or slots of each kind.")] = 20,
     n_problems: Annotated[int, typer.Option(help="With tasks that have hops: problems a task and hop count.")] = 30,
+    repair: Annotated[
+        str | None, typer.Option("--repair", help="Follow the model with this back attention attached.")
+    ] = None,
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for findings and report.")] = Path(
         "runs/flow"
     ),
@@ -62,7 +65,8 @@ def flow(
             raise BadInput("--prompt needs --target, the answer whose writing is followed.")
         asked = flows.PromptAsked(prompt, target, against, entity, relation, _choices.span_mode(span))
         loaded = load(model, device, dtype, revision, trust_remote_code)
-        found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
+        with flows.mended(loaded.model, load_repair(repair)):
+            found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
     else:
         assert task is not None
         lone = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
@@ -71,7 +75,8 @@ def flow(
                 f"With --task the questions say what is followed; {', '.join(stray)} can only stand with --prompt."
             )
         loaded = load(model, device, dtype, revision, trust_remote_code)
-        found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
+        with flows.mended(loaded.model, load_repair(repair)):
+            found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)
     write_report(None, path, findings=found)

@@ -39,11 +39,14 @@ def components(parts: Anatomy, reads: list[LayerRead], lens: Lens) -> Components
     _check_sums(parts, reads)
     depth = lens(torch.stack([v for r in reads for v in (r.pre[-1], r.mid[-1], r.post[-1])])).view(-1, 3)
     heads, by_position = zip(*(_heads(parts, i, read, lens) for i, read in enumerate(reads)), strict=True)
+    first = reads[0].first[-1:]
+    embedded = depth[:1, 0] if torch.equal(first[0], reads[0].pre[-1]) else lens(first)
+    before = torch.cat([embedded, depth[:-1, 2]])  # what each layer would be given if nothing were added in front of it
     return Components(
         attention=depth[:, 1] - depth[:, 0],
         mlp=depth[:, 2] - depth[:, 1],
-        between=torch.cat([depth.new_zeros(1), depth[1:, 0] - depth[:-1, 2]]),
-        embedding=float(depth[0, 0]),
+        between=depth[:, 0] - before,
+        embedding=float(before[0]),
         head=torch.stack(heads),
         head_position=torch.stack(by_position),
     )

@@ -30,10 +30,12 @@ class LayerRead:
         args: The layer's arguments, to run it again.
         attn_given: What the attention module was given.
         mlp_given: What the MLP was given.
+        first: What the layer was given when it ran first: of layer 0 the embedding, also if more was added to it since.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    first: Tensor = field(default_factory=lambda: torch.empty(0))
     pre: Tensor = field(default_factory=lambda: torch.empty(0))
     mid: Tensor = field(default_factory=lambda: torch.empty(0))
     post: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -133,7 +135,8 @@ def _opener(reads: list[LayerRead], i: int) -> Any:
         # the arguments keep our copy, so that the stream is held once
         args, kwargs = with_hidden(args, kwargs, pre.view_as(given))
         plain = {name: value for name, value in kwargs.items() if name != STATE_KEY}
-        reads[i] = replace(LayerRead(args=args, kwargs=plain), pre=pre)
+        first = reads[i].first if reads[i].first.numel() else pre
+        reads[i] = replace(LayerRead(args=args, kwargs=plain), pre=pre, first=first if i == 0 else reads[i].first)
 
     return hook
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 KINDS = ("attention", "FFN")
 SpanMode = Literal["first", "sum"]
+_MLP, _BETWEEN = -1, -2  # in place of a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class LogitFlow(Finding):
         attention: Importance of each layer's attention, `[L]`.
         mlp: Importance of each layer's MLP, `[L]`; with the embedding, `attention` and `between` it adds up to
             `logprob`.
-        between: Importance of what was added between one layer and the next (an attached back attention), `[L]`.
+        between: Importance of what was added in front of each layer (an attached back attention), `[L]`.
         embedding: Log-probability of the token at the embedding.
         head: Importance of each head, `[L, H]`.
         head_position: Importance of what a head takes from each source position, `[L, H, T]`.
@@ -118,16 +119,19 @@ class LogitFlow(Finding):
         return f"{position} ({self.token_strs[position]})" if self.token_strs else str(position)
 
     def components(self, n: int = 12) -> list[dict[str, Any]]:
-        """Return the `n` heads and MLPs that raise the target most, best first, with the words that they write.
+        """Return the `n` heads, MLPs and additions between layers that raise the target most, with what they write.
 
         Each row has layer, component, reads (the position that gives a head most of its importance), nats and writes.
         """
         found = [(float(v), i, h) for i, row in enumerate(self.head) for h, v in enumerate(row)]
-        found += [(float(v), i, -1) for i, v in enumerate(self.mlp)]
+        found += [(float(v), i, _MLP) for i, v in enumerate(self.mlp)]
+        found += [(float(v), i, _BETWEEN) for i, v in enumerate(self.between) if v]
         return [self._component(*each) for each in sorted(found, reverse=True)[:n]]
 
     def _component(self, nats: float, layer: int, head: int) -> dict[str, Any]:
-        if head < 0:
+        if head == _BETWEEN:
+            return {"layer": layer, "component": "added before it", "reads": "", "nats": nats, "writes": ""}
+        if head == _MLP:
             own = len(self.input_ids) - len(self.target_ids)  # where the first token of the target is written
             words, name, reads = self.cell_words[own, layer, 1], "MLP", ""
         else:
@@ -324,7 +328,7 @@ def _traced(tracer: Tracer, rows: tuple[Rows, Rows], n_traced: int, depth: int) 
 
 def _contrast(reads: list[LayerRead], lens: Lens, conflict: int) -> Tensor:
     """Return the difference of the two log-probabilities at each position and depth, `[T, D]`."""
-    depths = [reads[0].pre, *(stream for read in reads for stream in (read.mid, read.post))]
+    depths = [reads[0].first, *(stream for read in reads for stream in (read.mid, read.post))]
     # the frozen scale is that of each position, so the recomputed one is used here
     own = lens._replace(norm="final")
     return torch.stack([own(stream) - own(stream, conflict) for stream in depths], dim=1)

@@ -6,6 +6,7 @@ Each way returns findings, in the order in which the report shows them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -33,6 +34,7 @@ from chainwright.diagnose.flow_slots import SLOT_MARKS, result_queries, slot_que
 from chainwright.diagnose.logit_flow import SpanMode
 from chainwright.lab.knowledge import answers
 from chainwright.models.load import BUNDLED, bundled_models
+from chainwright.repair import BackAttention, Repair
 from chainwright.reproduce.back_attention import recipe_of, world_recipe
 from chainwright.tasks import Problem
 from chainwright.tasks.base import UNPARSED
@@ -55,6 +57,22 @@ class PromptAsked:
     entity: str | None = None
     relation: str | None = None
     span: SpanMode | None = None
+
+
+def mended(model: PreTrainedModel, repair: Repair | None) -> AbstractContextManager[Any]:
+    """Return a context in which the model is followed with a back attention, or as it is.
+
+    Raises:
+        BadInput: Another kind of repair, which decides while a response is decoded, or one for another model.
+    """
+    if repair is None:
+        return nullcontext()
+    if not isinstance(repair, BackAttention):
+        raise BadInput(
+            f"A flow is read in one pass, so only a BackAttention can be attached; got a {type(repair).__name__}, "
+            "which acts while a response is decoded."
+        )
+    return repair.attached(model)
 
 
 def prompt_flow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: PromptAsked) -> list[Finding]:
