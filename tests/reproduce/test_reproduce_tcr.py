@@ -136,6 +136,7 @@ def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
         ({"repair": None}, "at least one task with hops is needed"),
         ({"seeds": (1, 100)}, "fit_seed 100 is one of the test seeds"),
         ({"also": ("a/TCR", "TCR")}, "'TCR' names two ways of decoding"),
+        ({"decision": "votes"}, "Unknown decision 'votes'.*Did you mean 'vote'"),
         ({"n": 0}, "n must be at least 1"),
     ],
 )

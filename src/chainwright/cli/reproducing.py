@@ -42,6 +42,9 @@ def tcr(
     also: Annotated[str | None, typer.Option(help="Further TCR repairs to decode with, with commas.")] = None,
     out_folder: StudyFolder = Path("runs/reproduce-tcr"),
     fit_n: Annotated[int, typer.Option(help="Problems a task and hop count to fit on, where no repair is given.")] = 80,
+    decision: Annotated[
+        str, typer.Option(help="How the repair that is fitted decides: 'verify', or 'vote' as in the paper.")
+    ] = "verify",
     rendering: RenderingName = "auto",
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
@@ -72,6 +75,7 @@ def tcr(
         variants=(tcr.VARIANTS[:1] if quick else tcr.VARIANTS) if chosen == "short" else (),
         fit_hops=_choices.fit_cells("parity,mdm,llc,clf,moas", None, chosen),
         fit_n=fit_n,
+        decision=decision,  # type: ignore[arg-type]
         rendering=chosen,
         repair=repair,
         also=[name.strip() for name in also.split(",")] if also else (),

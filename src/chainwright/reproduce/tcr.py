@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,7 @@ from chainwright.repair.fitting import FitConfig, Fitted, fit_tcr, look
 from chainwright.repair.lessons import lesson_ids, lessons_of
 from chainwright.repair.noting import NotingDetector
 from chainwright.repair.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
+from chainwright.repair.tcr import Decision
 from chainwright.reproduce._ablations import ablation_rows, load_outcomes, save_outcomes
 from chainwright.studies import Job, Plan, Results, Study
 from chainwright.studies.manifest import Manifest
@@ -87,6 +88,7 @@ class ReproduceTCRConfig:
         fit_seed: Their seed, which is none of `seeds`.
         rendering: "short" for models trained by Chainwright, "natural" for instruction models.
         tau: Entropy threshold of the entropy detector, nats.
+        decision: How the fitted repair decides, "verify" or "vote" (see `TCRConfig`).
         repair: A repair to study instead of fitting one; None fits.
         also: Further TCR repairs that are decoded with as they are, each a way under its name (the last part of a
             folder's). Their selectors join the ablations where their candidate heads are the same.
@@ -106,6 +108,7 @@ class ReproduceTCRConfig:
     fit_seed: int = 100
     rendering: tasks.Rendering = "short"
     tau: float = 0.3
+    decision: Decision = "verify"
     repair: str | None = None
     also: Sequence[str] = ()
     temperature: float = 0.0
@@ -128,6 +131,8 @@ class ReproduceTCRConfig:
             raise BadInput(
                 f"Ablations cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave the variants out."
             )
+        if self.decision not in get_args(Decision):
+            raise unknown_name("decision", self.decision, get_args(Decision))
         names = self.all_ways()
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise BadInput(f"{twice[0]!r} names two ways of decoding; give each once, or rename a repair's folder.")
@@ -391,7 +396,7 @@ def fit_reproduction(
     ]
     say(f"Decoding {len(problems)} problems to fit on")
     traces = generate(model, tokenizer, problems, progress=False, max_new_tokens=config.max_new_tokens)
-    return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(), say=say, tick=tick)
+    return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(decision=config.decision), say=say, tick=tick)
 
 
 __all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
