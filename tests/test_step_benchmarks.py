@@ -45,3 +45,17 @@ def test_logit_flow_is_measured_beside_its_formula() -> None:
     rows = bench.run_all("tiny", [2], [12], "cpu", 1)
     assert rows[0]["seconds"] > 0 and rows[0]["pass"] > 0
     assert len(bench.table(rows).splitlines()) == 2
+
+
+def test_lock_in_is_looked_for_where_chains_fail(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    n_threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        "sys.argv", ["lock_in.py", "--model", "compass", "--cells", "compass:18", "compass:5", "-n", "12"]
+    )
+    try:
+        script("lock_in").main()
+    finally:
+        torch.set_num_threads(n_threads)
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[0] for line in lines] == 4 * ["| Compass 18"] + ["| Compass 5"]
+    assert [line[3] for line in lines[:4]] == ["0", "1", "2", "3"] and lines[4][2] == "0"
