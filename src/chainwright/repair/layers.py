@@ -3,9 +3,9 @@
 1. `compare_bridges` has each head's attention on the segment that a token builds on, where wrong traces take their
    first wrong token, and that of right partners at the same slot and place.
 2. The bridge goes into the layers in which the thinking's mass on the question is lower where it is wrong, by
-   Wilcoxon's signed ranks, corrected for the number of layers. The floor of such a layer is the right ones' median: in
-   the positive control (`control.py`) a lower quantile is too low to mend, since the slots where chains fail are mixed
-   with some that need nothing from the question.
+   Wilcoxon's signed ranks, corrected for the number of layers, and by at least half as much as where it lacks most: a
+   floor costs all heads of a layer something. It is the right ones' upper quartile; lower ones are too low to mend,
+   since slots where chains fail are mixed with some that need nothing from the question.
 3. The momentum goes into the layers in which the summary's mass on the thinking is lower in the same sense.
 4. Where there is no such layer nothing is chosen, and the repair does nothing.
 
@@ -57,15 +57,16 @@ def choose_layers(groups: BridgeGroups, *, significance: float = 0.05) -> Chosen
 
 
 def _lacking(right: Tensor, wrong: Tensor, significance: float) -> dict[int, float]:
-    """Return the layers whose wrong masses `[P, L, H]` lie below the right ones, with the right ones' median."""
+    """Return the layers whose wrong masses `[P, L, H]` lie below the right ones, with the right ones' quartile."""
     if len(right) == 0:
         return {}
     right, wrong = right.mean(-1).double(), wrong.mean(-1).double()  # (pair, layer)
     p = [lower((wrong - right)[:, layer].numpy()) for layer in range(right.shape[1])]
-    floors = right.quantile(0.5, dim=0)
+    lack, floors = (right - wrong).mean(0), right.quantile(0.75, dim=0)
     found: dict[int, float] = {}
     for rank, layer in enumerate(torch.tensor(p).argsort().tolist()):
         if p[layer] * (len(p) - rank) > significance:
             break
-        found[layer] = round(float(floors[layer]), 4)
+        if lack[layer] >= lack.max() / 2:
+            found[layer] = round(float(floors[layer]), 4)
     return dict(sorted(found.items()))
