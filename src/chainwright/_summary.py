@@ -1,4 +1,4 @@
-"""A diagnosis in five lines of words: where it fails, of which kind, how sure it was, which heads, what to try."""
+"""A diagnosis in lines of words: where it fails, of which kind, how sure it was, which heads, what helps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 from chainwright import tasks
 from chainwright.diagnose import ErrorTable, HeadCheck, RoleFinding
-from chainwright.evaluation import Accuracy
+from chainwright.evaluation import Accuracy, Comparison
 
 
-def summary_lines(accuracy: Accuracy, errors: ErrorTable, roles: Sequence[RoleFinding]) -> list[str]:
-    """Return the five lines, each of which begins with what it tells and is there whatever was found."""
-    return [_where(accuracy), _kind(errors), _doubt(errors), _heads(roles), _reach(roles)]
+def summary_lines(
+    accuracy: Accuracy, errors: ErrorTable, roles: Sequence[RoleFinding], gains: Sequence[Comparison] = ()
+) -> list[str]:
+    """Return five lines, each of which begins with what it tells and is there whatever was found; one more a repair."""
+    lines = [_where(accuracy), _kind(errors), _doubt(errors), _heads(roles), _reach(roles)]
+    return [*lines, *(_gain(found) for found in gains)]
 
 
 def _where(accuracy: Accuracy) -> str:
@@ -81,4 +84,15 @@ def _reach(roles: Sequence[RoleFinding]) -> str:
     return (
         f"Reach: over {over} searched, the best single head of each mends {mended:.0%} of {n} "
         f"held-out failing contexts and keeps {kept:.0%} of the right ones; these are single tokens, not yet answers."
+    )
+
+
+def _gain(found: Comparison) -> str:
+    alone, name = found.overall(found.baseline), found.names[-1]
+    row = found.overall(name)
+    at_stake = f"{row['n_mended']} mended, {row['n_broken']} broken"
+    return (
+        f"Repair: with {name} {row['exact']:.1%} of {row['n']} whole chains are right instead of {alone['exact']:.1%}: "
+        f"{100 * row['exact_gain']:+.1f} points (95% {100 * row['exact_gain_low']:+.1f} to "
+        f"{100 * row['exact_gain_high']:+.1f}); {at_stake}."
     )

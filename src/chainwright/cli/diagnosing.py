@@ -21,6 +21,7 @@ from chainwright.cli._options import (
     Recompute,
     RemoteCode,
     RenderingName,
+    RepairName,
     ReportFolder,
     Revision,
     Seed,
@@ -46,6 +47,7 @@ def diagnose(
     steps: Annotated[bool, typer.Option("--steps", help="Also make step maps of right and wrong traces.")] = False,
     n_maps: Annotated[int, typer.Option(help="With --steps: right and wrong traces, each, a task and hop count.")] = 8,
     plan: Annotated[bool, typer.Option("--plan", help="With --steps: say what the maps will take, and stop.")] = False,
+    repair: RepairName = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = None,
@@ -74,6 +76,7 @@ def diagnose(
         n_contexts=n_contexts,
         instruments=(*config_defaults.USUAL, *(["steps"] if steps else [])),
         n_maps=n_maps,
+        repair=repair,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -147,10 +150,10 @@ def demo(
     n: NProblems = 40,
     overwrite: Overwrite = False,
 ) -> None:
-    """Diagnose the bundled reasoner on all seven tasks and write the report."""
+    """Diagnose the bundled reasoner on all seven tasks, decode again with its repair, and write the report."""
     from chainwright import _choices, study
 
-    config = study.DiagnoseConfig(model="reasoner", hops=_choices.REASONER_HOPS, n=n)
+    config = study.DiagnoseConfig(model="reasoner", hops=_choices.REASONER_HOPS, n=n, repair="tcr-reasoner")
     run_study(config, out_folder, "cpu", overwrite=overwrite)
     print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from chainwright.diagnose import RoleFinding
+from chainwright.evaluation import Comparison
 from chainwright.figures.errors import family_of
 from chainwright.figures.words import counted, head_name, share_of, title_of
 from chainwright.study import Diagnosis
@@ -18,9 +19,10 @@ _FAMILY_SAID = {
 
 
 def opening(diagnosis: Diagnosis) -> list[str]:
-    """Return what was found as two or three paragraphs."""
+    """Return what was found as two to four paragraphs."""
     paragraphs = [" ".join(filter(None, [_accuracy(diagnosis), _kind(diagnosis), _doubt(diagnosis)]))]
-    return [*paragraphs, *_heads(diagnosis.roles)]
+    gains = [_gain(found) for found in diagnosis.findings if isinstance(found, Comparison)]
+    return [*paragraphs, *_heads(diagnosis.roles), *gains]
 
 
 def _accuracy(diagnosis: Diagnosis) -> str:
@@ -112,3 +114,17 @@ def _best(found: list[RoleFinding]) -> str:
         said += f", a figure that is flattered by being the best of {len(found)}"
     wide = "" if check.n_erroneous >= 20 else " With so few contexts take the head as a lead, not as a result."
     return f"{said}.{wide} These are single tokens; no answer was decoded again without the head."
+
+
+def _gain(found: Comparison) -> str:
+    alone, name = found.overall(found.baseline), found.names[-1]
+    row = found.overall(name)
+    got = share_of(round(row["exact"] * row["n"]), row["n"], "whole chains")
+    low, high = 100 * row["exact_gain_low"], 100 * row["exact_gain_high"]
+    gain = f"{100 * row['exact_gain']:+.1f} points (95% {low:+.1f} to {high:+.1f})"
+    unsure = "" if low > 0 or high < 0 else ", which cannot be told from nothing on so many problems"
+    return (
+        f"The same problems were answered again with the repair {name}: it got {got} right, the model alone "
+        f"{round(alone['exact'] * alone['n']):,}. "
+        f"It mended {row['n_mended']:,} and broke {row['n_broken']:,}: {gain}{unsure}."
+    )

@@ -18,7 +18,7 @@ from chainwright.study import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
 _NO_SHORT_FORM = ("model", "hops", "rendering")
-_AS_OPTIONS = ("n", "seeds", "n_contexts", "temperature", "max_new_tokens", "batch_size", "dtype", "revision")
+_AS_OPTIONS = ("n", "seeds", "n_contexts", "repair", "temperature", "max_new_tokens", "batch_size", "dtype", "revision")
 
 
 def chance_levels(traces: Iterable[Trace]) -> dict[str, float]:

@@ -52,6 +52,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "min_errors": (_is_whole(1), "a whole number from 1"),
     "max_types": (_is_whole(0), "a whole number from 0"),
     "n_maps": (_is_whole(1), "a whole number from 1"),
+    "repair": (_or_none(_is_text), "a name, a folder or a Hub id, or left out"),
     "temperature": (lambda v: type(v) in (int, float) and 0 <= v < float("inf"), "0 (greedy) or a positive number"),
     "max_new_tokens": (_or_none(_is_whole(1)), "a whole number from 1, or left out"),
     "batch_size": (_or_none(_is_whole(1)), "a whole number from 1, or left out"),
@@ -76,6 +77,7 @@ class DiagnoseConfig:
         min_errors: A key error type with fewer known first errors is not searched for heads.
         max_types: Key error types a task that are searched.
         n_maps: Right traces and wrong ones, each, that step maps are made of in a cell, for "steps".
+        repair: Name, folder or Hub id of a repair that every problem is answered with again; None for no such.
         temperature: 0 is greedy.
         max_new_tokens: Longest response; None allows half as many again as the gold chain has, plus 16.
         batch_size: Rows decoded together; None chooses by length.
@@ -96,6 +98,7 @@ class DiagnoseConfig:
     min_errors: int = 5
     max_types: int = 2
     n_maps: int = 8
+    repair: str | None = None
     temperature: float = 0.0
     max_new_tokens: int | None = None
     batch_size: int | None = None

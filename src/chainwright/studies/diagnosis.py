@@ -15,10 +15,10 @@ from chainwright._finding import Finding
 from chainwright._summary import summary_lines
 from chainwright.decode import TokenScores
 from chainwright.diagnose import ErrorTable, RoleFinding
-from chainwright.evaluation import Accuracy
+from chainwright.evaluation import Accuracy, Comparison
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
-from chainwright.studies import instruments, stepping
+from chainwright.studies import instruments, repairing, stepping
 from chainwright.studies.config import DiagnoseConfig
 from chainwright.studies.engine import Study
 from chainwright.studies.instruments import Bench, Instrument
@@ -26,7 +26,12 @@ from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
 
 KIND = "diagnosis"
-INSTRUMENTS: tuple[Instrument, ...] = (*instruments.INSTRUMENTS, stepping.StepMaps())
+INSTRUMENTS: tuple[Instrument, ...] = (
+    repairing.KeptRepair(),
+    *instruments.INSTRUMENTS,
+    stepping.StepMaps(),
+    repairing.Repaired(),
+)
 
 
 class DiagnosisPlan(Plan):
@@ -50,8 +55,9 @@ class DiagnosisPlan(Plan):
     def units(self, done: Results) -> list[str]:
         """Return the units of every instrument that was asked for, as far as they are known."""
         config = self.bench.config
-        asked = [i for i in INSTRUMENTS if i.name == "traces" or i.name in config.instruments]
-        return [unit for instrument in asked for unit in instrument.units(config, done)]
+        return [
+            unit for instrument in INSTRUMENTS if instrument.is_asked(config) for unit in instrument.units(config, done)
+        ]
 
     def compute(self, job: Job) -> None:
         """Compute a unit with its instrument."""
@@ -75,7 +81,8 @@ class Diagnosis:
         scores: Token scores of each trace, in the same order.
         token_strs: The text of each token of each trace.
         skipped: Key error types that were not searched for heads, and why.
-        findings: What else was measured, for the report: alternatives, the evidence for heads, step maps.
+        findings: What else was measured, for the report: alternatives, the evidence for heads, step maps,
+            what a repair gains.
     """
 
     config: DiagnoseConfig
@@ -90,8 +97,12 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
 
     def summary(self) -> list[str]:
-        """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try."""
-        return summary_lines(self.accuracy, self.errors, self.roles)
+        """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try.
+
+        With a repair a sixth says what that gains.
+        """
+        gains = [found for found in self.findings if isinstance(found, Comparison)]
+        return summary_lines(self.accuracy, self.errors, self.roles, gains)
 
 
 def config_of(study: Study) -> DiagnoseConfig:
@@ -160,6 +171,7 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
             *instruments.load_alternatives(config, done),
             *instruments.load_evidence(done),
             *stepping.load_steps(config, done),
+            *repairing.load_comparison(config, done),
         ],
     )
 

@@ -91,6 +91,10 @@ class Instrument(ABC):
     needs: tuple[str, ...] = ()
     groups: tuple[str, ...]
 
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say whether a diagnosis has this part."""
+        return self.name in config.instruments
+
     @abstractmethod
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return the ids of the units that can be computed by now, or are."""
@@ -108,6 +112,10 @@ class Traces(Instrument):
     """Lets the model answer; part of every diagnosis."""
 
     name, groups = "traces", ("traces",)
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say yes."""
+        return True
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return one unit a cell."""

@@ -23,11 +23,11 @@ from chainwright.report.sections import (
 SECTIONS: tuple[Builder, ...] = (
     found.section,
     study.section,
-    comparison.section,
-    flips.section,
     accuracy.section,
     errors.section,
     heads.section,
+    comparison.section,
+    flips.section,
     iteration.section,
     flow.section,
     back_attention.section,
