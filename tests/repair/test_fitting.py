@@ -185,6 +185,10 @@ def test_a_base_that_cannot_read_the_context_is_refused(tmp_path: Path) -> None:
     selector = ClassifierSelector(str(tmp_path / "base"), "reasoner", 3)
     with pytest.raises(BadInput, match="cannot read the contexts of 'reasoner'"):
         selector.fit([fitted().tune.contexts[0]], torch.tensor([[1, 0, 0]]))
+    said: list[str] = []
+    with pytest.raises(BadInput, match="cannot read the contexts of 'reasoner'"):
+        fit_tcr(*reasoner(), traces(), config=replace(SMALL, selector=str(tmp_path / "base")), say=said.append)
+    assert not said, "it is told before anything is located"
 
 
 def test_greedy_cover_by_hand() -> None:

@@ -116,7 +116,7 @@ class ClassifierSelector:
             read = list(self.tokenizer(text)["input_ids"])
             unknown = self.tokenizer.unk_token_id
             n_unknown = 0 if unknown is None else read.count(unknown)
-            if not read or 2 * n_unknown > len(read):
+            if not read or 10 * n_unknown > len(read):  # what it does not know it cannot choose by
                 raise BadInput(
                     f"The tokenizer of the base classifier {self.base!r} cannot read the contexts of "
                     f"{self.tokens_of!r} ({n_unknown} of {len(read)} tokens are unknown to it); choose another base."

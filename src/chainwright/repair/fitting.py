@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ from chainwright.repair.tuning import (
 )
 from chainwright.repair.verifier import Verifier, fit_verifier
 from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.classifier import ClassifierSelector
 
 Say = Callable[[str], None]
 Tick = Callable[[int, int], None]
@@ -162,6 +165,8 @@ def fit_tcr(
     parts = anatomy(model)
     lessons = lessons_of(tokenizer, traces)
     _check_traces(traces)
+    if settings.selector != "light":  # a base that cannot be had or cannot read is told before the long work
+        _classifier(model, 1, settings).encoded(traces[0].input_ids.tolist())
     say(f"Locating heads in {len(traces)} traces")
     try:
         candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
@@ -255,11 +260,14 @@ def _check_tokens(seen: Outcomes) -> None:
 def _selector(model: nn.Module, seen: Outcomes, config: FitConfig) -> Selector:
     if config.selector == "light":
         return fit_light_selector(seen.choice, seen.labels, config=config.training)
+    return _classifier(model, seen.votes.shape[1] + 1, config).fit(seen.contexts, seen.labels)
+
+
+def _classifier(model: nn.Module, n_choices: int, config: FitConfig) -> ClassifierSelector:
     from chainwright.repair.classifier import ClassifierSelector
 
     tokens_of = provenance(anatomy(model).model)["model"]
-    made = ClassifierSelector(config.selector, tokens_of, seen.votes.shape[1] + 1, config.classifier)
-    return made.fit(seen.contexts, seen.labels)
+    return ClassifierSelector(config.selector, tokens_of, n_choices, config.classifier)
 
 
 def choice_scores(selector: Selector, found: Outcomes) -> Tensor:
