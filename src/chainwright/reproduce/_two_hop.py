@@ -40,6 +40,7 @@ class Variant(NamedTuple):
         is_low_rank: Low-rank updates with as many parameters, in place of back attention.
         n_prefixes: How many copies of each question, with a word at random in front, are trained on beside it.
         start: As in `BackAttention.fit`.
+        rate: Multiple of the study's learning rate: low-rank updates learn next to nothing at that of a module.
     """
 
     source: tuple[int, ...] = (0,)
@@ -51,11 +52,12 @@ class Variant(NamedTuple):
     is_low_rank: bool = False
     n_prefixes: int = 3
     start: float = 0.5
+    rate: float = 1.0
 
 
 def variants(n_layers: int, dims: Sequence[int]) -> dict[str, Variant]:
     """Return every variant of the study, the main one first."""
-    found = {"back attention": Variant(), "LoRA of equal size": Variant(is_low_rank=True)}
+    found = {"back attention": Variant(), "LoRA of equal size": Variant(is_low_rank=True, rate=5.0)}
     found |= {f"source {s}": Variant(source=(s,)) for s in range(1, n_layers)}
     found |= {f"size {d}": Variant(d_back=d) for d in dims if d != 64}
     alone = Variant(n_prefixes=0)
