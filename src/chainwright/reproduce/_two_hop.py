@@ -71,10 +71,10 @@ def variants(n_layers: int, dims: Sequence[int]) -> dict[str, Variant]:
         "no first-hop loss": Variant(first_hop_weight=0.0),
         "inputs not normed": Variant(is_normed=False),
         "started from zero": Variant(start=0.0),
-        "no prefixes": alone,
         "no prefixes, first relation only": alone._replace(positions=first),
+        "no prefixes": alone,
         "no prefixes, whole stack": alone._replace(targets="stack"),
-        "no prefixes, whole stack, first relation only": alone._replace(targets="stack", positions=first),
+        "no prefixes, stack, first relation": alone._replace(targets="stack", positions=first),
     }
     return found
 

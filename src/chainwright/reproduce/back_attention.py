@@ -130,7 +130,8 @@ class ReproduceBackAttention(Plan):
             f"scratch/{_slug(v)}/seed-{s}" for s in self.asked.seeds for v in VARIANTS if self.asked.scratch_steps
         ]
         main, control = (self._fit_id(name, self.asked.seeds[0]) for name in (MAIN, CONTROL))
-        first = ["base", main, "readings", "conflict", control]
+        parts = [unit for unit in fits if unit.startswith("fit/no-prefixes")]
+        first = ["base", main, "readings", "conflict", control, *parts]
         units = [*first, *scratch, *(unit for unit in fits if unit not in first)]
         return [*units, "table"] if done.are_finished(units) else units
 
