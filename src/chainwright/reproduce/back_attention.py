@@ -190,8 +190,8 @@ class ReproduceBackAttention(Plan):
         slug, _, seed = rest.partition("/seed-")
         variant = next(v for name, v in self.variants.items() if _slug(name) == slug)
         training = AnswerTraining(
-            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, lr=variant.rate * self.asked.lr, seed=int(seed),
-            first_hop_weight=variant.first_hop_weight,
+            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, lr=variant.rate * self.asked.lr,
+            seed=int(seed), first_hop_weight=variant.first_hop_weight,
         )  # fmt: skip
         problems = _two_hop.with_prefixes(
             self.world, questions(self.world, self.parts.train, "bare"), variant.n_prefixes
