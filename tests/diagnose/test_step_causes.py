@@ -40,6 +40,21 @@ def test_effects_are_what_single_cuts_take_from_the_summary(monkeypatch: pytest.
     assert found.to_frame().num_rows == 24
 
 
+def test_pairs_that_matter_are_told_from_the_others() -> None:
+    found = step_causes(tiny("llama"), [trace_of(), trace_of(21, 1)], n_pairs=12, n_bands=2, seed=4)
+    made = replace(
+        found,
+        effect=torch.tensor([[0.5, 0.0], [0.02, 0.0], [1e-7, 0.0], [-0.3, 0.0]]),
+        saliency=torch.tensor([[4.0, 1.0], [2.0, 2.0], [2.0, 3.0], [1.0, 4.0]]),
+    )
+    first, second = made.separation().tolist()
+    assert first == [2, (1 + 1 + 0.5 + 1) / 4] and second[0] == 0 and second[1] != second[1]
+    low, high = found.intervals(n_resamples=20).T
+    assert bool((low <= high).all()) and bool((low >= -1).all()) and bool((high <= 1).all())
+    alone = step_causes(tiny("llama"), [trace_of()], n_pairs=6)
+    assert bool(alone.intervals().isnan().all())
+
+
 def test_what_cannot_be_cut_is_refused() -> None:
     model, trace = tiny("llama"), trace_of()
     with pytest.raises(BadInput, match="got 0 traces"):

@@ -116,9 +116,11 @@ def _cause_rows(task: str, done: Mapping[str, Path]) -> Rows:
             "pairs": len(found.pairs),
             "traces": len({pair[0] for pair in found.pairs}),
             "largest effect, nats": f"{effect:.3f}",
+            "pairs of 0.01 or more": int(n_found),
+            "told from others": "-" if n_found == 0 else f"{told:.2f}",
         }
-        for (first, last), rho, (low, high), effect in zip(
+        for (first, last), rho, (low, high), effect, (n_found, told) in zip(
             found.bands, found.rank_correlation.tolist(), found.intervals().tolist(), found.effect.amax(0).tolist(),
-            strict=True,
+            found.separation().tolist(), strict=True,
         )
     ]  # fmt: skip
