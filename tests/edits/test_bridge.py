@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainwright._errors import BadInput, EditNeverFired
-from chainwright.edits import Bridge, edit
+from chainwright.edits import Bridge, KnockOut, edit
 from chainwright.edits.bridge import EPSILON, bridge_factors
 from chainwright.models.anatomy import anatomy
+from chainwright.models.capture import capture
 from chainwright.models.seam import AttentionCall, Handlers, attach, attn_pattern
 from chainwright.traces.live import LiveSteps
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -205,6 +206,23 @@ def test_no_floor_changes_no_bit(family: str) -> None:
     with edit(model, wide(tau_max=0.0, n_question=n_question), strict=False) as (touched,):
         assert_equal(uncached(model, rows), own)
     assert touched.n_sites == 0
+
+
+def test_a_silenced_head_stays_silent_in_any_order() -> None:
+    model = tiny("llama")
+    rows, n_question = rows_of()
+    bridge, silent = wide(n_question=n_question), KnockOut({(1, 0), (1, 3)})
+    with edit(model, bridge, silent):
+        want = uncached(model, rows)
+    with edit(model, silent, bridge):
+        assert_equal(uncached(model, rows), want)
+    with edit(model, silent), edit(model, bridge):
+        assert_equal(uncached(model, rows), want)
+    one = wide(n_question=n_question[:1])
+    with edit(model, silent), edit(model, one) as (touched,):
+        heads = capture(model, rows[0][None]).z[1]
+    assert touched.n_sites > 0
+    assert heads[..., [0, 3], :].abs().max() == 0 and heads[..., [1, 2], :].abs().min(-1).values.max() > 0
 
 
 def test_it_never_fires_on_a_question_alone() -> None:

@@ -75,10 +75,10 @@ def test_a_text_streamer_writes_the_sampled_answer(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == tokenizer.decode(want, skip_special_tokens=True) + "\n"
 
 
-def test_a_fit_on_chains_without_known_errors_is_refused() -> None:
+def test_a_fit_on_chains_without_a_right_token_is_refused() -> None:
     model, tokenizer = instruct_model(), instruct_tokenizer()
     traces = generate(model, tokenizer, natural(n=3), max_new_tokens=10, progress=False)
-    with pytest.raises(BadInput, match="No key error type has 5 first errors with a known right token among these 6"):
+    with pytest.raises(BadInput, match="predicts not one right token in these traces"):
         fit_tcr(model, tokenizer, traces)
 
 

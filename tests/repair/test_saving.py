@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chainwright._errors import BadInput, OtherWeights
+from chainwright.models import load
 from chainwright.repair import TCR, EntropyDetector, Origin, RemoveAndResample, Repair, TCRConfig, TrainedDetector
 from chainwright.repair._perceptron import Perceptron
 from chainwright.repair.base import model_identity
@@ -75,6 +76,16 @@ def test_a_repair_made_for_another_model_is_refused(other: str) -> None:
     ):
         pass
     assert not model._forward_hooks
+
+
+def test_weights_are_read_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], load.fingerprint
+    monkeypatch.setattr(load, "fingerprint", lambda model: read.append(model) or real(model))
+    repair, model, other = fitted(), tiny("llama"), tiny("llama")
+    read.clear()
+    for one in (model, model, other, other, model):
+        repair.check_model(one)
+    assert [one is model for one in read] == [True, False, True]
 
 
 def test_other_weights_of_the_same_shape_are_warned_of() -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,14 @@ class Touched:
 
 
 class Edit(ABC):
-    """A change to the forward pass. Holds no model and no state of a run; one edit can be used many times."""
+    """A change to the forward pass. Holds no model and no state of a run; one edit can be used many times.
+
+    Attributes:
+        is_innermost: Whether it computes the attention itself. Such an edit runs before all others, in whatever order
+            they are given, since it would undo what they made of the heads.
+    """
+
+    is_innermost: ClassVar[bool] = False
 
     @abstractmethod
     def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler] | Handlers:
@@ -59,7 +67,8 @@ class Edit(ABC):
 def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[Touched]]:
     """Apply edits to every forward pass of `model` inside the block, and undo them at its end, whatever happens.
 
-    Edits apply in the order given; a later one sees what the earlier ones did.
+    Edits apply in the order given; a later one sees what the earlier ones did. `Bridge` comes before all others, since
+    it computes the attention itself.
 
     Args:
         model: A Transformers decoder, also compiled or PEFT-wrapped.
@@ -81,13 +90,13 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
     """
     parts = anatomy(model)
     counts = [Touched() for _ in edits]
-    handlers = Handlers({})
+    handlers = {True: Handlers({}), False: Handlers({})}
     for one, touched in zip(edits, counts, strict=True):
         given = one.handlers(parts, touched)
         if not isinstance(given, Handlers):
             given = Handlers({layer: (handler,) for layer, handler in given.items()})
-        handlers = handlers.joined(given)
-    with attach(model, handlers), ExitStack() as hooks:
+        handlers[one.is_innermost] = handlers[one.is_innermost].joined(given)
+    with attach(model, handlers[False]), attach(model, handlers[True], innermost=True), ExitStack() as hooks:
         for one, touched in zip(edits, counts, strict=True):
             hooks.enter_context(one.hooked(parts, touched))
         yield counts

@@ -15,7 +15,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -86,6 +86,8 @@ class Bridge(Edit):
         Rows of a batch may stand in different segments; tokens of the question are never touched. Caches of all kinds,
         beams and speculative decoding are followed. Sites are counted where a weight was changed.
     """
+
+    is_innermost: ClassVar[bool] = True
 
     layers: Collection[int]
     steps: LiveSteps | None

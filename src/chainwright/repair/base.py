@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -136,6 +137,7 @@ class Repair(ABC):
     kind: ClassVar[str]
     origin: Origin
     cost: Cost
+    _met: weakref.ref[nn.Module] | None = None
 
     def __init__(self, origin: Origin | None = None):
         self.origin = origin or Origin()
@@ -171,10 +173,11 @@ class Repair(ABC):
         """Raise BadInput if the repair was made for a model of another type, shape or vocabulary.
 
         Warns with `OtherWeights` if all that agrees and the weights do not. Weights of another number type are not
-        compared, since their fingerprints differ anyway.
+        compared, since their fingerprints differ anyway. A fingerprint reads every weight, so a model that this
+        repair has met before is not read again.
         """
         made_for = self.origin.model
-        if not made_for:
+        if not made_for or (self._met is not None and self._met() is model):
             return
         found = model_identity(model)
         if any(made_for.get(part) != found[part] for part in _SHAPE):
@@ -190,6 +193,7 @@ class Repair(ABC):
                 OtherWeights,
                 stacklevel=3,
             )
+        self._met = weakref.ref(model)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the repair and its card into a new folder.

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +255,8 @@ class Layers(NamedTuple):
 @dataclass(frozen=True)
 class _Whole(Edit):
     """The edits on one run that is followed once."""
+
+    is_innermost: ClassVar[bool] = True
 
     edits: tuple[Bridge | Momentum, ...]
     follower: Follower
