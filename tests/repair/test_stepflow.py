@@ -179,11 +179,35 @@ def test_tuning_keeps_what_gains_and_tells_what_it_tried(reasoner) -> None:
     plain = generate(model, tokenizer, chosen, progress=False)
     n_plain = sum(t.first_error is None for t in plain[::2])
     again = generate(model, tokenizer, chosen, repair=found, progress=False)
-    assert sum(t.first_error is None for t in again[::2]) == max([n_plain, *rights])
+    if "not kept" in found.origin.note:
+        assert (found.bridge_layers, found.momentum_layers) == ((), ())
+    else:
+        assert sum(t.first_error is None for t in again[::2]) == max([n_plain, *rights])
     with pytest.raises(
         BadInput, match="Tuning needs at least two problems, one half to choose on, one to check; got 1"
     ):
         StepFlow.tune(model, tokenizer, chosen[:1])
+
+
+@pytest.mark.parametrize(
+    ("plain", "tried", "is_kept"),  # which of four chains are right; the first and third are chosen on
+    [("0110", "1010", False), ("0110", "1011", True), ("0010", "1010", True), ("0010", "1111", True)],
+)
+def test_what_loses_on_the_held_out_half_is_not_kept(
+    reasoner, monkeypatch, plain: str, tried: str, is_kept: bool
+) -> None:
+    model, tokenizer = reasoner
+    asked = tasks.sample("clf", 3, 4, seed=40)
+
+    def answers(*args, repair=None, **options):
+        rights = plain if repair is None else tried
+        texts = [p.chain if right == "1" else "none" for p, right in zip(asked, rights, strict=True)]
+        return [Trace.from_text(tokenizer, p.prompt, t, problem=p) for p, t in zip(asked, texts, strict=True)]
+
+    monkeypatch.setattr("chainwright.repair.stepflow.generate", answers)
+    found = StepFlow.tune(model, tokenizer, asked, taus=(0.3,), alphas=(), layer_sets=[(2,)])
+    assert found.bridge_layers == ((2,) if is_kept else ())
+    assert ("so they are not kept" in found.origin.note) is not is_kept
 
 
 def test_layers_may_have_floors_of_their_own(reasoner, problems, tmp_path) -> None:

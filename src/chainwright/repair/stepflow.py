@@ -208,7 +208,8 @@ class StepFlow(Repair):
         """Return the settings that keep most chains right on one half of the problems, checked on the other half.
 
         First layers and floor of the bridge, then layers and strength of the momentum beside it. What does not gain a
-        problem is left out; a repair that does nothing is a result. `origin.figures` has every setting that was tried.
+        problem is left out, and so is all of it where it loses on the other half; a repair that does nothing is a
+        result. `origin.figures` has every setting that was tried.
 
         Args:
             model: A Transformers decoder.
@@ -338,16 +339,18 @@ class _Search:
         }
 
     def result(self) -> StepFlow:
-        """Return the best settings with the figures of all."""
+        """Return the best settings with the figures of all, or none if they lose on the half that is held out."""
         held_out = compare({"none": self.plain[1::2], "tuned": self.best_traces[1::2]}).overall("tuned")
+        is_kept = held_out["exact_gain"] >= 0
         note = (
             f"Whole chains right on {len(self.plain[::2])} problems to choose on and {len(self.plain[1::2])} held out; "
             f"without the repair {_n_right(self.plain[::2])} and {_n_right(self.plain[1::2])}. Held out, the chosen "
             f"settings gain {held_out['exact_gain']:+.3f} (95% {held_out['exact_gain_low']:+.3f} to "
-            f"{held_out['exact_gain_high']:+.3f})."
+            f"{held_out['exact_gain_high']:+.3f}){'' if is_kept else ', so they are not kept and nothing is done'}."
         )
-        self.best.origin = Origin(model_identity(self.model), self.figures, note)
-        return self.best
+        kept = self.best if is_kept else StepFlow((), (), tokenizer=self.tokenizer)
+        kept.origin = Origin(model_identity(self.model), self.figures, note)
+        return kept
 
 
 def _n_right(traces: Sequence[Trace]) -> int:
