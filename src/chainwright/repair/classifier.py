@@ -18,12 +18,13 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright.decode import left_pad
+from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
 from chainwright.models.capture import position_ids
 from chainwright.models.load import load_model
@@ -91,7 +92,7 @@ class ClassifierSelector:
                 lora_dropout=self.config.dropout,
                 target_modules=sorted(names),
             )
-            self.network = get_peft_model(loaded.model, lora).eval()
+            self.network = with_adapters(loaded.model, lora).eval()
             self.head = nn.Linear(self.d_model, n_choices)
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import nn
 
+from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
 
 
@@ -25,7 +26,7 @@ def low_rank(model: nn.Module, n_parameters: int, seed: int = 0) -> PeftModel:
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(places))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(copied, config)
+        return with_adapters(copied, config)
 
 
 def trained_parameters(adapted: nn.Module) -> list[nn.Parameter]:
