@@ -1,9 +1,11 @@
-"""Settings of the whole test set: no network, and one thread, since the models are tiny and cores are shared."""
+"""Settings of the whole test set: no network, a wide terminal, and one thread, since the models are tiny."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# tables are printed whole then, whatever the terminal that the tests are started from
+os.environ["COLUMNS"] = "200"
 
 import pytest
 import torch
