@@ -108,7 +108,7 @@ def _times(found: Status) -> str:
 
 @clear_errors
 def show(folder: Folder) -> None:
-    """Show what a study found: five lines, accuracy, findings, and its files."""
+    """Show what a study found: a few lines, accuracy, findings, and its files."""
     _show(folder)
 
 
