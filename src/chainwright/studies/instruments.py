@@ -46,6 +46,7 @@ from chainwright.diagnose import (
     head_roles,
 )
 from chainwright.evaluation import evaluate
+from chainwright.repair import Repair
 from chainwright.studies.config import DiagnoseConfig
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces
@@ -123,26 +124,7 @@ class Traces(Instrument):
 
     def compute(self, bench: Bench, job: Job) -> None:
         """Write the traces of a cell, and the text of each token id in them."""
-        config, cell = bench.config, _cell(bench.config, job.unit)
-        problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
-        n_done = 0
-
-        def count(traces: list[tuple[int, Trace]]) -> None:
-            nonlocal n_done
-            n_done += len(traces)
-            job.tick(n_done, len(problems))
-
-        found = generate(
-            bench.model,
-            bench.tokenizer,
-            problems,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            temperature=config.temperature,
-            seed=decode_seed(cell),
-            progress=False,
-            on_traces=count,
-        )
+        found = decode_cell(bench, _cell(bench.config, job.unit), job)
         write_traces(job.out / "traces.parquet", found)
         known = sorted({int(i) for trace in found for i in trace.input_ids})
         texts = {str(i): bench.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
@@ -251,6 +233,31 @@ def decode_seed(cell: Cell) -> int:
     every cell takes another one.
     """
     return Random(f"{cell.seed}/{cell.task}/{cell.hops}").getrandbits(32)
+
+
+def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None) -> list[Trace]:
+    """Return the traces of a cell's problems, alone or with a repair, ticking as they come."""
+    config = bench.config
+    problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
+    n_done = 0
+
+    def count(traces: list[tuple[int, Trace]]) -> None:
+        nonlocal n_done
+        n_done += len(traces)
+        job.tick(n_done, len(problems))
+
+    return generate(
+        bench.model,
+        bench.tokenizer,
+        problems,
+        repair=repair,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+        seed=decode_seed(cell),
+        progress=False,
+        on_traces=count,
+    )
 
 
 def _cell(config: DiagnoseConfig, unit: str) -> Cell:

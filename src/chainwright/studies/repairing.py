@@ -16,14 +16,13 @@ from chainwright import tasks
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._flips import Flips, flips
-from chainwright.decode import generate
 from chainwright.evaluation import Comparison, compare
 from chainwright.repair import Repair
 from chainwright.repair.noting import NotingDetector
 from chainwright.studies.config import DiagnoseConfig
-from chainwright.studies.instruments import Bench, Cell, Instrument, cells, decode_seed, load_traces, trace_units
+from chainwright.studies.instruments import Bench, Cell, Instrument, cells, decode_cell, load_traces, trace_units
 from chainwright.studies.plan import Job, Results
-from chainwright.traces import Trace, read_traces, write_traces
+from chainwright.traces import read_traces, write_traces
 
 ALONE = "model alone"
 REPAIR, COMPARISON = "repair", "comparison"
@@ -100,29 +99,9 @@ def load_comparison(config: DiagnoseConfig, done: Results) -> list[Finding]:
 
 
 def _decode(bench: Bench, job: Job, cell: Cell) -> None:
-    config = bench.config
-    problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
     repair = Repair.from_pretrained(job.done[REPAIR] / "repair")
     noted = NotingDetector.put_into(repair)
-    n_done = 0
-
-    def count(traces: list[tuple[int, Trace]]) -> None:
-        nonlocal n_done
-        n_done += len(traces)
-        job.tick(n_done, len(problems))
-
-    traces = generate(
-        bench.model,
-        bench.tokenizer,
-        problems,
-        repair=repair,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        temperature=config.temperature,
-        seed=decode_seed(cell),
-        progress=False,
-        on_traces=count,
-    )
+    traces = decode_cell(bench, cell, job, repair)
     write_traces(job.out / "traces.parquet", traces)
     if noted is not None:
         write_json(job.out / "flagged.json", noted.tokens(traces))
