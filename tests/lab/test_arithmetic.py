@@ -52,16 +52,16 @@ def test_batches_never_hold_what_is_held_out():
 def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = train_arithmetic(_TINY, tmp_path / "whole", progress=False)
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    real, left = arithmetic._step, iter(range(5))
+    real, left = arithmetic._loss, iter(range(5))
 
     def dying(*arguments):
         next(left)
         return real(*arguments)
 
-    monkeypatch.setattr(arithmetic, "_step", dying)
+    monkeypatch.setattr(arithmetic, "_loss", dying)
     with pytest.raises((StopIteration, RuntimeError)):
         train_arithmetic(_TINY, tmp_path / "again", progress=False)
-    monkeypatch.setattr(arithmetic, "_step", real)
+    monkeypatch.setattr(arithmetic, "_loss", real)
     train_arithmetic(_TINY, tmp_path / "again", resume=True, progress=False)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 

@@ -51,16 +51,16 @@ def test_training_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     steps = iter(range(30))
-    real = knowledge._step
+    real = knowledge._loss
 
     def dying(*args):
         next(steps)
         return real(*args)
 
-    monkeypatch.setattr(knowledge, "_step", dying)
+    monkeypatch.setattr(knowledge, "_loss", dying)
     with pytest.raises((StopIteration, RuntimeError)):
         train_knowledge(_TINY, tmp_path / "again", progress=False)
-    monkeypatch.setattr(knowledge, "_step", real)
+    monkeypatch.setattr(knowledge, "_loss", real)
     train_knowledge(_TINY, tmp_path / "again", resume=True, progress=False)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (world / "model.safetensors").read_bytes()
 

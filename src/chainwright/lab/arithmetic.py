@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from chainwright._errors import BadInput
-from chainwright._files import clear_disk_errors
-from chainwright.lab.optim import load_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate, run_steps
-from chainwright.models.load import check_device
+from chainwright.lab.training import train_recipe
 from chainwright.tasks.arithmetic import all_composite_problems, held_out_composites
 from chainwright.tasks.base import Problem
 
@@ -146,40 +143,18 @@ def train_arithmetic(
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
             or there is no such device.
     """
-    place = check_device(device)
-    state = folder / "training"
-    first = begin(config, folder, state, resume)
     tokenizer = arithmetic_tokenizer()
-    model = new_model(config, tokenizer).to(place)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    if first:
-        load_optimizer(state / "state.safetensors", model, optimizer)
-    rows = _Rows(config, tokenizer)
-    run_steps(
-        lambda step: _step(config, model, optimizer, rows, step), config.n_steps, first, model, optimizer, state,
-        progress=progress,
+    model, rows = new_model(config, tokenizer), _Rows(config, tokenizer)
+    return train_recipe(
+        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
+        device=device, resume=resume, progress=progress,
     )  # fmt: skip
-    with clear_disk_errors(folder):
-        model.to("cpu").eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
-def _step(
-    config: ArithmeticConfig, model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: _Rows, step: int
-) -> float:
-    ids, labels = (tensor.to(model.device) for tensor in rows.batch(step))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
+    ids, labels = ids.to(model.device), labels.to(model.device)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
 
 
 @torch.no_grad()

@@ -24,11 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from chainwright._errors import BadInput
-from chainwright._files import clear_disk_errors
-from chainwright.lab.optim import load_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate, run_steps
-from chainwright.models.load import check_device
+from chainwright.lab.training import train_recipe
 from chainwright.tasks import compass
 from chainwright.tasks.base import write_chain
 
@@ -193,36 +190,15 @@ def train_compass(
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
             there is no such device, or the recipe has too few positions for its hops.
     """
-    place = check_device(device)
-    state = folder / "training"
-    first = begin(config, folder, state, resume)
     tokenizer = compass_tokenizer(config)
-    model = new_compass(config, tokenizer).to(place)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    if first:
-        load_optimizer(state / "state.safetensors", model, optimizer)
-    rows = CompassRows(config, tokenizer)
-    run_steps(
-        lambda at: _step(config, model, optimizer, rows, at), config.n_steps, first, model, optimizer, state,
-        progress=progress,
+    model, rows = new_compass(config, tokenizer), CompassRows(config, tokenizer)
+    return train_recipe(
+        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
+        device=device, resume=resume, progress=progress,
     )  # fmt: skip
-    with clear_disk_errors(folder):
-        model.to("cpu").eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
-def _step(
-    config: CompassConfig, model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: CompassRows, step: int
-) -> float:
-    ids, labels = (tensor.to(model.device) for tensor in rows.batch(step))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, use_cache=False).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
+    ids, labels = ids.to(model.device), labels.to(model.device)
+    loss: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, use_cache=False).loss
+    return loss

@@ -22,11 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright._files import clear_disk_errors
-from chainwright.lab.optim import load_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate, run_steps
-from chainwright.models.load import check_device
+from chainwright.lab.training import train_recipe
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import Composition, Order, Split, World, split
 
@@ -176,40 +173,17 @@ def train_knowledge(
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
             or there is no such device.
     """
-    place = check_device(device)
-    state = folder / "training"
-    step = begin(config, folder, state, resume)
     tokenizer = knowledge_tokenizer(config)
-    model = new_model(config, tokenizer).to(place)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    if step:
-        load_optimizer(state / "state.safetensors", model, optimizer)
-    rows = _Rows(config, tokenizer)
-    run_steps(
-        lambda at: _step(config, model, optimizer, rows, at), config.n_steps, step, model, optimizer, state,
-        progress=progress,
+    model, rows = new_model(config, tokenizer), _Rows(config, tokenizer)
+    return train_recipe(
+        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
+        device=device, resume=resume, progress=progress,
     )  # fmt: skip
-    with clear_disk_errors(folder):
-        model.to("cpu").eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
-def _step(
-    config: KnowledgeConfig, model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: _Rows, step: int
-) -> float:
-    ids, mask = (tensor.to(model.device) for tensor in rows.batch(step))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    logits = last_logits(model, ids[:, :-1], mask[:, :-1])
-    loss = nn.functional.cross_entropy(logits, ids[:, -1])
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+def _loss(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    return nn.functional.cross_entropy(last_logits(model, ids[:, :-1], mask[:, :-1]), ids[:, -1])
 
 
 def last_logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:

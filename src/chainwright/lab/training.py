@@ -1,4 +1,4 @@
-"""What the recipes share: the learning rate, the folder that a training goes on in, and its progress bar."""
+"""What the recipes share: the learning rate, the training itself, the folder that it goes on in, its progress bar."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, is_draft, read_json, remove_leftovers, write_json
-from chainwright.lab.optim import save_optimizer
+from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
+from chainwright.lab.optim import load_optimizer, save_optimizer
+from chainwright.models.load import check_device
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -38,6 +40,22 @@ class Schedule(Protocol):
     @property
     def decay_share(self) -> float:
         """Share of the steps over which it falls to zero."""
+
+
+class Recipe(Schedule, Protocol):
+    """The settings of a training by AdamW."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay of both moments."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay of the weights."""
+
+    @property
+    def clip(self) -> float:
+        """Longest gradient."""
 
 
 def learning_rate(config: Schedule, step: int) -> float:
@@ -115,3 +133,56 @@ def run_steps(
                 with atomic_folder(state) as draft:
                     save_optimizer(draft / "state.safetensors", model, optimizer)
                     write_json(draft / "progress.json", {"step": step + 1, "log": log})
+
+
+def train_recipe(
+    config: Recipe,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: Callable[[int], Tensor],
+    *,
+    device: str,
+    resume: bool,
+    progress: bool,
+) -> Path:
+    """Train a model and write the checkpoint, tokenizer and recipe to `folder`.
+
+    Args:
+        config: The recipe.
+        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        model: An untrained model.
+        tokenizer: Its tokenizer.
+        loss: Returns the loss of a step, a pure function of its number and the weights.
+        device: Where to train.
+        resume: Go on from `folder/training` if it is there.
+        progress: Show a progress bar.
+
+    Raises:
+        BadInput: As `begin`; or there is no such device.
+    """
+    place = check_device(device)
+    state = folder / "training"
+    first = begin(config, folder, state, resume)
+    model.to(place)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    if first:
+        load_optimizer(state / "state.safetensors", model, optimizer)
+
+    def take(step: int) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        found = loss(step)
+        found.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(found.detach())
+
+    run_steps(take, config.n_steps, first, model, optimizer, state, progress=progress)
+    with clear_disk_errors(folder):
+        model.to("cpu").eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
