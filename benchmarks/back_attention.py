@@ -1,4 +1,4 @@
-"""What back attention costs while decoding, as a table; see `chainwright.reproduce._back_cost` for how it is measured.
+"""What back attention costs while decoding, as a table; `chainwright.reproduce.back_attention.cost` measures it.
 
 python benchmarks/back_attention.py
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from chainwright.reproduce._back_cost import CostSettings, back_cost
+from chainwright.reproduce.back_attention.cost import CostSettings, back_cost
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

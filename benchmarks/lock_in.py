@@ -10,7 +10,9 @@ import argparse
 
 import torch
 
-from chainwright import BadInput, bridge_mass, choose_layers, compare_bridges, generate, load_model, tasks
+from chainwright import BadInput, generate, load_model, tasks
+from chainwright.diagnose import bridge_mass, compare_bridges
+from chainwright.repair import choose_layers
 
 CELLS = ("parity:12", "mdm:3", "llc:9", "clf:13", "moas:12", "nums:9", "objc:10")
 

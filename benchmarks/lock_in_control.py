@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from chainwright import StepFlow, generate, load_model, tasks
-from chainwright.repair.control import PlantedLockIn
+from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn
 
 LAYERS, STRENGTHS, TAUS = (1, 2, 3), (4.0, 8.0), (0.3, 0.6)
 

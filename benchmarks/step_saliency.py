@@ -80,7 +80,7 @@ def ours(model: Any, ids: Tensor, steps: list[tuple[int, int]]) -> Tensor:
 
 def run_one(way: str, n_tokens: int, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    import chainwright.diagnose.saliency  # noqa: F401  # imports are not part of the work
+    import chainwright.diagnose.steps.saliency  # noqa: F401  # imports are not part of the work
 
     model, (ids, steps) = make_model(n_tokens), make_trace(n_tokens)
     run = {EAGER: eager, OURS: ours}[way]

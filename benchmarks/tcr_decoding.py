@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from chainwright import TCR, generate, load_model, tasks
-from chainwright._choices import REASONER_HOPS
 from chainwright.decode import left_pad
 from chainwright.edits import KnockOut
 from chainwright.models.capture import forward
-from chainwright.repair import EntropyDetector, TCRConfig, correcting
-from chainwright.repair.selector import RandomSelector
+from chainwright.repair import EntropyDetector, TCRConfig
+from chainwright.repair.tcr.repair import token_repair as correcting
+from chainwright.repair.tcr.selector import RandomSelector
+from chainwright.tasks.cells import REASONER_HOPS
 
 Decode = Callable[[TCR | None], list[list[int]]]
 """Decodes one batch with a repair or without; returns the tokens that were written."""

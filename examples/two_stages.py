@@ -13,8 +13,6 @@ import sys
 
 from chainwright import (
     BadInput,
-    HeadRoles,
-    compare_heads,
     correct_contexts,
     erroneous_contexts,
     first_errors,
@@ -23,6 +21,7 @@ from chainwright import (
     load_model,
     tasks,
 )
+from chainwright.diagnose import HeadRoles, compare_heads
 
 CELLS = {"parity": (10, 12, 13), "clf": (10, 12, 13), "llc": (7, 9, 10), "nums": (8, 10), "objc": (8, 10, 11)}
 N_PROBLEMS, N_CONTEXTS, AT_LEAST = 25, 12, 5

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from chainwright.study import DiagnoseConfig, run_diagnosis
+from chainwright.studies.diagnosis.run import DiagnoseConfig, run_diagnosis
 
 CONFIG = DiagnoseConfig(
     model="reasoner", hops={"clf": (13, 2), "parity": (13, 14)}, n=6, n_contexts=2, min_errors=2, max_types=2

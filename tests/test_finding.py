@@ -16,7 +16,6 @@ import chainwright
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
-from chainwright._flips import Flips, flips
 from chainwright._tables import Tables
 from chainwright.diagnose import (
     Alternatives,
@@ -53,13 +52,15 @@ from chainwright.diagnose import (
     step_causes,
     step_saliency,
 )
-from chainwright.diagnose.back_attention import BackAttentionFinding
-from chainwright.evaluation import Accuracy, Comparison, compare, evaluate
+from chainwright.evaluation.accuracy import Accuracy, evaluate
+from chainwright.evaluation.comparison import Comparison, compare
+from chainwright.evaluation.flips import Flips, flips
 from chainwright.lab import IterationConfig
 from chainwright.lab.iteration import held_out_sets, measure
 from chainwright.lab.iteration_model import new_iteration_model
 from chainwright.models import load_model
 from chainwright.repair import Candidates
+from chainwright.reproduce.back_attention.finding import BackAttentionFinding
 from chainwright.traces import Span, Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words

@@ -14,7 +14,9 @@ def test_every_public_name_can_be_had_and_has_a_docstring() -> None:
 
 
 def test_names_are_the_same_in_whatever_order_they_are_asked_for() -> None:
-    check = "import chainwright.study, chainwright as c; print(callable(c.evaluate), callable(c.capture))"
+    check = (
+        "import chainwright.studies.diagnosis.run, chainwright as c; print(callable(c.evaluate), callable(c.capture))"
+    )
     command = [sys.executable, "-c", check]
     assert subprocess.run(command, capture_output=True, text=True).stdout.split() == ["True", "True"]
 

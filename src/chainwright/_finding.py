@@ -26,8 +26,8 @@ _RESULT, _TENSORS = "result.json", "tensors.safetensors"
 _HOLDERS = (
     "chainwright._tables",
     "chainwright.diagnose",
-    "chainwright.evaluation",
-    "chainwright._flips",
+    "chainwright.evaluation.comparison",
+    "chainwright.evaluation.flips",
     "chainwright.repair",
 )
 F = TypeVar("F", bound="Finding")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from chainwright import figures
-from chainwright._intervals import wilson
+from chainwright._stats import wilson
 
 
 def row(name: str, exact: float, gain: float = 0.0, **more: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import torch
 from chainwright._errors import BadInput, OtherWeights
 from chainwright.models import load
 from chainwright.repair import TCR, EntropyDetector, Origin, RemoveAndResample, Repair, TCRConfig, TrainedDetector
-from chainwright.repair._perceptron import Perceptron
 from chainwright.repair.base import model_identity
-from chainwright.repair.selector import LightSelector, RandomSelector
+from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr.selector import LightSelector, RandomSelector
 from families import random_ids, tiny
 
 HEADS = [(0, 1), (2, 3)]

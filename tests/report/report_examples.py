@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from chainwright import tasks
 from chainwright.decode import TokenScores
 from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, HeadRoles, RoleFinding, first_errors
-from chainwright.evaluation import evaluate
-from chainwright.study import DiagnoseConfig, Diagnosis
+from chainwright.evaluation.accuracy import evaluate
+from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 
 EVIL = '</script><script>window.evil = 1</script><img src=x onerror="window.evil = 1">&amp;'

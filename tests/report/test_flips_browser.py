@@ -8,8 +8,8 @@ import pytest
 from browser import CHROMIUM, Page, browser
 from report_examples import EVIL
 
-from chainwright._flips import flips
-from chainwright.evaluation import compare
+from chainwright.evaluation.comparison import compare
+from chainwright.evaluation.flips import flips
 from chainwright.models.load import load_model
 from chainwright.report.page import render
 from outcomes import outcome, ten_problems, two_ways

@@ -10,9 +10,9 @@ import pytest
 from browser import CHROMIUM, Page, browser
 from report_examples import EVIL, make_alternatives, make_diagnosis, make_evidence
 
-from chainwright.evaluation import wilson
+from chainwright._stats import wilson
 from chainwright.report.page import render
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 WIDE, NARROW = 1280, 400

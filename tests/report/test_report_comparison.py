@@ -9,16 +9,16 @@ import pytest
 from report_examples import EVIL
 
 from chainwright import BadInput
-from chainwright._flips import Flips, flips
 from chainwright._tables import Tables
-from chainwright.evaluation import Comparison, compare
+from chainwright.evaluation.comparison import Comparison, compare
+from chainwright.evaluation.flips import Flips, flips
 from chainwright.models.load import load_model
 from chainwright.report.page import render
 from chainwright.report.sections import comparison, tables
 from chainwright.report.sections.flips import shown
 from chainwright.report.study import summary_of, write_study_report
 from chainwright.studies import Study
-from chainwright.studies.kinds import known_plans, plan_of
+from chainwright.studies.plan_registry import known_plans, plan_of
 from outcomes import two_ways
 from study_plans import Squares
 

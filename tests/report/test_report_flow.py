@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from chainwright import BackAttentionFinding, MarkedQuery, flow_stages, load_model, logit_flow, write_report
+from chainwright import flow_stages, load_model, logit_flow, write_report
+from chainwright.diagnose import MarkedQuery
+from chainwright.reproduce.back_attention.finding import BackAttentionFinding
 from families import random_ids, tiny
 
 

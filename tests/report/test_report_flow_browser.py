@@ -10,8 +10,8 @@ import pytest
 from browser import CHROMIUM, Page, browser
 from test_report_flow import back_attention_finding
 
-from chainwright import MarkedQuery, flow_stages, load_model, logit_flow, write_report
-from chainwright.diagnose import flow_contrast
+from chainwright import flow_stages, load_model, logit_flow, write_report
+from chainwright.diagnose import MarkedQuery, flow_contrast
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 CHECKS = (Path(__file__).parent / "checks.js").read_text(encoding="utf-8")

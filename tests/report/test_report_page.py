@@ -11,7 +11,7 @@ from report_examples import EVIL, make_alternatives, make_diagnosis, make_eviden
 from chainwright import BadInput
 from chainwright.report import write_report
 from chainwright.report.page import as_json, render
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 SECTIONS = ["found", "accuracy", "errors", "heads", "traces", "limits"]
 

@@ -2,7 +2,7 @@ import pytest
 from report_examples import make_alternatives, make_diagnosis, make_evidence
 
 from chainwright.report.readings import extras, group_traces, reader_data, with_spaces
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 
 def read(diagnosis: Diagnosis, **options: int) -> dict[str, object]:

@@ -12,9 +12,9 @@ from browser import CHROMIUM, Page, browser
 from report_examples import EVIL, make_diagnosis
 
 from chainwright.diagnose import StepSaliency
-from chainwright.diagnose.saliency import segments_of
+from chainwright.diagnose.steps.saliency import segments_of
 from chainwright.report import write_report
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 SHOWN = "document.querySelector('#step-map .plot').data[0].z"

@@ -4,10 +4,10 @@ import pytest
 from report_examples import make_diagnosis
 
 from chainwright.diagnose import HeadCheck
-from chainwright.evaluation import Accuracy
+from chainwright.evaluation.accuracy import Accuracy
 from chainwright.figures import words as plain
 from chainwright.report import words
-from chainwright.study import DiagnoseConfig
+from chainwright.studies.diagnosis.run import DiagnoseConfig
 
 
 @pytest.mark.parametrize(

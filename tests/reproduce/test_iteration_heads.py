@@ -15,9 +15,9 @@ from chainwright.diagnose import Emergence
 from chainwright.lab import IterationConfig
 from chainwright.models.load import load_model
 from chainwright.report.page import render
-from chainwright.reproduce import iteration_heads
-from chainwright.reproduce.iteration_claims import claims, length_rows, markdown, run_rows, tables
-from chainwright.reproduce.iteration_heads import IterationHeads, IterationHeadsPlan, ReasonerConfig, recipes
+from chainwright.reproduce.iteration_heads import study as iteration_heads
+from chainwright.reproduce.iteration_heads.claims import claims, length_rows, markdown, run_rows, tables
+from chainwright.reproduce.iteration_heads.study import IterationHeads, IterationHeadsPlan, ReasonerConfig, recipes
 from chainwright.studies import Study
 
 TINY = {"max_length": 3, "modulus": 3, "d_model": 8, "n_steps": 4, "measure_every": 2, "n_held_out": 4, "batch_size": 4}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from chainwright._choices import fit_cells
-from chainwright.reproduce._plan import estimate
-from chainwright.reproduce.tcr import ReproduceTCRConfig, ways_for
-from test_cli import call
+from chainwright.reproduce.tcr.estimate import estimate
+from chainwright.reproduce.tcr.study import ReproduceTCRConfig, ways_for
+from chainwright.tasks.cells import fit_cells
+from command_line import call
 
 _COMMON: dict[str, Any] = {"dtype": "bfloat16", "tie_word_embeddings": False}
 # config.json as published, without what does not change the shape; and the published number of weights

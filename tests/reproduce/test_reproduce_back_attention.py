@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from chainwright import BadInput, Repair, bundled_repairs, load_model
 from chainwright._files import read_json
 from chainwright.cli import app
+from chainwright.lab import back_world
 from chainwright.lab.knowledge import (
     KnowledgeConfig,
     answers,
@@ -20,16 +21,15 @@ from chainwright.lab.knowledge import (
     new_model,
     train_knowledge,
 )
-from chainwright.reproduce import back_world
-from chainwright.reproduce._from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
-from chainwright.reproduce._low_rank import low_rank, trained_parameters
-from chainwright.reproduce._two_hop import depths, with_prefixes
-from chainwright.reproduce.back_attention import (
+from chainwright.reproduce.back_attention.from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
+from chainwright.reproduce.back_attention.low_rank import low_rank, trained_parameters
+from chainwright.reproduce.back_attention.study import (
     ReproduceBackAttention,
     ReproduceBackAttentionConfig,
     recipe_of,
     run_back_attention,
 )
+from chainwright.reproduce.back_attention.two_hop import depths, with_prefixes
 from chainwright.studies import Study
 from chainwright.tasks.knowledge import questions
 from families import tiny

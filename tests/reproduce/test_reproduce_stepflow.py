@@ -9,7 +9,7 @@ from chainwright._errors import BadInput
 from chainwright.decode import generate
 from chainwright.models import load_model
 from chainwright.report.study import write_study_report, write_tables
-from chainwright.reproduce.stepflow import (
+from chainwright.reproduce.stepflow.study import (
     ReproduceStepFlow,
     ReproduceStepFlowConfig,
     _majority,

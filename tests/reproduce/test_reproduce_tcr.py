@@ -8,19 +8,19 @@ import pytest
 
 from chainwright import generate, load_model, tasks
 from chainwright._errors import BadInput
-from chainwright._flips import Flips
-from chainwright.evaluation import Comparison
+from chainwright.evaluation.comparison import Comparison
+from chainwright.evaluation.flips import Flips
 from chainwright.repair import TCR, Repair, bundled_repairs
 from chainwright.repair.base import BUNDLED
-from chainwright.repair.classifier import ClassifierSelector
+from chainwright.repair.tcr.lora_selector import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
-from chainwright.reproduce._plan import estimate
-from chainwright.reproduce.tcr import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
-from chainwright.reproduce.tcr_tables import counts_of
+from chainwright.reproduce.tcr.estimate import estimate
+from chainwright.reproduce.tcr.study import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
+from chainwright.reproduce.tcr.tables import counts_of
 from chainwright.studies import Job, Study
+from command_line import call
 from study_plans import files
-from test_cli import call
 
 WAYS = ("none", "TCR, gold", "best head, gold", "DoLa")
 
@@ -165,7 +165,7 @@ def test_a_plan_counts_weights_and_answers_without_running() -> None:
 
 
 def seeds_of(text: str) -> Sequence[int]:
-    from chainwright._choices import parse_seeds
+    from chainwright.cli._parse import parse_seeds
 
     return parse_seeds(text)
 

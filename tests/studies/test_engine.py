@@ -390,17 +390,17 @@ def test_a_study_opened_to_be_read_is_not_run(whole: Path) -> None:
 
 
 def test_a_log_cut_by_a_kill_is_read_and_gone_on_with(whole: Path) -> None:
-    from chainwright.studies import clock
+    from chainwright.studies import timing
 
-    took = clock.seconds_by_unit(whole)
+    took = timing.seconds_by_unit(whole)
     assert list(took) == UNITS
     with (whole / "study.log").open("ab") as log:
         log.write(b'{"event": "unit", "un')
-    clock.note(whole, "unit", unit="sum", seconds=9.0)
-    assert clock.seconds_by_unit(whole) == took | {"sum": 9.0}
-    assert clock.seconds_left(["square/7", "x"], {"square/1": 2.0, "square/2": 4.0, "sum": 9.0}) == 3.0 + 5.0
-    assert clock.seconds_left(["a"], {}) is None and clock.seconds_left([], {"a": 1.0}) == 0.0
-    assert [clock.words(s) for s in (4, 99, 130, 12000)] == ["4 s", "99 s", "2 min", "3 h 20 min"]
+    timing.note(whole, "unit", unit="sum", seconds=9.0)
+    assert timing.seconds_by_unit(whole) == took | {"sum": 9.0}
+    assert timing.seconds_left(["square/7", "x"], {"square/1": 2.0, "square/2": 4.0, "sum": 9.0}) == 3.0 + 5.0
+    assert timing.seconds_left(["a"], {}) is None and timing.seconds_left([], {"a": 1.0}) == 0.0
+    assert [timing.words(s) for s in (4, 99, 130, 12000)] == ["4 s", "99 s", "2 min", "3 h 20 min"]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,9 +3,9 @@
 import pytest
 
 from chainwright import tasks
-from chainwright._choices import choose_cells
 from chainwright._errors import BadInput
 from chainwright.tasks import compass
+from chainwright.tasks.cells import choose_cells
 
 
 @pytest.mark.parametrize("hops", [1, 7, 40, 60])

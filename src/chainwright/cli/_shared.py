@@ -17,9 +17,9 @@ from chainwright._errors import ChainwrightError, OtherWeights
 from chainwright.studies import Watch
 
 if TYPE_CHECKING:
-    from chainwright.evaluation import Accuracy
+    from chainwright.evaluation.accuracy import Accuracy
     from chainwright.models import LoadedModel
-    from chainwright.repair import Repair
+    from chainwright.repair.base import Repair
     from chainwright.studies import Study
 
 out = Console()
@@ -95,7 +95,7 @@ def load(name: str, device: str | None, dtype: str | None, revision: str | None,
 
 
 def load_repair(name: str | None) -> Repair | None:
-    from chainwright.repair import Repair
+    from chainwright.repair.base import Repair
 
     return None if name is None else Repair.from_pretrained(name)
 

@@ -25,11 +25,11 @@ def back_attention(
     quiet: Quiet = False,
 ) -> None:
     """Mend two-hop questions and train arithmetic with back attention and its controls; goes on where it stopped."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.report.study import write_study_report
-    from chainwright.reproduce.back_attention import ReproduceBackAttentionConfig, run_back_attention
+    from chainwright.reproduce.back_attention.study import ReproduceBackAttentionConfig, run_back_attention
 
-    config = _choices.changed(ReproduceBackAttentionConfig(model=model), changes or [])
+    config = _parse.changed(ReproduceBackAttentionConfig(model=model), changes or [])
     found = run_back_attention(
         config, out_folder, overwrite=overwrite, recompute=recompute, watch=None if quiet else Lines()
     )

@@ -33,18 +33,19 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Print what ways of decoding gain over the first one, paired by problem."""
-    from chainwright import _choices, evaluation
-    from chainwright._flips import flips
-    from chainwright._ways import read_ways, tokenizer_of
+    from chainwright.cli import _parse
+    from chainwright.cli._trace_files import read_ways, tokenizer_of
+    from chainwright.evaluation import comparison
+    from chainwright.evaluation.flips import flips
     from chainwright.report import write_report
     from chainwright.report.lines import by_cell, by_task
 
-    _choices.check_free(out_file, overwrite)
+    _parse.check_free(out_file, overwrite)
     traces = read_ways(ways)
     moved = None
     if out_file is not None:
         moved = flips(traces, tokenizer_of(traces, model, trust_remote_code=trust_remote_code))
-    found = evaluation.compare(traces)
+    found = comparison.compare(traces)
     n = found.overall(found.baseline)["n"]
     _print(f"All {n} problems, gains in whole chains over {found.baseline}", found.by_way())
     if len({row["task"] for row in found.cells}) > 1:

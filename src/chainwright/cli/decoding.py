@@ -60,14 +60,16 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Generate traces, print the first one and the accuracy, and write them if asked."""
-    from chainwright import _choices
-    from chainwright.evaluation import evaluate
+    from chainwright import prompts
+    from chainwright.cli import _parse
+    from chainwright.evaluation.accuracy import evaluate
     from chainwright.studies import generation
+    from chainwright.tasks.cells import choose_cells, sample_cells
 
-    chosen = _choices.rendering_for(rendering, model)
-    cells = _choices.choose_cells(task, hops, chosen)
-    asked = [prompt] if prompt is not None else _choices.sample_cells(cells, n, seed, chosen)
-    _choices.check_free(out_file, overwrite)
+    chosen = prompts.rendering_for(rendering, model)
+    cells = choose_cells(task, hops, chosen)
+    asked = [prompt] if prompt is not None else sample_cells(cells, n, seed, chosen)
+    _parse.check_free(out_file, overwrite)
     mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     settings = generation.DecodeSettings(max_new_tokens, batch_size, temperature, seed)
@@ -107,21 +109,24 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Print accuracy by task and hops, with Wilson intervals, and the types of first errors."""
-    from chainwright import _choices, diagnose, evaluation
+    from chainwright import diagnose, prompts
+    from chainwright.cli import _parse, _trace_files
+    from chainwright.evaluation import accuracy
     from chainwright.studies import generation
+    from chainwright.tasks.cells import choose_cells, sample_cells
 
-    chosen = _choices.rendering_for(rendering, model)
-    cells = {} if traces is not None else _choices.choose_cells(task, hops, chosen)
-    asked = _choices.sample_cells(cells, n, seed, chosen)
+    chosen = prompts.rendering_for(rendering, model)
+    cells = {} if traces is not None else choose_cells(task, hops, chosen)
+    asked = sample_cells(cells, n, seed, chosen)
     if repair is not None and traces is not None:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; give one of the two.")
     if out_file is not None and traces is not None:
         raise BadInput("--out is for new traces, but --traces are read; give one of the two.")
-    _choices.check_free(out_file, overwrite)
+    _parse.check_free(out_file, overwrite)
     mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     if traces is not None:
-        read = _choices.read_file(traces, loaded.tokenizer, skip_bad=skip_bad)
+        read = _trace_files.read_file(traces, loaded.tokenizer, skip_bad=skip_bad)
         _print_read(read)
         found = read.traces
     else:
@@ -129,8 +134,8 @@ def evaluate(
         config = _config(model, cells, n, chosen, repair)
         plan = generation.TracesPlan(loaded.model, loaded.tokenizer, asked, settings, mended, config)
         found = _decoded(plan, out_file, overwrite, quiet)
-    if _choices.are_judged(found):
-        print_accuracy(evaluation.evaluate(found))
+    if _trace_files.are_judged(found):
+        print_accuracy(accuracy.evaluate(found))
         out.print(diagnose.first_errors(found).summary(), highlight=False)
     print_cost(mended)
 

@@ -31,7 +31,7 @@ from chainwright.cli._options import (
 from chainwright.cli._shared import clear_errors, load, out, plain
 
 if TYPE_CHECKING:
-    from chainwright.study import DiagnoseConfig
+    from chainwright.studies.diagnosis.run import DiagnoseConfig
 
 
 @clear_errors
@@ -60,16 +60,18 @@ def diagnose(
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break, of which kind the errors are, and which heads push the wrong token."""
-    from chainwright import _choices, study
+    from chainwright import prompts
     from chainwright._errors import BadInput
-    from chainwright.studies import config as config_defaults
+    from chainwright.studies.diagnosis import config as config_defaults
+    from chainwright.studies.diagnosis import run as study
+    from chainwright.tasks.cells import choose_cells
 
     if plan and not steps:
         raise BadInput("--plan estimates the step maps, which were not asked for; add --steps.")
-    chosen = _choices.rendering_for(rendering, model)
+    chosen = prompts.rendering_for(rendering, model)
     config = study.DiagnoseConfig(
         model=model,
-        hops=_choices.choose_cells(task, hops, chosen),
+        hops=choose_cells(task, hops, chosen),
         n=n,
         seeds=(seed,),
         rendering=chosen,
@@ -93,7 +95,7 @@ def diagnose(
 def print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:
     """Print what the step maps will take; no weights are read and nothing is written."""
     from chainwright.models.load import empty_model, load_tokenizer
-    from chainwright.studies.stepping import plan_steps
+    from chainwright.studies.diagnosis.step_maps import plan_steps
 
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(config.model, **source)
@@ -112,9 +114,9 @@ def run_study(
     quiet: bool = False,
 ) -> None:
     """Run a diagnosis to its end and write its report, if it has one and that is not there."""
-    from chainwright import study
     from chainwright._errors import BadInput
     from chainwright.report import write_report
+    from chainwright.studies.diagnosis import run as study
 
     loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
     study.run_study(
@@ -151,9 +153,10 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Diagnose the bundled reasoner on all seven tasks, decode again with its repair, and write the report."""
-    from chainwright import _choices, study
+    from chainwright.studies.diagnosis import run as study
+    from chainwright.tasks.cells import REASONER_HOPS
 
-    config = study.DiagnoseConfig(model="reasoner", hops=_choices.REASONER_HOPS, n=n, repair="tcr-reasoner")
+    config = study.DiagnoseConfig(model="reasoner", hops=REASONER_HOPS, n=n, repair="tcr-reasoner")
     run_study(config, out_folder, "cpu", overwrite=overwrite)
     print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 

@@ -55,15 +55,17 @@ def tcr(
     quiet: Quiet = False,
 ) -> None:
     """Find erroneous heads, learn when and which to silence, and save the repair."""
-    from chainwright import _choices
-    from chainwright.repair.candidates import CandidateConfig
-    from chainwright.repair.fitting import FitConfig
-    from chainwright.repair.selector import ClassifierConfig
-    from chainwright.reproduce.tcr import ReproduceTCRConfig, fit_reproduction
+    from chainwright import prompts
+    from chainwright.cli import _parse
+    from chainwright.repair.tcr.candidate_heads import CandidateConfig
+    from chainwright.repair.tcr.fit import FitConfig
+    from chainwright.repair.tcr.selector import ClassifierConfig
+    from chainwright.reproduce.tcr.study import ReproduceTCRConfig, fit_reproduction
+    from chainwright.tasks.cells import fit_cells
 
-    _choices.check_free(out_folder, overwrite)
-    chosen = _choices.rendering_for(rendering, model)
-    cells = _choices.fit_cells(task, hops, chosen)
+    _parse.check_free(out_folder, overwrite)
+    chosen = prompts.rendering_for(rendering, model)
+    cells = fit_cells(task, hops, chosen)
     candidates = CandidateConfig(max_heads=max_heads, cover=cover, positions=positions)  # type: ignore[arg-type]
     fit = FitConfig(
         candidates=candidates,
@@ -116,16 +118,17 @@ def back_attention(
     quiet: Quiet = False,
 ) -> None:
     """Train back attention beside a frozen model on questions and their answers, and save the repair."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
+    from chainwright.lab import back_world
     from chainwright.models.anatomy import anatomy
-    from chainwright.repair import AnswerTraining, BackAttention
-    from chainwright.reproduce import back_world
+    from chainwright.repair.back_attention.repair import BackAttention
+    from chainwright.repair.back_attention.training import AnswerTraining
     from chainwright.tasks.readers import read_problems
 
-    _choices.check_free(out_folder, overwrite)
-    training = _choices.changed(AnswerTraining(), changes or [])
-    sources = _choices.parse_layers(source, "--source")
-    depths = None if targets in (None, "stack") else _choices.parse_layers(targets or "", "--targets")
+    _parse.check_free(out_folder, overwrite)
+    training = _parse.changed(AnswerTraining(), changes or [])
+    sources = _parse.parse_layers(source, "--source")
+    depths = None if targets in (None, "stack") else _parse.parse_layers(targets or "", "--targets")
     recipe = None if questions else back_world.recipe_for(model)
     problems = back_world.world_problems(recipe) if recipe else read_problems(questions or "", kind)
     loaded = load(model, device, dtype, revision, trust_remote_code)

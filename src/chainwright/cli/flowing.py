@@ -52,18 +52,18 @@ def flow(
     quiet: Quiet = False,
 ) -> None:
     """Show what writes an answer, layer by layer, what switched that on, and the stages A to D."""
-    from chainwright import _choices
     from chainwright._errors import BadInput
+    from chainwright.cli import _parse
     from chainwright.report import write_report
-    from chainwright.reproduce import flows
+    from chainwright.studies import flow as flows
 
     if (prompt is None) == (task is None):
         raise BadInput("Give either --prompt with --target, or --task.")
-    _choices.check_free(out_folder / "report.html", overwrite)
+    _parse.check_free(out_folder / "report.html", overwrite)
     if prompt is not None:
         if target is None:
             raise BadInput("--prompt needs --target, the answer whose writing is followed.")
-        asked = flows.PromptAsked(prompt, target, against, entity, relation, _choices.span_mode(span))
+        asked = flows.PromptAsked(prompt, target, against, entity, relation, _parse.span_mode(span))
         loaded = load(model, device, dtype, revision, trust_remote_code)
         with flows.mended(loaded.model, load_repair(repair)):
             found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
@@ -94,21 +94,24 @@ def _of_task(
     seed: int,
     quiet: bool,
 ) -> list[Finding]:
-    from chainwright import _choices
-    from chainwright.reproduce import flows
+    from chainwright import prompts
+    from chainwright.cli import _parse
+    from chainwright.studies import flow as flows
+    from chainwright.tasks.cells import choose_cells, sample_cells
 
     if task in flows.WORLD_TASKS:
-        chosen = None if order is None else _choices.world_order(order)
+        chosen = None if order is None else _parse.world_order(order)
         return flows.world_flow(loaded.model, loaded.tokenizer, model, task, order=chosen, n=n, seed=seed)
-    rendering = _choices.rendering_for("auto", model)
-    cells = _choices.choose_cells(task, hops, rendering, also=flows.WORLD_TASKS)
-    problems = _choices.sample_cells(cells, n_problems, seed, rendering)
+    rendering = prompts.rendering_for("auto", model)
+    cells = choose_cells(task, hops, rendering, also=flows.WORLD_TASKS)
+    problems = sample_cells(cells, n_problems, seed, rendering)
     return flows.chain_flow(loaded.model, loaded.tokenizer, problems, n=n, progress=not quiet)
 
 
 def _print_found(found: list[Finding]) -> None:
-    from chainwright.diagnose import FlowContrast, LogitFlow
-    from chainwright.reproduce import flows
+    from chainwright.diagnose.flow.attribution import LogitFlow
+    from chainwright.diagnose.flow.contrast import FlowContrast
+    from chainwright.studies import flow as flows
 
     for one in found:
         if isinstance(one, LogitFlow):

@@ -12,7 +12,7 @@ from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
 from chainwright.cli._shared import Lines, clear_errors, out, plain
 
 if TYPE_CHECKING:
-    from chainwright.reproduce.iteration_heads import IterationHeads
+    from chainwright.reproduce.iteration_heads.study import IterationHeads
 
 
 @clear_errors
@@ -27,8 +27,8 @@ def iteration_heads(
     """Train small models on iterative tasks, look for such heads in a reasoner, and say what agrees with the paper."""
     from chainwright._files import atomic_file
     from chainwright.report.study import write_study_report
-    from chainwright.reproduce.iteration_claims import tables
-    from chainwright.reproduce.iteration_heads import run_iteration_heads
+    from chainwright.reproduce.iteration_heads.claims import tables
+    from chainwright.reproduce.iteration_heads.study import run_iteration_heads
 
     found = run_iteration_heads(
         out_folder,
@@ -46,7 +46,7 @@ def iteration_heads(
 
 
 def _print(found: IterationHeads) -> None:
-    from chainwright.reproduce.iteration_claims import claims, run_rows
+    from chainwright.reproduce.iteration_heads.claims import claims, run_rows
 
     table = Table("finding", "published", "here", "agrees", title="Iteration heads", show_lines=True)
     for claim in claims(found):

@@ -60,20 +60,23 @@ def tcr(
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems in every way of the TCR paper, and print what each gains; goes on where it stopped."""
-    from chainwright import _choices
-    from chainwright.reproduce import _plan, tcr
+    from chainwright import prompts
+    from chainwright.cli import _parse
+    from chainwright.reproduce.tcr import estimate as _plan
+    from chainwright.reproduce.tcr import study as tcr
     from chainwright.studies import Study
+    from chainwright.tasks.cells import fit_cells
 
-    chosen = _choices.rendering_for(rendering, model)
-    cells = _choices.fit_cells(task, hops, chosen)
+    chosen = prompts.rendering_for(rendering, model)
+    cells = fit_cells(task, hops, chosen)
     config = tcr.ReproduceTCRConfig(
         model,
         cells,
         n=n,
-        seeds=_choices.parse_seeds(seeds),
+        seeds=_parse.parse_seeds(seeds),
         ways=[w.strip() for w in ways.split(";")] if ways else tcr.ways_for(chosen, quick=quick),
         variants=(tcr.VARIANTS[:1] if quick else tcr.VARIANTS) if chosen == "short" else (),
-        fit_hops=_choices.fit_cells("parity,mdm,llc,clf,moas", None, chosen),
+        fit_hops=fit_cells("parity,mdm,llc,clf,moas", None, chosen),
         fit_n=fit_n,
         decision=decision,  # type: ignore[arg-type]
         rendering=chosen,

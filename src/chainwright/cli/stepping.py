@@ -39,18 +39,20 @@ def stepflow(
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems with StepFlow and with self-consistency; goes on where it stopped."""
-    from chainwright import _choices
-    from chainwright.reproduce.stepflow import HOPS, ReproduceStepFlow, ReproduceStepFlowConfig
+    from chainwright import prompts
+    from chainwright.cli import _parse
+    from chainwright.reproduce.stepflow.study import HOPS, ReproduceStepFlow, ReproduceStepFlowConfig
     from chainwright.studies import Study
+    from chainwright.tasks.cells import fit_cells
 
-    rendering = _choices.rendering_for("auto", model)
+    rendering = prompts.rendering_for("auto", model)
     usual = HOPS.get(model, HOPS["reasoner"])
-    cells = usual if task is None and hops is None else _choices.fit_cells(task or ",".join(usual), hops, rendering)
+    cells = usual if task is None and hops is None else fit_cells(task or ",".join(usual), hops, rendering)
     config = ReproduceStepFlowConfig(
         model,
         cells,
         n=n,
-        seeds=_choices.parse_seeds(seeds),
+        seeds=_parse.parse_seeds(seeds),
         tune_n=tune_n,
         control_layer=2 if model == "reasoner" else None,
         rendering=rendering,

@@ -14,7 +14,7 @@ from chainwright.cli.diagnosing import print_summary, run_study
 
 if TYPE_CHECKING:
     from chainwright.studies import Results, Status
-    from chainwright.studies.difference import CellDifference, StudyDifference
+    from chainwright.studies.diagnosis.diff import CellDifference, StudyDifference
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study.")]
 
@@ -32,11 +32,11 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a study to its end: a new one, or one that was stopped."""
-    from chainwright import study
     from chainwright._errors import BadInput
     from chainwright.studies import Study
-    from chainwright.studies.diagnosis import KIND
-    from chainwright.studies.file import read_study_file
+    from chainwright.studies.diagnosis import run as study
+    from chainwright.studies.diagnosis.plan import KIND
+    from chainwright.studies.diagnosis.toml import read_study_file
 
     if what.is_dir():
         if out_folder is not None:
@@ -97,13 +97,13 @@ def _may_grow(found: Status) -> str:
 
 
 def _times(found: Status) -> str:
-    from chainwright.studies import clock
+    from chainwright.studies import timing
 
-    spent = f"{clock.words(found.seconds_spent)} spent"
+    spent = f"{timing.words(found.seconds_spent)} spent"
     if found.is_complete and not found.seconds_left:
         return spent
     left = "nobody knows how much is left" if found.seconds_left is None else None
-    return f"{spent}, {left or f'about {clock.words(found.seconds_left or 0.0)} left for the units listed'}"
+    return f"{spent}, {left or f'about {timing.words(found.seconds_left or 0.0)} left for the units listed'}"
 
 
 @clear_errors
@@ -114,10 +114,10 @@ def show(folder: Folder) -> None:
 
 def _show(folder: Path) -> None:
     from chainwright import Study
-    from chainwright.evaluation import Accuracy
+    from chainwright.evaluation.accuracy import Accuracy
     from chainwright.report.study import summary_of
-    from chainwright.studies.diagnosis import KIND, config_of, has_report
-    from chainwright.studies.kinds import known_plans
+    from chainwright.studies.diagnosis.plan import KIND, config_of, has_report
+    from chainwright.studies.plan_registry import known_plans
 
     study = Study.open(folder)
     results = study.results
@@ -163,7 +163,7 @@ def diff(
     b: Annotated[Path, typer.Argument(help="The folder of another.")],
 ) -> None:
     """Compare two diagnoses: settings, accuracy with intervals, first errors, heads."""
-    from chainwright.studies.difference import difference
+    from chainwright.studies.diagnosis.diff import difference
 
     found = difference(a, b)
     _say(f"A: {a}\nB: {b}")

@@ -26,10 +26,10 @@ def reasoner(
     quiet: Quiet = False,
 ) -> None:
     """Train the bundled reasoner from scratch: 24 million tokens, about 45 minutes on two free cores."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.lab import ReasonerConfig, train_reasoner
 
-    config = _choices.changed(ReasonerConfig(seed=seed), changes or [])
+    config = _parse.changed(ReasonerConfig(seed=seed), changes or [])
     start = time.monotonic()
     folder = train_reasoner(config, out_folder, device=device, resume=resume, n_workers=n_workers, progress=not quiet)
     out.print(f"Wrote the reasoner to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
@@ -54,11 +54,11 @@ def iteration(
     quiet: Quiet = False,
 ) -> None:
     """Train a small model on an iterative task and watch its circuit form: a minute on one free core."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.lab import IterationConfig, train_iteration
 
     names = [name.strip().lower() for name in task.split(",") if name.strip()]
-    config = _choices.changed(IterationConfig(tasks=dict.fromkeys(names, 1.0), seed=seed), changes or [])
+    config = _parse.changed(IterationConfig(tasks=dict.fromkeys(names, 1.0), seed=seed), changes or [])
     found = train_iteration(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"Wrote the model, its checkpoints and its measures to {out_folder}", soft_wrap=True)
@@ -77,10 +77,10 @@ def world(
     quiet: Quiet = False,
 ) -> None:
     """Train a small model of a made-up world that knows single facts and fails two-hop questions."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.lab import KnowledgeConfig, train_knowledge
 
-    config = _choices.changed(KnowledgeConfig(seed=seed), changes or [])
+    config = _parse.changed(KnowledgeConfig(seed=seed), changes or [])
     start = time.monotonic()
     folder = train_knowledge(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(f"Wrote the model of a made-up world to {folder} after {time.monotonic() - start:.0f} seconds")
@@ -99,12 +99,12 @@ def arithmetic(
     quiet: Quiet = False,
 ) -> None:
     """Train a small model that answers one-digit expressions of three operands at once; five minutes on a core."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.lab import ArithmeticConfig, train_arithmetic
     from chainwright.lab.arithmetic import accuracies, wrong_by_signs
     from chainwright.models import load_model
 
-    config = _choices.changed(ArithmeticConfig(seed=seed), changes or [])
+    config = _parse.changed(ArithmeticConfig(seed=seed), changes or [])
     start = time.monotonic()
     folder = train_arithmetic(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(f"Wrote the model to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)
@@ -130,10 +130,10 @@ def compass(
     quiet: Quiet = False,
 ) -> None:
     """Train the compass model, which loses sight of its question in long chains: four minutes on one free core."""
-    from chainwright import _choices
+    from chainwright.cli import _parse
     from chainwright.lab import CompassConfig, train_compass
 
-    config = _choices.changed(CompassConfig(seed=seed), changes or [])
+    config = _parse.changed(CompassConfig(seed=seed), changes or [])
     start = time.monotonic()
     folder = train_compass(config, out_folder, device=device, resume=resume, progress=not quiet)
     out.print(f"Wrote the compass model to {folder} after {time.monotonic() - start:.0f} seconds", soft_wrap=True)

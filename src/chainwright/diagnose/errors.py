@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright._intervals import median_interval, wilson
+from chainwright._stats import median_interval, wilson
 from chainwright.decode import TokenScores
 from chainwright.traces import Trace
 

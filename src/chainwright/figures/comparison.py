@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from chainwright._intervals import wilson
+from chainwright._stats import wilson
 from chainwright.figures._panels import LEGEND, Row, in_order, panel_at, panels, ticks
 from chainwright.figures.theme import BLUE, GREY, ORANGE, TEAL, VIOLET, template
 from chainwright.figures.words import between, counted, percent, safe

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from chainwright._intervals import wilson
+from chainwright._stats import wilson
 from chainwright.figures._panels import Row, beside, in_order, list_layout, list_rows, panel_at, panels
 from chainwright.figures.theme import BLUE, GREY, ORANGE, VIOLET
 from chainwright.figures.words import between, counted, percent, safe

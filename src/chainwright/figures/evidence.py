@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from chainwright._intervals import wilson
+from chainwright._stats import wilson
 from chainwright.figures._panels import LEGEND, Row, beside
 from chainwright.figures.theme import BLUE, ORANGE, template
 from chainwright.figures.words import between, head_name, percent

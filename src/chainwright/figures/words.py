@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 from chainwright import tasks
-from chainwright._intervals import wilson
+from chainwright._stats import wilson
 
 
 def percent(share: float) -> str:

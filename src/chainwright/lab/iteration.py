@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, current_folder, write_json
-from chainwright.diagnose.circuit import Emergence, circuit_measures
+from chainwright.diagnose.iteration.emergence import Emergence, circuit_measures
 from chainwright.lab.iteration_data import (
     IGNORED,
     TASKS,

@@ -262,7 +262,7 @@ def load_as(
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:
     """Return what identifies a model in a result: name, revision, type, number type, shape and a fingerprint."""
-    from chainwright import __version__
+    from chainwright._version import __version__
 
     parts = anatomy(model)
     bundled = _is_bundled(model)

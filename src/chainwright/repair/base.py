@@ -40,10 +40,10 @@ BUNDLED = Path(__file__).parent / "bundled"
 _CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
 # where repairs are defined: read only when one is loaded, since these modules import this one
 _HOLDERS = (
-    "chainwright.repair.back_attention",
-    "chainwright.repair.baselines",
-    "chainwright.repair.stepflow",
-    "chainwright.repair.tcr",
+    "chainwright.repair.back_attention.repair",
+    "chainwright.repair.tcr.baselines",
+    "chainwright.repair.stepflow.repair",
+    "chainwright.repair.tcr.repair",
 )
 _SHAPE = ("model_type", "shape", "n_kv_heads", "d_vocab")
 R = TypeVar("R", bound="Repair")

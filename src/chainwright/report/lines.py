@@ -7,7 +7,7 @@ from typing import Any
 
 from chainwright._finding import Finding
 from chainwright._tables import Tables, titled
-from chainwright.evaluation import Comparison
+from chainwright.evaluation.comparison import Comparison
 from chainwright.figures.words import title_of
 
 

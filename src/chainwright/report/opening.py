@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from chainwright.diagnose import RoleFinding
-from chainwright.evaluation import Comparison
+from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.evaluation.comparison import Comparison
 from chainwright.figures.errors import family_of
 from chainwright.figures.words import counted, head_name, share_of, title_of
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 _FAMILY_SAID = {
     "recall": "a recall error",

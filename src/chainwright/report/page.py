@@ -26,8 +26,8 @@ from chainwright._tables import cell, numeric_columns
 from chainwright.figures import template, words
 from chainwright.report.section import Material, Section
 from chainwright.report.sections import SECTIONS
+from chainwright.studies.diagnosis.run import Diagnosis
 from chainwright.studies.manifest import Manifest
-from chainwright.study import Diagnosis
 
 
 def write_report(

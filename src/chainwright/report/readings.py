@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from chainwright.diagnose import Alternatives, HeadEvidence
+from chainwright.diagnose.heads.evidence import HeadEvidence
+from chainwright.diagnose.other_tokens import Alternatives
 from chainwright.figures.words import title_of
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 from chainwright.traces import Trace
 
 MAX_BYTES = 3_000_000

@@ -17,8 +17,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from chainwright._finding import Finding
+from chainwright.studies.diagnosis.run import Diagnosis
 from chainwright.studies.manifest import Manifest
-from chainwright.study import Diagnosis
 
 F = TypeVar("F", bound=Finding)
 Table = Mapping[str, Any]

@@ -8,7 +8,7 @@ from chainwright._files import atomic_file
 from chainwright.report.lines import lines_of
 from chainwright.report.page import write_report
 from chainwright.studies import Study
-from chainwright.studies.diagnosis import KIND, diagnosis_of
+from chainwright.studies.diagnosis.plan import KIND, diagnosis_of
 from chainwright.studies.manifest import REPORT
 
 TABLES = "tables.md"

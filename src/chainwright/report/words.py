@@ -9,12 +9,13 @@ from dataclasses import fields
 from typing import Any
 
 from chainwright import tasks
-from chainwright._choices import choose_cells
-from chainwright.diagnose import HeadCheck, RoleFinding
-from chainwright.evaluation import Accuracy, wilson
+from chainwright._stats import wilson
+from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
+from chainwright.evaluation.accuracy import Accuracy
 from chainwright.figures.accuracy import HIGH_CHANCE
 from chainwright.figures.words import between, counted, head_name, listed, percent, share_of, span_of, title_of
-from chainwright.study import DiagnoseConfig, Diagnosis
+from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis
+from chainwright.tasks.cells import choose_cells
 from chainwright.traces import Trace
 
 _NO_SHORT_FORM = ("model", "hops", "rendering")

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chainwright.studies import clock
+from chainwright.studies import timing
 from chainwright.studies.plan import Watch
 
 
@@ -55,8 +55,8 @@ class Display(Watch):
     def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
         """Write a line for it, and show the time left."""
         self._n_done += 1
-        rest = "" if left is None or self._n_done == self._n_units else f", about {clock.words(left)} left"
-        what = clock.words(seconds) if skipped is None else f"skipped: {skipped}"
+        rest = "" if left is None or self._n_done == self._n_units else f", about {timing.words(left)} left"
+        what = timing.words(seconds) if skipped is None else f"skipped: {skipped}"
         self._say(f"[{self._n_done}/{self._n_units}] {title} ({what}{rest})")
         self._bars.update(self._all, completed=self._n_done, left=rest.removeprefix(", "))
 

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, remove_leftovers
-from chainwright.studies import clock, manifest, records
+from chainwright.studies import manifest, records, timing
 from chainwright.studies.lock import Holder, holder, locked
 from chainwright.studies.manifest import Manifest
 from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids
@@ -121,7 +121,7 @@ class Study:
         with locked(study.folder):
             if (study.folder / manifest.STUDY).exists():
                 manifest.clear(study.folder)
-            (study.folder / clock.LOG).unlink(missing_ok=True)
+            (study.folder / timing.LOG).unlink(missing_ok=True)
             new.save(study.folder)
         return study
 
@@ -168,7 +168,7 @@ class Study:
         Raises:
             BadInput: It is not finished, a file is damaged, or no plan has its kind.
         """
-        from chainwright.studies.kinds import plan_of
+        from chainwright.studies.plan_registry import plan_of
 
         known = self.manifest
         if not known.is_complete:
@@ -181,7 +181,7 @@ class Study:
         Raises:
             BadInput: No plan has its kind, or one that goes on by another command, or its model cannot be had.
         """
-        from chainwright.studies.kinds import plan_of
+        from chainwright.studies.plan_registry import plan_of
 
         known = self.manifest
         known = replace(known, again=self._again(known))
@@ -217,11 +217,11 @@ class Study:
         """Return how the study stands; takes no lock, so it works while another process computes."""
         known = self.manifest
         found, damage = self._check(known)
-        took = clock.seconds_by_unit(self.folder)
+        took = timing.seconds_by_unit(self.folder)
         units = [_unit_status(unit, found, damage, took) for unit in known.units]
         pending = [status.unit for status in units if status.state in ("missing", "damaged")]
         finished = {unit: seconds for unit, seconds in took.items() if unit in found}
-        left = clock.seconds_left(pending, finished) if pending else 0.0
+        left = timing.seconds_left(pending, finished) if pending else 0.0
         return Status(known.kind, known.is_complete, units, holder(self.folder), sum(finished.values()), left)
 
     def _check(self, known: Manifest) -> tuple[dict[str, records.Record], dict[str, records.Damage]]:
@@ -257,7 +257,7 @@ class Study:
 
 
 def _manifest(plan: Plan) -> Manifest:
-    from chainwright import __version__
+    from chainwright._version import __version__
 
     config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
     return Manifest(plan.kind, plan.again, config, source, __version__)
@@ -288,7 +288,7 @@ class _Run:
         """Compute stage after stage, and return the records of all units in order."""
         pending = self._list()
         if pending or not self.known.is_complete:
-            clock.note(self.study.folder, "start", pid=os.getpid(), host=socket.gethostname())
+            timing.note(self.study.folder, "start", pid=os.getpid(), host=socket.gethostname())
         while pending:
             for i, unit in enumerate(pending):
                 self._compute(unit, pending[i + 1 :])
@@ -340,8 +340,8 @@ class _Run:
         assert record is not None
         self.found[unit] = record
         seconds = time.monotonic() - start
-        clock.note(self.study.folder, "unit", unit=unit, seconds=round(seconds, 3))
-        left = clock.seconds_left(later, clock.seconds_by_unit(self.study.folder))
+        timing.note(self.study.folder, "unit", unit=unit, seconds=round(seconds, 3))
+        left = timing.seconds_left(later, timing.seconds_by_unit(self.study.folder))
         self.watch.finished(title, seconds, record.skipped, left)
 
     def _finish(self) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
-from chainwright.studies.clock import LOG
 from chainwright.studies.lock import LOCK
+from chainwright.studies.timing import LOG
 
 SCHEMA_VERSION = 2
 STUDY = "study.json"

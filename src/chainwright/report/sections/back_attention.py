@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from chainwright import figures
-from chainwright.diagnose import BackAttentionFinding
 from chainwright.figures.flow import depth_names
 from chainwright.report.section import Material, Section, drawn
+from chainwright.reproduce.back_attention.finding import BackAttentionFinding
 
 _SWEEPS = {"source": "source layer", "size": "size of the module (d')"}
 _MAIN = {"source": 0, "size": 64}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chainwright import figures
-from chainwright.evaluation import Comparison
+from chainwright.evaluation.comparison import Comparison
 from chainwright.figures.words import counted, listed, percent
 from chainwright.report.section import Material, Section, drawn
 

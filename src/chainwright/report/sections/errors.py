@@ -7,7 +7,7 @@ from typing import Any
 from chainwright import figures
 from chainwright.figures.words import counted
 from chainwright.report.section import Material, Section, drawn
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 
 def section(material: Material) -> Section | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from chainwright._flips import Flips
+from chainwright.evaluation.flips import Flips
 from chainwright.figures.words import title_of
 from chainwright.report.section import Material, Section
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainwright import figures
-from chainwright.diagnose import FlowContrast, FlowStages, LogitFlow
+from chainwright.diagnose.flow.attribution import LogitFlow
+from chainwright.diagnose.flow.contrast import FlowContrast
+from chainwright.diagnose.flow.stages import FlowStages
 from chainwright.figures.flow import depth_names
 from chainwright.figures.words import counted
 from chainwright.report.section import Material, Section, drawn

@@ -6,7 +6,7 @@ from chainwright.figures.words import counted
 from chainwright.report.opening import opening
 from chainwright.report.section import Material, Section
 from chainwright.report.words import certainty
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 
 def section(material: Material) -> Section | None:

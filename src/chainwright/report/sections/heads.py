@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from chainwright import figures
-from chainwright.diagnose import Alternatives, HeadEvidence, RoleFinding
+from chainwright.diagnose.heads.evidence import HeadEvidence
+from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.diagnose.other_tokens import Alternatives
 from chainwright.figures.words import counted, title_of
 from chainwright.report.readings import Extras, extras
 from chainwright.report.section import Material, Section, drawn, plain_figure
 from chainwright.report.words import check_sentence
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 ROLES = {
     "erroneous_processing": "Erroneous-processing: the wrong token lives on them",

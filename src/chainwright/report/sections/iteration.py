@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainwright import figures
-from chainwright.diagnose import Emergence, IterationOverlap, IterationScores
+from chainwright.diagnose.iteration.emergence import Emergence
+from chainwright.diagnose.iteration.findings import IterationOverlap, IterationScores
 from chainwright.figures.words import counted, head_name, title_of
 from chainwright.report.section import Material, Section, drawn
 

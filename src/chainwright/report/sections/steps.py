@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainwright import figures
-from chainwright.diagnose import StepGroups, StepSaliency
+from chainwright.diagnose.steps.comparison import StepGroups
+from chainwright.diagnose.steps.saliency import StepSaliency
 from chainwright.figures.words import title_of
 from chainwright.report.readings import with_spaces
 from chainwright.report.section import Material, Section, drawn
-from chainwright.study import Diagnosis
+from chainwright.studies.diagnosis.run import Diagnosis
 
 _MOST = 12
 _MAX_BYTES = 1_500_000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chainwright.diagnose import Alternatives, HeadEvidence
+from chainwright.diagnose.heads.evidence import HeadEvidence
+from chainwright.diagnose.other_tokens import Alternatives
 from chainwright.report.readings import extras, reader_data
 from chainwright.report.section import Material, Section
 

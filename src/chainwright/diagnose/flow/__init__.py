@@ -1,0 +1,1 @@
+"""Logit flow: what writes an answer, and what switched that on."""

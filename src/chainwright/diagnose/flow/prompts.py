@@ -1,0 +1,180 @@
+"""From texts to what `logit_flow` and `flow_stages` take: a prompt with its target, and where words stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.diagnose.flow._components import token_text
+from chainwright.diagnose.flow.attribution import SpanMode
+from chainwright.diagnose.flow.stages import MarkedQuery
+from chainwright.tasks import Problem
+from chainwright.traces.offsets import token_offsets
+
+
+@dataclass(frozen=True)
+class FlowPrompt:
+    """A prompt as tokens, with the tokens of its target and of a conflicting answer.
+
+    Attributes:
+        text: The prompt.
+        input_ids: `[T]`.
+        target_ids: The target's tokens, at least one.
+        conflict_id: The first token of the conflicting answer, or None.
+    """
+
+    text: str
+    input_ids: Tensor
+    target_ids: list[int]
+    conflict_id: int | None = None
+
+
+def flow_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, *, against: str | None = None, span: SpanMode | None
+) -> FlowPrompt:
+    """Return a prompt and its target as tokens; the target stands one space behind the prompt, unless either has one.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The text before the target, as it is: no chat template is put around it.
+        target: The answer to follow.
+        against: An answer to compare with; its first token counts.
+        span: As in `logit_flow`: what to do with a target of several tokens, None to refuse it.
+
+    Raises:
+        BadInput: An empty prompt or target, a word that the tokenizer does not know, a target of several tokens without
+            `span`, or a conflicting answer that begins with the same token.
+    """
+    if not prompt.strip():
+        raise BadInput("The prompt is empty; give the text that stands before the target.")
+    ids = _known(tokenizer, "prompt", prompt, _unclosed(tokenizer, prompt))
+    targets = _continuation(tokenizer, prompt, ids, "target", target)
+    if len(targets) > 1 and span is None:
+        pieces = ", ".join(repr(token_text(tokenizer, i)) for i in targets)
+        raise BadInput(
+            f"The target {target!r} is {len(targets)} tokens here ({pieces}); choose --span first to follow the "
+            "first one, or --span sum to add up what writes each of them."
+        )
+    conflict = None
+    if against is not None:
+        conflict = _continuation(tokenizer, prompt, ids, "conflicting answer", against)[0]
+        if conflict == targets[0]:
+            raise BadInput(
+                f"The target {target!r} and the conflicting answer {against!r} begin with the same token, "
+                f"{token_text(tokenizer, conflict)!r}, so nothing tells them apart; put what they share into the "
+                "prompt."
+            )
+    return FlowPrompt(prompt, torch.tensor(ids), targets if span == "sum" else targets[:1], conflict)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], what: str, text: str) -> list[int]:
+    """Return the tokens of a text that follows the prompt."""
+    if not text.strip():
+        raise BadInput(f"The {what} is empty; give the text that the model might write.")
+    is_spaced = prompt[-1].isspace() or text[0].isspace()
+    whole = _unclosed(tokenizer, prompt + ("" if is_spaced else " ") + text)
+    if whole[: len(ids)] == ids and len(whole) > len(ids):
+        found = whole[len(ids) :]
+    else:  # the prompt's last token would be another one if the text went on
+        found = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _known(tokenizer, what, text, found)
+
+
+def _unclosed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text that goes on; some tokenizers close every text with the end token."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, what: str, text: str, ids: list[int]) -> list[int]:
+    if not ids:
+        raise BadInput(f"The {what} {text!r} has no tokens; give some text.")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        words = text.split()
+        lost = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False)["input_ids"]]
+        raise BadInput(
+            f"The {what} has {', '.join(map(repr, lost or [text]))}, which is not in this model's vocabulary of "
+            f"{len(tokenizer)} tokens; use words that it knows."
+        )
+    return ids
+
+
+def marked_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: FlowPrompt, *, entity: str | None, relation: str | None
+) -> MarkedQuery:
+    """Return a prompt as a query with the tokens of two of its words or phrases marked.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: From `flow_prompt`.
+        entity: What the prompt says of the entity; its last mention counts.
+        relation: What it says of the relation.
+
+    Raises:
+        BadInput: One of them is missing, or not in the prompt.
+    """
+    places: list[tuple[int, ...]] = []
+    for name, text in (("entity", entity), ("relation", relation)):
+        if not text:
+            raise BadInput(
+                f"The stages need both words marked, and the {name} is not: pass --entity and --relation with words "
+                "of the prompt, or neither for a flow without stages."
+            )
+        places.append(_place(tokenizer, prompt, name, text))
+    return MarkedQuery(prompt.input_ids, prompt.target_ids[0], places[0], places[1], prompt.conflict_id)
+
+
+def _place(tokenizer: PreTrainedTokenizerBase, prompt: FlowPrompt, name: str, text: str) -> tuple[int, ...]:
+    cut = token_offsets(tokenizer, prompt.input_ids.tolist(), keep_markers=True)
+    start = cut.text.rfind(text)
+    found = tuple(
+        i for i, at in enumerate(cut.offsets) if start >= 0 and at.start < start + len(text) and at.end > start
+    )
+    if not found:
+        raise BadInput(
+            f"The {name} {text!r} does not stand in the prompt {prompt.text!r}; give words as they stand there."
+        )
+    return found
+
+
+def problem_queries(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    follow: Sequence[str],
+    against: Sequence[str | None],
+) -> list[MarkedQuery]:
+    """Return questions of a made-up world as queries with two words marked.
+
+    With one hop these are e1 and r1, the entity and the relation. With two they are r1 and r2 (`hop_marks`):
+    whether the first hop's position has a part in the answer is the question there.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        problems: From `World.question`.
+        follow: The answer to follow for each.
+        against: A conflicting answer for each, or None; the same answer counts as none.
+
+    Raises:
+        BadInput: A word that the tokenizer does not know.
+    """
+    queries = []
+    for problem, target, other in zip(problems, follow, against, strict=True):
+        prompt = flow_prompt(tokenizer, problem.prompt, target, against=None if other == target else other, span=None)
+        first, second = (
+            _place(tokenizer, prompt, name, problem.facts[key])
+            for key, name in zip(
+                ("r1", "r2") if problem.hops == 2 else ("e1", "r1"), hop_marks(problem.hops), strict=True
+            )
+        )
+        queries.append(MarkedQuery(prompt.input_ids, prompt.target_ids[0], first, second, prompt.conflict_id))
+    return queries
+
+
+def hop_marks(hops: int) -> tuple[str, str]:
+    """Return what the two marked words of a question of a made-up world are called."""
+    return ("first relation", "second relation") if hops == 2 else ("entity", "relation")

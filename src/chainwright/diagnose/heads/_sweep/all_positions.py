@@ -1,0 +1,163 @@
+"""Knockouts at all positions: the layers from the silenced head's on, several variants side by side in the batch.
+
+Of the last layer only the last query, and what comes after it, is needed; only that position is unembedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from chainwright._errors import UnsupportedModel
+from chainwright.diagnose.heads._sweep.baseline_pass import (
+    Contexts,
+    Found,
+    LayerCall,
+    Plain,
+    attached,
+    for_rows,
+    is_edited,
+    most_off,
+    record,
+    returning,
+    total_variation,
+)
+from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
+from chainwright.models.anatomy import Anatomy, Layer, first_tensor
+from chainwright.models.capture import Positions
+from chainwright.models.residual import unembed
+from chainwright.models.seam import Handlers, attach
+
+
+class _Variants(NamedTuple):
+    """Which rows to run again from a layer on, and what to silence there.
+
+    Attributes:
+        pairs: (row, head) `[R, 2]`; head -1 silences nothing.
+        n_rows: Rows of the plain pass.
+    """
+
+    layer: int
+    pairs: Tensor
+    positions: Positions
+    n_rows: int
+
+
+def from_layer(
+    parts: Anatomy,
+    contexts: Contexts,
+    wanted: Tensor,
+    max_bytes: int,
+    plain: Plain | None = None,
+    *,
+    positions: Positions,
+    sharing: Sharing,
+) -> Iterator[Found]:
+    """Yield the logits with each wanted head `[N, L, H]` silenced, and with none."""
+    n_rows, n_tokens = contexts.input_ids.shape
+    at_once = max(1, max_bytes // bytes_per_variant(parts, n_tokens))
+    with attach(parts.model, Handlers({})):
+        plain = plain or record(parts, contexts, attached(parts))
+        yield Found(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
+        _check_replay(parts, plain, n_rows, sharing)
+        for layer in range(parts.n_layers):
+            chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
+            if not chunks:
+                continue
+            pairs = torch.cat(chunks)
+            shared = sharing.of_layer(layer, plain.calls[layer], len(pairs)) if positions == "all" else None
+            hidden = torch.cat(
+                [_rerun(parts, plain.calls, _Variants(layer, c, positions, n_rows), sharing, shared) for c in chunks]
+            )
+            del shared
+            where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
+            asked = wanted[tuple(where.T)]
+            yield from _unembedded(parts, where[asked], hidden[asked.to(hidden.device)])
+
+
+def bytes_per_variant(parts: Anatomy, n_tokens: int) -> int:
+    """Return what a block holds of one variant at its widest point: about eight residual streams."""
+    return n_tokens * parts.d_model * int(parts.model.dtype.itemsize) * 8
+
+
+def _unembedded(parts: Anatomy, where: Tensor, hidden: Tensor) -> Iterator[Found]:
+    step = max(1, 2**25 // parts.d_vocab)
+    for start in range(0, len(where), step):
+        rows = slice(start, start + step)
+        yield Found(where[rows], unembed(parts, parts.final_norm(hidden[rows])))
+
+
+def _chunks(wanted: Tensor, at_once: int, *, in_rows: bool) -> Iterator[Tensor]:
+    """Yield (row, head) pairs `[R, 2]` that cover `wanted` `[N, H]`; `in_rows`: each row once, in order."""
+    if not in_rows:
+        pairs = wanted.nonzero()
+        yield from (pairs[i : i + at_once] for i in range(0, len(pairs), at_once))
+        return
+    rows = torch.arange(len(wanted))
+    for head in wanted.any(0).nonzero()[:, 0]:
+        yield torch.stack([rows, head.expand_as(rows)], dim=1)
+
+
+def _check_replay(parts: Anatomy, plain: Plain, n_rows: int, sharing: Sharing) -> None:
+    """Check on the first row that the layers called one by one do what the model did."""
+    n_rerun = n_rows if is_edited(parts) else 1
+    every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
+    for layer in {0, parts.n_layers - 1}:
+        hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows), sharing)
+        off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
+        if not off <= most_off(parts):
+            raise UnsupportedModel(
+                f"The layers of this {parts.model.config.model_type} model, called one by one, move {off:.3g} of the "
+                "probability that the whole model gives, so single knockouts cannot share what they have in common; "
+                "use method='gradient'."
+            )
+
+
+def _rerun(
+    parts: Anatomy, calls: list[LayerCall], variants: _Variants, sharing: Sharing, shared: Shared | None = None
+) -> Tensor:
+    """Return the last layer's output at the last position `[R, D]` with each variant's head silenced."""
+    rows = variants.pairs[:, 0]
+    hidden: Tensor | None = None
+    for at in range(variants.layer, parts.n_layers):
+        layer, call = parts.layers[at], calls[at]
+        args, kwargs = for_rows(call, rows, variants.n_rows, hidden)
+        is_first, is_last = at == variants.layer, at == parts.n_layers - 1 and call.is_positionwise
+        with ExitStack() as stack:
+            if is_last:
+                z = _silenced(call.z[:, -1:], variants) if is_first else sharing.last_query.z(args, kwargs)
+                args, kwargs = _at_last_position(args, kwargs)
+                stack.enter_context(_attention_gives(layer, call, z))
+            elif is_first and shared is not None:
+                stack.enter_context(shared.given(rows, variants.pairs[:, 1]))
+            elif is_first:
+                stack.enter_context(_attention_gives(layer, call, _silenced(call.z, variants)))
+            hidden = first_tensor(layer.block(*args, **kwargs))
+    assert hidden is not None
+    return hidden[:, -1].clone()
+
+
+def _silenced(z: Tensor, variants: _Variants) -> Tensor:
+    """Return z of each variant `[R, P, H, d]`, without its head."""
+    rows, heads = variants.pairs.T
+    z = z[rows.to(z.device)]
+    (silenced,) = (heads >= 0).nonzero(as_tuple=True)
+    where = slice(None) if variants.positions == "all" else -1
+    z[silenced, where, heads[silenced]] = 0
+    return z
+
+
+def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> AbstractContextManager[None]:
+    """Let the layer's attention module, instead of attending, return the projection of `z`."""
+    given = as_output(call, layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
+    return returning(layer.attention, lambda *args, **kwargs: given)
+
+
+def _at_last_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (args[0][:, -1:], *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"][:, -1:]}

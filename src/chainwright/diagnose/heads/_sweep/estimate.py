@@ -1,0 +1,134 @@
+"""What a sweep will take, said before it runs: a short plain pass is timed, and the rest is arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from chainwright._errors import BadInput
+from chainwright.diagnose.heads._sweep.all_positions import bytes_per_variant
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, groups
+from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_AT_ONCE, BYTES_KEPT, bytes_per_token, kind_of
+from chainwright.diagnose.heads.knockout import Method, check_options, n_measured
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.capture import Positions, forward
+
+# shares of a layer's time: what follows the attention in the silenced head's layer, and what the last layer still does
+_OWN_LAYER, _LAST_LAYER = 0.4, 0.3
+# a forward and a backward pass, in plain passes
+_GRADIENT = 2.5
+_MOST_TIMED = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What `knockout_effects` will do with contexts of given lengths.
+
+    Attributes:
+        n_variants: How many (row, head) pairs are measured.
+        n_groups: Groups of rows that go together, each with one plain pass.
+        plain_passes: The work, in plain passes over all contexts; one hook a head would take `n_layers x n_heads`.
+        bytes: Roughly the largest memory at a time, besides the model.
+        seconds: Roughly the time, from a plain pass that was timed now.
+    """
+
+    n_variants: int
+    n_groups: int
+    plain_passes: float
+    bytes: int
+    seconds: float
+
+    def summary(self) -> str:
+        """Return the plan in a sentence."""
+        return (
+            f"{self.n_variants} knockouts in {self.n_groups} groups of rows: the work of {self.plain_passes:.1f} plain "
+            f"passes over the contexts, about {self.seconds:.1f} s and {self.bytes / 2**20:.0f} MiB besides the model."
+        )
+
+
+class _Work(NamedTuple):
+    """Plain passes for each row of a kind of sweep, and how often what a plain pass keeps is needed."""
+
+    passes: float
+    times_kept: int
+
+
+def plan_knockout_effects(
+    model: nn.Module,
+    lengths: Sequence[int],
+    *,
+    positions: Positions = "all",
+    method: Method = "exact",
+    share: float = 0.25,
+    max_bytes: int | None = None,
+) -> SweepPlan:
+    """Return what a sweep over contexts of these lengths takes, after timing one short plain pass.
+
+    Args:
+        model: A Transformers decoder.
+        lengths: Tokens of each context, without padding.
+        positions: As for `knockout_effects`, like all that follow.
+        method: "exact", "gradient" or "screened".
+        share: Share of each row's heads that is measured.
+        max_bytes: Memory bound.
+
+    Raises:
+        BadInput: No length, a length below 1, or an option that `knockout_effects` would refuse.
+
+    Note:
+        A model of the work, not a promise: expect the seconds to be right within a factor of two. Attention is counted
+        as growing with the length, not with its square.
+    """
+    check_options(method, positions, share, max_bytes)
+    if not len(lengths) or min(lengths) < 1:
+        raise BadInput(f"lengths must be whole numbers above 0, one a context; got {list(lengths)[:8]}.")
+    parts = anatomy(model)
+    work = _work(parts, lengths, positions, method, share)
+    per_token = bytes_per_token(parts) * work.times_kept
+    kept, at_once = (max_bytes or table[kind_of(parts)] for table in (BYTES_KEPT, BYTES_AT_ONCE))
+    longest = max(lengths)
+    sizes = [int(group.contexts.mask.sum()) for group in groups(_dummy(lengths), kept // per_token)]
+    variants = 0 if method == "gradient" else max(at_once, bytes_per_variant(parts, longest))
+    return SweepPlan(
+        n_variants=n_measured(parts, len(lengths), method, share),
+        n_groups=len(sizes),
+        plain_passes=work.passes,
+        bytes=max(sizes) * per_token + variants,
+        seconds=work.passes * sum(lengths) * _seconds_per_token(parts, longest),
+    )
+
+
+def _work(parts: Anatomy, lengths: Sequence[int], positions: Positions, method: Method, share: float) -> _Work:
+    n_layers, n_heads = parts.n_layers, parts.n_heads
+    measured = {"exact": 1.0, "gradient": 0.0, "screened": share}[method]
+    if positions == "last":  # a variant is one position of half the layers
+        variants = n_layers * n_heads / 2 / (sum(lengths) / len(lengths))
+    else:
+        after = sum(max(0, n_layers - 2 - layer) for layer in range(n_layers))
+        variants = n_heads * (after + (n_layers - 1) * (_OWN_LAYER + _LAST_LAYER)) / n_layers
+    base = 1.0 if method == "exact" else _GRADIENT
+    return _Work(base + measured * variants, 1 if method == "exact" else BACKWARD)
+
+
+def _dummy(lengths: Sequence[int]) -> Contexts:
+    at = torch.arange(max(lengths))
+    mask = (at >= max(lengths) - torch.tensor(list(lengths))[:, None]).long()
+    return Contexts(mask, mask, mask[:, :1])
+
+
+@torch.no_grad()
+def _seconds_per_token(parts: Anatomy, longest: int) -> float:
+    n_tokens = min(longest, _MOST_TIMED)
+    ids = torch.arange(n_tokens, device=parts.model.device)[None] % parts.d_vocab
+    seconds = []
+    with evaluating(parts.model):
+        for _ in range(3):  # the first one warms up
+            started = time.perf_counter()
+            forward(parts, ids, None, last_only=True).sum().item()
+            seconds.append(time.perf_counter() - started)
+    return min(seconds[1:]) / n_tokens

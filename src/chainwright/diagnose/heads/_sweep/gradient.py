@@ -1,0 +1,66 @@
+"""All heads at once from one backward pass: the slope of a probability along each head's gate.
+
+Every head's z is multiplied by a gate of one; the gradient of the probability with respect to the gate is the sum over
+positions of z . dp/dz, the first-order estimate of what silencing the head takes away. The weights need no gradient, so
+none is kept for them. The forward pass is also the plain pass of the exact forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, Plain, attached, record
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import Positions
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
+
+
+class Slopes(NamedTuple):
+    """The plain pass, the probability of the first tracked token `[N]`, and its slopes `[N, L, H]`."""
+
+    plain: Plain
+    probs: Tensor
+    slopes: Tensor
+
+
+def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> Slopes:
+    """Run the model forward and back once."""
+    n_rows = len(contexts.input_ids)
+    dtype = torch.promote_types(parts.model.dtype, torch.float32)
+    gates: dict[int, Tensor] = {
+        i: torch.ones(n_rows, parts.n_heads, dtype=dtype, device=parts.model.device, requires_grad=True)
+        for i in range(parts.n_layers)
+    }
+
+    def gated(call: AttentionCall, attend: Attend) -> Tensor:
+        z = attend(call)
+        gate = gates[call.layer].to(z)[:, None, :, None]
+        if positions == "all":
+            return z * gate
+        return torch.cat([z[:, :-1], z[:, -1:] * gate], dim=1)
+
+    outside = attached(parts)
+    with torch.enable_grad(), _frozen(parts.model), attach(parts.model, Handlers({i: (gated,) for i in gates})):
+        plain = record(parts, contexts, outside, keys=positions == "last" and not outside.by_layer)
+        probs = plain.logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
+        slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
+    plain = Plain(plain.calls, plain.logits.detach())
+    return Slopes(plain, probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight need a gradient, and put it back as it was."""
+    wanting = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        for weight in wanting:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in wanting:
+            weight.requires_grad_(True)

@@ -1,0 +1,89 @@
+"""What the heads of the last layer put out at the last position, without what other queries would need.
+
+Only the last query of the last layer is read. So the attention gets keys and values of all positions and one query;
+and the linear modules that make queries alone run at the last position only. Which they are is tried out once, on
+random input: those that may return the last position's output everywhere without moving the last query's z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chainwright.diagnose.heads._sweep.baseline_pass import returning
+from chainwright.models.anatomy import Layer
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
+
+
+class _Enough(Exception):
+    """Leaves a layer with z of the last query, `[R, 1, H, d]`."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.z = z
+
+
+class LastQuery:
+    """Runs the attention of the last layer for the last query."""
+
+    def __init__(self, layer: Layer):
+        self.layer = layer
+        self.makes_queries: list[nn.Module] | None = None
+        self.n_short = 0  # how often a module ran at the last position only
+
+    def z(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return what the heads put out at the last position, `[R, 1, H, d]`, and run nothing else of the layer."""
+        if self.makes_queries is None:
+            self.makes_queries = self._tried(args, kwargs)
+        return self._without(self.makes_queries, args, kwargs)
+
+    def _tried(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] < 2:
+            return []
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+        args, kwargs = ((noise, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": noise})
+        want = self._without([], args, kwargs)
+        linear = [m for m in self.layer.attention.modules() if type(m) is nn.Linear and m is not self.layer.out_proj]
+        close = 1e-5 * want.abs().max()
+        found: list[nn.Module] = []
+        for module in linear:
+            self.n_short = 0
+            if "forward" not in module.__dict__:
+                off = (self._without([module], args, kwargs) - want).abs().max()
+                found += [module] if self.n_short and bool(off <= close) else []
+        return found
+
+    def _without(self, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return z of the last query while some modules run at the last position only."""
+
+        def attend_once(call: AttentionCall, attend: Attend) -> Tensor:
+            mask = call.mask if call.mask is None else call.mask[:, :, -1:]
+            raise _Enough(attend(replace(call, q=call.q[:, :, -1:], mask=mask)))
+
+        handlers = Handlers({int(self.layer.attention.layer_idx): (attend_once,)})  # type: ignore[arg-type]
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(returning(module, self._last_everywhere(module)))
+            try:
+                self.layer.block(*args, **{**kwargs, STATE_KEY: handlers})
+            except _Enough as enough:
+                return enough.z
+        raise AssertionError("the layer did not call the seam")
+
+    def _last_everywhere(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        forward = module.forward
+
+        def last(given: Tensor) -> Tensor:
+            if given.dim() != 3:  # positions may stand elsewhere
+                return forward(given)  # type: ignore[no-any-return]
+            self.n_short += 1
+            out: Tensor = forward(given[:, -1:])
+            return out.expand(-1, given.shape[1], -1)
+
+        return last

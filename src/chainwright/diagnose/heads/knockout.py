@@ -1,0 +1,223 @@
+"""What each head does to the probability of a token: zero it, look again, take the difference.
+
+Three ways to the same map, from exact to cheap:
+
+- exact: every head is silenced in turn;
+- gradient: a first-order estimate for all heads from one backward pass;
+- screened: the estimate ranks the heads, and the best-ranked share of them is measured exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
+from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
+from chainwright.diagnose.heads.lens import check_token_ids, in_vocabulary
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.capture import Positions, check_ids, forward
+from chainwright.models.load import provenance
+from chainwright.models.seam import widened
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Method = Literal["exact", "gradient", "screened"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoutEffects(Finding):
+    """How much probability a token loses when one head is silenced.
+
+    Attributes:
+        baseline: Probability of each row's token with every head in place, `[N]`.
+        effect: `baseline` less the probability without the head, `[N, L, H]`; positive: the head pushes the
+            token.
+        is_exact: Where `effect` was measured and is no estimate, bool `[N, L, H]`.
+    """
+
+    baseline: Tensor
+    effect: Tensor
+    is_exact: Tensor
+
+    def summary(self) -> str:
+        """Return the heads with the largest mean effects."""
+        mean = self.effect.mean(0)
+        best = mean.flatten().topk(min(5, mean.numel()))
+        heads = [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in best.indices]
+        named = ", ".join(
+            f"L{layer}H{head} {float(value):+.3f}" for (layer, head), value in zip(heads, best.values, strict=True)
+        )
+        return f"Mean probability {float(self.baseline.mean()):.3f}; lost most without {named}."
+
+    def to_frame(self) -> pa.Table:
+        """Return one row for each context and head."""
+        n_rows, n_layers, n_heads = self.effect.shape
+        row, layer, head = torch.meshgrid(*map(torch.arange, (n_rows, n_layers, n_heads)), indexing="ij")
+        return pa.table(
+            {
+                "row": row.flatten().tolist(),
+                "layer": layer.flatten().tolist(),
+                "head": head.flatten().tolist(),
+                "baseline": self.baseline[row.flatten()].tolist(),
+                "effect": self.effect.flatten().tolist(),
+                "is_exact": self.is_exact.flatten().tolist(),
+            }
+        )
+
+    def plot(self, row: int | None = None) -> Figure:
+        """Return the effects as a map, layer against head.
+
+        Args:
+            row: One context; left out: the mean over all.
+
+        Raises:
+            BadInput: There is no such context.
+        """
+        from chainwright.figures import heat_of
+
+        if row is not None and not 0 <= row < len(self.effect):
+            raise BadInput(f"row must be between 0 and {len(self.effect) - 1}; got {row}.")
+        return heat_of(self.effect.mean(0) if row is None else self.effect[row], "probability lost")
+
+
+def knockout_effects(
+    model: nn.Module,
+    input_ids: Tensor,
+    token_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    positions: Positions = "all",
+    method: Method = "exact",
+    share: float = 0.25,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> KnockoutEffects:
+    """Return each head's causal effect on the probability of a token at the last position.
+
+    Args:
+        model: A Transformers decoder.
+        input_ids: Contexts `[N, T]`, left-padded.
+        token_ids: The token whose probability is followed, one a context, `[N]`.
+        attention_mask: `[N, T]`, None if no row is padded.
+        positions: Silence the head at all positions (the paper's way: also what it wrote into earlier tokens
+            is gone) or only at the last.
+        method: "exact", "gradient" or "screened".
+        share: For "screened", the share of each row's heads that is measured exactly.
+        max_bytes: How much memory the variants that are run side by side may take, roughly and besides the model, and
+            how much is kept of the rows that go together; never less than one row and one variant take. None chooses
+            what is fast on the model's device. `plan_knockout_effects` says beforehand what that comes to.
+        progress: Show a progress bar on a terminal. Interrupted, it leaves the model as it was.
+
+    Raises:
+        BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, a share outside 0..1, or a
+            `max_bytes` below 1.
+        UnsupportedModel: The model's layers cannot be run one by one.
+
+    Note:
+        Edits that are attached when it is called stay in force, so it shows what single heads do to the edited model;
+        "exact" is then slower.
+        The gradient estimate is `sum over positions of z . dp/dz`. It ranks heads well and misjudges sizes:
+        silencing a head is a large step, and near p = 1 the slope is flat.
+
+    Source: TCR (arXiv 2601.21214), section 3, causal indirect effect by zero ablation.
+    """
+    check_options(method, positions, share, max_bytes)
+    parts = anatomy(model)
+    contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
+    with evaluating(parts.model), _bar(progress) as bar:
+        shown = bar.add_task("knockouts", total=n_measured(parts, len(contexts.input_ids), method, share))
+        report = partial(bar.advance, shown)
+        baseline, effect, is_exact = _measure(parts, contexts, positions, method, share, max_bytes, report)
+    config = {"method": method, "positions": positions, "max_bytes": max_bytes}
+    return KnockoutEffects(
+        baseline=baseline,
+        effect=effect,
+        is_exact=is_exact,
+        config=config | ({"share": share} if method == "screened" else {}),
+        provenance=provenance(parts.model),
+    )
+
+
+def _bar(progress: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(console=console, disable=not (progress and console.is_terminal), transient=True)
+
+
+def check_options(method: str, positions: str, share: float, max_bytes: int | None) -> None:
+    """Raise BadInput unless a sweep can be run with these options."""
+    if method not in get_args(Method):
+        raise BadInput(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
+    if positions not in get_args(Positions):
+        raise BadInput(f"positions must be 'all' or 'last'; got {positions!r}.")
+    if not 0 < share <= 1:
+        raise BadInput(f"share must be above 0 and at most 1; got {share}.")
+    if max_bytes is not None and max_bytes < 1:
+        raise BadInput(f"max_bytes must be at least 1, or None; got {max_bytes}.")
+
+
+def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
+    """Return checked contexts on the model's device, with one tracked token a row."""
+    check_ids(input_ids, attention_mask)
+    tracked = check_token_ids(parts, token_ids, len(input_ids))[:, None]
+    input_ids = in_vocabulary(parts, "input_ids", input_ids)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(parts.model.device)
+    return Contexts(input_ids, mask, tracked)
+
+
+def baseline_probs(parts: Anatomy, contexts: Contexts) -> Tensor:
+    """Return the probability of the tracked tokens with every head in place, `[N, K]`."""
+    with torch.no_grad():
+        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
+    return logits.softmax(-1).gather(-1, contexts.tracked).cpu()
+
+
+def _measure(
+    parts: Anatomy,
+    contexts: Contexts,
+    positions: Positions,
+    method: Method,
+    share: float,
+    max_bytes: int | None,
+    report: Callable[[int], None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return baseline `[N]`, effects `[N, L, H]`, and where they were measured."""
+    if method == "exact":
+        wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
+        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes, report)
+        baseline = knocked.baseline[:, 0]
+        return baseline, baseline[:, None, None] - knocked.probs[..., 0], wanted
+    choose = partial(_best_ranked, share=share) if method == "screened" else None
+    found = gradient_each(parts, contexts, positions, choose, max_bytes, report)
+    measured = found.baseline[:, None, None] - found.knocked.probs[..., 0]
+    return found.baseline, torch.where(found.wanted, measured, found.estimate), found.wanted
+
+
+def _n_kept(share: float, n_heads: int) -> int:
+    return max(1, round(share * n_heads))
+
+
+def _best_ranked(estimate: Tensor, share: float) -> Tensor:
+    flat = estimate.flatten(1).abs()
+    n_kept = _n_kept(share, flat.shape[1])
+    kept = torch.zeros_like(flat, dtype=torch.bool)
+    kept.scatter_(1, flat.topk(n_kept, dim=1).indices, True)
+    return kept.view_as(estimate)
+
+
+def n_measured(parts: Anatomy, n_rows: int, method: Method, share: float) -> int:
+    """Return how many (row, head) pairs a sweep measures."""
+    n_heads = parts.n_layers * parts.n_heads
+    per_row = {"exact": n_heads, "gradient": 0, "screened": _n_kept(share, n_heads)}
+    return n_rows * per_row[method]

@@ -1,0 +1,354 @@
+"""Which heads write answers, which process what is right, and which push the wrong token.
+
+1. Answer-writing heads: highest direct score on the predicted token, on right and on wrong contexts apart.
+2. Every head is silenced at all positions in every context. On contexts where the model is right, the loss of
+   probability of the right token is the correct-processing effect; where it is wrong, that of the wrong token
+   is the erroneous-processing effect.
+3. Basic heads, without which the predicted token is nearly gone in both sets, are in neither role.
+4. Rectification: what the right token gains in wrong contexts without the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput, unknown_name
+from chainwright._finding import Finding
+from chainwright.diagnose.contexts import SlotContexts
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
+from chainwright.diagnose.heads._sweep.run import Knocked, knock_out_each
+from chainwright.diagnose.heads.knockout import baseline_probs
+from chainwright.diagnose.heads.lens import answer_writing_scores
+from chainwright.edits import Head
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.capture import Positions, check_ids
+from chainwright.models.load import provenance
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class RolesConfig:
+    """How many heads a role takes, and how they are silenced.
+
+    Attributes:
+        n_answer_writing: Heads counted as answer-writing.
+        share: Share of all heads that a processing role takes (the paper's top 2%) ...
+        at_least: ... but no fewer than this, for models with few heads.
+        basic_below: A head is basic when, without it, the mean probability of the predicted token falls below
+            this share of what it was, in both sets.
+        positions: Where heads are silenced.
+    """
+
+    n_answer_writing: int = 10
+    share: float = 0.02
+    at_least: int = 3
+    basic_below: float = 0.1
+    positions: Positions = "all"
+
+
+_MAPS = (
+    "writing_correct",
+    "writing_erroneous",
+    "effect_correct",
+    "effect_erroneous",
+    "rectification",
+    "corrected",
+    "kept",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRoles(Finding):
+    """Scores and roles of every head for one kind of slot. All tensors are `[L, H]` means over contexts.
+
+    Attributes:
+        writing_correct: Answer-writing score on the predicted token where the model is right.
+        writing_erroneous: The same where it is wrong.
+        effect_correct: Probability that the right token loses without the head, where the model is right.
+        effect_erroneous: Probability that the wrong token loses without the head, where the model is wrong.
+        rectification: Probability that the right token gains without the head, where the model is wrong.
+        corrected: Share of wrong contexts in which the right token comes first without the head.
+        kept: Share of right contexts in which the right token still comes first without the head.
+        answer_writing, correct_processing, erroneous_processing, basic: The heads of each role, best first,
+            as [layer, head] pairs.
+        n_correct, n_erroneous: Contexts in each set.
+        sites_correct, sites_erroneous: Where each context ends, as [trace, position] of its deciding token; empty
+            where that is unknown.
+        right_correct, right_erroneous: The right token of each context, `[N]`.
+        first_correct, first_erroneous: The token that comes first in each context without the head, `[N, L, H]`.
+        p_right: Probability of the right token in each erroneous context without the head, `[N, L, H]`.
+        p_right_whole: The same with every head in place, `[N]`. The last six are None in findings of older versions.
+    """
+
+    writing_correct: Tensor
+    writing_erroneous: Tensor
+    effect_correct: Tensor
+    effect_erroneous: Tensor
+    rectification: Tensor
+    corrected: Tensor
+    kept: Tensor
+    answer_writing: list[list[int]]
+    correct_processing: list[list[int]]
+    erroneous_processing: list[list[int]]
+    basic: list[list[int]]
+    n_correct: int
+    n_erroneous: int
+    sites_correct: list[list[int]] = field(default_factory=list)
+    sites_erroneous: list[list[int]] = field(default_factory=list)
+    right_correct: Tensor | None = None
+    right_erroneous: Tensor | None = None
+    first_correct: Tensor | None = None
+    first_erroneous: Tensor | None = None
+    p_right: Tensor | None = None
+    p_right_whole: Tensor | None = None
+
+    def summary(self) -> str:
+        """Return the roles in words."""
+        best = self.best_head
+        return (
+            f"{self.n_erroneous} wrong against {self.n_correct} right contexts. Erroneous-processing: "
+            f"{_named(self.erroneous_processing)}. Correct-processing: {_named(self.correct_processing)}. Basic: "
+            f"{_named(self.basic)}. Silencing L{best[0]}H{best[1]} alone puts the right token first in "
+            f"{float(self.corrected[best]):.0%} of the wrong contexts and leaves it first in "
+            f"{float(self.kept[best]):.0%} of the right ones."
+        )
+
+    @property
+    def best_head(self) -> Head:
+        """Return the head whose silencing mends most and breaks least: highest `corrected + kept - 1`.
+
+        Ties go to the higher rectification, then to the first head. It is the best of many on few contexts, so its
+        shares are optimistic; see `check_head`.
+        """
+        worth = (self.corrected.double() + self.kept).flatten()
+        best = (worth > worth.max() - 1e-6).nonzero()[:, 0]
+        gains = self.rectification.flatten()[best]
+        return head_at(self.kept, int(best[int((gains == gains.max()).nonzero()[0, 0])]))
+
+    def to_frame(self) -> pa.Table:
+        """Return one row a head with its scores and roles."""
+        n_layers, n_heads = self.rectification.shape
+        every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        roles = ("answer_writing", "correct_processing", "erroneous_processing", "basic")
+        table = {"layer": [layer for layer, _ in every], "head": [head for _, head in every]}
+        for name in _MAPS:
+            table[name] = getattr(self, name).flatten().tolist()
+        for role in roles:
+            members = {tuple(head) for head in getattr(self, role)}
+            table[f"is_{role}"] = [head in members for head in every]
+        return pa.table(table)
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Return the measurements of all heads by name, `[L, H]` each."""
+        return {name: getattr(self, name) for name in _MAPS}
+
+    @property
+    def members(self) -> dict[str, list[list[int]]]:
+        """Return the heads of each role as [layer, head] pairs, and the best head as "best"."""
+        roles = ("answer_writing", "correct_processing", "erroneous_processing", "basic")
+        return {role: getattr(self, role) for role in roles} | {"best": [list(self.best_head)]}
+
+    def plot(self, name: str | Collection[str] = _MAPS) -> Figure:
+        """Return head maps, layer against head.
+
+        Args:
+            name: One measurement, such as "rectification", or several; left out: all.
+
+        Raises:
+            BadInput: There is no such measurement.
+        """
+        from chainwright.figures import head_map, head_maps
+
+        names = [name] if isinstance(name, str) else list(name)
+        if unknown := [n for n in names if n not in _MAPS]:
+            raise unknown_name("measurement", unknown[0], _MAPS)
+        if isinstance(name, str):
+            return head_map(self.maps, self.members, name)
+        return head_maps(self.maps, self.members, names)
+
+
+@dataclass(frozen=True)
+class HeadCheck:
+    """What silencing one head does in contexts that it was not chosen on.
+
+    Attributes:
+        head: [layer, head].
+        corrected: Share of the wrong contexts in which the right token comes first without it.
+        kept: Share of the right contexts in which the right token still comes first without it.
+        n_erroneous, n_correct: Contexts of each kind.
+    """
+
+    head: list[int]
+    corrected: float
+    kept: float
+    n_erroneous: int
+    n_correct: int
+
+
+@dataclass(frozen=True)
+class RoleFinding:
+    """Head roles at one key error type of one task, and the best head's check on contexts held out.
+
+    Attributes:
+        check: None where there were too few contexts to hold some out.
+    """
+
+    task: str
+    error_type: str
+    roles: HeadRoles
+    check: HeadCheck | None = None
+
+
+def head_at(scores: Tensor, flat_index: int) -> Head:
+    """Return the (layer, head) of an index into a flattened `[L, H]` map."""
+    return flat_index // scores.shape[1], flat_index % scores.shape[1]
+
+
+def _named(heads: list[list[int]]) -> str:
+    return ", ".join(f"L{layer}H{head}" for layer, head in heads) or "none"
+
+
+def head_roles(
+    model: nn.Module, correct: SlotContexts, erroneous: SlotContexts, *, config: RolesConfig | None = None
+) -> HeadRoles:
+    """Return the roles of all heads at one kind of slot.
+
+    Args:
+        model: A Transformers decoder.
+        correct: Contexts whose next token the model gets right (see `correct_contexts`).
+        erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`); `right_ids` must say
+            what would have been right.
+        config: Sizes of the roles.
+
+    Raises:
+        BadInput: A set is empty, an erroneous context's right token is the predicted one, or a correct context's
+            is not.
+
+    Note:
+        Edits that are attached when it is called stay in force.
+
+    Source: TCR (arXiv 2601.21214), section 3. Departures: a role takes no fewer than three heads, and only heads with
+    a positive effect; "near zero" for basic heads is a tenth of the mean probability.
+    """
+    settings = config or RolesConfig()
+    _check_sets(correct, erroneous)
+    parts = anatomy(model)
+    with evaluating(parts.model):
+        return _roles(parts, correct, erroneous, settings)
+
+
+def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
+    for name, contexts in (("correct", correct), ("erroneous", erroneous)):
+        if len(contexts) == 0:
+            raise BadInput(f"The set of {name} contexts is empty; head roles need at least one context of each kind.")
+        check_ids(contexts.input_ids, contexts.attention_mask)
+    if bool((erroneous.predicted_ids == erroneous.right_ids).any()):
+        raise BadInput("Some erroneous context has the right token as its predicted one.")
+    if bool((correct.predicted_ids != correct.right_ids).any()):
+        raise BadInput("Some correct context has another token than the right one as its predicted one.")
+
+
+def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig) -> HeadRoles:
+    base_c, out_c = _sweep(parts, correct, config.positions)
+    base_e, out_e = _sweep(parts, erroneous, config.positions)
+    effect_correct = (base_c[:, None, None, 0] - out_c.probs[..., 0]).mean(0)
+    effect_erroneous = (base_e[:, None, None, 0] - out_e.probs[..., 0]).mean(0)
+    rectification = (out_e.probs[..., 1] - base_e[:, None, None, 1]).mean(0)
+    is_basic = _falls(base_c, out_c, config) & _falls(base_e, out_e, config)
+    writing = [_writing(parts, contexts) for contexts in (correct, erroneous)]
+    n_top = max(config.at_least, round(config.share * is_basic.numel()))
+    return HeadRoles(
+        writing_correct=writing[0],
+        writing_erroneous=writing[1],
+        effect_correct=effect_correct,
+        effect_erroneous=effect_erroneous,
+        rectification=rectification,
+        corrected=_puts_first(out_e, erroneous.right_ids),
+        kept=_puts_first(out_c, correct.right_ids),
+        answer_writing=_top((writing[0] + writing[1]) / 2, config.n_answer_writing, torch.zeros_like(is_basic)),
+        correct_processing=_top(effect_correct, n_top, is_basic),
+        erroneous_processing=_top(effect_erroneous, n_top, is_basic),
+        basic=[list(head_at(is_basic, int(i))) for i in is_basic.flatten().nonzero()[:, 0]],
+        n_correct=len(correct),
+        n_erroneous=len(erroneous),
+        sites_correct=correct.sites,
+        sites_erroneous=erroneous.sites,
+        right_correct=correct.right_ids.cpu(),
+        right_erroneous=erroneous.right_ids.cpu(),
+        first_correct=out_c.argmax,
+        first_erroneous=out_e.argmax,
+        p_right=out_e.probs[..., 1].float(),
+        p_right_whole=base_e[:, 1].float(),
+        config={name: getattr(config, name) for name in config.__dataclass_fields__},
+        provenance=provenance(parts.model),
+    )
+
+
+def check_head(
+    model: nn.Module,
+    correct: SlotContexts,
+    erroneous: SlotContexts,
+    head: Head,
+    *,
+    positions: Positions = "all",
+) -> HeadCheck:
+    """Return what silencing one head mends and breaks; give contexts that it was not chosen on.
+
+    Raises:
+        BadInput: There is no such head, or the sets are not as `head_roles` asks for.
+    """
+    _check_sets(correct, erroneous)
+    parts = anatomy(model)
+    layer, at = parts.check_head(*head)
+    wanted = torch.zeros(1, parts.n_layers, parts.n_heads, dtype=torch.bool)
+    wanted[:, layer, at] = True
+    shares = []
+    with evaluating(parts.model):
+        for contexts in (erroneous, correct):
+            every = wanted.expand(len(contexts), -1, -1)
+            first = knock_out_each(parts, _tracked(parts, contexts), every, positions).argmax[:, layer, at]
+            shares.append(float((first == contexts.right_ids.cpu()).float().mean()))
+    return HeadCheck([layer, at], shares[0], shares[1], len(erroneous), len(correct))
+
+
+def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
+    device = parts.model.device
+    tracked = torch.stack([contexts.predicted_ids, contexts.right_ids], dim=1)
+    return Contexts(contexts.input_ids.to(device), contexts.attention_mask.to(device), tracked.to(device))
+
+
+def _sweep(parts: Anatomy, contexts: SlotContexts, positions: Positions) -> tuple[Tensor, Knocked]:
+    """Return the probabilities of the predicted and of the right token, with all heads and without each."""
+    moved = _tracked(parts, contexts)
+    wanted = torch.ones(len(contexts), parts.n_layers, parts.n_heads, dtype=torch.bool)
+    return baseline_probs(parts, moved), knock_out_each(parts, moved, wanted, positions)
+
+
+def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
+    moved = _tracked(parts, contexts)
+    scores = answer_writing_scores(parts.model, moved.input_ids, contexts.predicted_ids, attention_mask=moved.mask)
+    return scores.mean(0)
+
+
+def _falls(baseline: Tensor, out: Knocked, config: RolesConfig) -> Tensor:
+    return out.probs[..., 0].mean(0) < config.basic_below * baseline[:, 0].mean()
+
+
+def _puts_first(out: Knocked, token_ids: Tensor) -> Tensor:
+    return (out.argmax == token_ids.cpu()[:, None, None]).float().mean(0)
+
+
+def _top(scores: Tensor, n: int, left_out: Tensor) -> list[list[int]]:
+    """Return the best heads with a positive score as [layer, head] pairs; ties in their own order."""
+    usable = scores.masked_fill(left_out, float("-inf")).flatten()
+    values, order = usable.sort(descending=True, stable=True)
+    return [list(head_at(scores, int(i))) for i, value in zip(order[:n], values[:n], strict=True) if value > 0]

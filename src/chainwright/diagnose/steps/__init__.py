@@ -1,0 +1,1 @@
+"""Steps: what each step of a chain draws on at every layer."""

@@ -1,0 +1,202 @@
+"""Does a step map tell what matters? Cut the attention from one step to another and see what the answer loses.
+
+1. Draw pairs (step i, earlier step j) of a trace.
+2. For each pair cut the attention from i's tokens to j's, in one band of layers at a time, and measure how much the
+   log-probability of a span (the summary) falls.
+3. Correlate, by rank, the falls with the saliency of the pairs in that band.
+
+Where the correlation is near zero the map says nothing about what the answer needs. A cut also lets the query spread
+its attention over the rest, and later steps may carry the same information, so a zero effect of one cut does not prove
+that a step is useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
+from chainwright.edits import Cut, CutAttention, edit
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.load import provenance
+from chainwright.models.residual import unembed
+from chainwright.traces import Trace
+
+_TOKENS_AT_ONCE = 2**13
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCauses(Finding):
+    """What cutting step pairs does, beside their saliency; P pairs, B bands of layers.
+
+    Attributes:
+        effect: Fall of the mean log-probability of the span when a pair is cut in a band, nats, `[P, B]`.
+        saliency: Mean saliency of the pair over the band's layers, `[P, B]`.
+        pairs: (trace, step, earlier step).
+        bands: First and last layer (half-open) of each band.
+        rank_correlation: Spearman's, for each band `[B]`; NaN where one side does not vary.
+        p: Its p-value `[B]`; pairs of one trace are not independent, so take it as a guide.
+    """
+
+    effect: Tensor
+    saliency: Tensor
+    pairs: list[list[int]]
+    bands: list[list[int]]
+    rank_correlation: Tensor
+    p: Tensor
+
+    def summary(self) -> str:
+        """Return the rank correlation of each band."""
+        each = [
+            f"layers {first}-{last - 1}: {rho:+.2f}"
+            for (first, last), rho in zip(self.bands, self.rank_correlation.tolist(), strict=True)
+        ]
+        return f"Rank correlation of saliency with causal effect over {len(self.pairs)} step pairs: {', '.join(each)}."
+
+    def intervals(self, n_resamples: int = 500, seed: int = 0) -> Tensor:
+        """Return 95% bootstrap intervals of `rank_correlation` `[B, 2]`; whole traces are drawn, not pairs.
+
+        NaN for a band without a correlation, or with fewer than two traces.
+        """
+        rows: dict[int, list[int]] = {}
+        for i, (trace, _, _) in enumerate(self.pairs):
+            rows.setdefault(trace, []).append(i)
+        traces, random = list(rows), Random(seed)
+        if len(traces) < 2:
+            return torch.full((len(self.bands), 2), float("nan"))
+        drawn = [[i for t in random.choices(traces, k=len(traces)) for i in rows[t]] for _ in range(n_resamples)]
+        return torch.stack([self._interval(band, drawn) for band in range(len(self.bands))])
+
+    def _interval(self, band: int, drawn: Sequence[Sequence[int]]) -> Tensor:
+        found = torch.tensor([_spearman(self.saliency[i, band], self.effect[i, band])[0] for i in drawn])
+        return found.nanquantile(torch.tensor([0.025, 0.975]))
+
+    def separation(self, least: float = 0.01) -> Tensor:
+        """Return how well saliency tells the pairs that matter from the others, `[B, 2]`.
+
+        First how many pairs cost at least `least` nats when they are cut, then the probability that such a pair has a
+        higher saliency than another (NaN where there are none of either). Most cuts cost nothing but rounding, and a
+        rank correlation over all pairs is mostly one over these.
+        """
+        return torch.stack([_separated(s, e >= least) for s, e in zip(self.saliency.T, self.effect.T, strict=True)])
+
+    def to_frame(self) -> pa.Table:
+        """Return one row for each pair and band."""
+        rows: list[dict[str, Any]] = [
+            {
+                "trace": trace,
+                "step": step,
+                "from_step": earlier,
+                "band": f"{first}-{last - 1}",
+                "effect": float(self.effect[i, b]),
+                "saliency": float(self.saliency[i, b]),
+            }
+            for i, (trace, step, earlier) in enumerate(self.pairs)
+            for b, (first, last) in enumerate(self.bands)
+        ]
+        return pa.Table.from_pylist(rows)
+
+
+def step_causes(
+    model: nn.Module, traces: Sequence[Trace], *, n_pairs: int = 40, n_bands: int = 2, seed: int = 0
+) -> StepCauses:
+    """Return how far the step maps of some traces agree with what cuts do.
+
+    The saliency is that of the summary's loss, the effect that on the summary's log-probability.
+
+    Args:
+        model: A Transformers decoder.
+        traces: Traces with a summary and at least two steps before it.
+        n_pairs: Step pairs drawn over all traces.
+        n_bands: Parts of equal size that the layers are cut into.
+        seed: Decides the pairs.
+
+    Raises:
+        BadInput: A trace without a summary or with a single earlier step, or numbers below 1.
+    """
+    parts = anatomy(model)
+    if not traces or n_pairs < 1 or not 1 <= n_bands <= parts.n_layers:
+        raise BadInput(
+            f"step_causes needs a trace, at least one pair, and 1 to {parts.n_layers} bands of layers; got "
+            f"{len(traces)} traces, n_pairs={n_pairs} and n_bands={n_bands}."
+        )
+    bands = [[b * parts.n_layers // n_bands, (b + 1) * parts.n_layers // n_bands] for b in range(n_bands)]
+    pairs = _draw(traces, n_pairs, seed)
+    maps = {i: step_saliency(model, traces[i], target="span") for i in sorted({trace for trace, _, _ in pairs})}
+    effect = torch.zeros(len(pairs), n_bands)
+    with evaluating(parts.model), torch.no_grad():
+        for i in maps:
+            mine = [row for row, pair in enumerate(pairs) if pair[0] == i]
+            effect[mine] = _effects(parts, traces[i], [pairs[row] for row in mine], bands)
+    saliency = torch.stack([_of_pair(maps[trace], step, earlier, bands) for trace, step, earlier in pairs])
+    found = [_spearman(saliency[:, b], effect[:, b]) for b in range(n_bands)]
+    return StepCauses(
+        effect=effect,
+        saliency=saliency,
+        pairs=[list(pair) for pair in pairs],
+        bands=bands,
+        rank_correlation=torch.tensor([rho for rho, _ in found]),
+        p=torch.tensor([p for _, p in found]),
+        config={"n_pairs": n_pairs, "n_bands": n_bands, "seed": seed},
+        provenance=provenance(parts.model),
+    )
+
+
+def _separated(saliency: Tensor, matters: Tensor) -> Tensor:
+    n, high, low = int(matters.sum()), saliency[matters], saliency[~matters]
+    return torch.tensor([n, ((high[:, None] > low).double() + 0.5 * (high[:, None] == low)).mean()])
+
+
+def _spearman(a: Tensor, b: Tensor) -> tuple[float, float]:
+    if len(a) < 3 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return float("nan"), float("nan")
+    found = spearmanr(a.numpy(), b.numpy())
+    return float(found.statistic), float(found.pvalue)
+
+
+def _draw(traces: Sequence[Trace], n_pairs: int, seed: int) -> list[tuple[int, int, int]]:
+    every: list[tuple[int, int, int]] = []
+    for i, trace in enumerate(traces):
+        if trace.summary.start == trace.summary.end or len(trace.steps) < 2:
+            raise BadInput(f"Trace {i} has no summary, or no step before it, so no answer can be lost; leave it out.")
+        every += [(i, step, earlier) for step in range(1, len(trace.steps)) for earlier in range(step)]
+    return sorted(Random(seed).sample(every, min(n_pairs, len(every))))
+
+
+def _of_pair(found: StepSaliency, step: int, earlier: int, bands: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack([found.map[first:last, step, earlier].mean() for first, last in bands])
+
+
+def _effects(
+    parts: Anatomy, trace: Trace, pairs: Sequence[tuple[int, int, int]], bands: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return `[pairs, bands]` for one trace, several cuts a pass."""
+    whole = float(_mean_logprob(parts, trace, 1)[0])
+    at_once = max(1, _TOKENS_AT_ONCE // len(trace))
+    effects = torch.zeros(len(pairs), len(bands))
+    for b, (first, last) in enumerate(bands):
+        for start in range(0, len(pairs), at_once):
+            rows = pairs[start : start + at_once]
+            cuts = [Cut(trace.steps[step], trace.steps[earlier]) for _, step, earlier in rows]
+            with edit(parts.model, CutAttention(cuts, range(first, last))):
+                effects[start : start + len(rows), b] = whole - _mean_logprob(parts, trace, len(rows))
+    return effects
+
+
+def _mean_logprob(parts: Anatomy, trace: Trace, n_rows: int) -> Tensor:
+    """Return the mean log-probability of the summary in `n_rows` copies of the trace, `[n_rows]`."""
+    ids = trace.input_ids.to(parts.model.device)
+    hidden = parts.model.base_model(input_ids=ids.expand(n_rows, -1), use_cache=False).last_hidden_state
+    here = slice(max(1, trace.summary.start) - 1, trace.summary.end - 1)
+    log_probs = unembed(parts, hidden[:, here].flatten(0, 1)).log_softmax(-1)
+    tokens = ids[here.start + 1 : here.stop + 1].repeat(n_rows)
+    return log_probs.gather(-1, tokens[:, None]).view(n_rows, -1).mean(1).cpu()

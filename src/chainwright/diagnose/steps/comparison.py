@@ -1,0 +1,156 @@
+"""Right traces against wrong ones, by step measures, matched on slot and position (`_partners.py`).
+
+Each wrong trace is taken at the step of its first error, its partner at the step that fills the same slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.diagnose.steps._matched_pairs import partners
+from chainwright.diagnose.steps.measures import row_shares
+from chainwright.diagnose.steps.saliency import StepSaliency
+from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGroups(Finding):
+    """Right against wrong, matched on slot and position; P pairs.
+
+    Attributes:
+        right: Measures of the right partners, `[P, L, 3]`: lock-in, reach, and the share of the row on the question.
+        wrong: The same of the wrong traces.
+        rows: One a measure and layer: means, U, p (Mann-Whitney, two-sided), and `effect` (probability that a wrong
+            trace's value is larger, less the reverse: -1 to 1) with its bootstrap interval over pairs, 95%.
+        n_unmatched: Wrong traces without a partner.
+    """
+
+    right: Tensor
+    wrong: Tensor
+    rows: list[dict[str, Any]]
+    n_unmatched: int
+
+    def summary(self) -> str:
+        """Return the largest effect."""
+        best = max(self.rows, key=lambda row: abs(row["effect"]))
+        return (
+            f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} wrong traces without a partner. "
+            f"Largest difference: {best['measure']} in layer {best['layer']}, {best['wrong']:.3f} where wrong against "
+            f"{best['right']:.3f}, effect {best['effect']:+.2f} ({best['low']:+.2f} to {best['high']:+.2f}), "
+            f"p {best['p']:.2g} of {len(self.rows)} tests."
+        )
+
+    def curves(self, n_resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+        """Return a row for each measure, layer and side: the mean with a bootstrap interval over pairs, 95%.
+
+        A side without any value in a layer has no row; the interval is empty where there are fewer than two.
+        """
+        return [
+            {"measure": name, "layer": layer, "side": side, **_mean(values[:, layer, m], n_resamples, seed)}
+            for m, name in enumerate(_MEASURES)
+            for side, values in (("right", self.right), ("wrong", self.wrong))
+            for layer in range(values.shape[1])
+            if not bool(values[:, layer, m].isnan().all())
+        ]
+
+    def plot(self, *, columns: int = 3) -> Figure:
+        """Return the means of right and wrong traces by layer with their intervals, a panel a measure."""
+        from chainwright import figures
+
+        return figures.step_curves(self.curves(), columns=columns)
+
+    def to_frame(self) -> pa.Table:
+        """Return `rows` as a table."""
+        return pa.Table.from_pylist(self.rows)
+
+
+_MEASURES = ("lock_in", "reach", "on_question")
+
+
+def compare_steps(
+    traces: Sequence[Trace],
+    maps: Sequence[StepSaliency],
+    *,
+    max_distance: int = 8,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> StepGroups:
+    """Return what differs between right and wrong traces at the step of the first error.
+
+    Args:
+        traces: Judged traces of problems, right and wrong ones.
+        maps: Their step maps, in the same order.
+        max_distance: Tokens by which the slots of two partners may lie apart.
+        n_resamples: Bootstrap samples.
+        seed: Decides them.
+
+    Raises:
+        BadInput: Other maps than traces, traces without problems, or no pair that matches.
+    """
+    if len(traces) != len(maps):
+        raise BadInput(f"There must be one step map a trace; got {len(maps)} maps and {len(traces)} traces.")
+    pairs, n_unmatched = partners(traces, max_distance)
+    right = torch.stack([_row(maps[one.right], one.right_at) for one in pairs])
+    wrong = torch.stack([_row(maps[one.wrong], one.wrong_at) for one in pairs])
+    rows = [
+        {"measure": name, "layer": layer, **_tested(right[:, layer, m], wrong[:, layer, m], n_resamples, seed)}
+        for m, name in enumerate(_MEASURES)
+        for layer in range(right.shape[1])
+    ]
+    config = {"matched_on": "task, hops, slot, position", "max_distance": max_distance, "seed": seed}
+    return StepGroups(
+        right=right, wrong=wrong, rows=rows, n_unmatched=n_unmatched, config=config, provenance=maps[0].provenance
+    )
+
+
+def _row(found: StepSaliency, position: int) -> Tensor:
+    """Return the measures of the step that holds a token, `[L, 3]`."""
+    step = found.step_of(position)
+    values = found.map.double()
+    lock_in, reach = row_shares(values)
+    on_question = values[:, step, 0] / values[:, step].sum(-1)
+    return torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float()
+
+
+def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
+    known = values[~values.isnan()].double().numpy()
+    found: dict[str, Any] = {"n": len(known), "mean": float(known.mean()), "low": None, "high": None}
+    if len(known) > 1:
+        drawn = np.random.default_rng(seed).integers(0, len(known), size=(n_resamples, len(known)))
+        low, high = np.quantile(known[drawn].mean(1), (0.025, 0.975))
+        found |= {"low": float(low), "high": float(high)}
+    return found
+
+
+def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
+    a, b = right.numpy(), wrong.numpy()
+    test = mannwhitneyu(b, a, alternative="two-sided")
+    drawn = np.random.default_rng(seed).integers(0, len(a), size=(n_resamples, len(a)))
+    low, high = np.quantile([_effect(a[rows], b[rows]) for rows in drawn], (0.025, 0.975))
+    return {
+        "right": float(a.mean()),
+        "wrong": float(b.mean()),
+        "u": float(test.statistic),
+        "p": float(test.pvalue),
+        "effect": _effect(a, b),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def _effect(right: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> float:
+    """Return the share of (right, wrong) pairs in which the wrong value is larger, less the share of the reverse."""
+    return float(np.sign(wrong[:, None] - right[None]).mean())

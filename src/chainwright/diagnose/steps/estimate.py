@@ -1,0 +1,134 @@
+"""What step maps will take, estimated before anything long is run."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES
+from chainwright.diagnose.steps._backward import LOGITS_AT_ONCE
+from chainwright.diagnose.steps._inputs import TOKENS_AT_ONCE, TraceLike, as_trace, job_of
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.load import check_device
+from chainwright.models.seam import causal_lm
+from chainwright.traces import Trace
+
+
+class SaliencyPlan(NamedTuple):
+    """An estimate made before anything long is run.
+
+    Attributes:
+        n_tokens: Tokens of the longest trace.
+        n_steps: Steps of the trace that has most.
+        n_traces: Traces.
+        mebibytes: Memory above the model's own.
+        seconds: Time for all of them, good to a factor of two or so.
+    """
+
+    n_tokens: int
+    n_steps: int
+    n_traces: int
+    mebibytes: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return the estimate as a sentence."""
+        what = "1 trace" if self.n_traces == 1 else f"{self.n_traces} traces"
+        return (
+            f"{what} of up to {self.n_tokens} tokens in {self.n_steps} steps: about {self.mebibytes:.0f} MiB above the "
+            f"model's own and {self.seconds:.1f} s."
+        )
+
+
+class _Sizes(NamedTuple):
+    """What the estimate needs to know of a model; `n_block` is the number of weights of one layer."""
+
+    n_weights: int
+    n_layers: int
+    n_block: int
+
+
+def plan_step_saliency(
+    model: nn.Module,
+    trace: TraceLike | list[TraceLike] | list[Trace],
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    device: str | torch.device | None = None,
+) -> SaliencyPlan:
+    """Return what `step_saliency` will need, from the model's sizes and a matrix product timed for an instant.
+
+    Args:
+        model: The model, or one without weights (`models.load.empty_model`), whose sizes are then those of its config.
+        trace: As in `step_saliency`.
+        block_bytes: As in `step_saliency`.
+        device: Where it is to run; None takes the model's, and for one without weights CUDA if there is some.
+
+    Raises:
+        BadTrace: As `step_saliency`.
+    """
+    is_empty = next(model.parameters()).is_meta
+    parts = _of_config(model) if is_empty else anatomy(model)
+    sizes = _sizes(parts)
+    place = check_device(device) if is_empty or device is not None else parts.model.device
+    given = list(trace) if isinstance(trace, list) else [trace]
+    jobs = [job_of(parts, as_trace(one), "sequence", None) for one in given]
+    lengths = [len(job.trace) for job in jobs]
+    flops = sum(_flops(parts, sizes, n) for n in lengths)
+    n_tokens, n_steps = max(lengths), max(len(job.trace.steps) for job in jobs)
+    n_at_once = max(n_tokens, min(TOKENS_AT_ONCE, sum(lengths)))
+    n_bytes = _bytes(parts, sizes, n_at_once, n_tokens, n_steps, block_bytes)
+    return SaliencyPlan(n_tokens, n_steps, len(jobs), n_bytes / 2**20, flops / _flops_a_second(parts, place))
+
+
+def _of_config(model: nn.Module) -> Anatomy:
+    """Return the sizes of a model that cannot be run, by its config; it has no layers to be looked at."""
+    inner = causal_lm(model)
+    config = inner.config.get_text_config()
+    n_heads = int(config.num_attention_heads)
+    d_head = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    return Anatomy(inner, (), nn.Identity(), 1.0, n_heads, n_kv_heads, d_head, int(config.hidden_size))
+
+
+def _sizes(parts: Anatomy) -> _Sizes:
+    n_weights = sum(p.numel() for p in parts.model.parameters())
+    if parts.layers:
+        n_block = sum(p.numel() for p in parts.layers[-1].block.parameters())
+        return _Sizes(n_weights, parts.n_layers, n_block)
+    n_layers = int(parts.model.config.get_text_config().num_hidden_layers)
+    tables: list[nn.Module | None] = [parts.model.get_input_embeddings(), parts.model.get_output_embeddings()]
+    in_tables = {id(p): p.numel() for table in tables if table is not None for p in table.parameters()}
+    return _Sizes(n_weights, n_layers, (n_weights - sum(in_tables.values())) // n_layers)
+
+
+def _flops(parts: Anatomy, sizes: _Sizes, n_tokens: int) -> float:
+    """Return the multiplications and additions of two forward passes and one backward pass to the activations."""
+    attention = 7.0 * sizes.n_layers * parts.n_heads * parts.d_head * n_tokens * n_tokens
+    return 6.0 * sizes.n_weights * n_tokens + attention
+
+
+def _bytes(parts: Anatomy, sizes: _Sizes, n_tokens: int, longest: int, n_steps: int, block_bytes: int) -> float:
+    """Return the bytes of all layers' inputs, one layer's insides, some logits, the buffers and the maps."""
+    size = parts.model.dtype.itemsize
+    insides = n_tokens * (sizes.n_block / parts.d_model + 8 * parts.d_model) * 2 * size
+    wide = n_tokens * parts.n_heads * parts.d_head * 4 * 8
+    kept = n_tokens * parts.d_model * size * (sizes.n_layers + 4)
+    logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * parts.d_vocab)
+    buffers = 3 * min(block_bytes, 4 * parts.n_heads * longest * longest)
+    return float(kept + insides + wide + logits + buffers + 16 * sizes.n_layers * n_steps * n_steps)
+
+
+def _flops_a_second(parts: Anatomy, device: torch.device) -> float:
+    """Return how fast a device multiplies matrices of the model's width, timed for about 50 ms."""
+    width = max(64, parts.d_model)
+    a = torch.ones(256, width, dtype=parts.model.dtype, device=device)
+    b = torch.ones(width, width, dtype=parts.model.dtype, device=device)
+    n, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < 0.05:
+        float((a @ b)[0, 0])
+        n += 1
+    # about half of the time goes to what is no matrix product
+    return float(n * 256 * width * width / spent)

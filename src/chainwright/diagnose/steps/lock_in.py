@@ -1,0 +1,204 @@
+"""How much attention a token pays to the segment that it builds on, right against wrong: lock-in read off directly.
+
+1. A query of the thinking builds on the question, one of the summary on the thinking; its bridge mass is the share of a
+   head's attention that goes there. StepFlow's bridge puts a floor under exactly this.
+2. The mass is taken where a token is decided: at the position before it.
+3. Wrong traces are compared, at the first wrong token, with traces that are right there, matched on slot and position
+   (`_partners.py`), since early tokens see more of the question whatever becomes of them.
+
+Attention says where a head looks, not what it takes from there, and a mass that differs need not be the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import wilcoxon
+from torch import Tensor, nn
+
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.decode import check_fits
+from chainwright.diagnose._attention_rows import read_rows
+from chainwright.diagnose.steps._matched_pairs import Pair, partners
+from chainwright.diagnose.steps.measures import SUMMARY, THINKING
+from chainwright.models.anatomy import anatomy, evaluating
+from chainwright.traces import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeGroups(Finding):
+    """Bridge masses where wrong traces fail, and of their right partners; P pairs.
+
+    Attributes:
+        right: `[P, L, H]`.
+        wrong: `[P, L, H]`.
+        segments: "thinking" (mass on the question) or "summary" (mass on the thinking) for each pair.
+        rows: One a segment and layer, over heads and pairs: means, the difference wrong less right with its bootstrap
+            interval over pairs, 95%, and `p` of Wilcoxon's signed ranks that wrong is lower. Then for the head whose
+            mean differs most: `head`, `head_right`, `head_wrong`.
+        n_unmatched: Wrong traces without a partner.
+    """
+
+    right: Tensor
+    wrong: Tensor
+    segments: list[str]
+    rows: list[dict[str, Any]]
+    n_unmatched: int
+
+    def of(self, segment: str) -> tuple[Tensor, Tensor]:
+        """Return the right and wrong masses of the pairs of "thinking" or of "summary"."""
+        here = torch.tensor([one == segment for one in self.segments], dtype=torch.bool)
+        return self.right[here], self.wrong[here]
+
+    def summary(self) -> str:
+        """Return the lowest difference of each segment."""
+        lines = [f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} without a partner."]
+        for segment, target in ((THINKING, "question"), (SUMMARY, "thinking")):
+            rows = [row for row in self.rows if row["segment"] == segment]
+            if not rows:
+                continue
+            row = min(rows, key=lambda row: row["difference"])
+            lines.append(
+                f"Mass on the {target} differs most in layer {row['layer']}: {row['wrong']:.3f} where wrong against "
+                f"{row['right']:.3f} ({row['low']:+.3f} to {row['high']:+.3f}; {row['n']} pairs, p {row['p']:.2g})."
+            )
+        return " ".join(lines)
+
+    def to_frame(self) -> pa.Table:
+        """Return `rows` as a table."""
+        return pa.Table.from_pylist(self.rows)
+
+
+@torch.no_grad()
+def bridge_mass(model: nn.Module, trace: Trace) -> Tensor:
+    """Return each head's attention on the segment that a token builds on, `[L, H, T]`; NaN where there is none.
+
+    The value at t is that of the query at t, which decides token t + 1. The tokens of the question have none, nor has
+    the summary of a trace without thinking. Edits that change scores or hidden states are in force if they are
+    attached; the bridge itself changes weights, and these are the weights before it.
+
+    Raises:
+        BadTrace: The trace does not fit the model.
+    """
+    parts = anatomy(model)
+    check_fits(parts, trace)
+    masses = torch.full((parts.n_layers, parts.n_heads, len(trace)), float("nan"))
+    is_read = [t for t in range(trace.question.end, len(trace)) if _bridge(trace, t) is not None]
+    if not is_read:
+        return masses
+
+    def read(layer: int, rows: Tensor, attention: Tensor) -> None:
+        sums = torch.cat([attention.new_zeros(len(attention), len(rows), 1), attention.cumsum(-1)], dim=-1)
+        ends = torch.tensor([_bridge(trace, t) for t in rows.tolist()], device=attention.device)  # (row, start and end)
+        at = sums.gather(-1, ends.expand(len(attention), -1, -1))
+        masses[layer][:, rows.cpu()] = (at[..., 1] - at[..., 0]).float().cpu()
+
+    with evaluating(parts.model):
+        read_rows(parts, trace.input_ids, torch.tensor(is_read), read, innermost=True)
+    return masses
+
+
+def _bridge(trace: Trace, position: int) -> tuple[int, int] | None:
+    """Return the tokens that a query of the response builds on."""
+    if position < trace.thinking.end:
+        return (0, trace.question.end)
+    return (trace.thinking.start, trace.thinking.end) if trace.thinking.start < trace.thinking.end else None
+
+
+def compare_bridges(
+    traces: Sequence[Trace],
+    masses: Sequence[Tensor],
+    *,
+    whole: bool = False,
+    max_distance: int = 8,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> BridgeGroups:
+    """Return how bridge masses differ between right and wrong traces where the first wrong token is decided.
+
+    Args:
+        traces: Judged traces of problems, right and wrong ones.
+        masses: `bridge_mass` of each, in the same order.
+        whole: Take only partners that are right to their end. Otherwise they are right at the slot and before it and
+            may fail later, which leaves more of them where few long chains are right. Needed if the masses of the
+            wrong traces come from a changed model.
+        max_distance: Tokens by which the slots of two partners may lie apart.
+        n_resamples: Bootstrap samples.
+        seed: Decides them.
+
+    Raises:
+        BadInput: Other masses than traces, traces without problems, or no pair that matches.
+    """
+    if len(traces) != len(masses):
+        raise BadInput(f"There must be one tensor of masses a trace; got {len(masses)} for {len(traces)} traces.")
+    pairs, n_unmatched = partners(traces, max_distance, whole=whole)
+    read = [(_deciding(traces, pair), pair) for pair in pairs]
+    kept = [(right, wrong, pair) for (right, wrong), pair in read if _has(masses, pair, right, wrong)]
+    if not kept:
+        raise BadInput("No pair fails in its response, where a token has something to build on.")
+    right = torch.stack([masses[pair.right][..., at] for at, _, pair in kept])
+    wrong = torch.stack([masses[pair.wrong][..., at] for _, at, pair in kept])
+    segments = [THINKING if at < traces[pair.wrong].thinking.end else SUMMARY for _, at, pair in kept]
+    rows = []
+    for segment in (THINKING, SUMMARY):
+        here = torch.tensor([one == segment for one in segments])
+        if bool(here.any()):
+            rows += _rows(segment, right[here], wrong[here], n_resamples, seed)
+    config = {"matched_on": "task, hops, slot, position", "whole": whole, "max_distance": max_distance, "seed": seed}
+    return BridgeGroups(
+        right=right, wrong=wrong, segments=segments, rows=rows, n_unmatched=n_unmatched + len(pairs) - len(kept),
+        config=config,
+    )  # fmt: skip
+
+
+def _deciding(traces: Sequence[Trace], pair: Pair) -> tuple[int, int]:
+    """Return the positions of the right and the wrong trace that decide the first wrong token."""
+    at = traces[pair.wrong].first_error_position
+    into = 0 if at is None else max(0, at - pair.wrong_at)
+    return pair.right_at + into - 1, pair.wrong_at + into - 1
+
+
+def _has(masses: Sequence[Tensor], pair: Pair, right: int, wrong: int) -> bool:
+    one, two = masses[pair.right], masses[pair.wrong]
+    inside = right < one.shape[-1] and wrong < two.shape[-1]
+    return inside and not bool(one[..., right].isnan().any() or two[..., wrong].isnan().any())
+
+
+def _rows(segment: str, right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> list[dict[str, Any]]:
+    return [
+        {"segment": segment, "layer": layer, **_compared(right[:, layer], wrong[:, layer], n_resamples, seed)}
+        for layer in range(right.shape[1])
+    ]
+
+
+def _compared(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
+    """Return the figures of one layer, of masses `[P, H]`."""
+    differences = (wrong - right).mean(1).double().numpy()
+    drawn = np.random.default_rng(seed).integers(0, len(differences), size=(n_resamples, len(differences)))
+    low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
+    head = int((wrong - right).mean(0).argmin())
+    return {
+        "n": len(right),
+        "right": float(right.mean()),
+        "wrong": float(wrong.mean()),
+        "difference": float(differences.mean()),
+        "low": float(low),
+        "high": float(high),
+        "p": lower(differences),
+        "head": head,
+        "head_right": float(right[:, head].mean()),
+        "head_wrong": float(wrong[:, head].mean()),
+    }
+
+
+def lower(differences: np.ndarray[Any, Any]) -> float:
+    """Return the p-value of Wilcoxon's signed ranks that paired differences lie below 0; 1 if all are 0."""
+    if not np.any(differences):
+        return 1.0
+    return float(wilcoxon(differences, alternative="less").pvalue)

@@ -1,0 +1,1 @@
+"""Back attention: deep layers are read back into shallow ones."""

@@ -1,0 +1,269 @@
+"""Back attention as a repair: fitted beside a frozen model, attached while it decodes, saved and shared."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.decode import left_pad
+from chainwright.edits.back_attention import AttendBack, BackHead
+from chainwright.edits.base import edit
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import capture
+from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
+from chainwright.repair.base import Cost, Origin, Repair, model_identity
+from chainwright.tasks.base import Problem
+
+_N_MEASURED = 32  # problems that the stream's size is measured on
+
+
+class BackAttention(Repair):
+    """Deep layers read back into shallow ones, with parameters of their own beside a frozen model.
+
+    Attributes:
+        heads: One head for each source layer.
+
+    Source: back attention (arXiv 2502.10835), section 4; see `AttendBack` for the computation.
+    """
+
+    kind = "back-attention"
+
+    def __init__(self, heads: Sequence[BackHead], *, origin: Origin | None = None):
+        super().__init__(origin)
+        self.heads = tuple(heads)
+        AttendBack(self.heads)  # refuses none, and two of one layer
+
+    @classmethod
+    def new(
+        cls,
+        model: nn.Module,
+        *,
+        source: int | Sequence[int] = 0,
+        targets: Sequence[int] | None = None,
+        d_back: int = 64,
+        is_normed: bool = True,
+        seed: int = 0,
+    ) -> BackAttention:
+        """Return an untrained back attention, which changes nothing.
+
+        Args:
+            model: The model that it is for.
+            source: Layer, or layers, whose input is changed; negative ones count from the last.
+            targets: Depths that are read: t is the input of layer t, L the last layer's output. None reads the whole
+                stack from each source layer on.
+            d_back: Size of queries, keys and values.
+            is_normed: Norm the inputs of the projections.
+            seed: Decides the starting weights.
+
+        Raises:
+            BadInput: No such layer, or a source layer above a target.
+        """
+        parts = anatomy(model)
+        sources = [parts.check_layer(s) for s in ([source] if isinstance(source, int) else source)]
+        torch.manual_seed(seed)
+        heads = []
+        for s in sources:
+            read = tuple(range(s, parts.n_layers + 1)) if targets is None else _checked(parts, targets)
+            heads.append(BackHead(parts.d_model, s, read, d_back, is_normed))
+        return cls(heads, origin=Origin(model_identity(parts.model)))
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        *,
+        source: int | Sequence[int] = 0,
+        targets: Sequence[int] | None = None,
+        d_back: int = 64,
+        is_normed: bool = True,
+        start: float = 0.5,
+        training: AnswerTraining | None = None,
+        progress: bool = True,
+    ) -> BackAttention:
+        """Return a back attention trained on questions and their answers, the model frozen.
+
+        The loss is the mean over all tokens of the answer (not its first one alone). Problems that name `r1` and `e2`
+        among their facts add the first hop's answer at the first relation, so that single hops stay known; see
+        `AnswerTraining.first_hop_weight`.
+
+        Args:
+            model: A Transformers decoder.
+            tokenizer: Its tokenizer.
+            problems: Questions that the model does not answer yet: what it knows already trains nothing.
+            source: As in `new`.
+            targets: As in `new`.
+            d_back: As in `new`.
+            is_normed: As in `new`.
+            start: Size of what is written to the stream before the first step, as a share of the stream's own: part of
+                what is read, as it is. 0 starts from nothing, as in the paper.
+            training: How it is trained; None takes the defaults.
+            progress: Show a progress bar.
+
+        Raises:
+            BadInput: No problems, prompts that hold their answers, problems that the model answers already, or layers
+                that do not fit.
+        """
+        settings = training or AnswerTraining()
+        check_unsolved(model, tokenizer, problems)
+        repair = cls.new(model, source=source, targets=targets, d_back=d_back, is_normed=is_normed, seed=settings.seed)
+        placed = _placed(repair.heads, anatomy(model))
+        heads = nn.ModuleList(placed).requires_grad_(True)
+        begin(placed, model, tokenizer, problems, start)
+        with edit(model, AttendBack(placed)):
+            train(model, tokenizer, heads.parameters(), problems, settings, progress=progress)
+        heads.requires_grad_(False)
+        return cls(placed, origin=repair.origin)
+
+    @property
+    def n_parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(weight.numel() for head in self.heads for weight in head.parameters())
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[Cost]:
+        """Let `model` run with the back attention; what it takes is counted in `cost`."""
+        self.check_model(model)
+        parts = anatomy(model)
+        heads = [head.requires_grad_(False) for head in _placed(self.heads, parts)]
+        self.cost = Cost()
+        clock = _Clock(self.cost)
+        base = parts.model.base_model
+        before = base.register_forward_pre_hook(clock.begun, with_kwargs=True)
+        after = base.register_forward_hook(clock.ended, with_kwargs=True)
+        try:
+            with edit(model, AttendBack(heads, on_second=clock.second), strict=False):
+                yield self.cost
+        finally:
+            before.remove()
+            after.remove()
+
+    def describe(self) -> str:
+        """Return what the repair does."""
+        parts = "; ".join(
+            f"layer {head.source} reads depths {', '.join(map(str, head.targets))} with size {head.d_back}"
+            for head in self.heads
+        )
+        return (
+            f"Back attention (arXiv 2502.10835): {parts}. {self.n_parameters:,} parameters beside the frozen model; "
+            "layers from the first source on run twice."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return layers and sizes."""
+        return {
+            "heads": [
+                {
+                    "source": head.source,
+                    "targets": list(head.targets),
+                    "d_back": head.d_back,
+                    "d_model": head.q.in_features,
+                    "is_normed": head.is_normed,
+                }
+                for head in self.heads
+            ]
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the heads' weights."""
+        return {f"{head.source}.{name}": weight for head in self.heads for name, weight in head.state_dict().items()}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> BackAttention:
+        """Return the repair that `settings` and `tensors` describe."""
+        heads = []
+        for one in settings["heads"]:
+            head = BackHead(one["d_model"], one["source"], one["targets"], one["d_back"], one["is_normed"])
+            prefix = f"{one['source']}."
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            head.load_state_dict(own)
+            heads.append(head)
+        return cls(heads, origin=origin)
+
+
+def begin(
+    heads: Sequence[BackHead],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    share: float,
+) -> None:
+    """Let untrained heads write what they read back, `share` times as large as the stream that it is added to.
+
+    From zeros, training first finds that being unsure of everything lowers the loss, and may stay there.
+
+    Raises:
+        BadInput: `share` is negative, or there are no problems that can be trained on.
+    """
+    if share < 0:
+        raise BadInput(f"start must be at least 0; got {share}.")
+    rows = rows_of(tokenizer, problems[:_N_MEASURED])
+    if share == 0:
+        return
+    ids, mask = left_pad([row.ids for row in rows], 0, next(model.parameters()).device)
+    seen = capture(model, ids, attention_mask=mask, residual=True)
+    assert seen.resid_pre is not None and seen.resid_post is not None
+    depths = torch.cat([seen.resid_pre, seen.resid_post[-1:]])[:, mask.bool()]  # (depth, token, model)
+    for head in heads:
+        given = 1.0 if head.is_normed else _size(depths[list(head.targets)])
+        head.write_back(share * _size(depths[head.source]) / given)
+
+
+def _size(vectors: Tensor) -> float:
+    """Return the median root mean square, which single huge positions do not move."""
+    return float(vectors.float().pow(2).mean(-1).sqrt().median())
+
+
+def _checked(parts: Anatomy, targets: Sequence[int]) -> tuple[int, ...]:
+    wrong = [t for t in targets if not 0 <= t <= parts.n_layers]
+    if wrong:
+        raise BadInput(
+            f"Target {wrong[0]} does not exist: targets go from 0 (the input of layer 0) to {parts.n_layers} (the last "
+            "layer's output)."
+        )
+    return tuple(targets)
+
+
+def _placed(heads: Sequence[BackHead], parts: Anatomy) -> list[BackHead]:
+    """Return copies of the heads where the model's layers are, in its number type."""
+    out = []
+    for head in heads:
+        first = next(parts.layers[head.source].block.parameters())
+        out.append(copy.deepcopy(head).to(first.device, parts.model.dtype))
+    return out
+
+
+class _Clock:
+    """Counts passes, tokens and seconds."""
+
+    def __init__(self, cost: Cost):
+        self.cost = cost
+        self.since = 0.0
+        self.has_second = False  # passes that only unembed, with the edits suspended, have none
+
+    def begun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.since, self.has_second = time.perf_counter(), False
+
+    def ended(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self.has_second:
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self.cost.n_forwards += 1
+        self.cost.n_tokens += len(ids) if isinstance(ids, Tensor) else 1
+        self.cost.seconds += time.perf_counter() - self.since
+
+    def second(self, seconds: float, n_tokens: int) -> None:
+        """Count a second pass, which has run inside of a first one."""
+        self.has_second = True
+        self.cost.n_extra_forwards += 1
+        self.cost.n_extra_tokens += n_tokens
+        self.cost.extra_seconds += seconds

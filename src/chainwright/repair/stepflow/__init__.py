@@ -1,0 +1,1 @@
+"""StepFlow: attention between segments and steps is steered while decoding."""

@@ -1,0 +1,1 @@
+"""TCR: doubtful tokens are decided by runs without single heads."""

@@ -1,0 +1,212 @@
+"""What a model would say next, had one head been silent all along: cached beside a decoding run.
+
+1. For each (row, head) that was asked for, keys and values of the row's tokens without the head are kept: a branch.
+2. When the pair is asked for again, only the tokens since then are run, several pairs in one pass. Branches of unequal
+   length stand side by side as [padding | cached | padding | new], the padding masked; where a layer looks at a window
+   of slots, only pairs of equal lengths are joined.
+3. The branches together stay below a number of bytes: the one that was asked for longest ago goes first, and starts
+   from its first token when it is asked for again. The results do not depend on it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from chainwright._errors import BadInput
+from chainwright.edits import Head, KnockOut
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.seam import widened
+from chainwright.repair.base import Cost
+from chainwright.repair.tcr._knockout_switch import Switch
+
+Pair = tuple[int, Head]  # row, head
+# new tokens up to which a pass is bound by its fixed cost, so that padding costs nothing
+_SHORT = 32
+
+
+@dataclass
+class _Branch:
+    """Cache layers of one row, `[1, G, t, d]` each, and how many tokens they have seen."""
+
+    layers: list[Any]
+    n_tokens: int
+    n_bytes: int
+
+
+class _Job(NamedTuple):
+    """A pair and its tokens; `n_cached` of them are in its branch."""
+
+    pair: Pair
+    ids: Sequence[int]
+    n_cached: int
+
+    @property
+    def n_new(self) -> int:
+        return len(self.ids) - self.n_cached
+
+
+def is_plain(cache: Any) -> bool:
+    """Say whether a cache holds keys and values only, and puts new ones behind them without writing in place."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def new_cache(parts: Anatomy) -> Any:
+    """Return an empty cache of the kind that `generate` makes for the model."""
+    cache = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
+    if not is_plain(cache):
+        kinds = sorted({type(layer).__name__ for layer in cache.layers})
+        raise BadInput(
+            f"This {parts.model.config.model_type} model caches more than keys and values ({', '.join(kinds)}), so "
+            "single heads cannot be left out of its past; use positions='last', or another model."
+        )
+    return cache
+
+
+class Branches:
+    """The branches of one decoding run."""
+
+    def __init__(self, parts: Anatomy, switch: Switch, scale: float, max_bytes: int, cost: Cost):
+        self.parts = parts
+        self.switch = switch
+        self.scale = scale
+        self.max_bytes = max_bytes
+        self.cost = cost
+        self.has_windows = any(getattr(layer, "is_sliding", False) for layer in new_cache(parts).layers)
+        self.n_bytes = 0
+        self._kept: OrderedDict[Pair, _Branch] = OrderedDict()
+
+    def forget(self, rows: set[int] | None = None) -> None:
+        """Drop the branches of some rows, or all."""
+        for pair in [pair for pair in self._kept if rows is None or pair[0] in rows]:
+            self._drop(pair)
+
+    def _drop(self, pair: Pair) -> None:
+        branch = self._kept.pop(pair, None)
+        self.n_bytes -= 0 if branch is None else branch.n_bytes
+
+    def logits(self, pairs: Sequence[Pair], contexts: Sequence[Sequence[int]]) -> Tensor:
+        """Return the next-token logits `[len(pairs), V]` of each pair after its row's tokens, `contexts[i]`."""
+        jobs = [self._job(pair, ids) for pair, ids in zip(pairs, contexts, strict=True)]
+        found: dict[Pair, Tensor] = {}
+        for group in self._groups(jobs):
+            found.update(self._run(group))
+            self._evict()
+        return torch.stack([found[pair] for pair in pairs])
+
+    def _job(self, pair: Pair, ids: Sequence[int]) -> _Job:
+        branch = self._kept.get(pair)
+        # the last token is always run: its logits are what is asked for
+        is_ahead = branch is not None and branch.n_tokens >= len(ids)
+        if is_ahead:
+            self._drop(pair)
+        return _Job(pair, ids, 0 if branch is None or is_ahead else branch.n_tokens)
+
+    def _groups(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Yield jobs that fit into one pass: of equal lengths, or of about as many new tokens; within the memory."""
+        waiting: dict[tuple[int, ...], list[_Job]] = {}
+        for job in jobs:
+            size = 0 if job.n_new <= _SHORT else job.n_new.bit_length()
+            key = (job.n_cached, job.n_new) if self.has_windows else (size,)
+            waiting.setdefault(key, []).append(job)
+        for group in waiting.values():
+            longest = max(len(job.ids) for job in group)
+            at_once = max(1, self.max_bytes // (longest * self._bytes_per_token()))
+            yield from (group[i : i + at_once] for i in range(0, len(group), at_once))
+
+    def _bytes_per_token(self) -> int:
+        parts = self.parts
+        n_numbers = 2 * parts.n_layers * parts.n_kv_heads * parts.d_head
+        return n_numbers * int(parts.model.dtype.itemsize)
+
+    def _run(self, jobs: list[_Job]) -> dict[Pair, Tensor]:
+        # jobs of one call may have evicted each other's branches since they were counted
+        jobs = [self._job(job.pair, job.ids) for job in jobs]
+        n_cached, n_new = max(j.n_cached for j in jobs), max(j.n_new for j in jobs)
+        device = self.parts.model.device
+        ids = torch.zeros(len(jobs), n_new, dtype=torch.long)
+        positions = torch.zeros(len(jobs), n_new, dtype=torch.long)
+        mask = torch.zeros(len(jobs), n_cached + n_new, dtype=torch.long)
+        for i, job in enumerate(jobs):
+            ids[i, n_new - job.n_new :] = torch.tensor(job.ids[job.n_cached :])
+            positions[i, n_new - job.n_new :] = torch.arange(job.n_cached, len(job.ids))
+            mask[i, n_cached - job.n_cached : n_cached] = 1
+            mask[i, n_cached + n_new - job.n_new :] = 1
+        cache = self._joined(jobs, n_cached)
+        with self.switch.on(KnockOut([{job.pair[1]} for job in jobs], scale=self.scale)), torch.no_grad():
+            output = self.parts.model(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=positions.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cost.n_extra_forwards += 1
+        self.cost.n_extra_tokens += ids.numel()
+        for i, job in enumerate(jobs):
+            self._keep(job, i, cache, n_cached)
+        logits = widened(output.logits[:, -1])
+        return {job.pair: logits[i] for i, job in enumerate(jobs)}
+
+    def _joined(self, jobs: list[_Job], n_cached: int) -> Any:
+        """Return a cache in which the jobs' branches are rows, the shorter ones padded in front."""
+        cache = new_cache(self.parts)
+        if n_cached == 0:
+            return cache
+        branches = [self._kept.get(job.pair) for job in jobs]
+        model = next(branch for branch in branches if branch is not None)
+        cache.layers = [copy.copy(layer) for layer in model.layers]
+        if len(jobs) > 1:
+            for at, layer in enumerate(cache.layers):
+                own = [None if branch is None else branch.layers[at] for branch in branches]
+                layer.keys = _padded([one and one.keys for one in own], layer.keys, self._slots(n_cached))
+                layer.values = _padded([one and one.values for one in own], layer.values, self._slots(n_cached))
+        return cache
+
+    def _slots(self, n_cached: int) -> int | None:
+        """Return how long the joined keys are; None: as long as each branch's, which then are all alike."""
+        return None if self.has_windows else n_cached
+
+    def _keep(self, job: _Job, row: int, cache: Any, n_cached: int) -> None:
+        layers = []
+        for layer in cache.layers:
+            one = copy.copy(layer)
+            if self.has_windows:
+                one.keys, one.values = (t[row : row + 1].clone() for t in (layer.keys, layer.values))
+            else:
+                one.keys, one.values = (_own_slots(t[row : row + 1], job, n_cached) for t in (layer.keys, layer.values))
+            layers.append(one)
+        self._drop(job.pair)
+        n_bytes = sum(t.numel() * t.element_size() for one in layers for t in (one.keys, one.values))
+        self._kept[job.pair] = _Branch(layers, len(job.ids), n_bytes)
+        self.n_bytes += n_bytes
+
+    def _evict(self) -> None:
+        """Drop the branches that were asked for longest ago until the rest fits."""
+        while self.n_bytes > self.max_bytes and self._kept:
+            self._drop(next(iter(self._kept)))
+
+
+def _padded(tensors: list[Tensor | None], like: Tensor, n_slots: int | None) -> Tensor:
+    n_slots = like.shape[-2] if n_slots is None else n_slots
+    out = like.new_zeros(len(tensors), like.shape[1], n_slots, like.shape[3])
+    for i, tensor in enumerate(tensors):
+        if tensor is not None:
+            out[i, :, n_slots - tensor.shape[-2] :] = tensor[0]
+    return out
+
+
+def _own_slots(row: Tensor, job: _Job, n_cached: int) -> Tensor:
+    """Return a row's keys or values without its padding, in memory of its own."""
+    end = row.shape[-2]
+    cached = row[:, :, n_cached - job.n_cached : n_cached]
+    return torch.cat([cached, row[:, :, end - job.n_new :]], dim=-2)

@@ -1,0 +1,95 @@
+"""What a model says when one head is silent at the last position only: one more decode step over the plain cache.
+
+The step that has just run put the last token's keys and values behind the others; they are left out, since without the
+head they differ in the layers above it. The plain cache itself is only read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainwright.decode import left_pad
+from chainwright.edits import KnockOut
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import forward, position_ids
+from chainwright.models.seam import widened
+from chainwright.repair.base import Cost
+from chainwright.repair.tcr._ablated_cache import Pair
+from chainwright.repair.tcr._knockout_switch import Switch
+
+
+def windows_before(cache: Any) -> dict[int, Any]:
+    """Return the sliding layers of a cache as they are before a step, which drops what leaves the window."""
+    if cache is None:
+        return {}
+    layers = enumerate(cache.layers)
+    return {i: copy.copy(layer) for i, layer in layers if layer.is_sliding and layer.get_seq_length() > 0}
+
+
+def last_position_logits(
+    parts: Anatomy,
+    switch: Switch,
+    pairs: Sequence[Pair],
+    contexts: Sequence[Sequence[int]],
+    cache: Any,
+    windows: dict[int, Any],
+    scale: float,
+    cost: Cost,
+) -> Tensor:
+    """Return the next-token logits `[len(pairs), V]` of each (row, head), the head scaled at the last position.
+
+    Args:
+        parts: Anatomy of the model.
+        switch: Its open knockout switch.
+        pairs: Rows of `cache`, and a head each.
+        contexts: The tokens of each pair's row.
+        cache: The plain cache after the last token.
+        windows: Its sliding layers before that token.
+        scale: What the head's output is multiplied by.
+        cost: Where the passes are counted.
+    """
+    heads = KnockOut([{head} for _, head in pairs], positions="last", scale=scale)
+    has_prefix = cache.get_seq_length() > 1 and all(
+        i in windows for i, layer in enumerate(cache.layers) if layer.is_sliding
+    )
+    cost.n_extra_forwards += 1
+    with switch.on(heads), torch.no_grad():
+        if not has_prefix:
+            ids, mask = left_pad(contexts, 0, parts.model.device)
+            cost.n_extra_tokens += ids.numel()
+            return widened(forward(parts, ids, mask, last_only=True)[:, -1])
+        cost.n_extra_tokens += len(pairs)
+        rows = torch.tensor([row for row, _ in pairs], device=parts.model.device)
+        return _step(parts, rows, contexts, _prefix(cache, windows, rows))
+
+
+def _step(parts: Anatomy, rows: Tensor, contexts: Sequence[Sequence[int]], prefix: Any) -> Tensor:
+    device, n_slots = parts.model.device, prefix.get_seq_length() + 1
+    _, mask = left_pad([ids for ids in contexts], 0, device)
+    wide = torch.zeros(len(rows), n_slots, dtype=torch.long, device=device)
+    wide[:, n_slots - mask.shape[1] :] = mask
+    last = torch.tensor([[ids[-1]] for ids in contexts], device=device)
+    logits = parts.model(
+        input_ids=last,
+        attention_mask=wide,
+        position_ids=position_ids(wide)[:, -1:],
+        past_key_values=prefix,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return widened(logits[:, -1])
+
+
+def _prefix(cache: Any, windows: dict[int, Any], rows: Tensor) -> Any:
+    """Return a cache of the given rows without the last token."""
+    prefix = copy.copy(cache)
+    prefix.layers = [copy.copy(windows.get(i, layer)) for i, layer in enumerate(cache.layers)]
+    for i, layer in enumerate(prefix.layers):
+        end = None if i in windows else -1
+        layer.keys, layer.values = (t[rows, :, :end] for t in (layer.keys, layer.values))
+    return prefix

@@ -1,0 +1,174 @@
+"""Whole rows of tokens run at once and read at many places: for scoring traces and for fitting.
+
+A site is a place before a token: (row, number of tokens before it). One pass without a head gives what it says at every
+site of a row, so silencing a head at all positions costs a pass a row and head, however many sites there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chainwright.decode import Corrections, left_pad
+from chainwright.edits import Head, KnockOut
+from chainwright.models.anatomy import Anatomy, first_tensor
+from chainwright.models.capture import Positions, forward, position_ids
+from chainwright.models.residual import unembed
+from chainwright.models.seam import widened
+from chainwright.repair.tcr._ablated_cache import Pair
+from chainwright.repair.tcr._knockout_switch import Switch
+from chainwright.repair.tcr.token_repair import Seen
+from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.tcr.token_repair import CorrectingRepair
+
+_LOGITS_AT_ONCE = 2**25
+_PAIRS_AT_ONCE = 32
+
+
+class Site(NamedTuple):
+    """A place before a token: its row, and how many tokens of the row stand before it."""
+
+    row: int
+    n_before: int
+
+
+class ForcedRows:
+    """Rows of tokens that have been run once, and can be run again without heads.
+
+    Args:
+        parts: Anatomy of the model, which is in evaluation mode.
+        switch: Its open knockout switch.
+        rows: The tokens of each row.
+        prompts: How many of them are the prompt.
+        layers: Layers whose output is read.
+    """
+
+    def __init__(
+        self,
+        parts: Anatomy,
+        switch: Switch,
+        rows: Sequence[Sequence[int]],
+        prompts: Sequence[int],
+        layers: Sequence[int],
+    ):
+        self.parts = parts
+        self.switch = switch
+        self.rows = rows
+        self.prompts = prompts
+        self.ids, self.mask = left_pad(rows, 0, parts.model.device)
+        self.layers = [i % parts.n_layers for i in layers]
+        self._hidden: dict[int, Tensor] = {}
+        with ExitStack() as stack, torch.no_grad():
+            for i in set(self.layers):
+                stack.callback(parts.layers[i].block.register_forward_hook(self._reader(i)).remove)
+            self.final = self._run(torch.arange(len(rows)))
+
+    def _reader(self, layer: int) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            given = first_tensor(output)
+            assert given is not None
+            self._hidden[layer] = given.reshape(*self.ids.shape, -1)
+
+        return read
+
+    def _run(self, rows: Tensor) -> Tensor:
+        """Return the base model's output `[rows, T, D]`."""
+        at = rows.to(self.ids.device)
+        mask = self.mask[at]
+        output: Tensor = self.parts.model.base_model(
+            input_ids=self.ids[at], attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+        ).last_hidden_state
+        return output
+
+    def _columns(self, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
+        """Return row and column of the last token before each site."""
+        width = self.ids.shape[1]
+        rows = torch.tensor([s.row for s in sites], device=self.ids.device)
+        columns = torch.tensor([width - len(self.rows[s.row]) + s.n_before - 1 for s in sites], device=self.ids.device)
+        return rows, columns
+
+    def seen(self, sites: Sequence[Site]) -> Seen:
+        """Return what decoding would have seen at the sites."""
+        rows, columns = self._columns(sites)
+        logits = unembed(self.parts, self.final[rows, columns])
+        read = [widened(self._hidden[i][rows, columns]) for i in self.layers]
+        hidden = torch.stack(read, dim=1) if read else logits.new_zeros(len(sites), 0, 0)
+        contexts = [self.rows[s.row][: s.n_before] for s in sites]
+        return Seen(hidden, logits, contexts, [self.rows[s.row][: self.prompts[s.row]] for s in sites])
+
+    def chunks(self, sites: Sequence[Site]) -> Iterator[Sequence[Site]]:
+        """Yield the sites in pieces whose logits are not too large."""
+        step = max(1, _LOGITS_AT_ONCE // self.parts.d_vocab)
+        yield from (sites[i : i + step] for i in range(0, len(sites), step))
+
+    def without(self, sites: Sequence[Site], pairs: Sequence[Pair], positions: Positions, scale: float) -> Tensor:
+        """Return the next-token logits `[pairs, V]` of (index of a site, head) pairs without that head."""
+        with torch.no_grad():
+            if positions == "last":
+                return torch.cat(
+                    [
+                        self._without_last(sites, pairs[i : i + _PAIRS_AT_ONCE], scale)
+                        for i in range(0, len(pairs), _PAIRS_AT_ONCE)
+                    ]
+                )
+            return self._without_all(sites, pairs, scale)
+
+    def _without_all(self, sites: Sequence[Site], pairs: Sequence[Pair], scale: float) -> Tensor:
+        out = torch.empty(len(pairs), self.parts.d_vocab, device=self.ids.device)
+        for head in dict.fromkeys(head for _, head in pairs):
+            mine = [i for i, pair in enumerate(pairs) if pair[1] == head]
+            rows, columns = self._columns([sites[pairs[i][0]] for i in mine])
+            needed, at = torch.unique(rows.cpu(), return_inverse=True)
+            with self.switch.on(KnockOut({head}, scale=scale)):
+                final = self._run(needed)
+            out[mine] = unembed(self.parts, final[at.to(columns.device), columns]).to(out.dtype)
+        return out
+
+    def _without_last(self, sites: Sequence[Site], pairs: Sequence[Pair], scale: float) -> Tensor:
+        contexts = [self.rows[sites[i].row][: sites[i].n_before] for i, _ in pairs]
+        ids, mask = left_pad(contexts, 0, self.parts.model.device)
+        with self.switch.on(KnockOut([{head} for _, head in pairs], positions="last", scale=scale)):
+            return widened(forward(self.parts, ids, mask, last_only=True)[:, -1])
+
+
+def trace_corrections(parts: Anatomy, repair: CorrectingRepair, traces: Sequence[Trace]) -> list[Corrections]:
+    """Return for each trace the logits that `repair` puts in at the flagged tokens of its response."""
+    rows = [trace.input_ids.tolist() for trace in traces]
+    starts = [max(1, trace.response_start) for trace in traces]
+    switch = Switch(parts)
+    found: list[list[tuple[int, Tensor]]] = [[] for _ in traces]
+    with switch.attached(), torch.no_grad():
+        forced = ForcedRows(parts, switch, rows, starts, repair.layers)
+        sites = [Site(i, n) for i, row in enumerate(rows) for n in range(starts[i], len(row))]
+        for chunk in forced.chunks(sites):
+            for site, logits in _corrected(parts, repair, forced, chunk):
+                found[site.row].append((site.n_before, logits))
+    empty = torch.empty(0, parts.d_vocab)
+    return [
+        Corrections(
+            torch.tensor([n for n, _ in row], dtype=torch.long),
+            torch.stack([logits for _, logits in row]) if row else empty,
+        )
+        for row in found
+    ]
+
+
+def _corrected(
+    parts: Anatomy, repair: CorrectingRepair, forced: ForcedRows, sites: Sequence[Site]
+) -> Iterator[tuple[Site, Tensor]]:
+    seen = forced.seen(sites)
+    flagged = repair.detector.flags(seen).nonzero()[:, 0].tolist()
+    if not flagged:
+        return
+    doubtful = [sites[i] for i in flagged]
+
+    def without(pairs: Sequence[tuple[int, Head]]) -> Tensor:
+        return forced.without(doubtful, pairs, repair.positions, repair.scale)
+
+    yield from zip(doubtful, repair.corrected(parts, seen.take(flagged), without), strict=True)

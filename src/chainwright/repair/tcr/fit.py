@@ -1,0 +1,327 @@
+"""Fitting TCR: from traces of a model to a repair, with what was measured on the way.
+
+1. Candidate heads from the traces (`candidates`).
+2. Every lesson is run once, and at doubtful tokens also without each head: that labels which choices are right.
+3. The selector learns to rank the choices, the detector to tell wrong tokens, the verifier to tell the model's second
+   choice from its first.
+4. On lessons that none of them has seen, every way of putting them together is scored by the share of chains that come
+   out right: first how many heads vote, then the threshold of the detector. If no threshold beats leaving the model
+   alone, it is set where it does least.
+
+Fit and tune lessons are different problems. Accuracy is to be measured on a third set (`chainwright reproduce tcr`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.edits import Head
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import Positions
+from chainwright.models.load import provenance
+from chainwright.repair.base import Origin, model_identity
+from chainwright.repair.tcr._mlp import Perceptron, TrainConfig
+from chainwright.repair.tcr.candidate_heads import CandidateConfig, Candidates, find_candidates
+from chainwright.repair.tcr.detector import EntropyDetector, TrainedDetector, fit_detector
+from chainwright.repair.tcr.repair import TCR, Decision, TCRConfig
+from chainwright.repair.tcr.selector import ClassifierConfig, Selector, fit_light_selector
+from chainwright.repair.tcr.thresholds import (
+    VOTES,
+    Decided,
+    Detection,
+    detection,
+    exact_share,
+    tune_figures,
+    tuned_threshold,
+    tuned_votes,
+)
+from chainwright.repair.tcr.token_repair import Detector, Seen
+from chainwright.repair.tcr.training_data import Lesson, Outcomes, lessons_of, outcomes
+from chainwright.repair.tcr.verifier import Verifier, fit_verifier
+from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.tcr.lora_selector import ClassifierSelector
+
+Say = Callable[[str], None]
+Tick = Callable[[int, int], None]
+_THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How TCR is fitted.
+
+    Attributes:
+        candidates: How the candidate heads are found; its `positions` are those that the repair decodes with.
+        selector: "light", or the base of the paper's form: a bundled name, a folder or a Hub id of a small model.
+        detector: "trained" or "entropy".
+        tau: Entropy threshold in nats; None tunes it. Not used by the trained detector.
+        decision: "verify": a verifier decides between the model's first and second choice. "vote": the paper's vote.
+        n_votes: Heads that vote; the paper has 3. None takes 3, or 1 if that is clearly better on tune lessons.
+        slack: Share of the tune chains that fewer flags may cost: of all thresholds that come as near to the best one
+            the highest is taken.
+        scale: What a head's output is multiplied by.
+        layers: Layers that selector and detector read; None takes a quarter, a half, three quarters and the last.
+        doubt_above: Tokens with less entropy (nats) teach the selector nothing, unless they are wrong.
+        certain_below: Right tokens with less entropy than this (nats) teach the detector little, so that only ...
+        certain_share: ... this share of them is used.
+        tune_share: Share of the problems that are kept for tuning.
+        training: How the detector and the light selector are trained.
+        classifier: How the paper's form of the selector is trained.
+        max_bytes: Memory bound of the fitted repair.
+    """
+
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    selector: str = "light"
+    detector: str = "trained"
+    tau: float | None = None
+    decision: Decision = "verify"
+    n_votes: int | None = None
+    slack: float = 0.01
+    scale: float = 0.0
+    layers: tuple[int, ...] | None = None
+    doubt_above: float = 0.1
+    certain_below: float = 0.01
+    certain_share: float = 0.1
+    tune_share: float = 0.3
+    training: TrainConfig = field(default_factory=TrainConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be fitted."""
+        if self.detector not in ("trained", "entropy"):
+            raise BadInput(f"detector must be 'trained' or 'entropy'; got {self.detector!r}.")
+        if self.decision not in get_args(Decision):
+            raise BadInput(f"decision must be 'verify' or 'vote'; got {self.decision!r}.")
+        if self.n_votes is not None and self.n_votes < 1:
+            raise BadInput(f"n_votes must be at least 1; got {self.n_votes}.")
+        if not 0 <= self.slack < 1:
+            raise BadInput(f"slack must be at least 0 and below 1; got {self.slack}.")
+        if not 0 < self.tune_share < 1:
+            raise BadInput(f"tune_share must be above 0 and below 1; got {self.tune_share}.")
+
+
+class Fitted(NamedTuple):
+    """A repair, its candidate heads, and what was measured on tune lessons.
+
+    Attributes:
+        repair: Ready to be attached or saved.
+        candidates: The heads with their coverage.
+        figures: Name of each measure and its value.
+        tune: Outcomes of the tune lessons, for studies.
+    """
+
+    repair: TCR
+    candidates: Candidates
+    figures: dict[str, float]
+    tune: Outcomes
+
+
+def read_layers(n_layers: int) -> tuple[int, ...]:
+    """Return the layers that are read by default: a quarter, a half and three quarters of the way, and the last."""
+    return tuple(sorted({max(0, round(n_layers * part) - 1) for part in (0.25, 0.5, 0.75, 1.0)}))
+
+
+def split_lessons(lessons: Sequence[Lesson], tune_share: float) -> tuple[list[Lesson], list[Lesson]]:
+    """Return lessons to fit on and lessons to tune on, spread evenly over all of them."""
+    every = max(2, round(1 / tune_share))
+    fit = [lesson for i, lesson in enumerate(lessons) if i % every]
+    return fit, [lesson for i, lesson in enumerate(lessons) if i % every == 0]
+
+
+def fit_tcr(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace],
+    *,
+    config: FitConfig | None = None,
+    say: Say = lambda line: None,
+    tick: Tick = lambda done, total: None,
+) -> Fitted:
+    """Return a TCR fitted on traces of a model.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        traces: Its greedy traces of problems, right and wrong ones.
+        config: How to fit.
+        say: Called with a line at each stage.
+        tick: Called with (how much of the stage is done, of how much).
+
+    Raises:
+        BadInput: The traces hold no error or no right token, or have no problems.
+    """
+    settings = config or FitConfig()
+    parts = anatomy(model)
+    lessons = lessons_of(tokenizer, traces)
+    _check_traces(traces)
+    if settings.selector != "light":  # a base that cannot be had or cannot read is told before the long work
+        _classifier(model, 1, settings).encoded(traces[0].input_ids.tolist())
+    say(f"Locating heads in {len(traces)} traces")
+    try:
+        candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
+    except BadInput:
+        _check_tokens(look(parts, lessons, [], settings, tick))  # may know why
+        raise
+    say(candidates.summary())
+    heads = [(layer, head) for layer, head in candidates.heads]
+    fit, tune = split_lessons(lessons, settings.tune_share)
+    say(f"Silencing {len(heads)} heads at doubtful tokens of {len(lessons)} chains")
+    seen = look(parts, fit, heads, settings, tick)
+    _check_tokens(seen)
+    say("Training detector, selector and verifier")
+    taught = _worth_learning(seen, settings)
+    network = fit_detector(seen.doubt[taught], ~seen.is_right[taught], config=settings.training)
+    selector = _selector(model, seen, settings)
+    verifier, blind = _verifiers(seen, settings)
+    say("Tuning on chains that none of them has seen")
+    held = look(parts, tune, heads, settings, tick)
+    scores = choice_scores(selector, held)
+    n_votes = settings.n_votes or tuned_votes(held, scores)
+    decided = Decided.of(held, scores, n_votes, verifier, blind)
+    options, flags = _detectors(held, network, settings)
+    best = tuned_threshold(held, flags, decided, settings.slack)
+    figures = tune_figures(held, decided, flags[best])
+    repair = assemble(model, tokenizer, heads, selector, options[best], replace(settings, n_votes=n_votes), verifier)
+    repair.origin = replace(repair.origin, figures=[{"measure": k, "value": v} for k, v in figures.items()])
+    return Fitted(repair, candidates, figures, held)
+
+
+def assemble(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: Sequence[Head],
+    selector: Selector,
+    detector: Detector,
+    config: FitConfig,
+    verifier: Verifier | None = None,
+) -> TCR:
+    """Return the repair of these parts, bound to the model."""
+    parts = anatomy(model)
+    ends = parts.model.generation_config.eos_token_id
+    listed = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    decoding = TCRConfig(
+        config.n_votes or VOTES[0], config.candidates.positions, config.scale, config.max_bytes, config.decision
+    )
+    return TCR(
+        heads,
+        selector,
+        detector,
+        config=decoding,
+        layers=config.layers or read_layers(parts.n_layers),
+        end_ids=sorted({int(e) for e in listed if e is not None}),
+        origin=Origin(model_identity(model), [], "Measured on tune lessons: right chains under forced right prefixes."),
+        verifier=verifier,
+    )
+
+
+def look(parts: Anatomy, lessons: Sequence[Lesson], heads: Sequence[Head], config: FitConfig, tick: Tick) -> Outcomes:
+    """Return the outcomes of lessons, with the heads left out at wrong tokens and those above `doubt_above`."""
+
+    def doubtful(entropy: Tensor, is_right: Tensor, features: Tensor) -> Tensor:
+        return ~is_right | (entropy > config.doubt_above)
+
+    return outcomes(
+        parts,
+        lessons,
+        heads,
+        layers=config.layers or read_layers(parts.n_layers),
+        doubtful=doubtful,
+        positions=config.candidates.positions,
+        scale=config.scale,
+        tick=tick,
+    )
+
+
+def _check_traces(traces: Sequence[Trace]) -> None:
+    if not traces:
+        raise BadInput("There are no traces to fit on.")
+    if all(trace.first_error is None for trace in traces):
+        raise BadInput(f"None of the {len(traces)} traces has an error, so there is nothing to mend; ask more hops.")
+
+
+def _check_tokens(seen: Outcomes) -> None:
+    if not bool(seen.is_right.any()):
+        raise BadInput("The model predicts not one right token in these traces, so nothing tells right from wrong.")
+    if bool(seen.is_right.all()):
+        raise BadInput("The model predicts every token of these chains right: nothing to mend; ask more hops.")
+
+
+def _selector(model: nn.Module, seen: Outcomes, config: FitConfig) -> Selector:
+    if config.selector == "light":
+        return fit_light_selector(seen.choice, seen.labels, config=config.training)
+    return _classifier(model, seen.votes.shape[1] + 1, config).fit(seen.contexts, seen.labels)
+
+
+def _classifier(model: nn.Module, n_choices: int, config: FitConfig) -> ClassifierSelector:
+    from chainwright.repair.tcr.lora_selector import ClassifierSelector
+
+    tokens_of = provenance(anatomy(model).model)["model"]
+    return ClassifierSelector(config.selector, tokens_of, n_choices, config.classifier)
+
+
+def choice_scores(selector: Selector, found: Outcomes) -> Tensor:
+    """Return a selector's scores at the doubtful tokens of some outcomes, `[D, K + 1]`."""
+    blank = torch.zeros(len(found.doubtful), 0)
+    seen = Seen(found.choice[:, None], blank, found.contexts, found.contexts)
+    pieces = [seen.take(range(i, min(i + 64, len(blank)))) for i in range(0, len(blank), 64)]
+    return torch.cat([selector.scores(piece) for piece in pieces])
+
+
+def _worth_learning(seen: Outcomes, config: FitConfig) -> Tensor:
+    """Return which tokens teach the detector: all that are wrong or not quite certain, and some of the others."""
+    some = torch.rand(len(seen.entropy), generator=torch.Generator().manual_seed(config.training.seed))
+    return ~seen.is_right | (seen.entropy > config.certain_below) | (some < config.certain_share)
+
+
+def _detectors(held: Outcomes, network: Perceptron, config: FitConfig) -> tuple[list[Detector], list[Tensor]]:
+    """Return detectors from the lowest threshold to the highest, and what each flags, bool `[S]`."""
+    if config.detector == "trained":
+        doubts = network(held.doubt)[:, 0].sigmoid()
+        floor = config.doubt_above  # below it no token was looked at, so nothing is known of what flags would do
+        flags = [(doubts > t) & (held.entropy > floor) for t in _THRESHOLDS]
+        return [TrainedDetector(network, t, floor) for t in _THRESHOLDS], flags
+    taus = _TAUS if config.tau is None else (config.tau,)
+    return [EntropyDetector(t) for t in taus], [held.entropy > t for t in taus]
+
+
+def _verifiers(seen: Outcomes, config: FitConfig) -> tuple[Verifier | None, Verifier | None]:
+    """Return a verifier, and as a control one that reads only what the detector reads."""
+    if config.decision == "vote":
+        return None, None
+    first, second = seen.is_right[seen.doubtful], seen.second_is_right[seen.doubtful]
+    read = (seen.verifier_features, seen.doubt[seen.doubtful])
+    full, blind = (fit_verifier(features, first, second, config=config.training) for features in read)
+    return full, blind
+
+
+def fit_settings(config: FitConfig) -> dict[str, Any]:
+    """Return how a repair was fitted as plain JSON values."""
+    return asdict(config)
+
+
+__all__ = [
+    "CandidateConfig",
+    "Detection",
+    "FitConfig",
+    "Fitted",
+    "Positions",
+    "assemble",
+    "detection",
+    "exact_share",
+    "fit_settings",
+    "fit_tcr",
+    "look",
+    "read_layers",
+    "split_lessons",
+]

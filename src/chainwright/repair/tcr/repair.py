@@ -1,0 +1,280 @@
+"""Test-time correction of reasoning: at a doubtful token, silence one of a few erroneous heads and read again.
+
+1. The detector flags a token before it is chosen.
+2. The selector ranks the candidate heads. If it ranks 'silence nothing' first, the token stays as it is.
+3. Each of the best-ranked heads is silenced alone, and the next token is read each time.
+4. The tokens are voted on: a majority wins; without one, the token with the highest mean probability.
+
+The flagged logits are replaced by the mean distribution of the heads that voted for the winner: greedy decoding then
+takes the winner, and sampling draws from what those heads would have said.
+
+With `decision="verify"` steps 2 to 4 are others: every candidate head is silenced alone, and a small network reads what
+that does to the model's first and second choice, and says which of the two it is (`verifier`).
+
+Source: TCR (arXiv 2601.21214), section 4. Departures: the selector may abstain; what sampling draws from and the
+verifier are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright.edits import Head
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import Positions
+from chainwright.repair.base import Origin
+from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr.detector import detector_settings, restore_detector
+from chainwright.repair.tcr.selector import Selector, restore_selector, selector_settings
+from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen, Without
+from chainwright.repair.tcr.verifier import Verifier
+from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.tcr.fit import FitConfig
+
+Decision = Literal["vote", "verify"]
+
+
+@dataclass(frozen=True)
+class TCRConfig:
+    """How a fitted TCR decodes.
+
+    Attributes:
+        decision: "vote": heads ranked by the selector vote, as in the paper. "verify": all candidate heads are
+            silenced, each alone, and the verifier decides between the model's first and second choice.
+        n_votes: Heads that are silenced at a flagged token, each alone, for a vote.
+        positions: Silence them at all positions of the row's past and present, or only at the last.
+        scale: What their outputs are multiplied by: 0 silences, 0.5 halves.
+        max_bytes: What the cached runs without single heads may take together, besides the pass that is running.
+
+    Raises:
+        BadInput: A value outside its range.
+    """
+
+    n_votes: int = 3
+    positions: Positions = "all"
+    scale: float = 0.0
+    max_bytes: int = 2**30
+    decision: Decision = "vote"
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be decoded with."""
+        for name in ("n_votes", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.positions not in get_args(Positions):
+            raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
+        if self.decision not in get_args(Decision):
+            raise BadInput(f"decision must be 'vote' or 'verify'; got {self.decision!r}.")
+
+
+class TCR(CorrectingRepair):
+    """A detector, candidate heads, a selector among them, and a vote; or a verifier in place of selector and vote.
+
+    Attributes:
+        heads: The candidate heads (H in the paper).
+        selector: Scores them, and last the choice to silence nothing.
+        verifier: Decides where `config.decision` is "verify", else may be None.
+        config: How it decodes.
+    """
+
+    kind = "tcr"
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        selector: Selector,
+        detector: Detector,
+        *,
+        config: TCRConfig | None = None,
+        layers: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
+        origin: Origin | None = None,
+        verifier: Verifier | None = None,
+    ):
+        super().__init__(origin)
+        if not heads:
+            raise BadInput("TCR needs at least one candidate head; the list of heads is empty.")
+        self.heads: list[Head] = [(int(layer), int(head)) for layer, head in heads]
+        self.selector = selector
+        self.detector = detector
+        self.config = config or TCRConfig()
+        self.verifier = verifier
+        self.layers = tuple(layers)
+        self.end_ids = tuple(end_ids)
+        self.positions = self.config.positions
+        self.scale = self.config.scale
+        self.max_bytes = self.config.max_bytes
+        if self.config.decision == "verify" and verifier is None:
+            raise BadInput("decision='verify' needs a verifier, and none was given; fit one, or decide by 'vote'.")
+        if not self.layers and (verifier is not None or selector.reads_hidden or detector.reads_hidden):
+            raise BadInput("This selector or detector reads hidden states, but no layers were given to read them from.")
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        traces: Sequence[Trace],
+        *,
+        config: FitConfig | None = None,
+    ) -> TCR:
+        """Return a TCR fitted on traces of a model; `chainwright.repair.tcr.fit.fit_tcr` also returns what it measured.
+
+        Args:
+            model: A Transformers decoder.
+            tokenizer: Its tokenizer.
+            traces: Its greedy traces of problems, right and wrong ones.
+            config: How to fit.
+
+        Raises:
+            BadInput: The traces hold no error or no right token, or have no problems.
+        """
+        from chainwright.repair.tcr.fit import fit_tcr
+
+        return fit_tcr(model, tokenizer, traces, config=config).repair
+
+    def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
+        """Return the logits that the verifier makes, or the vote, which leaves rows where the selector abstains."""
+        if self.config.decision == "verify":
+            assert self.verifier is not None
+            asked = [(row, head) for row in range(len(seen.logits)) for head in self.heads]
+            return self.verifier.logits(seen, without(asked).view(len(seen.logits), len(self.heads), -1))
+        scores = self.selector.scores(seen).cpu()
+        acts = (scores.argmax(-1) < len(self.heads)).nonzero()[:, 0].tolist()
+        new = seen.logits.clone()
+        if not acts:
+            return new
+        n_votes = min(self.config.n_votes, len(self.heads))
+        chosen = scores[acts, : len(self.heads)].topk(n_votes, dim=-1).indices.tolist()
+        found = without([(row, self.heads[k]) for row, ks in zip(acts, chosen, strict=True) for k in ks])
+        new[acts] = vote(found.view(len(acts), n_votes, -1)).to(new)
+        return new
+
+    def describe(self) -> str:
+        """Return what the repair does."""
+        named = ", ".join(f"L{layer}H{head}" for layer, head in self.heads)
+        detector, selector = detector_settings(self.detector), selector_settings(self.selector)
+        flagged = f"Test-time correction (arXiv 2601.21214): tokens flagged by the detector ({_plain(detector)}) are"
+        silenced = f"({named}), each silenced alone at {self.config.positions} positions"
+        if self.config.decision == "verify":
+            return (
+                f"{flagged} decided between the model's first and second choice, by a verifier that reads both without "
+                f"each of {len(self.heads)} heads {silenced}. config.decision='vote' takes the paper's vote instead, "
+                f"here of {min(self.config.n_votes, len(self.heads))}, chosen by the selector ({_plain(selector)})."
+            )
+        return (
+            f"{flagged} decided by a vote of {min(self.config.n_votes, len(self.heads))} of {len(self.heads)} heads "
+            f"{silenced}, chosen by the selector ({_plain(selector)})."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return heads, layers, end tokens, detector, selector and how it decodes."""
+        return {
+            "heads": [list(head) for head in self.heads],
+            "layers": list(self.layers),
+            "end_ids": list(self.end_ids),
+            "config": asdict(self.config),
+            "detector": detector_settings(self.detector),
+            "selector": selector_settings(self.selector),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of detector, selector and verifier."""
+        out: dict[str, Tensor] = {}
+        for name in ("detector", "selector", "verifier"):
+            part = getattr(self, name)
+            out |= {f"{name}.{key}": value for key, value in _tensors_of(part).items()}
+        return out
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> TCR:
+        """Return the repair that `settings` and `tensors` describe."""
+        network = _of(tensors, "verifier.")
+        made = cls(
+            [(layer, head) for layer, head in settings["heads"]],
+            restore_selector(settings["selector"], _of(tensors, "selector.")),
+            restore_detector(settings["detector"], _of(tensors, "detector.")),
+            config=TCRConfig(**settings["config"]),
+            layers=settings["layers"],
+            end_ids=settings["end_ids"],
+            origin=origin,
+            verifier=Verifier(Perceptron.restore(network)) if network else None,
+        )
+        made._check_widths(set())
+        return made
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise BadInput if the repair was made for another model, or reads or silences what this one does not have."""
+        super().check_model(model)
+        parts = anatomy(model)
+        if outside := [head for head in self.heads if head[0] >= parts.n_layers or head[1] >= parts.n_heads]:
+            raise BadInput(
+                f"The repair silences head {outside[0]}, and the model has {parts.n_layers} layers of {parts.n_heads} "
+                "heads (counted from 0); fit one for this model (chainwright fit tcr)."
+            )
+        self._check_widths({float(parts.d_model)})
+
+    def _check_widths(self, d_models: set[float]) -> None:
+        """Raise BadInput if a network does not fit the heads, the layers, or the model or another network."""
+        k = len(self.heads)
+        parts = (("detector", 4, 1), ("selector", 0, k + 1), ("verifier", 4 + 3 * k, 1))
+        for name, n_beside, n_out in parts:
+            network = getattr(getattr(self, name), "network", None)
+            if not isinstance(network, Perceptron):
+                continue
+            n_read = len(network.mean) - n_beside
+            d_models.add(n_read / max(1, len(self.layers)))
+            if network.last.out_features != n_out or n_read % max(1, len(self.layers)) or len(d_models) > 1:
+                raise BadInput(
+                    f"The repair is damaged: its {name} does not fit {k} heads and {len(self.layers)} layers; save or "
+                    "fetch it again."
+                )
+
+
+def _tensors_of(part: Detector | Selector | Verifier | None) -> dict[str, Tensor]:
+    own = getattr(part, "tensors", None)
+    if own is not None:
+        return dict(own())
+    network = getattr(part, "network", None)
+    return {} if network is None else dict(network.state_dict())
+
+
+def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(settings: Mapping[str, Any]) -> str:
+    kept = {k: v for k, v in settings.items() if k in ("kind", "tau", "threshold", "min_entropy", "base", "seed")}
+    return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in kept.items())
+
+
+def vote(logits: Tensor) -> Tensor:
+    """Return the logits that a vote of the heads' next-token distributions makes.
+
+    A token that more than half of the heads put first wins; without one, that of the voted tokens whose mean
+    probability over all heads is highest. The result is the log of the mean distribution of the heads that voted for
+    the winner, whose likeliest token is the winner.
+
+    Args:
+        logits: `[N, heads, V]`.
+
+    Returns:
+        `[N, V]`.
+    """
+    probs = logits.softmax(-1)
+    votes = probs.argmax(-1)  # (row, head)
+    n_same = (votes[:, :, None] == votes[:, None, :]).sum(-1)
+    mean_probs = probs.mean(1).gather(-1, votes)
+    worth = torch.where(2 * n_same > logits.shape[1], mean_probs + 1, mean_probs)
+    winner = votes.gather(-1, worth.argmax(-1, keepdim=True))
+    voters = (votes == winner)[:, :, None]
+    return ((probs * voters).sum(1) / voters.sum(1)).log()

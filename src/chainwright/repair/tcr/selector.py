@@ -1,0 +1,224 @@
+"""Selectors: which heads to silence at a doubtful token, or none.
+
+A selector scores the candidate heads and, last, the choice to silence nothing. The labels and the loss are the same for
+every form: y[k] = 1 where that choice gives the right token, and -log(sum_k y_k exp f_k / sum_k exp f_k).
+
+- `LightSelector` reads the model's own hidden states at the token; no second model.
+- `ClassifierSelector` (`classifier`) is the paper's: a small language model with LoRA that reads the context.
+- `RandomSelector` and `FixedSelector` are baselines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chainwright._errors import BadInput
+from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr.token_repair import Seen
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How the classifier is trained; the defaults are the paper's."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    batch_size: int = 16
+    lr: float = 1e-4
+    n_epochs: int = 3
+    max_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained with."""
+        for name in ("rank", "batch_size", "n_epochs"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} of a base classifier must be at least 1; got {getattr(self, name)}.")
+        if not 0 < self.lr < math.inf:
+            raise BadInput(f"lr of a base classifier must be above 0; got {self.lr}.")
+
+
+class Selector(Protocol):
+    """Scores the choices at doubtful tokens."""
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads `Seen.hidden`."""
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return `[N, heads + 1]`: higher is better, the last column is to silence nothing."""
+
+
+def multilabel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of `-log(sum_k y_k exp f_k / sum_k exp f_k)`.
+
+    Args:
+        scores: f, `[N, K]`.
+        labels: y, 0 or 1, `[N, K]`, at least one 1 a row.
+
+    Source: TCR (arXiv 2601.21214), section 4.
+    """
+    positive = scores.masked_fill(labels == 0, float("-inf")).logsumexp(-1)
+    return (scores.logsumexp(-1) - positive).mean()
+
+
+def hit_at_1(scores: Tensor, labels: Tensor) -> float:
+    """Return the chance that a choice drawn from softmax(scores) is a right one, averaged over tokens.
+
+    Args:
+        scores: `[N, K]`.
+        labels: 0 or 1, `[N, K]`.
+    """
+    return float((scores.softmax(-1) * labels).sum(-1).mean())
+
+
+def best_is_right(scores: Tensor, labels: Tensor) -> float:
+    """Return the share of tokens at which the highest-scored choice is a right one."""
+    return float(labels.gather(-1, scores.argmax(-1, keepdim=True)).float().mean())
+
+
+class LightSelector:
+    """Reads the outputs of a few layers at the token that comes before the doubtful one.
+
+    Attributes:
+        network: Takes the flattened hidden states, returns the scores.
+    """
+
+    def __init__(self, network: Perceptron):
+        self.network = network
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return True
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return the network's scores."""
+        with torch.no_grad():
+            return self.network(choice_features(seen))  # type: ignore[no-any-return]
+
+
+def choice_features(seen: Seen) -> Tensor:
+    """Return what the light selector reads, `[N, R D]`."""
+    return seen.hidden.flatten(1).float().cpu()
+
+
+def fit_light_selector(features: Tensor, labels: Tensor, *, config: TrainConfig | None = None) -> LightSelector:
+    """Return a light selector trained on tokens and which choices are right at each.
+
+    Args:
+        features: `choice_features`, `[N, F]`.
+        labels: `[N, heads + 1]`, 1 where the choice gives the right token. Rows without a 1 are left out.
+        config: How to train.
+
+    Raises:
+        BadInput: No token has a right choice.
+    """
+    usable = labels.sum(-1) > 0
+    if not bool(usable.any()):
+        raise BadInput(
+            "At no token does any choice of heads give the right one, so there is nothing to learn to select."
+        )
+    network = train_perceptron(
+        features[usable], labels[usable].float(), labels.shape[1], multilabel_loss, config or TrainConfig()
+    )
+    return LightSelector(network)
+
+
+class NeverAbstains:
+    """Another selector without the choice to silence nothing: for tokens that are known to be wrong."""
+
+    def __init__(self, inner: Selector):
+        self.inner = inner
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return self.inner.reads_hidden
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return the inner scores with the last column at minus infinity."""
+        scores = self.inner.scores(seen).clone()
+        scores[:, -1] = -math.inf
+        return scores
+
+
+class RandomSelector:
+    """Scores heads at random, the same for the same tokens and seed; never silences nothing."""
+
+    def __init__(self, n_heads: int, seed: int = 0):
+        self.n_heads = n_heads
+        self.seed = seed
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return False
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return random scores."""
+        draws = [Random(f"{self.seed}/{list(context)}") for context in seen.contexts]
+        return torch.tensor([[*(d.random() for _ in range(self.n_heads)), -math.inf] for d in draws])
+
+
+class FixedSelector:
+    """Ranks the heads in one order everywhere; never silences nothing.
+
+    Attributes:
+        order: Indices into the candidate heads, best first; those that are left out come last.
+    """
+
+    def __init__(self, n_heads: int, order: Sequence[int]):
+        self.n_heads = n_heads
+        self.order = list(order)
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return False
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Return the same scores for each token."""
+        row = torch.full((self.n_heads + 1,), -math.inf)
+        row[self.order] = -torch.arange(len(self.order)).float()
+        return row.expand(len(seen.logits), -1)
+
+
+def selector_settings(selector: Selector) -> dict[str, Any]:
+    """Return a selector's settings for `restore_selector`.
+
+    Raises:
+        BadInput: It is of a kind that cannot be saved.
+    """
+    own = getattr(selector, "settings", None)
+    if own is not None:
+        return dict(own())
+    if isinstance(selector, LightSelector):
+        return {"kind": "light"}
+    if isinstance(selector, RandomSelector):
+        return {"kind": "random", "n_heads": selector.n_heads, "seed": selector.seed}
+    if isinstance(selector, FixedSelector):
+        return {"kind": "fixed", "n_heads": selector.n_heads, "order": selector.order}
+    raise BadInput(f"A repair with a {type(selector).__name__} is for studies and cannot be saved.")
+
+
+def restore_selector(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Selector:
+    """Return the selector of `selector_settings` with its tensors."""
+    kind = settings["kind"]
+    if kind == "light":
+        return LightSelector(Perceptron.restore(tensors))
+    if kind == "classifier":
+        from chainwright.repair.tcr.lora_selector import ClassifierSelector
+
+        return ClassifierSelector.restore(settings, tensors)
+    if kind == "random":
+        return RandomSelector(settings["n_heads"], settings["seed"])
+    return FixedSelector(settings["n_heads"], settings["order"])

@@ -1,0 +1,1 @@
+"""The back-attention paper, measured again."""

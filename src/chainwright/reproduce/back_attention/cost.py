@@ -1,0 +1,123 @@
+"""What back attention costs while decoding: time to first token and time a token, beside 1 + (L - s) / L.
+
+1. One random Llama; a prompt is read (prefill) and tokens are decoded one by one with the model's cache.
+2. The plain model and every source layer take turns; medians of processor seconds, which on one thread are the wall
+   seconds of a quiet machine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from chainwright.repair.back_attention.repair import BackAttention
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """The random model, the prompt, and how often each way is measured."""
+
+    layers: int = 8
+    d_model: int = 512
+    d_back: int = 64
+    rows: int = 1
+    tokens: int = 256
+    new: int = 16
+    repeats: int = 3
+    sources: Sequence[int] = (0, 2, 4, 6)
+
+
+class Took(NamedTuple):
+    """Processor seconds of the prefill, and of one token after it."""
+
+    prefill: float
+    token: float
+
+
+def back_cost(settings: CostSettings) -> list[dict[str, Any]]:
+    """Return a row for the plain model and each source layer: milliseconds, ratios to the plain model, the formula.
+
+    Runs on one thread, and gives the threads back.
+    """
+    with _one_thread():
+        found = _measured(settings)
+    plain = found[None]
+    rows = []
+    for source, took in found.items():
+        formula = 1.0 if source is None else 1 + (settings.layers - source) / settings.layers
+        ratio = took.token / plain.token
+        rows.append(
+            {
+                "source": "none" if source is None else source,
+                "prefill ms": 1000 * took.prefill,
+                "prefill ratio": took.prefill / plain.prefill,
+                "token ms": 1000 * took.token,
+                "token ratio": ratio,
+                "formula": formula,
+                "token / formula": ratio / formula,
+            }
+        )
+    return rows
+
+
+def _measured(settings: CostSettings) -> dict[int | None, Took]:
+    model = _random_model(settings)
+    ids = torch.randint(0, 1000, (settings.rows, settings.tokens), generator=torch.Generator().manual_seed(0))
+    ways: dict[int | None, Callable[[], AbstractContextManager[Any]]] = {None: nullcontext}
+    for source in settings.sources:
+        repair = BackAttention.new(model, source=source, d_back=settings.d_back)
+        ways[source] = lambda repair=repair: repair.attached(model)  # type: ignore[misc]
+    runs: dict[int | None, list[Took]] = {name: [] for name in ways}
+    _decode(model, ids, 2, nullcontext())  # warm
+    for _ in range(settings.repeats):
+        for name, attached in ways.items():
+            runs[name].append(_decode(model, ids, settings.new, attached()))
+    return {
+        name: Took(statistics.median(t.prefill for t in took), statistics.median(t.token for t in took))
+        for name, took in runs.items()
+    }
+
+
+def _random_model(settings: CostSettings) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=settings.d_model,
+        intermediate_size=4 * settings.d_model,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def _decode(model: Any, ids: torch.Tensor, n_new: int, attached: AbstractContextManager[Any]) -> Took:
+    with attached:
+        start = time.process_time()
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        first = time.process_time()
+        for _ in range(n_new):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+        end = time.process_time()
+    return Took(first - start, (end - first) / n_new)
+
+
+@contextmanager
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

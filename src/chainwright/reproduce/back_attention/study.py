@@ -1,0 +1,350 @@
+"""The experiments of the back-attention paper as a study, with the controls that it lacks.
+
+    scratch/<variant>/seed-<k>      (a) arithmetic from scratch
+    base                            the frozen model: single hops, and what it answers to two-hop questions
+    fit/<variant>/seed-<k>          (b, f) what was fitted, judged on compositions that it has not seen
+    readings                        (d) where the main module reads, right against wrong
+    conflict                        (e) right against usual wrong answer by position and depth, before and after
+    table                           everything in one table
+
+The cost (c) depends on the machine, so it is no unit: it is measured when they are finished, and lies in `cost.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput
+from chainwright._files import read_json, write_json
+from chainwright.edits import BackHead
+from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
+from chainwright.models.anatomy import anatomy
+from chainwright.models.load import BUNDLED, bundled_models, load_as, load_model, provenance
+from chainwright.repair.back_attention.training import AnswerTraining
+from chainwright.reproduce.back_attention import two_hop
+from chainwright.reproduce.back_attention.cost import CostSettings, back_cost
+from chainwright.reproduce.back_attention.finding import BackAttentionFinding
+from chainwright.reproduce.back_attention.from_scratch import VARIANTS, FromScratch, train_arithmetic
+from chainwright.reproduce.back_attention.two_hop import Fitted, Variant, fit, judged, variants
+from chainwright.studies import Job, Plan, Results, Study, Watch
+from chainwright.studies.manifest import Manifest
+from chainwright.tasks.knowledge import World, questions
+
+MAIN, CONTROL = "back attention", "LoRA of equal size"
+COST = "cost.json"
+
+
+@dataclass(frozen=True)
+class ReproduceBackAttentionConfig:
+    """Everything that the study depends on besides the model's weights.
+
+    Attributes:
+        model: Name or folder of a model of a made-up world (see `lab.knowledge`), as it was asked for.
+        seeds: Seeds of the main module, its control and the trainings from scratch.
+        sweep_seeds: Seeds of the other variants.
+        dims: Sizes of the dimension sweep.
+        n_steps: Steps of each fit.
+        batch_size: Rows a step.
+        lr: Highest learning rate of each fit.
+        scratch_steps: Steps of each training from scratch; 0 leaves those out.
+        n: Questions of each part that a fit is judged on.
+        n_flow: Questions whose logit flow is followed.
+        cost_repeats: How often what back attention costs is measured, on a random model; 0 leaves it out.
+    """
+
+    model: str = "world"
+    seeds: Sequence[int] = (0, 1)
+    sweep_seeds: Sequence[int] = (0,)
+    dims: Sequence[int] = (64, 128, 256)
+    n_steps: int = 300
+    batch_size: int = 256
+    lr: float = 2e-3
+    scratch_steps: int = 1000
+    n: int = 500
+    n_flow: int = 40
+    cost_repeats: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        if not self.seeds:
+            raise BadInput("A study of back attention needs at least one seed.")
+        for name in ("n_steps", "batch_size", "n", "n_flow"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.cost_repeats < 0 or self.lr <= 0:
+            raise BadInput(f"cost_repeats must be at least 0 and lr above 0; got {self.cost_repeats} and {self.lr}.")
+        if self.scratch_steps < 0 or (self.scratch_steps and self.scratch_steps < 50):
+            raise BadInput(f"scratch_steps must be 0 or at least 50; got {self.scratch_steps}.")
+
+
+class ReproduceBackAttention(Plan):
+    """The plan of the study."""
+
+    kind, again = "reproduce back-attention", "chainwright study run {folder}"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Mapping[str, Any],
+        config: ReproduceBackAttentionConfig,
+    ):
+        """Take a model of a made-up world with the `recipe.json` that it was trained by."""
+        self.model, self.tokenizer, self.asked = model, tokenizer, config
+        self.recipe = world_recipe(recipe)
+        if self.recipe.order != "bare":
+            raise BadInput(
+                f"The study asks bare questions, and this model was trained on {self.recipe.order} ones; train one "
+                "with --set order=bare, or take the bundled 'world'."
+            )
+        self.config = {**json.loads(json.dumps(asdict(config))), "recipe": json.loads(json.dumps(dict(recipe)))}
+        self.source = provenance(anatomy(model).model)
+        self.world: World = self.recipe.world
+        self.known, self.parts = known_compositions(self.recipe)
+        self.variants = variants(anatomy(model).n_layers, config.dims)
+
+    @classmethod
+    def resumed(
+        cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> ReproduceBackAttention:
+        """Return the plan of a study that was begun; loads its model."""
+        config = ReproduceBackAttentionConfig(**{k: v for k, v in known.config.items() if k != "recipe"})
+        loaded = load_as(known.model, device="cpu", trust_remote_code=trust_remote_code)
+        return cls(loaded.model, loaded.tokenizer, recipe_of(_place_of(config)), config)
+
+    def units(self, done: Results) -> Sequence[str]:
+        """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
+        fits = [self._fit_id(name, seed) for name in self.variants for seed in self._seeds(name)]
+        scratch = [
+            f"scratch/{_slug(v)}/seed-{s}" for s in self.asked.seeds for v in VARIANTS if self.asked.scratch_steps
+        ]
+        main, control = (self._fit_id(name, self.asked.seeds[0]) for name in (MAIN, CONTROL))
+        parts = [unit for unit in fits if unit.startswith("fit/no-prefixes")]
+        first = ["base", main, "readings", "conflict", control, *parts]
+        units = [*first, *scratch, *(unit for unit in fits if unit not in first)]
+        return [*units, "table"] if done.are_finished(units) else units
+
+    def _seeds(self, name: str) -> Sequence[int]:
+        return self.asked.seeds if name in (MAIN, CONTROL) else self.asked.sweep_seeds
+
+    @staticmethod
+    def _fit_id(name: str, seed: int) -> str:
+        return f"fit/{_slug(name)}/seed-{seed}"
+
+    def compute(self, job: Job) -> None:
+        """Compute one unit."""
+        kind, _, rest = job.unit.partition("/")
+        if kind == "scratch":
+            self._scratch(job, rest)
+        elif kind == "fit":
+            self._fit(job, rest)
+        else:
+            {"base": self._base, "readings": self._readings, "conflict": self._conflict, "table": self._table}[kind](
+                job
+            )
+
+    @classmethod
+    def findings(cls, study: Study) -> list[BackAttentionFinding]:
+        """Return every table, what the module reads, and the conflict, as one finding."""
+        known, done = study.manifest, study.results
+        tables = read_json(done["table"] / "table.json")
+        return [
+            BackAttentionFinding(
+                rows=tables["two hops"],
+                scratch=tables["from scratch"],
+                readings=read_json(done["readings"] / "figures.json"),
+                conflict=read_json(done["conflict"] / "figures.json"),
+                failures=tables["answers"],
+                cost=read_json(study.folder / COST) if (study.folder / COST).is_file() else [],
+                config=known.config,
+                provenance=known.model,
+            )
+        ]
+
+    def _scratch(self, job: Job, rest: str) -> None:
+        slug, _, seed = rest.partition("/seed-")
+        variant = next(v for v in VARIANTS if _slug(v) == slug)
+        settings = FromScratch(n_steps=self.asked.scratch_steps)
+        write_json(job.out / "figures.json", train_arithmetic(variant, int(seed), settings, job.tick))
+
+    def _base(self, job: Job) -> None:
+        figures = judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
+        for name, asked in (("known", self.known), ("all", self.world.compositions)):
+            chosen = questions(self.world, two_hop.drawn(asked, self.asked.n), "bare")
+            if chosen:
+                figures[name] = two_hop.shares(self.tokenizer, self.model, chosen)
+        write_json(job.out / "figures.json", figures)
+
+    def _fit(self, job: Job, rest: str) -> None:
+        slug, _, seed = rest.partition("/seed-")
+        variant = next(v for name, v in self.variants.items() if _slug(name) == slug)
+        training = AnswerTraining(
+            n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, lr=variant.rate * self.asked.lr,
+            seed=int(seed), first_hop_weight=variant.first_hop_weight,
+        )  # fmt: skip
+        problems = two_hop.with_prefixes(
+            self.world, questions(self.world, self.parts.train, "bare"), variant.n_prefixes
+        )
+        fitted = fit(self.model, self.tokenizer, problems, variant, training)
+        with fitted.attached(self.model) as asked:
+            figures = judged(asked, self.tokenizer, self.world, self.parts, self.asked.n)
+        write_json(job.out / "figures.json", {"n_parameters": fitted.n_parameters, **figures})
+        if fitted.heads:
+            save_file(
+                {f"{h.source}.{name}": w.contiguous() for h in fitted.heads for name, w in h.state_dict().items()},
+                job.out / "heads.safetensors",
+            )
+
+    def _main(self, job: Job) -> Fitted:
+        """Return the main module of the first seed, read from its unit."""
+        tensors = load_file(job.done[self._fit_id(MAIN, self.asked.seeds[0])] / "heads.safetensors")
+        variant: Variant = self.variants[MAIN]
+        parts = anatomy(self.model)
+        heads = []
+        for source in variant.source:
+            head = BackHead(parts.d_model, source, (parts.n_layers,), variant.d_back, variant.is_normed)
+            prefix = f"{source}."
+            head.load_state_dict({n.removeprefix(prefix): w for n, w in tensors.items() if n.startswith(prefix)})
+            heads.append(head.requires_grad_(False))
+        return Fitted(heads=tuple(heads))
+
+    def _readings(self, job: Job) -> None:
+        asked = two_hop.drawn([*self.parts.held_out, *self.parts.new_second], self.asked.n)
+        found = two_hop.readings(self.model, self.tokenizer, self._main(job), questions(self.world, asked, "bare"))
+        write_json(job.out / "figures.json", found)
+
+    def _conflict(self, job: Job) -> None:
+        held_out = questions(self.world, two_hop.drawn(self.parts.held_out, self.asked.n_flow), "bare")
+        figures = read_json(job.done["base"] / "figures.json")["held_out"]
+        wrong = max(("e2", "r2(e1)"), key=lambda name: figures[name])
+        before = two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+        with torch.no_grad(), self._main(job).attached(self.model):
+            after = two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+        write_json(job.out / "figures.json", {"before": before, "after": after})
+
+    def _table(self, job: Job) -> None:
+        rows: list[dict[str, Any]] = [_row("no change", 0, [read_json(job.done["base"] / "figures.json")])]
+        for name in filter(self._seeds, self.variants):
+            found = [read_json(job.done[self._fit_id(name, s)] / "figures.json") for s in self._seeds(name)]
+            rows.append(_row(name, found[0]["n_parameters"], found))
+        scratch = []
+        for name in VARIANTS if self.asked.scratch_steps else ():
+            runs = [read_json(job.done[f"scratch/{_slug(name)}/seed-{s}"] / "figures.json") for s in self.asked.seeds]
+            scratch.append(_scratch_row(name, runs))
+        write_json(
+            job.out / "table.json", {"two hops": rows, "from scratch": scratch, "answers": self._answers(job.done)}
+        )
+
+    def _answers(self, done: Results) -> list[dict[str, Any]]:
+        """Return what is answered to held-out compositions: alone, with the main module, and with its control."""
+        ways = {"no change": ["base"]} | {
+            name: [self._fit_id(name, s) for s in self._seeds(name)] for name in (MAIN, CONTROL)
+        }
+        rows = []
+        for name, units in ways.items():
+            found = [read_json(done[unit] / "figures.json")["held_out"] for unit in units]
+            rows.append({"variant": name} | {c: mean(f[c] for f in found) for c in two_hop.CATEGORIES})
+        return rows
+
+
+def _row(name: str, n_parameters: int, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": name, "parameters": n_parameters, "seeds": len(found)}
+    row["one hop"] = mean(f["one hop"]["right"] for f in found)
+    for part in two_hop.PARTS:
+        if part in found[0]:
+            row[part] = mean(f[part]["e3"] for f in found)
+    row["held_out by seed"] = [f["held_out"]["e3"] for f in found]
+    row["wrong: e2"] = mean(f["held_out"]["e2"] for f in found)
+    row["wrong: r2(e1)"] = mean(f["held_out"]["r2(e1)"] for f in found)
+    return row
+
+
+def _scratch_row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "variant": name,
+        "parameters": runs[0]["n_parameters"],
+        "accuracy": mean(run["accuracy"] for run in runs),
+        "by seed": [run["accuracy"] for run in runs],
+        "steps to 90%": [run["steps_to_90"] for run in runs],
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
+    """Return the recipe of a model of a made-up world.
+
+    Raises:
+        BadInput: It is the recipe of something else.
+    """
+    known = {field.name for field in fields(KnowledgeConfig)}
+    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= known:
+        raise BadInput(
+            "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
+            "chainwright train world, or take the bundled 'world'."
+        )
+    values = {**recipe, "betas": tuple(recipe.get("betas", (0.9, 0.98)))}
+    return replace(KnowledgeConfig(), **values)
+
+
+def recipe_of(folder: Path) -> Mapping[str, Any]:
+    """Return the `recipe.json` of a checkpoint's folder.
+
+    Raises:
+        BadInput: There is none.
+    """
+    if not (folder / "recipe.json").is_file():
+        raise BadInput(f"{folder} has no recipe.json, so the facts of its world are unknown; give a model that "
+                       "chainwright train world made.")  # fmt: skip
+    found: Mapping[str, Any] = read_json(folder / "recipe.json")
+    return found
+
+
+def _place_of(config: ReproduceBackAttentionConfig) -> Path:
+    """Return the folder of the model."""
+    return BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
+
+
+def run_back_attention(
+    config: ReproduceBackAttentionConfig,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    recompute: bool = False,
+    watch: Watch | None = None,
+) -> BackAttentionFinding:
+    """Run the study in a folder, or go on with it, and return what it found.
+
+    Args:
+        config: Its settings.
+        folder: Where it lies.
+        overwrite: Replace a study with other settings.
+        recompute: Compute damaged units again.
+        watch: Is told how it gets on.
+
+    Raises:
+        BadInput: The model is none of a made-up world, or the folder holds another study.
+    """
+    model, tokenizer = load_model(config.model, device="cpu")
+    plan = ReproduceBackAttention(model, tokenizer, recipe_of(_place_of(config)), config)
+    study = Study.make(folder, plan, overwrite=overwrite)
+    study.run(watch, recompute=recompute)
+    if config.cost_repeats and not (study.folder / COST).is_file():
+        write_json(study.folder / COST, back_cost(CostSettings(repeats=config.cost_repeats)))
+    return plan.findings(study)[0]
+
+
+__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "recipe_of", "run_back_attention"]

@@ -1,0 +1,1 @@
+"""The iteration-heads paper, measured again."""

@@ -1,0 +1,1 @@
+"""The StepFlow paper, measured again."""

@@ -1,0 +1,93 @@
+"""What the StepFlow study measures before anything is repaired, on the problems that it tunes on.
+
+measured/traces          traces of the plain model
+measured/bridges         `BridgeGroups`, and the layers that they speak for
+measured/steps           `StepGroups` of step maps
+measured/causes/<task>   `StepCauses`: do the maps tell what the answer needs?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from chainwright._errors import BadInput
+from chainwright._files import read_json, write_json
+from chainwright.diagnose.steps.causal_check import step_causes
+from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
+from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
+from chainwright.diagnose.steps.saliency import step_saliency
+from chainwright.models.anatomy import anatomy
+from chainwright.repair.stepflow.layers import ChosenLayers, choose_layers
+from chainwright.studies import Job, Results, Skip
+from chainwright.traces import Trace, read_traces
+
+TRACES, BRIDGES, STEPS = "measured/traces", "measured/bridges", "measured/steps"
+_LAYERS = "layers.json"
+
+
+def causes_unit(task: str) -> str:
+    """Return the unit of a task's causal check."""
+    return f"measured/causes/{task}"
+
+
+def measured_traces(done: Results) -> list[Trace]:
+    """Return the traces that everything here is measured on."""
+    return read_traces(done[TRACES] / "traces.parquet")
+
+
+def write_bridges(model: nn.Module, job: Job) -> None:
+    """Write how bridge masses differ, and the layers chosen by it."""
+    traces = measured_traces(job.done)
+    masses = []
+    for i, trace in enumerate(traces):
+        job.tick(i, len(traces))
+        masses.append(bridge_mass(model, trace))
+    try:
+        groups = compare_bridges(traces, masses)
+    except BadInput as error:
+        raise Skip(str(error)) from error
+    groups.save(job.out / "groups")
+    write_json(job.out / _LAYERS, choose_layers(groups)._asdict())
+
+
+def chosen_layers(done: Mapping[str, Path]) -> ChosenLayers:
+    """Return the layers chosen by the bridge masses; none where there was no pair to compare."""
+    if BRIDGES not in done:
+        return ChosenLayers((), (), ())
+    found = read_json(done[BRIDGES] / _LAYERS)
+    return ChosenLayers(tuple(found["bridge"]), tuple(found["momentum"]), tuple(found["floors"]))
+
+
+def write_steps(model: nn.Module, job: Job) -> None:
+    """Write how the step maps of right and wrong traces differ."""
+    traces = measured_traces(job.done)
+    try:
+        groups: StepGroups = compare_steps(traces, step_saliency(model, traces))
+    except BadInput as error:
+        raise Skip(str(error)) from error
+    groups.save(job.out / "groups")
+
+
+def write_causes(model: nn.Module, job: Job, n_traces: int, n_pairs: int) -> None:
+    """Write the causal check of one task, layer by layer where there are at most four."""
+    task = job.unit.rpartition("/")[2]
+    whole = [t for t in measured_traces(job.done) if _has_task(t, task) and t.summary.start < t.summary.end]
+    if not whole:
+        raise Skip(f"no trace of {task} has a summary")
+    found = step_causes(model, _spread(whole, n_traces), n_pairs=n_pairs, n_bands=min(4, anatomy(model).n_layers))
+    found.save(job.out / "causes")
+
+
+def _has_task(trace: Trace, task: str) -> bool:
+    return trace.problem is not None and trace.problem.task == task
+
+
+def _spread(traces: Sequence[Trace], n: int) -> list[Trace]:
+    """Return `n` of the traces, right ones and wrong ones in turn as far as there are both."""
+    right = [trace for trace in traces if trace.first_error is None]
+    wrong = [trace for trace in traces if trace.first_error is not None]
+    n_wrong = min(len(wrong), max(n // 2, n - len(right)))
+    return [*right[: n - n_wrong], *wrong[:n_wrong]]

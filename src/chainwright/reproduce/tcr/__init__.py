@@ -1,0 +1,1 @@
+"""The TCR paper, measured again."""

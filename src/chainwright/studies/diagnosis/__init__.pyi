@@ -1,0 +1,10 @@
+from .config import DiagnoseConfig as DiagnoseConfig
+from .plan import Diagnosis as Diagnosis
+from .plan import DiagnosisPlan as DiagnosisPlan
+from .plan import check_instruments as check_instruments
+from .plan import diagnosis_of as diagnosis_of
+from .plan import has_report as has_report
+from .plan import open_diagnosis as open_diagnosis
+from .plan import study_config as study_config
+from .run import run_diagnosis as run_diagnosis
+from .run import run_study as run_study

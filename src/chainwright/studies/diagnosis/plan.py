@@ -1,0 +1,196 @@
+"""A diagnosis as a study: its plan, and what its folder holds when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.decode import TokenScores
+from chainwright.diagnose.errors import ErrorTable
+from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.evaluation.accuracy import Accuracy
+from chainwright.evaluation.comparison import Comparison
+from chainwright.models import provenance
+from chainwright.models.anatomy import anatomy
+from chainwright.studies.diagnosis import repair, step_maps, units
+from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.diagnosis.summary import summary_lines
+from chainwright.studies.diagnosis.units import Bench, Instrument
+from chainwright.studies.engine import Study
+from chainwright.studies.plan import Job, Plan, Results
+from chainwright.traces import Trace
+
+KIND = "diagnosis"
+INSTRUMENTS: tuple[Instrument, ...] = (
+    repair.KeptRepair(),
+    *units.INSTRUMENTS,
+    step_maps.StepMaps(),
+    repair.Repaired(),
+)
+
+
+class DiagnosisPlan(Plan):
+    """Lets a model answer, finds the first errors and locates the heads; see `instruments` for its units."""
+
+    kind = KIND
+    again = "chainwright study run {folder}"
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: DiagnoseConfig):
+        """Check that every cell can be asked; nothing is computed.
+
+        Raises:
+            BadInput: A task cannot have that many hops.
+        """
+        for task, hops in config.cells():
+            tasks.sample(task, hops, 1, rendering=config.rendering)
+        self.bench = Bench(model, tokenizer, config)
+        self.config = config.record()
+        self.source = provenance(anatomy(model).model)
+
+    def units(self, done: Results) -> list[str]:
+        """Return the units of every instrument that was asked for, as far as they are known."""
+        config = self.bench.config
+        return [
+            unit for instrument in INSTRUMENTS if instrument.is_asked(config) for unit in instrument.units(config, done)
+        ]
+
+    def compute(self, job: Job) -> None:
+        """Compute a unit with its instrument."""
+        _instrument(job.unit).compute(self.bench, job)
+
+    def title(self, unit: str) -> str:
+        """Return a unit's name for readers."""
+        return _instrument(unit).title(self.bench.config, unit)
+
+
+def _instrument(unit: str) -> Instrument:
+    return next(i for i in INSTRUMENTS if unit.partition("/")[0] in i.groups)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis found, in memory.
+
+    Attributes:
+        traces: All traces, cell by cell.
+        scores: Token scores of each trace, in the same order.
+        token_strs: The text of each token of each trace.
+        skipped: Key error types that were not searched for heads, and why.
+        findings: What else was measured, for the report: alternatives, the evidence for heads, step maps,
+            what a repair gains.
+    """
+
+    config: DiagnoseConfig
+    provenance: Mapping[str, str]
+    traces: list[Trace]
+    scores: list[TokenScores]
+    token_strs: list[list[str]]
+    accuracy: Accuracy
+    errors: ErrorTable
+    roles: list[RoleFinding]
+    skipped: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def summary(self) -> list[str]:
+        """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try.
+
+        With a repair a sixth says what that gains.
+        """
+        gains = [found for found in self.findings if isinstance(found, Comparison)]
+        return summary_lines(self.accuracy, self.errors, self.roles, gains)
+
+
+def config_of(study: Study) -> DiagnoseConfig:
+    """Return the config of a diagnosis.
+
+    Raises:
+        BadInput: It is another kind of study, or its config was damaged.
+    """
+    known = study.manifest
+    if known.kind != KIND:
+        raise BadInput(
+            f"{study.folder} holds a study of kind {known.kind!r}, not a diagnosis; go on with it by: "
+            f"{known.again.replace('{folder}', str(study.folder))}"
+        )
+    try:
+        return DiagnoseConfig(**known.config)
+    except (TypeError, BadInput) as error:
+        raise BadInput(f"The config of the study in {study.folder} is damaged: {error}") from error
+
+
+def has_report(config: DiagnoseConfig) -> bool:
+    """Say whether a diagnosis has the instruments that its summary and report are made of."""
+    return {"accuracy", "errors"} <= set(config.instruments)
+
+
+def check_instruments(config: DiagnoseConfig, what: str) -> None:
+    """Raise BadInput unless a diagnosis has the instruments that its summary and report are made of."""
+    if missing := {"accuracy", "errors"} - set(config.instruments):
+        raise BadInput(
+            f"{what} needs the instruments accuracy and errors, but {' and '.join(sorted(missing))} was left out; "
+            "`chainwright study show` shows what a study has."
+        )
+
+
+def diagnosis_of(study: Study) -> Diagnosis:
+    """Return what a finished diagnosis found; neither model nor tokenizer is needed.
+
+    Raises:
+        BadInput: It is another kind of study, unfinished, damaged, or has no accuracy or errors.
+    """
+    config = config_of(study)
+    if not study.is_complete:
+        raise BadInput(
+            f"The study in {study.folder} is not finished; go on with it by: chainwright study run {study.folder}"
+        )
+    check_instruments(config, f"The report of the study in {study.folder}")
+    return _read(config, study.manifest.model, study.results)
+
+
+def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> Diagnosis:
+    traces = units.load_traces(config, done)
+    texts = units.load_token_strs(config, done)
+    keys = units.key_types(done)
+    located = {key: units.head_unit(*key) for key in keys}
+    return Diagnosis(
+        config,
+        source,
+        traces,
+        units.load_scores(config, done),
+        [[texts.get(int(i), "") for i in trace.input_ids] for trace in traces],
+        Accuracy.load(done["accuracy"]),
+        ErrorTable.load(done["errors"]),
+        [units.load_role(done[unit], *key) for key, unit in located.items() if unit in done],
+        [f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in located.items() if unit in done.skipped],
+        [
+            *units.load_alternatives(config, done),
+            *units.load_evidence(done),
+            *step_maps.load_steps(config, done),
+            *repair.load_comparison(config, done),
+        ],
+    )
+
+
+def open_diagnosis(folder: str | Path) -> Diagnosis:
+    """Return a finished diagnosis from its folder; neither model nor tokenizer is needed.
+
+    Raises:
+        BadInput: No study there, an unfinished one, another schema, or damaged files.
+    """
+    return diagnosis_of(Study.open(folder))
+
+
+def study_config(folder: str | Path) -> DiagnoseConfig:
+    """Return the config of the diagnosis in a folder.
+
+    Raises:
+        BadInput: No study there, of another schema or of another kind.
+    """
+    return config_of(Study.open(folder))

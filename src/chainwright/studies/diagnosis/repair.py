@@ -1,0 +1,145 @@
+"""A repair as a part of a diagnosis: the same problems answered again with it, and what that gains.
+
+repair                         the repair itself, so that the study goes on with the one that it began with
+repaired/<task>-<hops>-<seed>  the traces of a cell with it, which tokens it looked at again, and what it counted
+comparison                     `Comparison` and `Flips` of the answers without and with it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from chainwright import tasks
+from chainwright._files import read_json, write_json
+from chainwright._finding import Finding
+from chainwright.evaluation.comparison import Comparison, compare
+from chainwright.evaluation.flips import Flips, flips
+from chainwright.repair.base import Repair
+from chainwright.repair.tcr.flag_log import NotingDetector
+from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.diagnosis.units import Bench, Cell, Instrument, cells, decode_cell, load_traces, trace_units
+from chainwright.studies.plan import Job, Results
+from chainwright.traces import read_traces, write_traces
+
+ALONE = "model alone"
+REPAIR, COMPARISON = "repair", "comparison"
+
+
+class KeptRepair(Instrument):
+    """Keeps the repair in the study; comes before anything else, so that a wrong name costs nothing."""
+
+    name, groups = "repair", (REPAIR,)
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say whether a repair was named."""
+        return config.repair is not None
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return the one unit."""
+        return [REPAIR]
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write the repair."""
+        assert bench.config.repair is not None
+        repair = Repair.from_pretrained(bench.config.repair)
+        repair.check_model(bench.model)
+        repair.save_pretrained(job.out / "repair")
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase."""
+        return f"Reading the repair {_name(config)}"
+
+
+class Repaired(Instrument):
+    """Answers every problem again with the repair, and compares."""
+
+    name, groups = "repaired", ("repaired", COMPARISON)
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say whether a repair was named."""
+        return config.repair is not None
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return a unit of traces for each cell, and the comparison after them."""
+        needed = [REPAIR, *trace_units(config)]
+        if not done.are_finished(needed):
+            return []
+        repaired = _units(config)
+        return [*repaired, COMPARISON] if done.are_finished(repaired) else repaired
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Decode a cell with the repair, or compare."""
+        if job.unit == COMPARISON:
+            _compare(bench, job)
+        else:
+            _decode(bench, job, _cell(bench.config, job.unit))
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase."""
+        if unit == COMPARISON:
+            return f"What {_name(config)} gains"
+        cell = _cell(config, unit)
+        return f"{tasks.title(cell.task)}, {cell.hops} hops with {_name(config)}"
+
+
+def load_comparison(config: DiagnoseConfig, done: Results) -> list[Finding]:
+    """Return the comparison with what the repair counted, and the chains that changed; nothing without a repair."""
+    if config.repair is None or COMPARISON not in done:
+        return []
+    title = f"{config.model} with {_name(config)}"
+    found = Comparison.load(done[COMPARISON] / "comparison")
+    costs = {_name(config): _costs(config, done)}
+    return [
+        replace(found, costs=costs, title=title),
+        replace(Flips.load(done[COMPARISON] / "flips"), title=title),
+    ]
+
+
+def _decode(bench: Bench, job: Job, cell: Cell) -> None:
+    repair = Repair.from_pretrained(job.done[REPAIR] / "repair")
+    noted = NotingDetector.put_into(repair)
+    traces = decode_cell(bench, cell, job, repair)
+    write_traces(job.out / "traces.parquet", traces)
+    if noted is not None:
+        write_json(job.out / "flagged.json", noted.tokens(traces))
+    # seconds differ from run to run, and a study does not
+    write_json(job.out / "counts.json", {k: v for k, v in asdict(repair.cost).items() if isinstance(v, int)})
+
+
+def _compare(bench: Bench, job: Job) -> None:
+    config, folders = bench.config, [job.done[unit] for unit in _units(bench.config)]
+    repaired = [trace for folder in folders for trace in read_traces(folder / "traces.parquet")]
+    traces = {ALONE: load_traces(config, job.done), _name(config): repaired}
+    compare(traces).save(job.out / "comparison")
+    noted = all((folder / "flagged.json").exists() for folder in folders)
+    flagged = (
+        {_name(config): [row for folder in folders for row in read_json(folder / "flagged.json")]} if noted else {}
+    )
+    flips(traces, bench.tokenizer, flagged=flagged).save(job.out / "flips")
+
+
+def _costs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the share of tokens that the repair looked at again, and the tokens that it ran for each decoded one."""
+    counts = [read_json(done[unit] / "counts.json") for unit in _units(config)]
+    total = {name: sum(count[name] for count in counts) for name in ("n_tokens", "n_flagged", "n_extra_tokens")}
+    if not total["n_tokens"]:
+        return {}
+    return {
+        "flagged": f"{total['n_flagged'] / total['n_tokens']:.2%}",
+        "extra tokens": f"{total['n_extra_tokens'] / total['n_tokens']:.1f}",
+    }
+
+
+def _units(config: DiagnoseConfig) -> list[str]:
+    return [f"repaired/{cell.name}" for cell in cells(config)]
+
+
+def _cell(config: DiagnoseConfig, unit: str) -> Cell:
+    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
+
+
+def _name(config: DiagnoseConfig) -> str:
+    return Path(config.repair or "").name

@@ -1,0 +1,119 @@
+"""Step maps as an instrument of a diagnosis: some right and wrong traces of each cell, then right against wrong.
+
+steps/<task>-<hops>-<seed>   a `StepSaliency` a trace, in folders named by the trace's place in its cell
+step-groups                  `StepGroups` over all of them
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright import tasks
+from chainwright._errors import BadInput, UnsupportedModel
+from chainwright._finding import Finding
+from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
+from chainwright.diagnose.steps.estimate import SaliencyPlan, plan_step_saliency
+from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
+from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.diagnosis.units import Bench, Cell, Instrument, cells, trace_units
+from chainwright.studies.plan import Job, Results, Skip
+from chainwright.traces import Trace, read_traces
+
+GROUPS = "step-groups"
+
+
+class StepMaps(Instrument):
+    """Step maps of right and wrong traces, and what differs between them; no part of the usual diagnosis."""
+
+    name, groups = "steps", ("steps", GROUPS)
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return a unit of maps for each cell, and the comparison after them."""
+        if not done.are_finished(trace_units(config)):
+            return []
+        maps = [f"steps/{cell.name}" for cell in cells(config)]
+        return [*maps, GROUPS] if done.are_finished(maps) else maps
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write the maps of a cell, or `StepGroups`."""
+        if job.unit == GROUPS:
+            _compare(bench.config, job)
+            return
+        cell = _cell(bench.config, job.unit)
+        traces = read_traces(job.done[f"traces/{cell.name}"] / "traces.parquet")
+        found: dict[int, StepSaliency] = {}
+        for i in (chosen := choose_traces(traces, bench.config.n_maps)):
+            job.tick(len(found), len(chosen))
+            try:
+                found[i] = step_saliency(bench.model, traces[i])
+            except (BadInput, UnsupportedModel) as error:
+                raise Skip(str(error)) from error
+        for i, one in found.items():
+            one.save(job.out / f"{i:06d}")
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase."""
+        if unit == GROUPS:
+            return "Steps of right traces against wrong ones"
+        cell = _cell(config, unit)
+        return f"Step maps: {tasks.title(cell.task)}, {cell.hops} hops"
+
+
+def choose_traces(traces: list[Trace], n: int) -> list[int]:
+    """Return the first `n` wrong and the first `n` right traces, in their order."""
+    wrong = [i for i, trace in enumerate(traces) if trace.first_error is not None]
+    right = [i for i, trace in enumerate(traces) if trace.first_error is None]
+    return sorted(wrong[:n] + right[:n])
+
+
+def plan_steps(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: DiagnoseConfig, device: str | None = None
+) -> SaliencyPlan:
+    """Return what the step maps of a diagnosis will take at most, if its traces are as long as the gold chains.
+
+    Raises:
+        BadTrace: A chain that the model has not enough positions for.
+    """
+    n = min(config.n, 2 * config.n_maps)
+    gold = [
+        Trace.from_text(tokenizer, problem.prompt, problem.chain, problem=problem)
+        for cell in cells(config)
+        for problem in tasks.sample(cell.task, cell.hops, n, cell.seed, rendering=config.rendering)
+    ]
+    return plan_step_saliency(model, gold, device=device)
+
+
+def load_steps(config: DiagnoseConfig, done: Results) -> list[Finding]:
+    """Return the step maps with the place of their trace in the diagnosis as `config["trace"]`, then the comparison."""
+    if "steps" not in config.instruments:
+        return []
+    found: list[Finding] = [one for _, one in _load_maps(config, done)]
+    return [*found, StepGroups.load(done[GROUPS])] if GROUPS in done else found
+
+
+def _load_maps(config: DiagnoseConfig, done: Results) -> list[tuple[Trace, StepSaliency]]:
+    found, before = [], 0
+    for cell in cells(config):
+        traces = read_traces(done[f"traces/{cell.name}"] / "traces.parquet")
+        unit = f"steps/{cell.name}"
+        folders = sorted(path for path in done[unit].iterdir() if path.is_dir()) if unit in done else []
+        for folder in folders:
+            one, i = StepSaliency.load(folder), int(folder.name)
+            found.append((traces[i], replace(one, config={**one.config, "trace": before + i})))
+        before += len(traces)
+    return found
+
+
+def _compare(config: DiagnoseConfig, job: Job) -> None:
+    found = _load_maps(config, job.done)
+    try:
+        compare_steps([trace for trace, _ in found], [one for _, one in found]).save(job.out)
+    except BadInput as error:
+        raise Skip(str(error)) from error
+
+
+def _cell(config: DiagnoseConfig, unit: str) -> Cell:
+    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])

@@ -1,0 +1,87 @@
+"""A study file: a diagnosis written down in TOML.
+
+    model = "reasoner"
+    tasks = ["parity", "clf"]   # or "all"; left out: those that hops names, or all
+    hops = "10-14"              # or [10, 12], or a table of either by task; left out: the usual ones
+    n = 40
+    seeds = [0, 1]
+
+Every other key is one of `DiagnoseConfig`, with its default there; `rendering` may also be "auto".
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from chainwright import prompts, tasks
+from chainwright._errors import BadInput, unknown_name
+from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.tasks.cells import choose_cells, parse_hops
+
+
+def read_study_file(path: str | Path) -> DiagnoseConfig:
+    """Return the diagnosis that a TOML file asks for.
+
+    Raises:
+        BadInput: No such file, no TOML, an unknown key (the nearest known one is named), or a value that is of a wrong
+            type or impossible.
+    """
+    path = Path(path)
+    asked = _parsed(path)
+    known = [field.name for field in fields(DiagnoseConfig)]
+    if unknown := [key for key in asked if key not in (*known, "tasks")]:
+        raise unknown_name(f"key in {path}:", unknown[0], [*known, "tasks"])
+    if not isinstance(asked.get("model"), str):
+        raise BadInput(f'{path} must name a model, such as model = "reasoner"; got {asked.get("model")!r}.')
+    try:
+        return _config(asked)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"Cannot read the study file {path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is no readable TOML: {error}.") from error
+
+
+def _config(asked: Mapping[str, Any]) -> DiagnoseConfig:
+    rendering = asked.get("rendering", "auto")
+    if not isinstance(rendering, str):
+        raise BadInput(f"rendering must be a text; got {rendering!r}.")
+    rendering = prompts.rendering_for(rendering, asked["model"])
+    hops = _hops(asked.get("tasks"), asked.get("hops"), rendering)
+    return DiagnoseConfig(**{k: v for k, v in asked.items() if k != "tasks"} | {"rendering": rendering, "hops": hops})
+
+
+def _hops(names: Any, hops: Any, rendering: tasks.Rendering) -> dict[str, tuple[int, ...]]:
+    """Return the hop counts of each task that the keys `tasks` and `hops` ask for."""
+    table = hops if isinstance(hops, Mapping) else {}
+    if names is None:
+        names = list(table) or "all"
+    if not (isinstance(names, str) or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
+        raise BadInput(f'tasks must be a list of names, or "all"; got {names!r}.')
+    chosen = choose_cells(names if isinstance(names, str) else ",".join(names), None, rendering)
+    given = {tasks.canonical(name): _counts(value) for name, value in table.items()}
+    if idle := [name for name in given if name not in chosen]:
+        raise BadInput(f"hops names {idle[0]!r}, which is not among the tasks {', '.join(chosen)}.")
+    if hops is not None and not isinstance(hops, Mapping):
+        return dict.fromkeys(chosen, _counts(hops))
+    return chosen | given
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        return parse_hops(value)
+    if type(value) is int:
+        return parse_hops(str(value))
+    if isinstance(value, list) and value and all(type(item) is int and item > 0 for item in value):
+        return tuple(sorted(set(value)))
+    raise BadInput(f'Hops are given as "4-10", 12 or [4, 8, 12], whole numbers from 1; got {value!r}.')

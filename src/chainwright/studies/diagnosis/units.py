@@ -1,0 +1,351 @@
+"""What a diagnosis measures, instrument by instrument; each lists its units and computes them.
+
+    traces/<task>-<hops>-<seed>   the traces of a cell, and the text of each of their tokens
+    accuracy                      accuracy by task and hops, over all seeds
+    scores/<task>-<hops>-<seed>   what the model gave each token of them, and what else it might have said
+    errors                        first errors, with entropies
+    heads/<task>-<type>           head roles of a key error type, and what the best head does on contexts held out
+    evidence/<task>-<type>        what the model says at those errors without each of the heads that stand out
+
+An instrument lists units only when what they read is finished.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright import tasks
+from chainwright._errors import BadInput, UnsupportedModel
+from chainwright._files import read_json, write_json
+from chainwright.decode import TokenScores, generate, score_all
+from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
+from chainwright.diagnose.errors import ErrorTable, first_errors
+from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
+from chainwright.diagnose.heads.roles import HeadCheck, HeadRoles, RoleFinding, check_head, head_roles
+from chainwright.diagnose.other_tokens import Alternatives, alternatives
+from chainwright.evaluation.accuracy import evaluate
+from chainwright.repair.base import Repair
+from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.plan import Job, Results, Skip
+from chainwright.traces import Trace, read_traces, write_traces
+
+
+class Cell(NamedTuple):
+    """The problems of one task at one hop count, drawn with one seed."""
+
+    task: str
+    hops: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the cell's unit ids."""
+        return f"{self.task}-{self.hops:03d}-{self.seed}"
+
+
+def cells(config: DiagnoseConfig) -> list[Cell]:
+    """Return every cell of a diagnosis, seed by seed within a task and hop count."""
+    return [Cell(task, hops, seed) for task, hops in config.cells() for seed in config.seeds]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every instrument works with."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    config: DiagnoseConfig
+
+
+class Instrument(ABC):
+    """One measurement of a diagnosis.
+
+    Attributes:
+        name: Its name in `DiagnoseConfig.instruments`.
+        needs: Instruments whose results it reads.
+        groups: What its unit ids begin with.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    groups: tuple[str, ...]
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say whether a diagnosis has this part."""
+        return self.name in config.instruments
+
+    @abstractmethod
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return the ids of the units that can be computed by now, or are."""
+
+    @abstractmethod
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Compute one of them; see `Plan.compute`."""
+
+    @abstractmethod
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return what a reader is told while it is computed."""
+
+
+class Traces(Instrument):
+    """Lets the model answer; part of every diagnosis."""
+
+    name, groups = "traces", ("traces",)
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Say yes."""
+        return True
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return one unit a cell."""
+        return trace_units(config)
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write the traces of a cell, and the text of each token id in them."""
+        found = decode_cell(bench, _cell(bench.config, job.unit), job)
+        write_traces(job.out / "traces.parquet", found)
+        known = sorted({int(i) for trace in found for i in trace.input_ids})
+        texts = {str(i): bench.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
+        write_json(job.out / "token_strs.json", texts)
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return such as "Parity-NL, 12 hops: 40 problems"."""
+        cell = _cell(config, unit)
+        seed = f", seed {cell.seed}" if len(config.seeds) > 1 else ""
+        return f"{tasks.title(cell.task)}, {cell.hops} hops{seed}: {config.n} problems"
+
+
+class AccuracyOf(Instrument):
+    """Accuracy by task and hops, from the traces alone."""
+
+    name, groups = "accuracy", ("accuracy",)
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return one unit, when all traces are there."""
+        return ["accuracy"] if done.are_finished(trace_units(config)) else []
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write an `Accuracy`."""
+        evaluate(load_traces(bench.config, job.done)).save(job.out)
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase."""
+        return "Accuracy by task and hops"
+
+
+class Errors(Instrument):
+    """First errors, and how sure the model was at them."""
+
+    name, groups = "errors", ("scores", "errors")
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return a unit of scores for each cell, and the error table after them."""
+        if not done.are_finished(trace_units(config)):
+            return []
+        scores = [f"scores/{cell.name}" for cell in cells(config)]
+        return [*scores, "errors"] if done.are_finished(scores) else scores
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write the scores and alternatives of a cell's traces, or an `ErrorTable`."""
+        if job.unit == "errors":
+            first_errors(load_traces(bench.config, job.done), load_scores(bench.config, job.done)).save(job.out)
+            return
+        traces = read_traces(job.done[f"traces/{_cell(bench.config, job.unit).name}"] / "traces.parquet")
+        _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
+        alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase."""
+        if unit == "errors":
+            return "First errors"
+        cell = _cell(config, unit)
+        return f"Scoring every token: {tasks.title(cell.task)}, {cell.hops} hops"
+
+
+class Heads(Instrument):
+    """Head roles at each key error type with a check of the best head, and the evidence for them."""
+
+    name, needs, groups = "heads", ("errors",), ("heads", "evidence")
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return a unit a key error type, once those are known, and one of evidence for each that has roles."""
+        heads = [head_unit(task, kind) for task, kind in key_types(done)] if "errors" in done else []
+        located = heads if done.are_finished(heads) else []
+        return [*heads, *(evidence_unit(unit) for unit in located if unit in done)]
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Write `HeadRoles` and, if contexts could be held out, what its best head does on them; or `HeadEvidence`."""
+        key = next(k for k in key_types(job.done) if job.unit in (head_unit(*k), evidence_unit(head_unit(*k))))
+        if job.unit == head_unit(*key):
+            self._roles(bench, job, *key)
+            return
+        found = load_role(job.done[head_unit(*key)], *key)
+        traces, n = load_traces(bench.config, job.done), 2 * bench.config.n_contexts
+        head_evidence(bench.model, bench.tokenizer, traces, found, n=n).save(job.out)
+
+    def _roles(self, bench: Bench, job: Job, task: str, kind: str) -> None:
+        rank = [k for t, k in key_types(job.done) if t == task].index(kind)
+        if rank >= bench.config.max_types:
+            raise Skip(f"more than {bench.config.max_types} key types")
+        try:
+            found = _locate(bench, load_traces(bench.config, job.done), task, kind)
+        except (BadInput, UnsupportedModel) as error:
+            raise Skip(str(error)) from error
+        found.roles.save(job.out)
+        write_json(job.out / "check.json", None if found.check is None else asdict(found.check))
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return a phrase with the task and the type."""
+        task, _, kind = unit.partition("/")[2].partition("-")
+        what = "Heads" if unit.startswith("heads/") else "Evidence for heads"
+        return f"{what} at {tasks.title(task)}, {kind.replace('-', ' ')}"
+
+
+INSTRUMENTS: tuple[Instrument, ...] = (Traces(), AccuracyOf(), Errors(), Heads())
+
+
+def decode_seed(cell: Cell) -> int:
+    """Return the seed that a cell is decoded with.
+
+    Rows of one call of `generate` have noise of their own, but row 3 of two calls has the same under the same seed; so
+    every cell takes another one.
+    """
+    return Random(f"{cell.seed}/{cell.task}/{cell.hops}").getrandbits(32)
+
+
+def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None) -> list[Trace]:
+    """Return the traces of a cell's problems, alone or with a repair, ticking as they come."""
+    config = bench.config
+    problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
+    n_done = 0
+
+    def count(traces: list[tuple[int, Trace]]) -> None:
+        nonlocal n_done
+        n_done += len(traces)
+        job.tick(n_done, len(problems))
+
+    return generate(
+        bench.model,
+        bench.tokenizer,
+        problems,
+        repair=repair,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+        seed=decode_seed(cell),
+        progress=False,
+        on_traces=count,
+    )
+
+
+def _cell(config: DiagnoseConfig, unit: str) -> Cell:
+    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
+
+
+def trace_units(config: DiagnoseConfig) -> list[str]:
+    """Return the ids of the units that hold traces, in the order of the cells."""
+    return [f"traces/{cell.name}" for cell in cells(config)]
+
+
+def head_unit(task: str, kind: str) -> str:
+    """Return the id of the unit that locates the heads of a key error type."""
+    return f"heads/{task}-{kind.replace(' ', '-')}"
+
+
+def evidence_unit(unit: str) -> str:
+    """Return the id of the unit with the evidence for the heads that another unit located."""
+    return f"evidence/{unit.partition('/')[2]}"
+
+
+def key_types(done: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Return (task, error type) of every key error type, the most frequent of a task first."""
+    found = ErrorTable.load(done["errors"]).key_types
+    return [(task, kind) for task, kinds in found.items() for kind in kinds]
+
+
+def load_traces(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Trace]:
+    """Return all traces, cell by cell."""
+    return [trace for unit in trace_units(config) for trace in read_traces(done[unit] / "traces.parquet")]
+
+
+def load_scores(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[TokenScores]:
+    """Return the scores of all traces, in their order."""
+    paths = [done[f"scores/{cell.name}"] / "scores.safetensors" for cell in cells(config)]
+    return [scores for path in paths for scores in _load_scores(path)]
+
+
+def load_alternatives(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Alternatives]:
+    """Return what else might have been said, in one finding; none for a study of an older version."""
+    folders = [(unit, done[f"scores/{unit.partition('/')[2]}"] / "alternatives") for unit in trace_units(config)]
+    if not all(folder.exists() for _, folder in folders):
+        return []
+    n_traces = [len(read_traces(done[unit] / "traces.parquet")) for unit, _ in folders]
+    return [Alternatives.joined([Alternatives.load(folder) for _, folder in folders], n_traces)]
+
+
+def load_evidence(done: Mapping[str, Path]) -> list[HeadEvidence]:
+    """Return the evidence for heads at every error type that has some, in the order of the key types."""
+    units = [evidence_unit(head_unit(*key)) for key in key_types(done)]
+    return [HeadEvidence.load(done[unit]) for unit in units if unit in done]
+
+
+def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[int, str]:
+    """Return the text of each token id that stands in a trace."""
+    read = [read_json(done[unit] / "token_strs.json") for unit in trace_units(config)]
+    return {int(i): text for texts in read for i, text in texts.items()}
+
+
+def load_role(path: Path, task: str, kind: str) -> RoleFinding:
+    """Return what `Heads` wrote."""
+    check = read_json(path / "check.json")
+    return RoleFinding(task, kind, HeadRoles.load(path), None if check is None else HeadCheck(**check))
+
+
+def _locate(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> RoleFinding:
+    """Locate heads on every other context and check the best of them on the rest."""
+    config = bench.config
+    wrong = erroneous_contexts(bench.tokenizer, traces, task, kind, 2 * config.n_contexts)
+    if len(wrong) < config.min_errors:
+        raise BadInput(f"only {len(wrong)} contexts, fewer than {config.min_errors}")
+    right = correct_contexts(traces, wrong, 2 * config.n_contexts)
+    holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
+    chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
+    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen))
+    check = check_head(bench.model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
+    return RoleFinding(task, kind, roles, check)
+
+
+def _save_scores(path: Path, scores: Sequence[TokenScores]) -> None:
+    save_file(
+        {
+            "logprob": torch.cat([s.logprob for s in scores]),
+            "entropy": torch.cat([s.entropy for s in scores]),
+            "argmax": torch.cat([s.argmax for s in scores]),
+            "n_tokens": torch.tensor([len(s.logprob) for s in scores]),
+        },
+        path,
+    )
+
+
+def _load_scores(path: Path) -> list[TokenScores]:
+    try:
+        read = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} is missing or damaged: {error}") from error
+    if {"logprob", "entropy", "argmax", "n_tokens"} - read.keys():
+        raise BadInput(f"{path} holds no token scores.")
+    lengths = read["n_tokens"].tolist()
+    columns = [read[name].tensor_split(list(accumulate(lengths))[:-1]) for name in ("logprob", "entropy", "argmax")]
+    return [TokenScores(*parts) for parts in zip(*columns, strict=True)]

@@ -1,0 +1,184 @@
+"""Evidence and alternatives on traces of the bundled reasoner, against other ways to the same numbers."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright._finding import Finding
+from chainwright.decode import TokenScores, generate, score_all
+from chainwright.diagnose import (
+    Alternatives,
+    HeadEvidence,
+    RoleFinding,
+    alternatives,
+    correct_contexts,
+    erroneous_contexts,
+    first_errors,
+    head_evidence,
+    head_roles,
+)
+from chainwright.diagnose.heads.evidence import named_heads
+from chainwright.edits import KnockOut, edit
+from chainwright.models.load import LoadedModel, load_model
+from chainwright.traces import Trace
+from reference import assert_close
+
+
+@pytest.fixture(scope="module")
+def reasoner() -> LoadedModel:
+    return load_model("reasoner")
+
+
+@pytest.fixture(scope="module")
+def traces(reasoner: LoadedModel) -> list[Trace]:
+    return generate(*reasoner, tasks.sample("parity", 13, 40), progress=False)
+
+
+@pytest.fixture(scope="module")
+def scores(reasoner: LoadedModel, traces: list[Trace]) -> list[TokenScores]:
+    return score_all(reasoner.model, traces)
+
+
+@pytest.fixture(scope="module")
+def found(reasoner: LoadedModel, traces: list[Trace]) -> RoleFinding:
+    kind = first_errors(traces).key_types["parity"][0]
+    wrong = erroneous_contexts(reasoner.tokenizer, traces, "parity", kind, 64).take(slice(0, None, 2))
+    right = correct_contexts(traces, wrong, 6)
+    return RoleFinding("parity", kind, head_roles(reasoner.model, right, wrong))
+
+
+@pytest.fixture(scope="module")
+def evidence(reasoner: LoadedModel, traces: list[Trace], found: RoleFinding) -> HeadEvidence:
+    return head_evidence(*reasoner, traces, found, n_heads=5)
+
+
+def test_the_whole_model_says_what_it_wrote(
+    evidence: HeadEvidence, traces: list[Trace], scores: list[TokenScores]
+) -> None:
+    for i, (trace, at) in enumerate(evidence.sites):
+        assert int(evidence.top_ids[i, 0, 0]) == int(traces[trace].input_ids[at])
+        assert math.log(evidence.p_top[i, 0, 0]) == pytest.approx(float(scores[trace].logprob[at]), abs=1e-4)
+        assert bool(evidence.is_right[i, 0]) != bool(evidence.is_erroneous[i])
+
+
+def test_without_a_head_it_says_what_a_plain_knockout_says(
+    reasoner: LoadedModel, evidence: HeadEvidence, traces: list[Trace]
+) -> None:
+    trace, at = evidence.sites[0]
+    for k, (layer, head) in enumerate(evidence.heads, start=1):
+        with edit(reasoner.model, KnockOut({(layer, head)})), torch.no_grad():
+            probs = reasoner.model(input_ids=traces[trace].input_ids[None, :at]).logits[0, -1].softmax(-1)
+        assert_close(evidence.p_top[0, k], probs.topk(5).values, "p_top")
+        assert evidence.top_ids[0, k].tolist() == probs.topk(5).indices.tolist()
+        assert float(evidence.p_right[0, k]) == pytest.approx(float(probs[evidence.right_ids[0]]), abs=1e-5)
+
+
+def test_roles_keep_what_each_head_does_in_each_context(evidence: HeadEvidence, found: RoleFinding) -> None:
+    roles = found.roles
+    assert roles.first_erroneous is not None and roles.p_right is not None and roles.right_erroneous is not None
+    assert_close(
+        (roles.first_erroneous == roles.right_erroneous[:, None, None]).float().mean(0), roles.corrected, "mended"
+    )
+    gains = (roles.p_right - roles.p_right_whole[:, None, None]).mean(0)
+    assert_close(gains, roles.rectification, "gains")
+    for i, site in enumerate(roles.sites_erroneous):
+        row = evidence.sites.index(site)
+        for k, (layer, head) in enumerate(evidence.heads, start=1):
+            assert int(evidence.top_ids[row, k, 0]) == int(roles.first_erroneous[i, layer, head])
+            assert float(evidence.p_right[row, k]) == pytest.approx(float(roles.p_right[i, layer, head]), abs=1e-4)
+
+
+def test_seen_and_held_out_contexts_are_told_apart(evidence: HeadEvidence, found: RoleFinding) -> None:
+    wrong = [site for site, is_wrong in zip(evidence.sites, evidence.is_erroneous, strict=True) if is_wrong]
+    seen = [site for site, is_seen in zip(evidence.sites, evidence.is_seen, strict=True) if is_seen]
+    assert [site for site in wrong if site in seen] == sorted(found.roles.sites_erroneous)
+    rows = evidence.counts(seen=True)
+    best = found.roles.best_head
+    assert (rows[0]["layer"], rows[0]["head"]) == best
+    assert rows[0]["n_mended"] == round(float(found.roles.corrected[best]) * found.roles.n_erroneous)
+    held_out = evidence.counts(seen=False)[0]
+    assert held_out["n_erroneous"] == len(wrong) - found.roles.n_erroneous
+    assert f"{held_out['n_mended']} of {held_out['n_erroneous']} failing contexts held out" in evidence.summary()
+
+
+def test_named_heads_are_different_and_begin_with_the_best(found: RoleFinding) -> None:
+    heads = named_heads(found.roles, 8)
+    assert len({tuple(head) for head in heads}) == len(heads) == 8
+    assert heads[0] == list(found.roles.best_head)
+    assert heads[1] == found.roles.erroneous_processing[0] or heads[0] == found.roles.erroneous_processing[0]
+
+
+def test_findings_come_back_from_disk_as_they_were(evidence: HeadEvidence, tmp_path: Path) -> None:
+    evidence.save(tmp_path / "evidence")
+    read = Finding.load(tmp_path / "evidence")
+    assert isinstance(read, HeadEvidence)
+    assert read.to_frame().equals(evidence.to_frame())
+    assert read.to_frame().num_rows == len(evidence.sites) * 6
+
+
+def test_numbers_below_one_are_refused(reasoner: LoadedModel, traces: list[Trace], found: RoleFinding) -> None:
+    with pytest.raises(BadInput, match="n_heads must be at least 1; got 0"):
+        head_evidence(*reasoner, traces, found, n_heads=0)
+    with pytest.raises(BadInput, match="got 0 traces"):
+        alternatives(*reasoner, [])
+
+
+@pytest.fixture(scope="module")
+def others(reasoner: LoadedModel, traces: list[Trace]) -> Alternatives:
+    return alternatives(*reasoner, traces)
+
+
+def test_alternatives_stand_at_every_slot_and_wherever_the_model_was_unsure(
+    others: Alternatives, traces: list[Trace], scores: list[TokenScores]
+) -> None:
+    places = set(zip(others.trace.tolist(), others.position.tolist(), strict=True))
+    for i, (trace, own) in enumerate(zip(traces, scores, strict=True)):
+        wanted = {slot.start for slot in trace.slots if slot.end > slot.start}
+        after = range(trace.response_start, len(trace))
+        wanted |= {at for at in after if own.entropy[at] >= 0.1001 or own.argmax[at] != trace.input_ids[at]}
+        kept = {at for trace_at, at in places if trace_at == i}
+        assert wanted <= kept
+        assert all(at in wanted or own.entropy[at] >= 0.0999 for at in kept)
+
+
+def test_alternatives_agree_with_the_scores(
+    others: Alternatives, traces: list[Trace], scores: list[TokenScores]
+) -> None:
+    for i, (trace, at) in enumerate(zip(others.trace.tolist(), others.position.tolist(), strict=True)):
+        assert int(others.top_ids[i, 0]) == int(scores[trace].argmax[at])
+        own = int(traces[trace].input_ids[at])
+        if own in others.top_ids[i].tolist():
+            rank = others.top_ids[i].tolist().index(own)
+            assert math.log(others.p_top[i, rank]) == pytest.approx(float(scores[trace].logprob[at]), abs=1e-3)
+        if int(others.expected_ids[i]) == own:
+            assert math.log(others.p_expected[i]) == pytest.approx(float(scores[trace].logprob[at]), abs=1e-3)
+
+
+def test_at_a_first_error_the_expected_token_is_another(others: Alternatives, traces: list[Trace]) -> None:
+    places = {place: i for i, place in enumerate(zip(others.trace.tolist(), others.position.tolist(), strict=True))}
+    n_known = 0
+    for i, trace in enumerate(traces):
+        if trace.first_error_position is None or trace.first_error is None:
+            continue
+        place = places[i, trace.first_error_position]
+        expected = int(others.expected_ids[place])
+        if expected >= 0:
+            n_known += 1
+            assert expected != int(trace.input_ids[trace.first_error_position])
+            assert others.token_strs[str(expected)].strip() == trace.first_error.expected
+            assert 0 <= float(others.p_expected[place]) < 0.5
+    assert n_known > 5
+
+
+def test_a_trace_without_a_problem_has_no_expected_tokens(reasoner: LoadedModel) -> None:
+    (trace,) = generate(*reasoner, ["parity start heads . mia flips ?\n"], max_new_tokens=8, progress=False)
+    found = alternatives(*reasoner, [trace], least_entropy=0.0, n_top=2)
+    assert found.position.tolist() == list(range(trace.response_start, len(trace)))
+    assert set(found.expected_ids.tolist()) == {-1}
+    assert bool(found.p_expected.isnan().all())
+    assert found.to_frame().num_rows == 2 * len(found.position)
+    assert "at 0 of 0 slots" in found.summary()

@@ -1,0 +1,131 @@
+"""Accuracy with intervals, against numbers worked out by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chainwright import tasks
+from chainwright._errors import BadInput
+from chainwright._stats import wilson
+from chainwright.evaluation.accuracy import evaluate
+from chainwright.evaluation.comparison import Comparison, compare
+from chainwright.tasks import Problem
+from chainwright.traces import Trace
+from outcomes import outcome, two_ways
+from trace_tokenizers import task_words
+
+
+def by_hand(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Return centre minus and plus half width of the score interval (Wilson, 1927)."""
+    p = k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return centre - half, centre + half
+
+
+def trace(problem: Problem, text: str | None = None, **changes: object) -> Trace:
+    found = Trace.from_text(task_words(), problem.prompt, problem.chain if text is None else text, problem=problem)
+    return Trace(**({f: getattr(found, f) for f in found.__dataclass_fields__} | changes))
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (39, 40), (1, 1)])
+def test_wilson_is_the_score_interval(k: int, n: int) -> None:
+    assert tuple(wilson(k, n)) == pytest.approx(by_hand(k, n), abs=1e-12)
+
+
+def test_wilson_by_textbook_numbers() -> None:
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=5e-5)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=5e-5)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe (1998), table I
+    assert wilson(5, 10, 0.9).low > wilson(5, 10).low
+
+
+def test_cells_in_order_with_answers_chains_and_cut_responses() -> None:
+    clf, parity, short = (tasks.sample(*cell, 3) for cell in (("clf", 4), ("parity", 5), ("parity", 2)))
+    lucky = parity[0].chain.replace(parity[0].chain.splitlines()[1], parity[0].chain.splitlines()[2])
+    traces = [
+        trace(clf[0]),
+        trace(parity[0], lucky),
+        trace(parity[1], stopped=False),
+        trace(parity[2], "", stopped=False),
+        trace(short[0]),
+        trace(clf[1], "? ?"),
+    ]
+    rows = evaluate(traces).rows
+    assert [(r["task"], r["hops"], r["n"]) for r in rows] == [("clf", 4, 2), ("parity", 2, 1), ("parity", 5, 3)]
+    whole = rows[2]
+    assert (whole["accuracy"], whole["exact"], whole["n_cut"]) == (2 / 3, 1 / 3, 2)
+    assert (whole["low"], whole["high"]) == tuple(wilson(2, 3))
+    assert (whole["exact_low"], whole["exact_high"]) == tuple(wilson(1, 3))
+    assert whole["tokens"] == sum(len(t.response_ids) for t in traces[1:4]) / 3
+    assert (rows[0]["accuracy"], rows[0]["exact"], rows[0]["n_cut"]) == (0.5, 0.5, 0)
+    assert (rows[1]["accuracy"], rows[1]["high"]) == (1.0, pytest.approx(1.0))
+
+
+def test_summary_and_table() -> None:
+    found = evaluate(
+        [trace(p) for h in (4, 2) for p in tasks.sample("llc", h, 2)] + [trace(tasks.sample("clf", 3, 1)[0])]
+    )
+    assert found.summary() == "llc: 2 hops 1.00, 4 hops 1.00\nclf: 3 hops 1.00"
+    assert found.to_frame().to_pylist() == found.rows
+    assert evaluate([]).rows == [] and evaluate([]).summary() == ""
+
+
+def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
+    (problem,) = tasks.sample("parity", 2, 1)
+    plain = Trace.from_text(task_words(), "ann", "flips")
+    with pytest.raises(BadInput, match="Trace 1 has no problem, so nothing says whether it is right"):
+        evaluate([trace(problem), plain])
+    with pytest.raises(BadInput, match="Trace 0 was not judged by its problem"):
+        evaluate([trace(problem, is_correct=None)])
+
+
+def test_compare_pairs_problems_and_counts_what_is_mended_and_broken() -> None:
+    found = compare(two_ways())
+    row = found.overall("repair")
+    assert (row["n"], row["n_mended"], row["n_broken"]) == (10, 3, 1)
+    assert row["exact"] == pytest.approx(0.5) and row["exact_gain"] == pytest.approx(0.2)
+    assert row["exact_gain_low"] <= 0.2 <= row["exact_gain_high"]
+    assert row["p"] == pytest.approx(0.625)  # 4 moved, 3 one way: 2 * (4 + 1) / 16
+    four = next(r for r in found.rows if r["hops"] == 4 and r["name"] == "repair")
+    assert (four["n"], four["exact"], four["exact_gain"]) == (4, 0.5, 0.25)
+    assert found.overall("none")["exact_gain"] == 0.0 and found.baseline == "none"
+    assert "3 mended, 1 broken" in found.summary()
+    assert found.to_frame().num_rows == len(found.rows) == 2 * 4
+
+
+def test_compare_refuses_other_problems_and_nothing() -> None:
+    one, two = (tasks.sample("clf", 3, 2, seed) for seed in (0, 1))
+    first, other = ([outcome(p, True) for p in ps] for ps in (one, two))
+    with pytest.raises(BadInput, match="Trace 0 of 'b' is of another problem"):
+        compare({"a": first, "b": other})
+    with pytest.raises(BadInput, match="'b' has 1 traces, the first way has 2"):
+        compare({"a": first, "b": first[:1]})
+    with pytest.raises(BadInput, match="at least one trace"):
+        compare({"a": []})
+
+
+def test_a_comparison_is_a_table_for_readers_and_three_figures() -> None:
+    found = replace(compare(two_ways()), costs={"repair": {"seconds": 0.5}})
+    first, second = found.by_way()
+    assert first["way"] == "none" and first["gain"] is None and first["seconds"] is None
+    assert (second["mended"], second["broken"], second["p"], second["seconds"]) == (3, 1, "0.62", 0.5)
+    assert second["gain"] == "+0.200" and second["95%"].startswith("-0.") and " to +0." in second["95%"]
+    assert found.names == ["none", "repair"] and len(found.cells) == 4
+    assert [trace.name for trace in found.plot().data] == ["whole chains"] * 2 + ["final answers"] * 2
+    assert [list(t.y) for t in found.plot("chains").data] == [[2 / 6, 1 / 4], [3 / 6, 2 / 4]]
+    assert found.plot("answers").data[0].name == "none"
+    with pytest.raises(BadInput, match="view must be one of ways, chains, answers; got 'hops'"):
+        found.plot("hops")  # type: ignore[arg-type]
+
+
+def test_a_comparison_keeps_its_costs_and_reads_those_without(tmp_path: Path) -> None:
+    found = replace(compare(two_ways()), costs={"repair": {"flagged": "1.00%"}}, title="Two ways")
+    assert Comparison.load(found.save(tmp_path / "new")) == found
+    old = compare(two_ways()).save(tmp_path / "old")
+    record = json.loads((old / "result.json").read_text())
+    del record["values"]["costs"], record["values"]["title"]
+    (old / "result.json").write_text(json.dumps(record))
+    assert Comparison.load(old) == compare(two_ways())

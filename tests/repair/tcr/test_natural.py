@@ -1,0 +1,128 @@
+"""TCR on an instruction model: chat template, English chains, sampling and streaming, and what cannot be done there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from chainwright._errors import BadInput
+from chainwright.decode import _SeededDraw, generate, prompt_ids, score
+from chainwright.repair import TCR, EntropyDetector
+from chainwright.repair.tcr.fit import FitConfig, fit_tcr
+from chainwright.repair.tcr.flag_log import NotingDetector
+from chainwright.reproduce.tcr.study import ReproduceTCR, ReproduceTCRConfig, ways_for
+from command_line import call
+from instruct import instruct_model, instruct_tokenizer, natural, taught
+from naive import decode
+from repair.tcr.test_decoding import ByLastToken, repair_of, tau_of
+
+N_NEW, TEMPERATURE, SEED = 14, 1.3, 7
+
+
+def drawing(row: int):
+    """Return how the row of that number draws, the naive way: logits and step to a token."""
+    noise = _SeededDraw([row], TEMPERATURE, SEED, 0)
+
+    def draw(logits: Tensor, step: int) -> int:
+        return int((logits / TEMPERATURE + noise._noise(row, step, len(logits))).argmax())
+
+    return draw
+
+
+def test_sampled_answers_to_chat_prompts_equal_the_naive_ones() -> None:
+    model, tokenizer, selector = instruct_model(), instruct_tokenizer(), ByLastToken()
+    problems, tau = natural(n=2), tau_of(model)
+    repair = repair_of(tau, end_ids=(tokenizer.eos_token_id,))
+    noting = NotingDetector.put_into(repair)
+    options = {"temperature": TEMPERATURE, "seed": SEED, "max_new_tokens": N_NEW, "progress": False}
+    got = generate(model, tokenizer, problems, repair=repair, **options)
+    for i, (trace, problem) in enumerate(zip(got, problems, strict=True)):
+        asked = prompt_ids(tokenizer, problem)
+        assert tokenizer.decode(asked).startswith("<user>") and trace.input_ids[: len(asked)].tolist() == asked
+        want = decode(model, asked, N_NEW, tau, selector.heads(3), drawing(i), end_id=tokenizer.eos_token_id)
+        assert trace.response_ids.tolist() == want, f"row {i}"
+    assert noting is not None
+    flagged = noting.tokens(got)
+    assert len({tuple(tokens) for tokens in flagged}) == len(got), "rows are flagged at different moments"
+    assert all(0 < len(tokens) < N_NEW for tokens in flagged)
+    plain = generate(model, tokenizer, problems, **options)
+    assert [t.response_ids.tolist() for t in plain] != [t.response_ids.tolist() for t in got]
+
+
+def test_a_text_streamer_writes_the_sampled_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer, selector = instruct_model(), instruct_tokenizer(), ByLastToken()
+    tau = tau_of(model)
+    asked = prompt_ids(tokenizer, natural(n=1)[0])
+    ids = torch.tensor([asked])
+    noise = _SeededDraw([0], TEMPERATURE, SEED, len(asked))
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with repair_of(tau).attached(model):
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),  # the prompt holds end tokens, which are padding too
+            max_new_tokens=N_NEW,
+            do_sample=False,
+            eos_token_id=None,
+            logits_processor=[noise],
+            streamer=streamer,
+        )
+    want = decode(model, asked, N_NEW, tau, selector.heads(3), drawing(0))
+    assert out[0, len(asked) :].tolist() == want
+    assert capsys.readouterr().out == tokenizer.decode(want, skip_special_tokens=True) + "\n"
+
+
+def test_a_fit_on_chains_without_a_right_token_is_refused() -> None:
+    model, tokenizer = instruct_model(), instruct_tokenizer()
+    traces = generate(model, tokenizer, natural(n=3), max_new_tokens=10, progress=False)
+    with pytest.raises(BadInput, match="predicts not one right token in these traces"):
+        fit_tcr(model, tokenizer, traces)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ways": ("none", "TCR, gold")}, "'TCR, gold' cannot be run in the natural rendering: they need right chains"),
+        ({"variants": ("all",)}, "Ablations cannot be run in the natural rendering: .* Leave the variants out"),
+    ],
+)
+def test_what_needs_one_wording_is_refused_before_anything_runs(changes: dict, words: str) -> None:
+    given = {"ways": ways_for("natural", quick=False), "variants": (), "rendering": "natural"}
+    asked = {"hops": {"llc": (2,)}, "fit_hops": {"llc": (2,)}}
+    with pytest.raises(BadInput, match=words):
+        ReproduceTCRConfig("model", **asked, **{**given, **changes})
+
+
+@pytest.mark.slow
+def test_fit_decode_and_study_of_an_instruction_model(tmp_path: Path) -> None:
+    problems, tokenizer = natural(n=20), instruct_tokenizer()
+    model = taught(problems, n_steps=200)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    traces = generate(model, tokenizer, problems, progress=False)
+    n_right = sum(trace.first_error is None for trace in traces)
+    assert 0 < n_right < len(traces), "some chains are right and some wrong"
+    fitted = fit_tcr(model, tokenizer, traces, config=FitConfig(tau=0.3, detector="entropy"))
+    assert fitted.candidates.n_errors > 0 and isinstance(fitted.repair.detector, EntropyDetector)
+    fitted.repair.save_pretrained(tmp_path / "repair")
+
+    again = TCR.from_pretrained(tmp_path / "repair")
+    mended = generate(model, tokenizer, problems[:4], repair=again, progress=False)
+    for trace in mended:
+        chosen = score(model, trace, repair=again).argmax[trace.response_start :]
+        assert chosen.tolist() == trace.response_ids.tolist(), "score sees what decoding did"
+
+    folder = tmp_path / "study"
+    asked = ("reproduce", "tcr", "-m", tmp_path / "model", "--repair", tmp_path / "repair", "-t", "llc", "--hops", "2")
+    code, printed = call(*asked, "-n", 2, "--seeds", "11", "--rendering", "natural", "--quick", "-o", folder)
+    assert code == 0, printed
+    assert "'TCR, gold', 'best head, gold' and 'remove, gold', and the ablations: they need right chains" in printed
+    assert "| TCR |" in printed and "| TCR, gold |" not in printed
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Left out" in report and 'id="comparison"' in report
+    code, printed = call(*asked, "--rendering", "natural", "--ways", "none;remove, gold", "-o", tmp_path / "other")
+    assert code == 2 and "'remove, gold' cannot be run in the natural rendering" in printed
+    assert not (tmp_path / "other").exists() and ReproduceTCR.kind == "reproduce tcr"
