@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from chainwright import TCR, generate, load_model, tasks
-from chainwright.decode import left_pad
 from chainwright.edits import KnockOut
 from chainwright.models.capture import forward
+from chainwright.models.padding import left_pad
 from chainwright.repair import EntropyDetector, TCRConfig
 from chainwright.repair.tcr.repair import token_repair as correcting
 from chainwright.repair.tcr.selector import RandomSelector

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright import decode, tasks
 from chainwright._errors import BadInput, BadTrace
-from chainwright.decode import TokenScores, generate, score, score_all
+from chainwright.decode import generate
 from chainwright.edits import KnockOut, edit
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models.load import LoadedModel, load_model
+from chainwright.scoring import TokenScores, score, score_all
 from chainwright.traces import Trace
 from families import D_VOCAB, FAMILIES, random_ids, tiny
 from reference import assert_close, assert_equal, greedy, without_heads

@@ -6,9 +6,7 @@ from ._errors import EditNeverFired as EditNeverFired
 from ._errors import UnsupportedModel as UnsupportedModel
 from ._finding import Finding as Finding
 from ._version import __version__ as __version__
-from .decode import TokenScores as TokenScores
 from .decode import generate as generate
-from .decode import score as score
 from .diagnose.contexts import correct_contexts as correct_contexts
 from .diagnose.contexts import erroneous_contexts as erroneous_contexts
 from .diagnose.errors import first_errors as first_errors
@@ -39,6 +37,8 @@ from .repair.base import bundled_repairs as bundled_repairs
 from .repair.stepflow.repair import StepFlow as StepFlow
 from .repair.tcr.repair import TCR as TCR
 from .report.page import write_report as write_report
+from .scoring import TokenScores as TokenScores
+from .scoring import score as score
 from .studies.engine import Study as Study
 from .tasks.base import FirstError as FirstError
 from .tasks.base import Problem as Problem

@@ -3,10 +3,10 @@
 import pytest
 
 from chainwright._errors import BadInput
-from chainwright.decode import score
 from chainwright.diagnose import bridge_mass, step_causes, step_saliency
 from chainwright.edits import Bridge, edit
 from chainwright.repair import StepFlow
+from chainwright.scoring import score
 from chainwright.traces import LiveSteps, Trace
 from families import tiny
 from step_runs import Words

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from chainwright import tasks
-from chainwright.decode import TokenScores
 from chainwright.diagnose import first_errors
+from chainwright.scoring import TokenScores
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
 from trace_tokenizers import task_words

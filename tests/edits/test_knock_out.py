@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright.edits import KnockOut, edit
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from families import FAMILIES, left_padded, random_ids, tiny
 from reference import assert_close, assert_equal, greedy, out_proj, without_heads
 

@@ -6,7 +6,7 @@ import torch
 from chainwright._errors import BadInput
 from chainwright.edits import KnockOut, edit
 from chainwright.models import anatomy, capture
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from chainwright.models.seam import Handlers, attach
 from families import FAMILIES, left_padded, random_ids, tiny
 from reference import assert_close, assert_equal, attention, out_proj, plain_gpt2, plain_llama

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from chainwright._errors import UnsupportedModel
 from chainwright.edits import KnockOut, edit
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from chainwright.models.seam import (
     AttentionCall,
     Handlers,

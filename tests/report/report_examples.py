@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from chainwright import tasks
-from chainwright.decode import TokenScores
 from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, HeadRoles, RoleFinding, first_errors
 from chainwright.evaluation.accuracy import evaluate
+from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright.decode import left_pad
+from chainwright.models.padding import left_pad
 from chainwright.traces import Trace
 from chainwright.traces.offsets import token_offsets
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._stats import median_interval, wilson
-from chainwright.decode import TokenScores
+from chainwright.scoring import TokenScores
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:

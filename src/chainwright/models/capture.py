@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating, first_tensor, given_tensor
+from chainwright.models.padding import position_ids
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attn_pattern
 
 Positions = Literal["all", "last"]
@@ -92,11 +93,6 @@ def capture(
         return reader.result(logits)
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Return positions that count from 0 at each row's first token, `[N, T]`, as `generate` makes them."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
 def forward(parts: Anatomy, input_ids: Tensor, attention_mask: Tensor | None, *, last_only: bool = False) -> Tensor:
     """Return the logits of one uncached forward pass, `[N, T, V]` (`[N, 1, V]` for the last position only)."""
     options: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1 if last_only else 0}
@@ -174,4 +170,4 @@ class _Reader:
         return Capture(z, logits, patterns, *stacked)
 
 
-__all__ = ["Capture", "Positions", "capture", "check_ids", "forward", "position_ids"]
+__all__ = ["Capture", "Positions", "capture", "check_ids", "forward"]

@@ -9,7 +9,7 @@ import torch
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.decode import TokenScores, generate, score_all
+from chainwright.decode import generate
 from chainwright.diagnose import (
     Alternatives,
     HeadEvidence,
@@ -24,6 +24,7 @@ from chainwright.diagnose import (
 from chainwright.diagnose.heads.evidence import named_heads
 from chainwright.edits import KnockOut, edit
 from chainwright.models.load import LoadedModel, load_model
+from chainwright.scoring import TokenScores, score_all
 from chainwright.traces import Trace
 from reference import assert_close
 

@@ -12,7 +12,7 @@ from chainwright._finding import Finding
 from chainwright.diagnose import StepSaliency, plan_step_saliency, step_saliency
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import anatomy
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from chainwright.traces import Span, Trace
 from families import FAMILIES, left_padded, random_ids, tiny
 from reference import assert_close

@@ -8,10 +8,11 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate, score
+from chainwright.decode import generate
 from chainwright.diagnose import compare_steps, step_causes, step_saliency
 from chainwright.edits import Cut, CutAttention, edit
 from chainwright.models import load_model
+from chainwright.scoring import score
 from chainwright.traces import Span, Trace
 from families import random_ids, tiny
 

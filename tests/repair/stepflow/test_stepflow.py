@@ -5,10 +5,11 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate, score, score_all
+from chainwright.decode import generate
 from chainwright.edits import Bridge, Momentum, edit
 from chainwright.models import load_model
 from chainwright.repair import Repair, StepFlow
+from chainwright.scoring import score, score_all
 from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, Span, Trace
 from families import FAMILIES, random_ids, tiny
 from reference import assert_close

@@ -11,11 +11,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from chainwright import tasks
 from chainwright._errors import BadInput, EditNeverFired
-from chainwright.decode import _SeededDraw, generate, score
+from chainwright.decode import _SeededDraw, generate
 from chainwright.models.load import load_model
 from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, TCRConfig
 from chainwright.repair.tcr.selector import RandomSelector
 from chainwright.repair.tcr.token_repair import Seen
+from chainwright.scoring import score
 from chainwright.traces import Trace
 from families import FAMILIES, left_padded, random_ids, tiny
 from naive import decode, next_logits

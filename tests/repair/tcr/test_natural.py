@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from chainwright._errors import BadInput
-from chainwright.decode import _SeededDraw, generate, prompt_ids, score
+from chainwright.decode import _SeededDraw, generate
+from chainwright.prompts import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
 from chainwright.repair.tcr.fit import FitConfig, fit_tcr
 from chainwright.repair.tcr.flag_log import NotingDetector
 from chainwright.reproduce.tcr.study import ReproduceTCR, ReproduceTCRConfig, ways_for
+from chainwright.scoring import score
 from command_line import call
 from instruct import instruct_model, instruct_tokenizer, natural, taught
 from naive import decode

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import UnsupportedModel
 from chainwright.models.anatomy import Anatomy, first_tensor
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Handler, Handlers, widened
 

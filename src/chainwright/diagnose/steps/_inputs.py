@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from chainwright._errors import BadInput, BadTrace
-from chainwright.decode import check_fits
 from chainwright.models.anatomy import Anatomy
+from chainwright.scoring import check_fits
 from chainwright.traces import Span, Trace
 
 Target = Literal["sequence", "span"]

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.decode import check_fits
 from chainwright.diagnose._attention_rows import read_rows
 from chainwright.diagnose.steps._matched_pairs import Pair, partners
 from chainwright.diagnose.steps.measures import SUMMARY, THINKING
 from chainwright.models.anatomy import anatomy, evaluating
+from chainwright.scoring import check_fits
 from chainwright.traces import Trace
 
 

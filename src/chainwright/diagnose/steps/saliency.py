@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
-from chainwright.decode import left_pad
 from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
 from chainwright.diagnose.steps._backward import frozen, loss_gradient, pull_back, record_layers
 from chainwright.diagnose.steps._inputs import Job, Target, TraceLike, as_trace, batches_of, job_of
@@ -40,6 +39,7 @@ from chainwright.diagnose.steps.measures import (
 )
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.load import provenance
+from chainwright.models.padding import left_pad
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind
 from chainwright.traces import Trace
 

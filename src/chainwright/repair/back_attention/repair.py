@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright.decode import left_pad
 from chainwright.edits.back_attention import AttendBack, BackHead
 from chainwright.edits.base import edit
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import capture
+from chainwright.models.padding import left_pad
 from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
 from chainwright.repair.base import Cost, Origin, Repair, model_identity
 from chainwright.tasks.base import Problem

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright.decode import left_pad
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.capture import forward
+from chainwright.models.padding import left_pad
 from chainwright.models.seam import widened
 from chainwright.tasks.base import Problem
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainwright.decode import left_pad
 from chainwright.edits import KnockOut
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import forward, position_ids
+from chainwright.models.capture import forward
+from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.seam import widened
 from chainwright.repair.base import Cost
 from chainwright.repair.tcr._ablated_cache import Pair

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chainwright.decode import Corrections, left_pad
+from chainwright.decode import Corrections
 from chainwright.edits import Head, KnockOut
 from chainwright.models.anatomy import Anatomy, first_tensor
-from chainwright.models.capture import Positions, forward, position_ids
+from chainwright.models.capture import Positions, forward
+from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import widened
 from chainwright.repair.tcr._ablated_cache import Pair

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright.decode import left_pad
 from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
-from chainwright.models.capture import position_ids
 from chainwright.models.load import load_model
+from chainwright.models.padding import left_pad, position_ids
 from chainwright.repair.tcr.selector import ClassifierConfig, multilabel_loss
 from chainwright.repair.tcr.token_repair import Seen
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from chainwright import tasks
 from chainwright._errors import unknown_name
 from chainwright._finding import Finding
-from chainwright.decode import generate, left_pad
+from chainwright.decode import generate
 from chainwright.diagnose.heads.knockout import knockout_effects
 from chainwright.diagnose.iteration.emergence import Emergence
 from chainwright.diagnose.iteration.findings import IterationOverlap, IterationScores
@@ -34,6 +34,7 @@ from chainwright.diagnose.iteration.step_slots import trace_steps
 from chainwright.lab import IterationConfig, train_iteration
 from chainwright.models import load_model
 from chainwright.models.load import LoadedModel, load_as, provenance
+from chainwright.models.padding import left_pad
 from chainwright.studies import Job, Plan, Results, Skip, Study, Watch
 from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace

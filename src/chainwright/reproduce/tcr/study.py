@@ -26,11 +26,12 @@ from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
-from chainwright.decode import generate, prompt_ids
+from chainwright.decode import generate
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_as, provenance
+from chainwright.prompts import prompt_ids
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.baselines import BestHead, DoLa, RemoveAndResample
 from chainwright.repair.tcr.candidate_heads import Candidates

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.decode import TokenScores
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.evaluation.comparison import Comparison
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis import repair, step_maps, units
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.summary import summary_lines

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
-from chainwright.decode import TokenScores, generate, score_all
+from chainwright.decode import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
@@ -37,6 +37,7 @@ from chainwright.diagnose.heads.roles import HeadCheck, HeadRoles, RoleFinding, 
 from chainwright.diagnose.other_tokens import Alternatives, alternatives
 from chainwright.evaluation.accuracy import evaluate
 from chainwright.repair.base import Repair
+from chainwright.scoring import TokenScores, score_all
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces

@@ -35,7 +35,7 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
 )
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import Anatomy, first_tensor
-from chainwright.models.capture import position_ids
+from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, widened
 

@@ -1,0 +1,127 @@
+"""Scoring: what a model thought of each token of a trace, judged from the tokens before it, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chainwright._errors import BadTrace
+from chainwright.decode import AttachesToModel, Corrections, CorrectsLogits, ReadsTraces
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.padding import left_pad, position_ids
+from chainwright.models.residual import unembed
+from chainwright.prompts import n_positions
+from chainwright.traces import Trace
+
+_LOGITS_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model gave each token of a trace, judged from the tokens before it.
+
+    The first token has nothing before it: its numbers are NaN and its argmax is -1.
+
+    Attributes:
+        logprob: Log-probability of the token that stands there, `[T]`, nats.
+        entropy: Entropy of the distribution it was drawn from, `[T]`, nats.
+        argmax: The likeliest token, `[T]`.
+    """
+
+    logprob: Tensor
+    entropy: Tensor
+    argmax: Tensor
+
+
+def score(model: nn.Module, trace: Trace, *, repair: AttachesToModel | None = None) -> TokenScores:
+    """Return log-probability, entropy and likeliest token at each position of a trace, from one forward pass.
+
+    Args:
+        model: A Transformers decoder.
+        trace: The trace; its ids must be of this model's vocabulary.
+        repair: Something with `attached(model)`, in force while scoring; one that decides token by token gives its
+            `corrections` instead.
+
+    Raises:
+        BadTrace: The trace has ids outside the model's vocabulary, or more tokens than the model has
+            positions.
+    """
+    return score_all(model, [trace], repair=repair, batch_size=1)[0]
+
+
+def score_all(
+    model: nn.Module,
+    traces: Sequence[Trace],
+    *,
+    repair: AttachesToModel | None = None,
+    batch_size: int | None = None,
+) -> list[TokenScores]:
+    """Return `score` of many traces, several a forward pass."""
+    parts = anatomy(model)
+    for trace in traces:
+        check_fits(parts, trace)
+    order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
+    scores: dict[int, TokenScores] = {}
+    corrects = repair if isinstance(repair, CorrectsLogits) else None
+    reads = repair if isinstance(repair, ReadsTraces) else None
+    attached: AbstractContextManager[object] = nullcontext()
+    if repair is not None and corrects is None and reads is None:
+        attached = repair.attached(model)
+    with attached, evaluating(parts.model), torch.no_grad():
+        start = 0
+        while start < len(order):
+            size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
+            batch = order[start : start + size]
+            chosen = [traces[i] for i in batch]
+            with nullcontext() if reads is None else reads.scoring(model, chosen):
+                found = _score_batch(parts, chosen, [] if corrects is None else corrects.corrections(model, chosen))
+            scores.update(zip(batch, found, strict=True))
+            start += size
+    return [scores[i] for i in range(len(traces))]
+
+
+def check_fits(parts: Anatomy, trace: Trace) -> None:
+    """Raise BadTrace unless the model has the trace's ids in its vocabulary and positions for all of them."""
+    outside = [i for i in trace.input_ids.tolist() if not 0 <= i < parts.d_vocab]
+    if outside:
+        raise BadTrace(
+            f"The trace has token id {outside[0]}, but the model's vocabulary has {parts.d_vocab} entries; "
+            "score it with the model whose tokenizer made it."
+        )
+    most = n_positions(parts.model)
+    if len(trace) > most:
+        raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {most}.")
+
+
+def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Corrections]) -> list[TokenScores]:
+    ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.model.device)
+    hidden = parts.model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+    ).last_hidden_state
+    logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
+    argmax = torch.full(ids.shape, -1)
+    step = max(1, _LOGITS_AT_ONCE // (parts.d_vocab * len(traces)))
+    for start in range(0, ids.shape[1] - 1, step):
+        here = slice(start, min(start + step, ids.shape[1] - 1))
+        after = slice(here.start + 1, here.stop + 1)
+        logits = unembed(parts, hidden[:, here].flatten(0, 1)).view(len(traces), here.stop - here.start, -1)
+        for row, changed in enumerate(corrections):
+            columns = changed.positions + ids.shape[1] - len(traces[row]) - after.start
+            inside = (columns >= 0) & (columns < logits.shape[1])
+            logits[row, columns[inside]] = changed.logits[inside].to(logits)
+        log_probs = logits.log_softmax(-1)
+        logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].float().cpu()
+        entropy[:, after] = torch.special.entr(log_probs.exp()).sum(-1).float().cpu()
+        argmax[:, after] = log_probs.argmax(-1).cpu()
+    return [_cut(len(t), logprob[i], entropy[i], argmax[i]) for i, t in enumerate(traces)]
+
+
+def _cut(n_tokens: int, logprob: Tensor, entropy: Tensor, argmax: Tensor) -> TokenScores:
+    """Return the scores of a row without its padding, and with none for the token that follows the padding."""
+    logprob, entropy, argmax = (row[-n_tokens:].clone() for row in (logprob, entropy, argmax))
+    logprob[0], entropy[0], argmax[0] = float("nan"), float("nan"), -1
+    return TokenScores(logprob, entropy, argmax)
