@@ -28,7 +28,7 @@ from chainwright.edits import KnockOut
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
 from chainwright.repair import EntropyDetector, TCRConfig
-from chainwright.repair.tcr.repair import token_repair as correcting
+from chainwright.repair.tcr import token_repair as correcting
 from chainwright.repair.tcr.selector import RandomSelector
 from chainwright.tasks.cells import REASONER_HOPS
 
