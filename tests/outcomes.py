@@ -25,7 +25,7 @@ def ten_problems() -> list[Problem]:
 
 
 def two_ways() -> dict[str, list[Trace]]:
-    """Return ten problems answered in two ways: three chains are mended, one is broken."""
+    """Return ten problems answered in two ways: three chains are fixed, one is broken."""
     problems = ten_problems()
     before = [outcome(p, i in (0, 1, 6)) for i, p in enumerate(problems)]
     after = [outcome(p, i in (1, 2, 3, 6, 7)) for i, p in enumerate(problems)]

@@ -94,7 +94,7 @@ def emergence() -> Emergence:
 
 
 def candidates() -> Candidates:
-    row = {"layer": 0, "head": 1, "mended": 0.5, "kept": 0.75, "rectification": 0.25, "types": ["clf: x"]}
+    row = {"layer": 0, "head": 1, "fixed": 0.5, "kept": 0.75, "rectification": 0.25, "types": ["clf: x"]}
     return Candidates(
         heads=[[0, 1]], rows=[{**row, "is_chosen": True}], coverage=[0.5], any_head=0.5, types={"clf: x": [[0, 1]]},
         n_errors=2, n_right=4,

@@ -20,7 +20,7 @@ from chainwright._files import atomic_folder, current_folder, read_json, write_j
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _RESULT, _TENSORS = "result.json", "tensors.safetensors"
 # where findings are defined: read only when one is loaded, since these modules import this one
 _HOLDERS = (

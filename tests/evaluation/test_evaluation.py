@@ -82,17 +82,17 @@ def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
         evaluate([trace(problem, is_correct=None)])
 
 
-def test_compare_pairs_problems_and_counts_what_is_mended_and_broken() -> None:
+def test_compare_pairs_problems_and_counts_what_is_fixed_and_broken() -> None:
     found = compare(two_ways())
     row = found.overall("repair")
-    assert (row["n"], row["n_mended"], row["n_broken"]) == (10, 3, 1)
+    assert (row["n"], row["n_fixed"], row["n_broken"]) == (10, 3, 1)
     assert row["exact"] == pytest.approx(0.5) and row["exact_gain"] == pytest.approx(0.2)
     assert row["exact_gain_low"] <= 0.2 <= row["exact_gain_high"]
     assert row["p"] == pytest.approx(0.625)  # 4 moved, 3 one way: 2 * (4 + 1) / 16
     four = next(r for r in found.rows if r["hops"] == 4 and r["name"] == "repair")
     assert (four["n"], four["exact"], four["exact_gain"]) == (4, 0.5, 0.25)
     assert found.overall("none")["exact_gain"] == 0.0 and found.baseline == "none"
-    assert "3 mended, 1 broken" in found.summary()
+    assert "3 fixed, 1 broken" in found.summary()
     assert found.to_frame().num_rows == len(found.rows) == 2 * 4
 
 
@@ -111,7 +111,7 @@ def test_a_comparison_is_a_table_for_readers_and_three_figures() -> None:
     found = replace(compare(two_ways()), costs={"repair": {"seconds": 0.5}})
     first, second = found.by_way()
     assert first["way"] == "none" and first["gain"] is None and first["seconds"] is None
-    assert (second["mended"], second["broken"], second["p"], second["seconds"]) == (3, 1, "0.62", 0.5)
+    assert (second["fixed"], second["broken"], second["p"], second["seconds"]) == (3, 1, "0.62", 0.5)
     assert second["gain"] == "+0.200" and second["95%"].startswith("-0.") and " to +0." in second["95%"]
     assert found.names == ["none", "repair"] and len(found.cells) == 4
     assert [trace.name for trace in found.plot().data] == ["whole chains"] * 2 + ["final answers"] * 2

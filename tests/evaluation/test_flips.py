@@ -20,9 +20,9 @@ def test_only_problems_on_which_the_ways_disagree_are_kept(found: Flips) -> None
     assert [problem["index"] for problem in found.problems] == [0, 2, 3, 7]
     assert [[a["is_right"] for a in row] for row in found.answers] == [[True, False], *[[False, True]] * 3]
     row = compare(two_ways()).overall("repair")
-    assert found.counts("none", "repair") == (row["n_mended"], row["n_broken"]) == (3, 1)
+    assert found.counts("none", "repair") == (row["n_fixed"], row["n_broken"]) == (3, 1)
     assert found.counts("repair", "none") == (1, 3)
-    assert "On 4 of 10 problems the ways disagree" in found.summary() and "mends 3 and breaks 1" in found.summary()
+    assert "On 4 of 10 problems the ways disagree" in found.summary() and "fixes 3 and breaks 1" in found.summary()
 
 
 def test_texts_of_tokens_add_up_to_the_response(found: Flips) -> None:

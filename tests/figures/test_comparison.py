@@ -11,7 +11,7 @@ from chainwright._stats import wilson
 def row(name: str, exact: float, gain: float = 0.0, **more: Any) -> dict[str, Any]:
     gains = {"gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.2}
     gains |= {f"exact_{key}": value for key, value in gains.items()}
-    rest = {"task": "all", "hops": None, "n": 20, "n_mended": 3, "n_broken": 1}
+    rest = {"task": "all", "hops": None, "n": 20, "n_fixed": 3, "n_broken": 1}
     return {"name": name, "exact": exact, "accuracy": exact, **gains, **rest, **more}
 
 
@@ -23,7 +23,7 @@ def test_ways_have_shares_with_wilson_and_gains_with_their_own_intervals() -> No
     assert gains.error_x.arrayminus[0] == pytest.approx(0.1) and gains.error_x.array[0] == pytest.approx(0.2)
     assert list(fig.layout.yaxis.ticktext) == ["none", "&lt;b&gt;mine&lt;/b&gt;"]
     assert gains.xaxis == "x2" and [round(y) for y in gains.y] == [1], "the baseline gains nothing over itself"
-    assert "3 mended, 1 broken" in gains.text[0]
+    assert "3 fixed, 1 broken" in gains.text[0]
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])

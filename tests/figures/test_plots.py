@@ -58,12 +58,12 @@ def test_evidence_is_drawn_with_intervals_for_each_head() -> None:
     diagnosis = make_diagnosis()
     (evidence,) = make_evidence(diagnosis)
     fig = evidence.plot()
-    mended, broken = fig.data
+    fixed, broken = fig.data
     rows = evidence.counts(seen=False)
-    assert list(mended.x) == [row["n_mended"] / row["n_erroneous"] for row in rows] == [1.0, 0.0]
+    assert list(fixed.x) == [row["n_fixed"] / row["n_erroneous"] for row in rows] == [1.0, 0.0]
     assert list(broken.x) == [row["n_broken"] / row["n_correct"] for row in rows] == [0.0, 1.0]
     assert list(fig.layout.yaxis.ticktext) == ["L1H1", "L0H1"]
-    assert mended.error_x.arrayminus[0] > 0 == mended.error_x.array[0]
+    assert fixed.error_x.arrayminus[0] > 0 == fixed.error_x.array[0]
 
 
 def test_errors_are_drawn_in_three_ways() -> None:

@@ -74,7 +74,7 @@ def make_roles(n_layers: int, n_heads: int, seed: int = 0) -> HeadRoles:
 
 
 def with_contexts(roles: HeadRoles, traces: Sequence[Trace], task: str) -> HeadRoles:
-    """Return roles with contexts of a task: head h of layer l mends context i if l + h + i is even.
+    """Return roles with contexts of a task: head h of layer l fixes context i if l + h + i is even.
 
     It breaks right ones if that is a multiple of 5. What it says instead is token 100.
     """
@@ -83,7 +83,7 @@ def with_contexts(roles: HeadRoles, traces: Sequence[Trace], task: str) -> HeadR
     right = [[i, t.slots[0].start] for i, t in own if t.first_error is None]
     n_layers, n_heads = roles.kept.shape
     sums = torch.arange(n_layers)[:, None] + torch.arange(n_heads)
-    mends = (sums + torch.arange(len(wrong))[:, None, None]) % 2 == 0
+    fixes = (sums + torch.arange(len(wrong))[:, None, None]) % 2 == 0
     breaks = (sums + torch.arange(len(right))[:, None, None]) % 5 == 0
     return replace(
         roles,
@@ -91,9 +91,9 @@ def with_contexts(roles: HeadRoles, traces: Sequence[Trace], task: str) -> HeadR
         sites_correct=right,
         right_erroneous=torch.full((len(wrong),), 99),
         right_correct=torch.full((len(right),), 99),
-        first_erroneous=torch.where(mends, 99, 100),
+        first_erroneous=torch.where(fixes, 99, 100),
         first_correct=torch.where(breaks, 100, 99),
-        p_right=torch.where(mends, 0.6, 0.1),
+        p_right=torch.where(fixes, 0.6, 0.1),
         p_right_whole=torch.full((len(wrong),), 0.25),
         n_erroneous=len(wrong),
         n_correct=len(right),
@@ -101,7 +101,7 @@ def with_contexts(roles: HeadRoles, traces: Sequence[Trace], task: str) -> HeadR
 
 
 def make_evidence(diagnosis: Diagnosis) -> list[HeadEvidence]:
-    """Return evidence for two heads at each error type: the first mends all failing contexts, the second breaks all."""
+    """Return evidence for two heads at each error type: the first fixes all failing contexts, the second breaks all."""
     found = []
     for one in diagnosis.roles:
         sites = one.roles.sites_erroneous + one.roles.sites_correct

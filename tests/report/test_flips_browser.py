@@ -52,7 +52,7 @@ def test_it_fits_wide_and_narrow_pages_in_both_themes(page: Page, path: Path) ->
 
 def test_two_ways_are_chosen_and_a_problem_opens_side_by_side(page: Page, path: Path) -> None:
     page.open(path)
-    assert page.text("#flip-mended-title") == "Mended: 3" and page.text("#flip-broken-title") == "Broken: 1"
+    assert page.text("#flip-fixed-title") == "Fixed: 3" and page.text("#flip-broken-title") == "Broken: 1"
     assert page.run("document.querySelectorAll('.flip-text .differs').length") == 2, "marked in both chains"
     assert page.text(".flip-text .wrong").strip() in ("web/", "lib/")
     assert page.run("document.querySelectorAll('.flip-column:last-child .flagged').length") == 2
@@ -62,5 +62,5 @@ def test_two_ways_are_chosen_and_a_problem_opens_side_by_side(page: Page, path: 
     assert "chain right" in page.text(".flip-column h4") and "chain wrong" in page.text(".flip-column:last-child h4")
     page.run("checks_to = document.getElementById('flip-to'); checks_to.value = 3; "
              "checks_to.dispatchEvent(new Event('change'))")  # fmt: skip
-    assert page.text("#flip-mended-title") == "Mended: 0" and page.text("#flip").strip() == ""
-    assert page.text("#flip-mended").strip() == "none"
+    assert page.text("#flip-fixed-title") == "Fixed: 0" and page.text("#flip").strip() == ""
+    assert page.text("#flip-fixed").strip() == "none"

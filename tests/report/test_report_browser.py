@@ -89,11 +89,11 @@ def test_a_click_on_a_head_shows_its_role_and_evidence(page: Page, path: Path, d
     assert page.text("#head-inspector .role") == "answer-writing, erroneous-processing"
     found = page.text("#head-inspector")
     low, high = wilson(1, 3)
-    assert f"mends 1 of 3 (33%; 95% interval {100 * low:.0f}\u2013{high:.0%})" in found
+    assert f"fixes 1 of 3 (33%; 95% interval {100 * low:.0f}\u2013{high:.0%})" in found
     assert page.run("document.querySelectorAll('#head-inspector .part').length") == 2, "held out, and the others"
     outlines = "[...document.querySelectorAll('[data-map] .plot')].map((p) => p.layout.shapes[0].x0 + 0.5)"
     assert page.run(outlines) == [1] * 7
-    assert page.text("#head-status").startswith("Layer 0, head 1 answer-writing, erroneous-processing; mends 1 of 3")
+    assert page.text("#head-status").startswith("Layer 0, head 1 answer-writing, erroneous-processing; fixes 1 of 3")
     assert page.run("document.querySelector('#head-status').getAttribute('role')") == "status"
 
 
@@ -111,7 +111,7 @@ def test_keys_move_from_head_to_head(page: Page, path: Path) -> None:
     assert set(page.run(pressed)) == {"1,1"}
 
 
-def test_a_trace_that_a_head_would_mend_opens_at_its_error(page: Page, path: Path, diagnosis: Diagnosis) -> None:
+def test_a_trace_that_a_head_would_fix_opens_at_its_error(page: Page, path: Path, diagnosis: Diagnosis) -> None:
     for width in (WIDE, NARROW):
         page.open(path, width)
         check(page, "clickHead(0, 0)")
@@ -140,7 +140,7 @@ def test_a_first_error_shows_alternatives_and_what_is_said_without_heads(page: P
     assert rows == [
         "withoutsaysright one",
         "none“wrong” 70.0%25.0%",
-        "L1H1“right” 70.0% mended61.0%",
+        "L1H1“right” 70.0% fixed61.0%",
         "L0H1“wrong” 70.0%2.0%",
     ]
     page.click(".without a")

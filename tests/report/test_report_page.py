@@ -160,7 +160,7 @@ def test_findings_fill_the_heads_and_the_reader() -> None:
     assert "kept no alternatives" in plain.text and "kept no alternatives" not in page.text
 
 
-def test_what_a_head_mends_and_breaks_is_told_context_by_context() -> None:
+def test_what_a_head_fixes_and_breaks_is_shown_context_by_context() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4)})
     (pair,) = data_of(Page(full_report(diagnosis)))["sections"]["heads"]
     roles = diagnosis.roles[0].roles

@@ -13,7 +13,7 @@ from chainwright.reproduce.stepflow.study import (
     ReproduceStepFlow,
     ReproduceStepFlowConfig,
     _majority,
-    mended_errors,
+    fixed_errors,
     n_decodings,
 )
 from chainwright.studies import Study
@@ -81,14 +81,14 @@ def test_the_majority_takes_the_first_of_the_answer_that_most_give() -> None:
     assert _majority(traces) is traces[1] and _majority(traces[:2]) is traces[0] and _majority(traces[3:]) is traces[3]
 
 
-def test_mended_errors_count_both_ways() -> None:
+def test_fixed_errors_count_both_ways() -> None:
     _, tokenizer = load_model("reasoner")
     problem = tasks.sample("clf", 3, 1, seed=2, rendering="short")[0]
     right = Trace.from_text(tokenizer, problem.prompt, problem.chain, problem=problem)
     wrong = Trace.from_text(tokenizer, problem.prompt, "answer 9", problem=problem)
     kind = wrong.first_error.error_type
-    rows = mended_errors([right, wrong, wrong], [wrong, right, wrong])
-    assert rows == [{"first error": kind, "without": 2, "mended": 1, "new": 1}]
+    rows = fixed_errors([right, wrong, wrong], [wrong, right, wrong])
+    assert rows == [{"first error": kind, "without": 2, "fixed": 1, "new": 1}]
 
 
 def test_configs_that_cannot_be_run_are_refused() -> None:

@@ -83,7 +83,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
 
     moved = Flips.load(done["comparison"] / "flips")
     row = found.overall("best head, gold")
-    assert moved.counts("none", "best head, gold") == (row["n_mended"], row["n_broken"])
+    assert moved.counts("none", "best head, gold") == (row["n_fixed"], row["n_broken"])
     for answers in moved.answers:
         marks = dict(zip(moved.names, answers, strict=True))
         assert marks["none"]["flagged"] is None and marks["DoLa"]["flagged"] is None

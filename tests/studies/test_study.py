@@ -376,7 +376,7 @@ def test_five_lines_with_heads(whole: tuple[Path, Diagnosis, list[str]]) -> None
     lines = replace(found, roles=[other, one, unchecked]).summary()
     assert "silencing layer 2 head 5 alone puts the right token first in 75% of 4 failing contexts" in lines[3]
     assert "keeps it first in 50% of 2 right ones" in lines[3]
-    assert "over the 2 error types searched, the best single head of each mends 19% of 16" in lines[4]
+    assert "over the 2 error types searched, the best single head of each fixes 19% of 16" in lines[4]
     assert "keeps 88% of the right ones" in lines[4]
     assert "too few contexts were left" in replace(found, roles=[unchecked]).summary()[3]
 

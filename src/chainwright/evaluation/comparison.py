@@ -30,7 +30,7 @@ class Comparison(Finding):
         rows: One a (task, hops, way), and one with `hops` None for each (task, way) and with `task` "all" for each
             way: `n`, `accuracy` and `exact` (whole chains right), their paired differences from the baseline
             (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap over
-            problems, 95%), `n_mended` and `n_broken` (chains right with it and wrong without, and the reverse) with
+            problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
             `p` (exact McNemar test on them), and `tokens` (mean response length).
         costs: What each way cost besides, by name of the way and of the measure, where somebody counted it.
         title: What was compared.
@@ -64,7 +64,7 @@ class Comparison(Finding):
                 if row["name"] != self.baseline:
                     line += (
                         f" ({row['exact_gain']:+.3f}, 95% {row['exact_gain_low']:+.3f} to "
-                        f"{row['exact_gain_high']:+.3f}; {row['n_mended']} mended, {row['n_broken']} broken)"
+                        f"{row['exact_gain_high']:+.3f}; {row['n_fixed']} fixed, {row['n_broken']} broken)"
                     )
                 lines.append(f"{line}, {row['tokens']:.0f} tokens")
         return "\n".join(lines)
@@ -86,7 +86,7 @@ class Comparison(Finding):
             "chains right": row["exact"],
             "gain": None if is_first else f"{row['exact_gain']:+.3f}",
             "95%": None if is_first else f"{row['exact_gain_low']:+.3f} to {row['exact_gain_high']:+.3f}",
-            "mended": None if is_first else row["n_mended"],
+            "fixed": None if is_first else row["n_fixed"],
             "broken": None if is_first else row["n_broken"],
             "p": None if is_first else f"{row['p']:.2g}",
             "tokens": f"{row['tokens']:.0f}",
@@ -170,12 +170,12 @@ def _compared(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], n_resamp
     change = other.astype(float) - first
     drawn = np.random.default_rng(seed).integers(0, n, size=(n_resamples, n))
     ends = np.quantile(change[drawn].mean(1), (0.025, 0.975), axis=0)
-    n_mended = int((other[:, 1] & ~first[:, 1]).sum())
+    n_fixed = int((other[:, 1] & ~first[:, 1]).sum())
     n_broken = int((first[:, 1] & ~other[:, 1]).sum())
-    n_moved = n_mended + n_broken
+    n_moved = n_fixed + n_broken
     row: dict[str, Any] = {"n": n}
     for i, (share, gain) in enumerate((("accuracy", "gain"), ("exact", "exact_gain"))):
         row |= {share: float(other[:, i].mean()), gain: float(change[:, i].mean())}
         row |= {f"{gain}_low": float(ends[0, i]), f"{gain}_high": float(ends[1, i])}
-    p = float(binomtest(n_mended, n_moved).pvalue) if n_moved else 1.0
-    return {**row, "n_mended": n_mended, "n_broken": n_broken, "p": p}
+    p = float(binomtest(n_fixed, n_moved).pvalue) if n_moved else 1.0
+    return {**row, "n_fixed": n_fixed, "n_broken": n_broken, "p": p}

@@ -48,17 +48,17 @@ class Flips(Finding):
     title: str = ""
 
     def counts(self, first: str, second: str) -> tuple[int, int]:
-        """Return how many chains the second way mends, and how many it breaks."""
+        """Return how many chains the second way fixes, and how many it breaks."""
         a, b = self.names.index(first), self.names.index(second)
         moves = Counter(found[b]["is_right"] - found[a]["is_right"] for found in self.answers)
         return moves[1], moves[-1]
 
     def summary(self) -> str:
-        """Return on how many problems the ways disagree, and what each mends and breaks."""
+        """Return on how many problems the ways disagree, and what each fixes and breaks."""
         moved = [
-            f"{name} mends {mended} and breaks {broken}"
+            f"{name} fixes {fixed} and breaks {broken}"
             for name in self.names[1:]
-            for mended, broken in [self.counts(self.names[0], name)]
+            for fixed, broken in [self.counts(self.names[0], name)]
         ]
         return (
             f"On {len(self.problems)} of {self.n_problems} problems the ways disagree. "

@@ -9,7 +9,7 @@ from chainwright.figures.back_attention import fits, position_curves, readings, 
 from chainwright.figures.comparison import SHOWN, hop_curves, threshold_curves, ways_compared
 from chainwright.figures.curves import lens_by_depth, table_of
 from chainwright.figures.errors import entropy_by_slot, error_types, errors_by_hops
-from chainwright.figures.evidence import mended_and_broken
+from chainwright.figures.evidence import fixed_and_broken
 from chainwright.figures.flow import contrast_curves, flow_map, stages
 from chainwright.figures.heads import MAPS, HeadMap, head_map, head_maps, heat_of, roles_of
 from chainwright.figures.iteration import (
@@ -43,6 +43,7 @@ __all__ = [
     "errors_by_hops",
     "exact_by_length",
     "fits",
+    "fixed_and_broken",
     "flow_map",
     "head_map",
     "head_maps",
@@ -51,7 +52,6 @@ __all__ = [
     "hop_curves",
     "lens_by_depth",
     "log_map",
-    "mended_and_broken",
     "position_curves",
     "readings",
     "roles_of",

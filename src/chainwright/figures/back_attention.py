@@ -1,4 +1,4 @@
-"""Back attention: what each way of mending reaches, sweeps, where the module reads, the conflict before and after."""
+"""Back attention: what each variant reaches, sweeps, where the module reads, the conflict before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chainwright.figures.words import safe
 
 
 def fits(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Return the share of held-out compositions answered, a bar for each way of mending, with a dot for each seed.
+    """Return the share of held-out compositions answered, a bar per variant, with a dot for each seed.
 
     Args:
         rows: With "variant", "held_out", "held_out by seed" and "one hop".

@@ -74,7 +74,7 @@ def _gains(rows: Sequence[tuple[int, Row]], measure: _Measure, baseline: str) ->
     text = [
         f"{safe(str(row['name']))}: {100 * row[key]:+.1f} points of {measure.name} over {safe(baseline)}<br>"
         f"95% interval: {100 * row[f'{key}_low']:+.1f} to {100 * row[f'{key}_high']:+.1f}; whole chains: "
-        f"{row['n_mended']} mended, {row['n_broken']} broken"
+        f"{row['n_fixed']} fixed, {row['n_broken']} broken"
         for _, row in rows
     ]
     return _dots(gain, [i for i, _ in rows], low, high, text, measure, "x2")

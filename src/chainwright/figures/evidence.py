@@ -1,4 +1,4 @@
-"""What silencing each of a few heads mends and breaks."""
+"""What silencing each of a few heads fixes and breaks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from chainwright.figures.words import between, head_name, percent
 
 _ROW_HEIGHT = 30
 _KINDS = (
-    ("n_mended", "n_erroneous", "failing contexts mended", BLUE, "circle", -0.13),
+    ("n_fixed", "n_erroneous", "failing contexts fixed", BLUE, "circle", -0.13),
     ("n_broken", "n_correct", "right contexts broken", ORANGE, "diamond-open", 0.13),
 )
 
 
-def mended_and_broken(rows: Sequence[Row], *, is_narrow: bool = False) -> go.Figure:
-    """Return the share of failing contexts that each head mends when silenced, and of right ones that it breaks.
+def fixed_and_broken(rows: Sequence[Row], *, is_narrow: bool = False) -> go.Figure:
+    """Return the share of failing contexts that each head fixes when silenced, and of right ones that it breaks.
 
     Bars are 95% Wilson intervals.
 
     Args:
-        rows: One a head: `layer`, `head`, `n_erroneous`, `n_mended`, `n_correct` and `n_broken`.
+        rows: One a head: `layer`, `head`, `n_erroneous`, `n_fixed`, `n_correct` and `n_broken`.
         is_narrow: For narrow pages.
     """
     fig = go.Figure()
@@ -33,9 +33,9 @@ def mended_and_broken(rows: Sequence[Row], *, is_narrow: bool = False) -> go.Fig
         places = [i for i, row in enumerate(rows) if row[among]]
         fig.add_trace(_dots([rows[i] for i in places], [i + aside for i in places], done, among, name, colour, symbol))
     said = {
-        i: f"{row['n_mended']}/{row['n_erroneous']}, {row['n_broken']}/{row['n_correct']}" for i, row in enumerate(rows)
+        i: f"{row['n_fixed']}/{row['n_erroneous']}, {row['n_broken']}/{row['n_correct']}" for i, row in enumerate(rows)
     }
-    beside(fig, said, "mended, broken", 104, title_at=-0.8)
+    beside(fig, said, "fixed, broken", 104, title_at=-0.8)
     labels = [head_name((row["layer"], row["head"])) for row in rows]
     fig.update_yaxes(tickvals=list(range(len(rows))), ticktext=labels, range=[len(rows) - 0.4, -1.1], showgrid=False)
     fig.update_xaxes(title="share", range=[-0.01, 1.01], tickformat=".0%", dtick=0.5 if is_narrow else 0.25)

@@ -83,7 +83,7 @@ MAPS: Mapping[str, HeadMap] = {
         "best",
     ),
     "corrected": HeadMap(
-        "Share mended",
+        "Share fixed",
         "Share of failing contexts in which the right token comes first without the head.",
         "share of contexts",
         True,

@@ -73,7 +73,7 @@ def _heads(roles: list[RoleFinding]) -> list[str]:
     n_heads = roles[0].roles.kept.numel()
     first = (
         f"To find the cause, each of the {n_heads:,} attention heads was silenced in turn at {_types(len(roles))}, "
-        "and the one that mended most and broke least was singled out for each."
+        "and the one that fixed most and broke least was singled out for each."
     )
     checks = [found for found in roles if found.check is not None]
     if not checks:
@@ -90,13 +90,13 @@ def _types(n: int) -> str:
 
 def _checked(found: list[RoleFinding]) -> str:
     checks = [f.check for f in found if f.check is not None]
-    mended = sum(round(c.corrected * c.n_erroneous) for c in checks)
+    fixed = sum(round(c.corrected * c.n_erroneous) for c in checks)
     kept = sum(round(c.kept * c.n_correct) for c in checks)
     wrong, right = sum(c.n_erroneous for c in checks), sum(c.n_correct for c in checks)
     where = "the one type" if len(checks) == 1 else f"the {len(checks)} types"
     return (
         f"On contexts that had no part in the choice, which {where} with enough of them allowed, silencing it put the "
-        f"right token first in {share_of(mended, wrong, 'failing contexts')} and left it first in "
+        f"right token first in {share_of(fixed, wrong, 'failing contexts')} and left it first in "
         f"{share_of(kept, right, 'right ones')}."
     )
 
@@ -107,7 +107,7 @@ def _best(found: list[RoleFinding]) -> str:
     check = best.check
     n = round(check.corrected * check.n_erroneous)
     said = (
-        f"It did best at {title_of(best.task)}, {best.error_type}: {head_name(check.head)} mended "
+        f"It did best at {title_of(best.task)}, {best.error_type}: {head_name(check.head)} fixed "
         f"{share_of(n, check.n_erroneous, 'contexts')}"
     )
     if len(found) > 1:
@@ -126,5 +126,5 @@ def _gain(found: Comparison) -> str:
     return (
         f"The same problems were answered again with the repair {name}: it got {got} right, the model alone "
         f"{round(alone['exact'] * alone['n']):,}. "
-        f"It mended {row['n_mended']:,} and broke {row['n_broken']:,}: {gain}{unsure}."
+        f"It fixed {row['n_fixed']:,} and broke {row['n_broken']:,}: {gain}{unsure}."
     )

@@ -82,13 +82,13 @@ def _checks_trust(roles: list[RoleFinding]) -> list[str]:
     if not checks:
         return []
     best = max(checks, key=lambda c: c.corrected + c.kept)
-    n_mended = round(best.corrected * best.n_erroneous)
-    low, high = wilson(n_mended, best.n_erroneous)
+    n_fixed = round(best.corrected * best.n_erroneous)
+    low, high = wilson(n_fixed, best.n_erroneous)
     contexts = span_of(c.n_erroneous for c in checks)
     among = f" It is also the best of {len(checks)} that were checked, so luck favours it." if len(checks) > 1 else ""
     return [
         f"Heads were checked on {contexts} failing contexts held out for each error type. For the head named above, "
-        f"{n_mended} of {best.n_erroneous} is compatible with {between(low, high)}.{among}"
+        f"{n_fixed} of {best.n_erroneous} is compatible with {between(low, high)}.{among}"
     ]
 
 

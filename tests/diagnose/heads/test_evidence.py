@@ -82,7 +82,7 @@ def test_roles_keep_what_each_head_does_in_each_context(evidence: HeadEvidence, 
     roles = found.roles
     assert roles.first_erroneous is not None and roles.p_right is not None and roles.right_erroneous is not None
     assert_close(
-        (roles.first_erroneous == roles.right_erroneous[:, None, None]).float().mean(0), roles.corrected, "mended"
+        (roles.first_erroneous == roles.right_erroneous[:, None, None]).float().mean(0), roles.corrected, "fixed"
     )
     gains = (roles.p_right - roles.p_right_whole[:, None, None]).mean(0)
     assert_close(gains, roles.rectification, "gains")
@@ -100,10 +100,10 @@ def test_seen_and_held_out_contexts_are_told_apart(evidence: HeadEvidence, found
     rows = evidence.counts(seen=True)
     best = found.roles.best_head
     assert (rows[0]["layer"], rows[0]["head"]) == best
-    assert rows[0]["n_mended"] == round(float(found.roles.corrected[best]) * found.roles.n_erroneous)
+    assert rows[0]["n_fixed"] == round(float(found.roles.corrected[best]) * found.roles.n_erroneous)
     held_out = evidence.counts(seen=False)[0]
     assert held_out["n_erroneous"] == len(wrong) - found.roles.n_erroneous
-    assert f"{held_out['n_mended']} of {held_out['n_erroneous']} failing contexts held out" in evidence.summary()
+    assert f"{held_out['n_fixed']} of {held_out['n_erroneous']} failing contexts held out" in evidence.summary()
 
 
 def test_named_heads_are_different_and_begin_with_the_best(found: RoleFinding) -> None:

@@ -88,7 +88,7 @@ class HeadEvidence(Finding):
                 "layer": layer,
                 "head": head,
                 "n_erroneous": len(wrong),
-                "n_mended": int(wrong[:, k].sum()),
+                "n_fixed": int(wrong[:, k].sum()),
                 "n_correct": len(right),
                 "n_broken": int((~right[:, k]).sum()),
             }
@@ -100,7 +100,7 @@ class HeadEvidence(Finding):
         first = self.counts(seen=not self.has_held_out)[0]
         where = "held out" if self.has_held_out else "that it was chosen on"
         return (
-            f"{self.task}, {self.error_type}: without L{first['layer']}H{first['head']} {first['n_mended']} of "
+            f"{self.task}, {self.error_type}: without L{first['layer']}H{first['head']} {first['n_fixed']} of "
             f"{first['n_erroneous']} failing contexts {where} are mended and {first['n_broken']} of "
             f"{first['n_correct']} right ones broken."
         )
@@ -132,9 +132,9 @@ class HeadEvidence(Finding):
 
     def plot(self) -> Figure:
         """Return the shares that each head mends and breaks, in contexts held out if there are any, with intervals."""
-        from chainwright.figures import mended_and_broken
+        from chainwright.figures import fixed_and_broken
 
-        return mended_and_broken(self.counts(seen=not self.has_held_out))
+        return fixed_and_broken(self.counts(seen=not self.has_held_out))
 
 
 def head_evidence(

@@ -74,7 +74,7 @@ class Candidates(Finding):
 
     Attributes:
         heads: The heads in the order in which they were taken, as [layer, head].
-        rows: One a pooled head: `layer`, `head`, `mended` (share of errors that it mends), `kept` (share of doubtful
+        rows: One a pooled head: `layer`, `head`, `fixed` (share of errors that it fixes), `kept` (share of doubtful
             right tokens that stay right), `rectification` (what right tokens gain in wrong contexts, mean over the
             types it was located in), `types` (those), `is_chosen`.
         coverage: Share of errors that at least one of the first 1, 2, ... heads mends.
@@ -97,7 +97,7 @@ class Candidates(Finding):
         parts = []
         for layer, head in self.heads:
             row = chosen[layer, head]
-            parts.append(f"L{layer}H{head} (mends {row['mended']:.0%}, keeps {row['kept']:.0%})")
+            parts.append(f"L{layer}H{head} (fixes {row['fixed']:.0%}, keeps {row['kept']:.0%})")
         return (
             f"{len(self.heads)} candidate heads from {len(self.types)} error types: {', '.join(parts)}. At "
             f"{self.coverage[-1]:.0%} of {self.n_errors} errors at least one of them mends the token (any of the "
@@ -198,7 +198,7 @@ def _chosen(
         {
             "layer": head[0],
             "head": head[1],
-            "mended": float(mends[:, k].float().mean()),
+            "fixed": float(mends[:, k].float().mean()),
             "kept": float(keeps[:, k].float().mean()),
             "rectification": float(gains[k]),
             "types": [name for name, heads in types.items() if [*head] in heads],

@@ -1,4 +1,4 @@
-"""Back attention: what each way of mending reaches, where the module reads, and the conflict before and after."""
+"""Back attention: what each variant reaches, where the module reads, and the conflict before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Flips: for two ways of decoding the problems that the second mends and breaks; one opens as two chains side by side.
+// Flips: for two ways of decoding the problems that the second fixes and breaks; one opens as two chains side by side.
 (() => {
   const place = document.getElementById("flip");
   if (!place) return;
@@ -23,9 +23,9 @@
     return [Number(fromSelect.value), Number(toSelect.value)];
   }
 
-  function list(name, word, isMended) {
+  function list(name, word, isFixed) {
     const [from, to] = pair();
-    const found = now.problems.filter(({ answers }) => answers[from].isRight !== answers[to].isRight && answers[to].isRight === isMended);
+    const found = now.problems.filter(({ answers }) => answers[from].isRight !== answers[to].isRight && answers[to].isRight === isFixed);
     document.getElementById(`flip-${name}-title`).textContent = `${word} ${found.length}`;
     const buttons = found.map((problem) => {
       const button = page.button(make("div"), `${problem.task} ${problem.hops}`, `${word}: ${problem.task}, ${problem.hops} hops, problem ${problem.number}`, () => open(problem, button));
@@ -37,10 +37,10 @@
   }
 
   function showLists() {
-    const [mended, broken] = [list("mended", "Mended:", true), list("broken", "Broken:", false)];
+    const [fixed, broken] = [list("fixed", "Fixed:", true), list("broken", "Broken:", false)];
     chosen = null;
     place.replaceChildren();
-    const first = mended[0] || broken[0];
+    const first = fixed[0] || broken[0];
     if (first) first.click();
   }
 
@@ -106,7 +106,7 @@
     return line;
   }
 
-  // The first way that mends or breaks a chain of the baseline.
+  // The first way that fixes or breaks a chain of the baseline.
   function firstOther() {
     const moves = (way) => now.problems.some(({ answers }) => answers[way].isRight !== answers[0].isRight);
     return now.names.findIndex((_, way) => way > 0 && moves(way));

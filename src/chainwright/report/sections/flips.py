@@ -1,4 +1,4 @@
-"""Chains that one way of decoding mends or breaks, side by side with what another wrote."""
+"""Chains that one way of decoding fixes or breaks, side by side with what another wrote."""
 
 from __future__ import annotations
 

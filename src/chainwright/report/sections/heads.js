@@ -53,7 +53,7 @@
     const found = pair.seen;
     const title = make("b", "", `Layer ${chosen[0]}, head ${chosen[1]}`);
     const text = found
-      ? `${roles()}; mends ${counted(found, 0).join(" of ")}, breaks ${counted(found, 1).join(" of ")}`
+      ? `${roles()}; fixes ${counted(found, 0).join(" of ")}, breaks ${counted(found, 1).join(" of ")}`
       : roles();
     status.replaceChildren(title, " ", make("span", "", text), " ", link("#head-inspector", "to-evidence", "evidence"));
   }
@@ -66,7 +66,7 @@
 
   const spaced = (text) => `\u201c${text}\u201d`;
 
-  function mendedLine(found, [i, after]) {
+  function fixedLine(found, [i, after]) {
     const [trace, at, hop, said, right, before] = found.wrong[i];
     const item = make("li");
     item.append(link(`#trace-${trace}-${at}`, "", `trace ${trace}`), hop === null ? ": " : `, hop ${hop}: `);
@@ -103,13 +103,13 @@
       box.append(make("p", "aside", "Only the heads named above were looked at here, and this is none of them."));
       return box;
     }
-    const [mended, broken] = found.heads[key()];
-    const mends = make("p", "", "Silencing it mends ");
-    mends.append(make("b", "", share(...counted(found, 0))), " failing contexts.");
+    const [fixed, broken] = found.heads[key()];
+    const fixes = make("p", "", "Silencing it fixes ");
+    fixes.append(make("b", "", share(...counted(found, 0))), " failing contexts.");
     const breaks = make("p", "", "It breaks ");
     breaks.append(make("b", "", share(...counted(found, 1))), " right ones.");
-    box.append(mends);
-    if (mended.length) box.append(list(mended.map((line) => mendedLine(found, line))));
+    box.append(fixes);
+    if (fixed.length) box.append(list(fixed.map((line) => fixedLine(found, line))));
     box.append(breaks);
     if (broken.length) box.append(list(broken.map((line) => brokenLine(found, line))));
     if (note) box.append(make("p", "aside", note));

@@ -48,7 +48,7 @@ def _figure_name(evidence: HeadEvidence) -> str:
 
 def _drawn(evidence: HeadEvidence) -> dict[str, Any]:
     rows = evidence.counts(seen=not evidence.has_held_out)
-    both = [figures.mended_and_broken(rows, is_narrow=n) for n in (False, True)]
+    both = [figures.fixed_and_broken(rows, is_narrow=n) for n in (False, True)]
     return drawn(both[0], rows, narrow=both[1], max_width=760)
 
 
@@ -87,20 +87,20 @@ def _head_data(
 
 
 def _seen(diagnosis: Diagnosis, found: RoleFinding, known: Extras) -> dict[str, Any] | None:
-    """Return what each head mends and breaks in the contexts that the roles were found on; None if nobody kept it.
+    """Return what each head fixes and breaks in the contexts that the roles were found on; None if nobody kept it.
 
     Contexts are `[trace, position, hop, token]`, failing ones with the right token and its thousandths. A head has two
-    lists: those that it mends, with the thousandths of the right token then; those that it breaks, with what is said.
+    lists: those that it fixes, with the thousandths of the right token then; those that it breaks, with what is said.
     """
     roles = found.roles
     if roles.first_erroneous is None or roles.first_correct is None or not roles.sites_erroneous:
         return None
     assert roles.right_erroneous is not None and roles.right_correct is not None
     assert roles.p_right is not None and roles.p_right_whole is not None
-    mended = roles.first_erroneous == roles.right_erroneous[:, None, None]
+    fixed = roles.first_erroneous == roles.right_erroneous[:, None, None]
     broken = roles.first_correct != roles.right_correct[:, None, None]
     n_layers, n_heads = roles.kept.shape
-    by_head = (mended, roles.p_right, broken, roles.first_correct)
+    by_head = (fixed, roles.p_right, broken, roles.first_correct)
     wrong = [
         [*_site(diagnosis, site), known.name(right), _thousandth(p)]
         for site, right, p in zip(roles.sites_erroneous, roles.right_erroneous, roles.p_right_whole, strict=True)
@@ -117,9 +117,9 @@ def _seen(diagnosis: Diagnosis, found: RoleFinding, known: Extras) -> dict[str, 
 
 
 def _lists(of_head: Sequence[Tensor], known: Extras) -> list[list[list[Any]]]:
-    mended, p_right, broken, said = of_head
+    fixed, p_right, broken, said = of_head
     return [
-        [[i, _thousandth(p_right[i])] for i in mended.nonzero()[:, 0].tolist()],
+        [[i, _thousandth(p_right[i])] for i in fixed.nonzero()[:, 0].tolist()],
         [[i, known.name(said[i])] for i in broken.nonzero()[:, 0].tolist()],
     ]
 

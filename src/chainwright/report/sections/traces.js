@@ -232,7 +232,7 @@
     }
     grid.append(head);
     for (const [layer, number, piece, share, right, isRight] of trace.without) {
-      const row = make("tr", isRight ? "mends" : "");
+      const row = make("tr", isRight ? "fixes" : "");
       const name = make("th");
       name.scope = "row";
       if (layer < 0) name.append("none");
@@ -240,7 +240,7 @@
       else name.append(link(`#head-${index}-${layer}-${number}`, "", `L${layer}H${number}`));
       const says = make("td");
       says.append(make("code", "", bare(texts[piece])), ` ${percent(share)}`);
-      if (isRight) says.append(make("b", "", " mended"));
+      if (isRight) says.append(make("b", "", " fixed"));
       row.append(name, says, make("td", "share", percent(right)));
       grid.append(row);
     }

@@ -280,8 +280,8 @@ class ReproduceStepFlow(Plan):
             control = {way: read_traces(job.done[_control_unit(way)] / "traces.parquet") for way in CONTROLS}
             compare(control).save(job.out / "control")
         plain = traces[PLAIN]
-        mended = {way: mended_errors(plain, traces[way]) for way in ("both", "auto layers", "tuned")}
-        write_json(job.out / "errors.json", mended)
+        fixed = {way: fixed_errors(plain, traces[way]) for way in ("both", "auto layers", "tuned")}
+        write_json(job.out / "errors.json", fixed)
 
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
@@ -313,21 +313,21 @@ def _answer(trace: Trace) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def mended_errors(plain: Sequence[Trace], other: Sequence[Trace]) -> list[dict[str, Any]]:
-    """Return for each type of first error how many chains had it, were mended, and how many newly got it."""
+def fixed_errors(plain: Sequence[Trace], other: Sequence[Trace]) -> list[dict[str, Any]]:
+    """Return for each type of first error how many chains had it, were fixed, and how many newly got it."""
     had: Counter[str] = Counter()
-    mended: Counter[str] = Counter()
+    fixed: Counter[str] = Counter()
     new: Counter[str] = Counter()
     for before, after in zip(plain, other, strict=True):
         if before.first_error is not None:
             had[before.first_error.error_type] += 1
-            mended[before.first_error.error_type] += after.first_error is None
+            fixed[before.first_error.error_type] += after.first_error is None
         elif after.first_error is not None:
             new[after.first_error.error_type] += 1
     return [
-        {"first error": name, "without": had[name], "mended": mended[name], "new": new[name]}
+        {"first error": name, "without": had[name], "fixed": fixed[name], "new": new[name]}
         for name in sorted({*had, *new}, key=lambda name: -had[name])
     ]
 
 
-__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "mended_errors", "n_decodings"]
+__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "fixed_errors", "n_decodings"]

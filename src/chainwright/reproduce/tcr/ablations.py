@@ -194,7 +194,7 @@ def _transfer_rows(found: Outcomes, tcr: TCR, candidates: Candidates) -> list[di
                     "n heads": len(heads),
                     "errors of": target,
                     "n errors": int(mine.sum()),
-                    "mended": float(mends[mine][:, sorted(heads)].any(1).float().mean()),
+                    "fixed": float(mends[mine][:, sorted(heads)].any(1).float().mean()),
                     "mean of all sets of that size": sum(others) / len(others),
                 }
             )

@@ -204,4 +204,4 @@ def _best(role: Any) -> str:
     layer, head = role.roles.best_head
     if role.check is None:
         return f"best L{layer}H{head}, not checked"
-    return f"best L{layer}H{head}, held out: mends {role.check.corrected:.0%}, keeps {role.check.kept:.0%}"
+    return f"best L{layer}H{head}, held out: fixes {role.check.corrected:.0%}, keeps {role.check.kept:.0%}"

@@ -80,11 +80,11 @@ def _reach(roles: Sequence[RoleFinding]) -> str:
     if not checked:
         return "Reach: no head was checked on contexts held out; more problems a cell would leave some."
     n = sum(c.n_erroneous for c in checked)
-    mended = sum(c.corrected * c.n_erroneous for c in checked) / n
+    fixed = sum(c.corrected * c.n_erroneous for c in checked) / n
     kept = sum(c.kept * c.n_correct for c in checked) / sum(c.n_correct for c in checked)
     over = "the error type" if len(checked) == 1 else f"the {len(checked)} error types"
     return (
-        f"Reach: over {over} searched, the best single head of each mends {mended:.0%} of {n} "
+        f"Reach: over {over} searched, the best single head of each fixes {fixed:.0%} of {n} "
         f"held-out failing contexts and keeps {kept:.0%} of the right ones; these are single tokens, not yet answers."
     )
 
@@ -92,7 +92,7 @@ def _reach(roles: Sequence[RoleFinding]) -> str:
 def _gain(found: Comparison) -> str:
     alone, name = found.overall(found.baseline), found.names[-1]
     row = found.overall(name)
-    at_stake = f"{row['n_mended']} mended, {row['n_broken']} broken"
+    at_stake = f"{row['n_fixed']} fixed, {row['n_broken']} broken"
     return (
         f"Repair: with {name} {row['exact']:.1%} of {row['n']} whole chains are right instead of {alone['exact']:.1%}: "
         f"{100 * row['exact_gain']:+.1f} points (95% {100 * row['exact_gain_low']:+.1f} to "
