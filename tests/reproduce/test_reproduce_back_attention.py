@@ -19,17 +19,19 @@ from chainwright.lab.knowledge import (
     knowledge_tokenizer,
     known_compositions,
     new_model,
+    read_recipe,
+    recipe_for,
     train_knowledge,
 )
+from chainwright.lab.two_hop import with_prefixes
 from chainwright.reproduce.back_attention.from_scratch import VARIANTS, FromScratch, _new, train_arithmetic
 from chainwright.reproduce.back_attention.low_rank import low_rank, trained_parameters
 from chainwright.reproduce.back_attention.study import (
     ReproduceBackAttention,
     ReproduceBackAttentionConfig,
-    recipe_of,
     run_back_attention,
 )
-from chainwright.reproduce.back_attention.two_hop import depths, with_prefixes
+from chainwright.reproduce.back_attention.variants import depths
 from chainwright.studies import Study
 from chainwright.tasks.knowledge import questions
 from families import tiny
@@ -102,7 +104,7 @@ def test_from_the_command_line(world, tmp_path):
 def test_a_model_of_another_kind_is_refused(tmp_path):
     tiny("llama").save_pretrained(tmp_path / "other")
     with pytest.raises(BadInput, match=r"no recipe\.json"):
-        recipe_of(tmp_path / "other")
+        read_recipe(str(tmp_path / "other"))
     with pytest.raises(BadInput, match="scratch_steps must be 0 or at least 50"):
         ReproduceBackAttentionConfig(scratch_steps=10)
     with pytest.raises(BadInput, match="at least one seed"):
@@ -228,7 +230,7 @@ def test_the_shipped_repair_mends_held_out_compositions_of_the_bundled_world():
     assert "back-world" in bundled_repairs()
     repair = Repair.from_pretrained("back-world")
     model, tokenizer = load_model("world", device="cpu")
-    recipe = back_world.recipe_for("world")
+    recipe = recipe_for("world")
     _, parts = known_compositions(recipe)
     held_out = questions(recipe.world, parts.held_out[:100], "bare")
     assert not {p.prompt for p in held_out} & {p.prompt for p in back_world.world_problems(recipe)}

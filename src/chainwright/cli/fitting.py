@@ -55,13 +55,12 @@ def tcr(
     quiet: Quiet = False,
 ) -> None:
     """Find erroneous heads, learn when and which to silence, and save the repair."""
-    from chainwright import prompts
+    from chainwright import prompts, tasks
     from chainwright.cli import _parse
     from chainwright.repair.tcr.candidate_heads import CandidateConfig
-    from chainwright.repair.tcr.fit import FitConfig
+    from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems
     from chainwright.repair.tcr.selector import ClassifierConfig
-    from chainwright.reproduce.tcr.study import ReproduceTCRConfig, fit_reproduction
-    from chainwright.tasks.cells import fit_cells
+    from chainwright.tasks.cells import fit_cells, sample_cells
 
     _parse.check_free(out_folder, overwrite)
     chosen = prompts.rendering_for(rendering, model)
@@ -76,10 +75,11 @@ def tcr(
         classifier=ClassifierConfig(lr=selector_lr, n_epochs=selector_epochs),
         decision=decision,  # type: ignore[arg-type]
     )
-    config = ReproduceTCRConfig(model, cells, fit_hops=cells, fit_n=n, fit_seed=seed, rendering=chosen)
+    # in one order of the tasks, however they were named: every third problem is for tuning
+    problems = sample_cells({name: cells[name] for name in tasks.known() if name in cells}, n, seed, chosen)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     say = (lambda line: None) if quiet else (lambda line: err.print(line, markup=False, highlight=False))
-    fitted = fit_reproduction(loaded.model, loaded.tokenizer, config, fit=fit, say=say)
+    fitted = fit_tcr_on_problems(loaded.model, loaded.tokenizer, problems, config=fit, say=say)
     fitted.repair.save_pretrained(out_folder, overwrite=overwrite)
     out.print(fitted.candidates.summary(), markup=False, highlight=False)
     for name, value in fitted.figures.items():
@@ -120,6 +120,7 @@ def back_attention(
     """Train back attention beside a frozen model on questions and their answers, and save the repair."""
     from chainwright.cli import _parse
     from chainwright.lab import back_world
+    from chainwright.lab.knowledge import recipe_for
     from chainwright.models.anatomy import anatomy
     from chainwright.repair.back_attention.repair import BackAttention
     from chainwright.repair.back_attention.training import AnswerTraining
@@ -129,7 +130,7 @@ def back_attention(
     training = _parse.changed(AnswerTraining(), changes or [])
     sources = _parse.parse_layers(source, "--source")
     depths = None if targets in (None, "stack") else _parse.parse_layers(targets or "", "--targets")
-    recipe = None if questions else back_world.recipe_for(model)
+    recipe = None if questions else recipe_for(model)
     problems = back_world.world_problems(recipe) if recipe else read_problems(questions or "", kind)
     loaded = load(model, device, dtype, revision, trust_remote_code)
     if targets is None:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright.lab import two_hop
 from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
-from chainwright.models.load import BUNDLED, bundled_models
 from chainwright.repair.back_attention.repair import BackAttention
-from chainwright.reproduce.back_attention import two_hop
-from chainwright.reproduce.back_attention.study import recipe_of, world_recipe
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import questions
 
-N_PREFIXES = two_hop.Variant().n_prefixes
 _PARTS = {
     "held_out": "held-out compositions",
     "new_first": "compositions with a new first fact",
@@ -31,21 +27,12 @@ _PARTS = {
 }
 
 
-def recipe_for(name: str) -> KnowledgeConfig:
-    """Return the recipe of a model of a made-up world, by bundled name or folder.
-
-    Raises:
-        BadInput: It is none.
-    """
-    return world_recipe(recipe_of(BUNDLED / name if name in bundled_models() else Path(name)))
-
-
-def world_problems(recipe: KnowledgeConfig, n_prefixes: int = N_PREFIXES) -> list[Problem]:
-    """Return what a back attention of that model is fitted on.
+def world_problems(recipe: KnowledgeConfig, n_prefixes: int = two_hop.N_PREFIXES) -> list[Problem]:
+    """Return the questions that a back attention of a model is fitted on.
 
     Args:
         recipe: The model's recipe.
-        n_prefixes: Copies of each question behind a word at random.
+        n_prefixes: Copies of each question behind a random word.
     """
     _, parts = known_compositions(recipe)
     return two_hop.with_prefixes(recipe.world, questions(recipe.world, parts.train, recipe.order), n_prefixes)

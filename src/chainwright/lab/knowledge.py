@@ -12,18 +12,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from chainwright._errors import BadInput, unknown_name
+from chainwright._files import read_json
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
 from chainwright.lab.training import train_recipe
+from chainwright.models.load import BUNDLED, bundled_models
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import Composition, Order, Split, World, split
 
@@ -94,6 +96,50 @@ def known_compositions(config: KnowledgeConfig) -> tuple[list[Composition], Spli
     return known, Split(
         [c for c in parts.train if c not in kept], parts.held_out, parts.new_first, parts.new_second, parts.new_both
     )
+
+
+def read_recipe(name: str) -> Mapping[str, Any]:
+    """Return the `recipe.json` beside a model's weights.
+
+    Args:
+        name: A bundled name or the folder of a checkpoint.
+
+    Raises:
+        BadInput: The folder has none.
+    """
+    folder = BUNDLED / name if name in bundled_models() else Path(name)
+    if not (folder / "recipe.json").is_file():
+        raise BadInput(
+            f"{folder} has no recipe.json, so the facts of its world are unknown; give a model that "
+            "chainwright train world made."
+        )
+    recipe: Mapping[str, Any] = read_json(folder / "recipe.json")
+    return recipe
+
+
+def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
+    """Return the recipe of a model of a made-up world, from what its `recipe.json` holds.
+
+    Raises:
+        BadInput: It is the recipe of another kind of model.
+    """
+    known = {field.name for field in fields(KnowledgeConfig)}
+    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= known:
+        raise BadInput(
+            "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
+            "chainwright train world, or take the bundled 'world'."
+        )
+    values = {**recipe, "betas": tuple(recipe.get("betas", (0.9, 0.98)))}
+    return replace(KnowledgeConfig(), **values)
+
+
+def recipe_for(name: str) -> KnowledgeConfig:
+    """Return the recipe of a model of a made-up world, by its bundled name or folder.
+
+    Raises:
+        BadInput: The model has no recipe, or one of another kind.
+    """
+    return world_recipe(read_recipe(name))
 
 
 def knowledge_tokenizer(config: KnowledgeConfig) -> PreTrainedTokenizerBase:

@@ -26,11 +26,9 @@ from chainwright.diagnose.flow.contrast import flow_contrast
 from chainwright.diagnose.flow.prompts import flow_prompt, hop_marks, marked_prompt, problem_queries
 from chainwright.diagnose.flow.slots import SLOT_MARKS, result_queries, slot_queries
 from chainwright.diagnose.flow.stages import FlowStages, MarkedQuery, flow_stages
-from chainwright.lab.knowledge import answers
-from chainwright.models.load import BUNDLED, bundled_models
+from chainwright.lab.knowledge import answers, recipe_for
 from chainwright.repair.back_attention.repair import BackAttention
 from chainwright.repair.base import Repair
-from chainwright.reproduce.back_attention.study import recipe_of, world_recipe
 from chainwright.tasks import Problem
 from chainwright.tasks.base import UNPARSED
 from chainwright.tasks.knowledge import Order, World, questions
@@ -121,7 +119,7 @@ def world_flow(
         BadInput: The model is none of a made-up world, or `n` is below 1.
     """
     _check_n(n)
-    recipe = world_recipe(recipe_of(BUNDLED / name if name in bundled_models() else Path(name)))
+    recipe = recipe_for(name)
     world, order = recipe.world, order or recipe.order
     asked = _drawn(world, task, order, seed)
     said = answers(model, tokenizer, asked)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright.decode import generate
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
@@ -45,6 +46,7 @@ from chainwright.repair.tcr.thresholds import (
 from chainwright.repair.tcr.token_repair import Detector, Seen
 from chainwright.repair.tcr.training_data import Lesson, Outcomes, lessons_of, outcomes
 from chainwright.repair.tcr.verifier import Verifier, fit_verifier
+from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
@@ -197,6 +199,35 @@ def fit_tcr(
     return Fitted(repair, candidates, figures, held)
 
 
+def fit_tcr_on_problems(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    config: FitConfig | None = None,
+    max_new_tokens: int | None = None,
+    say: Say = lambda line: None,
+    tick: Tick = lambda done, total: None,
+) -> Fitted:
+    """Return a TCR fitted on the greedy responses of a model to problems: `generate`, then `fit_tcr`.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        problems: What it is asked; part of them is kept for tuning.
+        config: How to fit.
+        max_new_tokens: As for `generate`.
+        say: Called with a line at each stage.
+        tick: Called with (how much of the stage is done, of how much).
+
+    Raises:
+        BadInput: As `fit_tcr`.
+    """
+    say(f"Decoding {len(problems)} problems to fit on")
+    traces = generate(model, tokenizer, list(problems), progress=False, max_new_tokens=max_new_tokens)
+    return fit_tcr(model, tokenizer, traces, config=config, say=say, tick=tick)
+
+
 def assemble(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -321,6 +352,7 @@ __all__ = [
     "exact_share",
     "fit_settings",
     "fit_tcr",
+    "fit_tcr_on_problems",
     "look",
     "read_layers",
     "split_lessons",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,15 +28,15 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright.edits import BackHead
-from chainwright.lab.knowledge import KnowledgeConfig, known_compositions
+from chainwright.lab import two_hop
+from chainwright.lab.knowledge import known_compositions, read_recipe, world_recipe
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import BUNDLED, bundled_models, load_as, load_model, provenance
+from chainwright.models.load import load_as, load_model, provenance
 from chainwright.repair.back_attention.training import AnswerTraining
-from chainwright.reproduce.back_attention import two_hop
 from chainwright.reproduce.back_attention.cost import CostSettings, back_cost
 from chainwright.reproduce.back_attention.finding import BackAttentionFinding
 from chainwright.reproduce.back_attention.from_scratch import VARIANTS, FromScratch, train_arithmetic
-from chainwright.reproduce.back_attention.two_hop import Fitted, Variant, fit, judged, variants
+from chainwright.reproduce.back_attention.variants import Fitted, Variant, conflict, fit, readings, variants
 from chainwright.studies import Job, Plan, Results, Study, Watch
 from chainwright.studies.manifest import Manifest
 from chainwright.tasks.knowledge import World, questions
@@ -121,7 +121,7 @@ class ReproduceBackAttention(Plan):
         """Return the plan of a study that was begun; loads its model."""
         config = ReproduceBackAttentionConfig(**{k: v for k, v in known.config.items() if k != "recipe"})
         loaded = load_as(known.model, device="cpu", trust_remote_code=trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, recipe_of(_place_of(config)), config)
+        return cls(loaded.model, loaded.tokenizer, read_recipe(config.model), config)
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
@@ -179,11 +179,11 @@ class ReproduceBackAttention(Plan):
         write_json(job.out / "figures.json", train_arithmetic(variant, int(seed), settings, job.tick))
 
     def _base(self, job: Job) -> None:
-        figures = judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
+        figures = two_hop.judged(self.model, self.tokenizer, self.world, self.parts, self.asked.n)
         for name, asked in (("known", self.known), ("all", self.world.compositions)):
             chosen = questions(self.world, two_hop.drawn(asked, self.asked.n), "bare")
             if chosen:
-                figures[name] = two_hop.shares(self.tokenizer, self.model, chosen)
+                figures[name] = two_hop.shares(self.model, self.tokenizer, chosen)
         write_json(job.out / "figures.json", figures)
 
     def _fit(self, job: Job, rest: str) -> None:
@@ -198,7 +198,7 @@ class ReproduceBackAttention(Plan):
         )
         fitted = fit(self.model, self.tokenizer, problems, variant, training)
         with fitted.attached(self.model) as asked:
-            figures = judged(asked, self.tokenizer, self.world, self.parts, self.asked.n)
+            figures = two_hop.judged(asked, self.tokenizer, self.world, self.parts, self.asked.n)
         write_json(job.out / "figures.json", {"n_parameters": fitted.n_parameters, **figures})
         if fitted.heads:
             save_file(
@@ -221,16 +221,16 @@ class ReproduceBackAttention(Plan):
 
     def _readings(self, job: Job) -> None:
         asked = two_hop.drawn([*self.parts.held_out, *self.parts.new_second], self.asked.n)
-        found = two_hop.readings(self.model, self.tokenizer, self._main(job), questions(self.world, asked, "bare"))
+        found = readings(self.model, self.tokenizer, self._main(job), questions(self.world, asked, "bare"))
         write_json(job.out / "figures.json", found)
 
     def _conflict(self, job: Job) -> None:
         held_out = questions(self.world, two_hop.drawn(self.parts.held_out, self.asked.n_flow), "bare")
         figures = read_json(job.done["base"] / "figures.json")["held_out"]
         wrong = max(("e2", "r2(e1)"), key=lambda name: figures[name])
-        before = two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+        before = conflict(self.model, self.tokenizer, held_out, wrong)
         with torch.no_grad(), self._main(job).attached(self.model):
-            after = two_hop.conflict(self.model, self.tokenizer, held_out, wrong)
+            after = conflict(self.model, self.tokenizer, held_out, wrong)
         write_json(job.out / "figures.json", {"before": before, "after": after})
 
     def _table(self, job: Job) -> None:
@@ -284,40 +284,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
-    """Return the recipe of a model of a made-up world.
-
-    Raises:
-        BadInput: It is the recipe of something else.
-    """
-    known = {field.name for field in fields(KnowledgeConfig)}
-    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= known:
-        raise BadInput(
-            "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
-            "chainwright train world, or take the bundled 'world'."
-        )
-    values = {**recipe, "betas": tuple(recipe.get("betas", (0.9, 0.98)))}
-    return replace(KnowledgeConfig(), **values)
-
-
-def recipe_of(folder: Path) -> Mapping[str, Any]:
-    """Return the `recipe.json` of a checkpoint's folder.
-
-    Raises:
-        BadInput: There is none.
-    """
-    if not (folder / "recipe.json").is_file():
-        raise BadInput(f"{folder} has no recipe.json, so the facts of its world are unknown; give a model that "
-                       "chainwright train world made.")  # fmt: skip
-    found: Mapping[str, Any] = read_json(folder / "recipe.json")
-    return found
-
-
-def _place_of(config: ReproduceBackAttentionConfig) -> Path:
-    """Return the folder of the model."""
-    return BUNDLED / config.model if config.model in bundled_models() else Path(config.model)
-
-
 def run_back_attention(
     config: ReproduceBackAttentionConfig,
     folder: str | Path,
@@ -339,7 +305,7 @@ def run_back_attention(
         BadInput: The model is none of a made-up world, or the folder holds another study.
     """
     model, tokenizer = load_model(config.model, device="cpu")
-    plan = ReproduceBackAttention(model, tokenizer, recipe_of(_place_of(config)), config)
+    plan = ReproduceBackAttention(model, tokenizer, read_recipe(config.model), config)
     study = Study.make(folder, plan, overwrite=overwrite)
     study.run(watch, recompute=recompute)
     if config.cost_repeats and not (study.folder / COST).is_file():
@@ -347,4 +313,4 @@ def run_back_attention(
     return plan.findings(study)[0]
 
 
-__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "recipe_of", "run_back_attention"]
+__all__ = ["ReproduceBackAttention", "ReproduceBackAttentionConfig", "run_back_attention"]

@@ -14,7 +14,7 @@ each time: so the ablations need no decoding.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -36,7 +36,7 @@ from chainwright.repair.base import Repair
 from chainwright.repair.tcr.baselines import BestHead, DoLa, RemoveAndResample
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.repair.tcr.detector import EntropyDetector, GoldDetector
-from chainwright.repair.tcr.fit import FitConfig, Fitted, fit_tcr, look
+from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems, look
 from chainwright.repair.tcr.flag_log import NotingDetector
 from chainwright.repair.tcr.repair import TCR, Decision
 from chainwright.repair.tcr.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
@@ -45,6 +45,7 @@ from chainwright.repair.tcr.training_data import lesson_ids, lessons_of
 from chainwright.reproduce.tcr.ablations import ablation_rows, load_outcomes, save_outcomes
 from chainwright.studies import Job, Plan, Results, Study
 from chainwright.studies.manifest import Manifest
+from chainwright.tasks.cells import sample_cells
 from chainwright.traces import Trace, read_traces, write_traces
 
 # what the quick profile runs
@@ -223,10 +224,22 @@ class ReproduceTCR(Plan):
             found.check_model(self.model)
             found.save_pretrained(job.out / "repair")
             return
-        fitted = fit_reproduction(self.model, self.tokenizer, self.asked, tick=job.tick)
+        fitted = fit_tcr_on_problems(
+            self.model,
+            self.tokenizer,
+            self._problems_to_fit(),
+            config=FitConfig(decision=self.asked.decision),
+            max_new_tokens=self.asked.max_new_tokens,
+            tick=job.tick,
+        )
         fitted.repair.save_pretrained(job.out / "repair")
         fitted.candidates.save(job.out / "candidates")
         write_json(job.out / "figures.json", fitted.figures)
+
+    def _problems_to_fit(self) -> list[tasks.Problem]:
+        asked = self.asked
+        cells = {task: sorted(set(asked.fit_hops[task])) for task in tasks.names() if task in asked.fit_hops}
+        return sample_cells(cells, asked.fit_n, asked.fit_seed, asked.rendering)
 
     def _repair(self, done: Results) -> TCR:
         return TCR.from_pretrained(done["repair"] / "repair")
@@ -380,25 +393,4 @@ def gold_detector(tokenizer: PreTrainedTokenizerBase, problems: Sequence[tasks.P
     return GoldDetector({tuple(prompt_ids(tokenizer, p)): lesson_ids(tokenizer, p) for p in problems})
 
 
-def fit_reproduction(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    config: ReproduceTCRConfig,
-    *,
-    fit: FitConfig | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
-) -> Fitted:
-    """Return the repair that the study fits: greedy traces of the fitting problems, then `fit_tcr`."""
-    problems = [
-        problem
-        for task in tasks.names()
-        for h in sorted(set(config.fit_hops.get(task, ())))
-        for problem in tasks.sample(task, int(h), config.fit_n, config.fit_seed, rendering=config.rendering)
-    ]
-    say(f"Decoding {len(problems)} problems to fit on")
-    traces = generate(model, tokenizer, problems, progress=False, max_new_tokens=config.max_new_tokens)
-    return fit_tcr(model, tokenizer, traces, config=fit or FitConfig(decision=config.decision), say=say, tick=tick)
-
-
-__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "fit_reproduction", "gold_detector", "ways_for"]
+__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "gold_detector", "ways_for"]

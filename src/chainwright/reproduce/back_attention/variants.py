@@ -1,12 +1,10 @@
-"""Two-hop questions with a frozen model: what is fitted, how it is judged, what the module reads."""
+"""The variants of back attention that the study fits beside a frozen model, and what the fitted module reads."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from random import Random
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,27 +16,25 @@ from chainwright.diagnose.flow.attribution import logit_flow
 from chainwright.edits import AttendBack, BackHead, edit
 from chainwright.edits.back_attention import Scores
 from chainwright.lab.knowledge import answers
+from chainwright.lab.two_hop import N_PREFIXES
 from chainwright.models.anatomy import anatomy
 from chainwright.repair.back_attention.repair import begin
 from chainwright.repair.back_attention.training import AnswerTraining, train
 from chainwright.reproduce.back_attention.low_rank import low_rank, trained_parameters
 from chainwright.tasks.base import Problem
-from chainwright.tasks.knowledge import Order, Split, World, category, questions
 
-PARTS = ("held_out", "new_first", "new_second", "new_both")
-CATEGORIES = ("e3", "e2", "r2(e1)", "e1", "unknown")
 FIRST_RELATION = 2  # <bos> e1 r1 r2
 
 
 class Variant(NamedTuple):
-    """One way of mending the model.
+    """One way of repairing the model.
 
     Attributes:
         source: Source layers.
         targets: Which depths are read, see `depths`.
         positions: As in `AttendBack`.
         is_low_rank: Low-rank updates with as many parameters, in place of back attention.
-        n_prefixes: How many copies of each question, with a word at random in front, are trained on beside it.
+        n_prefixes: Copies of each question behind a random word that are trained on beside it.
         start: As in `BackAttention.fit`.
         rate: Multiple of the study's learning rate: low-rank updates learn next to nothing at that of a module.
     """
@@ -50,7 +46,7 @@ class Variant(NamedTuple):
     first_hop_weight: float = 1.0
     is_normed: bool = True
     is_low_rank: bool = False
-    n_prefixes: int = 3
+    n_prefixes: int = N_PREFIXES
     start: float = 0.5
     rate: float = 1.0
 
@@ -87,18 +83,6 @@ def depths(targets: str, source: int, n_layers: int) -> tuple[int, ...]:
         "upper half": tuple(range(n_layers // 2, n_layers + 1)),
         "stack": tuple(range(source, n_layers + 1)),
     }[targets]
-
-
-def with_prefixes(world: World, problems: Sequence[Problem], n: int) -> list[Problem]:
-    """Return the problems and `n` copies of each with a word at random in front, neither its answer nor its r1."""
-    random, words = Random("prefixes"), world.vocabulary()
-
-    def copy(problem: Problem) -> Problem:
-        free = [word for word in words if word not in (problem.answer, problem.facts["r1"])]
-        return replace(problem, prompt=f"{random.choice(free)} {problem.prompt}")
-
-    copies = [copy(problem) for _ in range(n) for problem in problems]
-    return [*problems, *copies]
 
 
 @dataclass(frozen=True)
@@ -151,31 +135,6 @@ def fit(
         train(model, tokenizer, trained.parameters(), problems, training)
     trained.requires_grad_(False)
     return Fitted(heads=heads, positions=variant.positions)
-
-
-def judged(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, world: World, parts: Split, n: int, order: Order = "bare"
-) -> dict[str, dict[str, float]]:
-    """Return the share of each kind of answer, for single hops and for each part of the compositions."""
-    single = questions(world, world.facts, order)
-    right = [got == p.answer for got, p in zip(answers(model, tokenizer, single), single, strict=True)]
-    out = {"one hop": {"right": sum(right) / len(right)}}
-    for name in PARTS:
-        asked = drawn(getattr(parts, name), n)
-        if asked:
-            out[name] = shares(tokenizer, model, questions(world, asked, order))
-    return out
-
-
-def drawn(compositions: Sequence[Any], n: int) -> list[Any]:
-    """Return at most `n` of the compositions, always the same."""
-    return Random("judged").sample(list(compositions), min(n, len(compositions)))
-
-
-def shares(tokenizer: PreTrainedTokenizerBase, model: nn.Module, asked: Sequence[Problem]) -> dict[str, float]:
-    """Return the share of each kind of answer."""
-    found = Counter(category(p, got) for p, got in zip(asked, answers(model, tokenizer, asked), strict=True))
-    return {name: found[name] / len(asked) for name in CATEGORIES}
 
 
 def readings(
