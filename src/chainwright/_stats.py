@@ -1,10 +1,15 @@
-"""Confidence intervals of shares and of medians."""
+"""Confidence intervals of shares, medians and means, and Holm's correction for several tests.
+
+Every interval and correction of the package is computed here, so that two tables never differ in their method.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, binomtest
 
 
@@ -16,20 +21,20 @@ class Interval(NamedTuple):
 
 
 def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a share."""
-    found = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    """Return the Wilson score interval of the share `n_right / n`; `n` must be at least 1."""
+    ends = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(ends.low), float(ends.high))
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Return the interval of a median between two of the values, None where there are too few of them for one.
+    """Return a distribution-free interval of the median, or None if there are too few values for one.
 
-    It holds for any distribution: the number of values below the median is binomial, and the two values are the
-    innermost pair, as far from the lowest as from the highest, that has at least the confidence. For 95% it takes six.
+    The number of values below the median is binomial; the interval runs between the innermost pair of order
+    statistics, symmetric in rank, with at least the nominal coverage. For 95% that takes six values.
 
     Args:
         values: Independent draws.
-        confidence: How often such an interval is to hold the median.
+        confidence: Nominal coverage.
     """
     ordered, n = sorted(values), len(values)
     outside = (1 - confidence) / 2
@@ -37,3 +42,67 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     if n == 0 or below == 0:
         return None
     return Interval(ordered[below - 1], ordered[n - below])
+
+
+def resamples(n: int, n_resamples: int, seed: int, *, values_at_once: int = 2**20) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of a bootstrap, a few resamples at a time: indices `[R', n]`, drawn with replacement from 0..n-1.
+
+    The indices do not depend on how many rows come at once, so memory stays bounded and the figures stay the same.
+
+    Args:
+        n: Number of units (problems, pairs, chains) in the sample.
+        n_resamples: Total number of rows R.
+        seed: Decides the draws.
+        values_at_once: About how many indices one block holds.
+    """
+    generator = np.random.default_rng(seed)
+    rows_at_once = max(1, values_at_once // max(1, n))
+    for start in range(0, n_resamples, rows_at_once):
+        yield generator.integers(0, n, size=(min(rows_at_once, n_resamples - start), n))
+
+
+def bootstrap_interval(values: ArrayLike, *, n_resamples: int, seed: int, confidence: float = 0.95) -> Interval:
+    """Return the percentile bootstrap interval of a mean.
+
+    Args:
+        values: Independent units, `[n]`.
+        n_resamples: Number of resamples.
+        seed: Decides them.
+        confidence: Nominal coverage.
+    """
+    sample = np.asarray(values)
+    means = [sample[rows].mean(1) for rows in resamples(len(sample), n_resamples, seed)]
+    return percentile_interval(np.concatenate(means), confidence)
+
+
+def percentile_interval(statistics: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the central percentiles of a statistic over bootstrap resamples, ignoring NaN; NaN if all of them are.
+
+    Args:
+        statistics: The statistic of each resample, `[R]`.
+        confidence: Share of the resamples inside the interval.
+    """
+    known = np.asarray(statistics)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return Interval(float("nan"), float("nan"))
+    outside = round((1 - confidence) / 2, 12)  # 0.025, which 1 - 0.95 misses by rounding
+    low, high = np.quantile(known, (outside, 1 - outside))
+    return Interval(float(low), float(high))
+
+
+def holm_rejections(p_values: Sequence[float], significance: float) -> list[int]:
+    """Return which hypotheses Holm's step-down method rejects, by rising p-value.
+
+    Args:
+        p_values: One per hypothesis.
+        significance: Family-wise error rate.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    rejected: list[int] = []
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] * (len(p_values) - rank) > significance:
+            break
+        rejected.append(i)
+    return rejected

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._stats import bootstrap_interval
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
@@ -168,14 +169,13 @@ def _compared(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], n_resamp
     """Return the figures of one group; columns of the outcomes are answer and whole chain."""
     n = len(first)
     change = other.astype(float) - first
-    drawn = np.random.default_rng(seed).integers(0, n, size=(n_resamples, n))
-    ends = np.quantile(change[drawn].mean(1), (0.025, 0.975), axis=0)
     n_fixed = int((other[:, 1] & ~first[:, 1]).sum())
     n_broken = int((first[:, 1] & ~other[:, 1]).sum())
     n_moved = n_fixed + n_broken
     row: dict[str, Any] = {"n": n}
     for i, (share, gain) in enumerate((("accuracy", "gain"), ("exact", "exact_gain"))):
         row |= {share: float(other[:, i].mean()), gain: float(change[:, i].mean())}
-        row |= {f"{gain}_low": float(ends[0, i]), f"{gain}_high": float(ends[1, i])}
+        low, high = bootstrap_interval(change[:, i], n_resamples=n_resamples, seed=seed)
+        row |= {f"{gain}_low": low, f"{gain}_high": high}
     p = float(binomtest(n_fixed, n_moved).pvalue) if n_moved else 1.0
     return {**row, "n_fixed": n_fixed, "n_broken": n_broken, "p": p}

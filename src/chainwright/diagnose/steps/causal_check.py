@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._stats import percentile_interval
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
 from chainwright.edits import Cut, CutAttention, edit
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
@@ -77,8 +78,9 @@ class StepCauses(Finding):
         return torch.stack([self._interval(band, drawn) for band in range(len(self.bands))])
 
     def _interval(self, band: int, drawn: Sequence[Sequence[int]]) -> Tensor:
-        found = torch.tensor([_spearman(self.saliency[i, band], self.effect[i, band])[0] for i in drawn])
-        return found.nanquantile(torch.tensor([0.025, 0.975]))
+        return torch.tensor(
+            percentile_interval([_spearman(self.saliency[i, band], self.effect[i, band])[0] for i in drawn])
+        )
 
     def separation(self, least: float = 0.01) -> Tensor:
         """Return how well saliency tells the pairs that matter from the others, `[B, 2]`.

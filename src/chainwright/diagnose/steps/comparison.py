@@ -17,6 +17,7 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._stats import bootstrap_interval, percentile_interval, resamples
 from chainwright.diagnose.steps._matched_pairs import partners
 from chainwright.diagnose.steps.measures import row_shares
 from chainwright.diagnose.steps.saliency import StepSaliency
@@ -129,25 +130,23 @@ def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
     known = values[~values.isnan()].double().numpy()
     found: dict[str, Any] = {"n": len(known), "mean": float(known.mean()), "low": None, "high": None}
     if len(known) > 1:
-        drawn = np.random.default_rng(seed).integers(0, len(known), size=(n_resamples, len(known)))
-        low, high = np.quantile(known[drawn].mean(1), (0.025, 0.975))
-        found |= {"low": float(low), "high": float(high)}
+        found |= bootstrap_interval(known, n_resamples=n_resamples, seed=seed)._asdict()
     return found
 
 
 def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
     a, b = right.numpy(), wrong.numpy()
     test = mannwhitneyu(b, a, alternative="two-sided")
-    drawn = np.random.default_rng(seed).integers(0, len(a), size=(n_resamples, len(a)))
-    low, high = np.quantile([_effect(a[rows], b[rows]) for rows in drawn], (0.025, 0.975))
+    drawn = (rows for block in resamples(len(a), n_resamples, seed) for rows in block)
+    low, high = percentile_interval([_effect(a[rows], b[rows]) for rows in drawn])
     return {
         "right": float(a.mean()),
         "wrong": float(b.mean()),
         "u": float(test.statistic),
         "p": float(test.pvalue),
         "effect": _effect(a, b),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
     }
 
 

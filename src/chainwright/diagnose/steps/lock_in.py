@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._stats import bootstrap_interval
 from chainwright.diagnose._attention_rows import read_rows
 from chainwright.diagnose.steps._matched_pairs import Pair, partners
 from chainwright.diagnose.steps.measures import SUMMARY, THINKING
@@ -180,16 +181,15 @@ def _rows(segment: str, right: Tensor, wrong: Tensor, n_resamples: int, seed: in
 def _compared(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
     """Return the figures of one layer, of masses `[P, H]`."""
     differences = (wrong - right).mean(1).double().numpy()
-    drawn = np.random.default_rng(seed).integers(0, len(differences), size=(n_resamples, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
+    low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
     head = int((wrong - right).mean(0).argmin())
     return {
         "n": len(right),
         "right": float(right.mean()),
         "wrong": float(wrong.mean()),
         "difference": float(differences.mean()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "p": lower(differences),
         "head": head,
         "head_right": float(right[:, head].mean()),

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._stats import holm_rejections
 from chainwright.diagnose.steps.lock_in import BridgeGroups, lower
 from chainwright.diagnose.steps.measures import SUMMARY, THINKING
 
@@ -64,9 +64,7 @@ def _lacking(right: Tensor, wrong: Tensor, significance: float) -> dict[int, flo
     p = [lower((wrong - right)[:, layer].numpy()) for layer in range(right.shape[1])]
     lack, floors = (right - wrong).mean(0), right.quantile(0.75, dim=0)
     found: dict[int, float] = {}
-    for rank, layer in enumerate(torch.tensor(p).argsort().tolist()):
-        if p[layer] * (len(p) - rank) > significance:
-            break
+    for layer in holm_rejections(p, significance):
         if lack[layer] >= lack.max() / 2:
             found[layer] = round(float(floors[layer]), 4)
     return dict(sorted(found.items()))

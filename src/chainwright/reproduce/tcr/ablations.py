@@ -8,12 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from chainwright._files import read_json, write_json
+from chainwright._stats import bootstrap_interval
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.repair.tcr.detector import TrainedDetector
 from chainwright.repair.tcr.fit import choice_scores, detection
@@ -69,15 +69,14 @@ def _row(labels: Mapping[str, Any], found: Outcomes, flagged: Tensor, decided: T
     before = found.chains_right(found.is_right).float()
     after = found.chains_right(found.repaired(flagged, decided)).float()
     change = (after - before).numpy()
-    drawn = np.random.default_rng(0).integers(0, len(change), size=(1000, len(change)))
-    low, high = np.quantile(change[drawn].mean(1), (0.025, 0.975))
+    low, high = bootstrap_interval(change, n_resamples=1000, seed=0)
     at = detection(found, flagged)
     return {
         **labels,
         "chains right": float(after.mean()),
         "gain": float(change.mean()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "flagged": at.rate,
         "precision": at.precision,
         "recall": at.recall,
