@@ -208,7 +208,7 @@ def test_attention_steered_by_what_no_delegate_reads_is_refused() -> None:
 
 
 def test_a_norm_between_heads_and_projection_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="what one head writes cannot be told from the others"):
+    with pytest.raises(UnsupportedModel, match="one head's write cannot be separated from the others'"):
         anatomy(other("bitnet"))
 
 

@@ -166,7 +166,7 @@ def test_positions_count_from_each_rows_first_token() -> None:
     [
         (torch.ones(3, dtype=torch.long), None, r"shape \[N, T\] with T > 0; got \[3\]"),
         (torch.ones(1, 0, dtype=torch.long), None, r"T > 0; got \[1, 0\]"),
-        (torch.ones(1, 3), None, "must be whole numbers"),
+        (torch.ones(1, 3), None, "must be integers"),
         (torch.ones(1, 3, dtype=torch.long), torch.ones(1, 2), r"shape of input_ids, \[1, 3\]; got \[1, 2\]"),
         (torch.ones(1, 3, dtype=torch.long), torch.tensor([[1, 1, 0]]), "padded on the left"),
         (torch.ones(1, 3, dtype=torch.long), torch.tensor([[1, 0, 1]]), "padded on the left"),

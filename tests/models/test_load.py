@@ -143,7 +143,7 @@ def test_a_missing_folder_is_named(name: str) -> None:
 def test_a_hub_id_out_of_reach_is_one_sentence_about_it() -> None:
     message = refusal("nobody-at-all/nothing-here")
     assert message.startswith("Model 'nobody-at-all/nothing-here' could not be loaded: ")
-    assert "give a folder or a Hub id within reach" in message
+    assert "give a folder or a Hub id that can be reached" in message
 
 
 def test_a_file_is_no_folder(good: Path) -> None:
@@ -213,7 +213,7 @@ def test_missing_weights_are_refused_and_not_made_up(copied: Path) -> None:
     del weights["model.layers.1.self_attn.o_proj.weight"]
     save_file(weights, path, metadata={"format": "pt"})
     assert refusal(copied) == (
-        f"Model '{copied}' lacks 1 of the weights that its config.json asks for, such as "
+        f"Model '{copied}' lacks 1 of the weights that its config.json requires, such as "
         "model.layers.1.self_attn.o_proj.weight; they would be random."
     )
 
@@ -250,7 +250,7 @@ def test_a_missing_or_spoiled_tokenizer_is_refused(copied: Path, text: str | Non
         path.unlink()
     if text is not None:
         (copied / "tokenizer.json").write_text(text)
-    assert refusal(copied).startswith(f"Model '{copied}' has no tokenizer that can be read: ")
+    assert refusal(copied).startswith(f"Model '{copied}' has no readable tokenizer: ")
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run_unless_asked(copied: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_unknown_devices_and_number_types_are_refused(good: Path, options: dict,
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(good: Path) -> None:
-    assert refusal(good, device="cuda").startswith("Device 'cuda' was asked for, but this PyTorch sees no CUDA device")
+    assert refusal(good, device="cuda").startswith("Device 'cuda' was requested, but PyTorch sees no CUDA device")
 
 
 def test_the_fingerprint_tells_other_weights_apart() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.capture import forward
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attn_pattern
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
 
 _BLOCK = 64  # rows that are computed together
 

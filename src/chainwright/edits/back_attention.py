@@ -27,7 +27,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from chainwright._errors import BadInput
 from chainwright.edits.base import Edit, Touched
-from chainwright.models.anatomy import Anatomy, first_tensor, given_tensor
+from chainwright.models._probe import first_tensor, given_tensor
+from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handler
 
 _OWN = "_chainwright_back_attention"

@@ -24,15 +24,8 @@ from chainwright._errors import BadInput
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.seam import (
-    Attend,
-    AttentionCall,
-    Handler,
-    Handlers,
-    attn_pattern,
-    is_plain,
-    weighted_values,
-)
+from chainwright.models.attention_weights import attn_pattern, weighted_values
+from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, is_plain
 from chainwright.traces.live import Place
 
 EPSILON = 1e-6

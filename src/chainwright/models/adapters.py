@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 
 def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """Return the model with adapters, which change nothing before they are trained; the model itself is wrapped.
+    """Return the model wrapped with adapters, which change nothing before they are trained.
 
-    PEFT asks Transformers for a property under its former name, which warns a reader who can do nothing about it.
+    PEFT reads a property of Transformers by its former name; the resulting warning, about which a user can do nothing,
+    is suppressed.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

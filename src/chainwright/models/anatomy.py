@@ -10,28 +10,29 @@ model once, with the seam attached and a hook on every module, and
 3. watches the rest of the block: a module that changes the attention's output stands between it and the residual
    stream (the post-norm of some models), one that is given `resid_pre + attn_out` marks `resid_mid`;
 4. takes as final norm the module that is given what the last block returns and returns what the unembedding is
-   given, but for a constant factor.
+   given, up to a constant factor.
 
-Each finding is checked with numbers; what does not check out is refused with `UnsupportedModel`, so that nothing is
-ever read at a wrong place.
+Each part is checked numerically; a model that fails a check is refused with `UnsupportedModel`, so nothing is ever
+read at the wrong place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
+from chainwright.models._probe import ModuleCall, is_equal, probe_ids, recording, vocabulary_size
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, causal_lm, suspended, widened
 
 _CACHE = "_chainwright_anatomy"
-# options with tensors that the sdpa and eager functions of Transformers read, or may ignore
+# tensor options that the sdpa and eager functions of Transformers either use or can safely ignore
 _READ = frozenset({"s_aux", "sinks", "position_ids", "position_bias", "cache_position"})
 
 
@@ -42,8 +43,8 @@ class Layer:
     Attributes:
         block: The whole layer, from `resid_pre` to `resid_post`.
         attention: Its attention module, which calls the seam.
-        out_proj: The projection that z goes through.
-        post_attn: What stands between the projection and the residual stream (a norm, a dropout), or None.
+        out_proj: The projection that z passes through.
+        post_attn: The module between the projection and the residual stream (a norm, a dropout), or None.
         mid_reader: The module whose input is `resid_mid`; None where attention and MLP both read `resid_pre`.
         multiplier: What the attention's output is multiplied by before it is added (1 for most models).
     """
@@ -64,8 +65,8 @@ class Anatomy:
         final_norm: The norm between the last layer and the unembedding.
         unembed_scale: What the final norm's output is multiplied by before the unembedding (1 for most models).
         n_layers: Layers, counted from 0 at the first block.
-        n_heads: Query heads a layer (H).
-        n_kv_heads: Key/value heads a layer (G); query head h reads kv head `h // (H / G)`.
+        n_heads: Query heads per layer (H).
+        n_kv_heads: Key/value heads per layer (G); query head h reads kv head `h // (H / G)`.
         d_head: Size of a head's output z.
         d_model: Size of the residual stream.
     """
@@ -86,11 +87,11 @@ class Anatomy:
 
     @property
     def d_vocab(self) -> int:
-        """Return the size of the vocabulary that the unembedding writes."""
-        return _d_vocab(self.model)
+        """Return the number of tokens that the unembedding gives logits for."""
+        return vocabulary_size(self.model)
 
     def describe(self) -> dict[str, str]:
-        """Return what was found, for people: sizes, and where in the first layer each part is."""
+        """Return the anatomy in words: sizes, and the module path of each part in the first layer."""
         names = {module: name for name, module in self.model.named_modules()}
         first = self.layers[0]
         mid = "attention and MLP in parallel" if first.mid_reader is None else names[first.mid_reader]
@@ -107,13 +108,13 @@ class Anatomy:
         }
 
     def check_layer(self, layer: int) -> int:
-        """Return `layer` counted from 0 (negative ones count from the last); BadInput if there is none such."""
+        """Return `layer` counted from 0 (a negative index counts from the end); BadInput if it does not exist."""
         if not -self.n_layers <= layer < self.n_layers:
             raise BadInput(f"Layer {layer} does not exist: the model has layers 0 to {self.n_layers - 1}.")
         return layer % self.n_layers
 
     def check_head(self, layer: int, head: int) -> tuple[int, int]:
-        """Return (layer, head) counted from 0; BadInput names the range if there is no such head."""
+        """Return (layer, head) counted from 0; BadInput with the allowed range if there is no such head."""
         layer = self.check_layer(layer)
         if not -self.n_heads <= head < self.n_heads:
             raise BadInput(
@@ -122,39 +123,21 @@ class Anatomy:
         return layer, head % self.n_heads
 
 
-class _Seen(NamedTuple):
-    module: nn.Module
-    given: Tensor
-    returned: Tensor
-
-
-class _Arrived(NamedTuple):
+class _SeamCall(NamedTuple):
     call: AttentionCall
     z: Tensor
 
 
 class _Probe(NamedTuple):
-    """What one pass showed: the attention call of each layer, and every module in the order in which they ended."""
+    """One pass: the attention call of each layer, and the calls of all modules in the order in which they ended."""
 
-    calls: list[_Arrived]
-    seen: list[_Seen]
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """Return the tensor that a module returned first, looking into one level of tuple or list."""
-    if isinstance(value, (tuple, list)):
-        value = value[0] if value else None
-    return value if isinstance(value, Tensor) else None
-
-
-def given_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the first tensor among a module's arguments, which in Transformers is what it works on."""
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    attention: list[_SeamCall]
+    modules: list[ModuleCall]
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and each back into the mode it had."""
+    """Put every module in evaluation mode, and restore each one's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -165,16 +148,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """Return the anatomy of a Transformers decoder (also compiled or PEFT-wrapped); measured once a model.
+    """Return the anatomy of a Transformers decoder (also compiled or PEFT-wrapped), measured once per model.
 
     Raises:
-        UnsupportedModel: Some layer does not call the seam or drops its state, or a part was not found.
+        UnsupportedModel: Some layer does not call the seam or drops its state, or a part was not recognised.
     """
     inner = causal_lm(model)
     modules = list(inner.modules())
-    kept, known = inner.__dict__.get(_CACHE, ([], None))
-    # adapters, new embeddings and the like put other modules in
-    if len(kept) != len(modules) or any(a is not b for a, b in zip(kept, modules, strict=True)):
+    measured_modules, known = inner.__dict__.get(_CACHE, ([], None))
+    # adapters, resized embeddings and the like replace modules, so the cached anatomy no longer holds
+    if len(measured_modules) != len(modules) or any(a is not b for a, b in zip(measured_modules, modules, strict=True)):
         known = _measure(inner)
         inner.__dict__[_CACHE] = (modules, known)
     return known  # type: ignore[no-any-return]
@@ -186,15 +169,15 @@ def _measure(model: PreTrainedModel) -> Anatomy:
         raise UnsupportedModel(f"{type(model).__name__} has no unembedding; load it as a causal language model.")
     with evaluating(model), suspended(model):
         probe = _probe(model)
-        blocks = _blocks(model, probe.calls)
-        layers = tuple(_layer(b, c, probe.seen) for b, c in zip(blocks, probe.calls, strict=True))
-    n_heads, n_kv_heads, d_head = _sizes(model, probe.calls)
-    norm, scale = _final_norm(model, blocks, probe.seen)
+        blocks = _blocks(model, probe.attention)
+        layers = tuple(_layer(b, c, probe.modules) for b, c in zip(blocks, probe.attention, strict=True))
+    n_heads, n_kv_heads, d_head = _sizes(model, probe.attention)
+    norm, scale = _final_norm(model, blocks, probe.modules)
     d_model = int(norm.returned.shape[-1])
     return Anatomy(model, layers, norm.module, scale, n_heads, n_kv_heads, d_head, d_model)
 
 
-def _sizes(model: PreTrainedModel, calls: list[_Arrived]) -> tuple[int, int, int]:
+def _sizes(model: PreTrainedModel, calls: list[_SeamCall]) -> tuple[int, int, int]:
     sizes = {(c.call.q.shape[1], c.call.k.shape[1], c.z.shape[-1]) for c in calls}
     if len(sizes) != 1:
         raise UnsupportedModel(
@@ -205,27 +188,21 @@ def _sizes(model: PreTrainedModel, calls: list[_Arrived]) -> tuple[int, int, int
 
 
 def _probe(model: PreTrainedModel) -> _Probe:
-    arrived: dict[int, list[_Arrived]] = {}
-    seen: list[_Seen] = []
+    arrived: dict[int, list[_SeamCall]] = {}
 
     def watch(call: AttentionCall, attend: Attend) -> Tensor:
         z = attend(call)
-        arrived.setdefault(call.layer, []).append(_Arrived(call, z))
+        arrived.setdefault(call.layer, []).append(_SeamCall(call, z))
         return z
 
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     handlers = Handlers({i: (watch,) for i in range(n_layers)})
-    ids = torch.tensor([[3, 4], [3, 5]], device=model.device).clamp(max=_d_vocab(model) - 1)
-    with attach(model, handlers), _watching([m for m in model.modules() if m is not model], seen):
-        model(input_ids=ids, use_cache=False)
-    return _Probe([_only_call(model, n_layers, arrived, i) for i in range(n_layers)], seen)
+    with attach(model, handlers), recording(m for m in model.modules() if m is not model) as modules:
+        model(input_ids=probe_ids(model), use_cache=False)
+    return _Probe([_only_call(model, n_layers, arrived, i) for i in range(n_layers)], modules)
 
 
-def _d_vocab(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_Arrived]], layer: int) -> _Arrived:
+def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_SeamCall]], layer: int) -> _SeamCall:
     calls = arrived.get(layer, [])
     if not calls:
         raise UnsupportedModel(_not_dispatching(model, n_layers, len(arrived)))
@@ -241,6 +218,7 @@ def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_A
             f"This {kind} model steers its attention by {', '.join(unread)}, which no registered attention function "
             "that Chainwright can delegate to reads; its results would silently differ."
         )
+    # the rows differ in their second token only, so a decoder's first position must not
     if not _close(z[0, 0], z[1, 0]):
         raise UnsupportedModel(
             f"This {kind} model lets a position look at later tokens, so it is no decoder; load a causal language "
@@ -263,8 +241,8 @@ def _not_dispatching(model: PreTrainedModel, n_layers: int, n_arrived: int) -> s
     )
 
 
-def _blocks(model: PreTrainedModel, calls: list[_Arrived]) -> list[nn.Module]:
-    """Return for each attention module the member of a module list that holds it."""
+def _blocks(model: PreTrainedModel, calls: list[_SeamCall]) -> list[nn.Module]:
+    """Return the member of a module list that contains each attention module."""
     members = [child for m in model.modules() if isinstance(m, nn.ModuleList) for child in m]
     blocks = []
     for arrived in calls:
@@ -278,26 +256,12 @@ def _blocks(model: PreTrainedModel, calls: list[_Arrived]) -> list[nn.Module]:
     return blocks
 
 
-@contextmanager
-def _watching(modules: list[nn.Module], seen: list[_Seen]) -> Iterator[None]:
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given, returned = given_tensor(args, kwargs), first_tensor(output)
-        if given is not None and returned is not None:
-            # copies, since some models go on in place
-            seen.append(_Seen(module, given.clone(), returned.clone()))
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
-        yield
-
-
-def _final_norm(model: PreTrainedModel, blocks: list[nn.Module], seen: list[_Seen]) -> tuple[_Seen, float]:
+def _final_norm(model: PreTrainedModel, blocks: list[nn.Module], calls: list[ModuleCall]) -> tuple[ModuleCall, float]:
     """Return the final norm, and what its output is multiplied by before the unembedding."""
     inside = {id(m) for b in blocks for m in b.modules()}
-    end, unembed = _find(seen, blocks[-1]).returned, _find(seen, model.get_output_embeddings()).given
-    for s in seen:
-        if id(s.module) not in inside and _same(s.given, end) and s.returned.shape == unembed.shape:
+    end, unembed = _only(calls, blocks[-1]).returned, _only(calls, model.get_output_embeddings()).given
+    for s in calls:
+        if id(s.module) not in inside and is_equal(s.given, end) and s.returned.shape == unembed.shape:
             scale = _multiplier(unembed, torch.zeros_like(unembed), s.returned)
             if scale is not None:
                 return s, scale
@@ -307,17 +271,17 @@ def _final_norm(model: PreTrainedModel, blocks: list[nn.Module], seen: list[_See
     )
 
 
-def _layer(block: nn.Module, arrived: _Arrived, seen: list[_Seen]) -> Layer:
+def _layer(block: nn.Module, arrived: _SeamCall, calls: list[ModuleCall]) -> Layer:
     inside = {id(m) for m in block.modules()}
-    mine = [s for s in seen if id(s.module) in inside]
+    mine = [s for s in calls if id(s.module) in inside]
     attention = arrived.call.module
-    whole = _find(mine, block)
-    attn = _find(mine, attention)
+    whole = _only(mine, block)
+    attn = _only(mine, attention)
     layer = Layer(block, attention, _out_proj(arrived, attn, mine), None, None, 1.0)
     after = [s for s in mine[mine.index(attn) + 1 :] if s.module is not block]
     attn_out = attn.returned
     # a dropout returns what it is given, a post-norm does not
-    post = next((s for s in after if _same(s.given, attn_out) and _changes(s)), None)
+    post = next((s for s in after if is_equal(s.given, attn_out) and _changes(s)), None)
     if post is not None:
         _check_positionwise(post)
         attn_out = post.returned
@@ -325,50 +289,46 @@ def _layer(block: nn.Module, arrived: _Arrived, seen: list[_Seen]) -> Layer:
     return _with_mid(layer, whole, attn_out, after)
 
 
-def _find(seen: list[_Seen], module: nn.Module) -> _Seen:
-    found = next((s for s in seen if s.module is module), None)
-    if found is None:
+def _only(calls: list[ModuleCall], module: nn.Module) -> ModuleCall:
+    call = next((s for s in calls if s.module is module), None)
+    if call is None:
         raise UnsupportedModel(f"{type(module).__name__} was not called as a module of its own, so it cannot be read.")
-    return found
+    return call
 
 
-def _changes(s: _Seen) -> bool:
+def _changes(s: ModuleCall) -> bool:
     return s.given.shape == s.returned.shape and not s.given.equal(s.returned)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.equal(b)
-
-
-def _check_positionwise(post: _Seen) -> None:
+def _check_positionwise(post: ModuleCall) -> None:
     alone = post.module(post.given.flatten(0, -2)[:, None])
     if not _close(post.returned.flatten(0, -2), alone[:, 0]):
         raise UnsupportedModel(
             f"{type(post.module).__name__} mixes positions after the attention, so what one head writes at a position "
-            "cannot be told."
+            "cannot be computed."
         )
 
 
-def _out_proj(arrived: _Arrived, attn: _Seen, mine: list[_Seen]) -> nn.Module:
+def _out_proj(arrived: _SeamCall, attn: ModuleCall, mine: list[ModuleCall]) -> nn.Module:
     z = arrived.z.flatten(-2)
     inside = {id(m) for m in attn.module.modules()} - {id(attn.module)}
-    given_z = [s for s in mine if id(s.module) in inside and _same(s.given, z)]
-    # the outermost such module: an adapter's wrapper ends after what it wraps
-    projections = [s.module for s in given_z if _same(s.returned, attn.returned)]
+    given_z = [s for s in mine if id(s.module) in inside and is_equal(s.given, z)]
+    # the last one is the outermost: an adapter's wrapper ends after the module it wraps
+    projections = [s.module for s in given_z if is_equal(s.returned, attn.returned)]
     if not projections:
         raise UnsupportedModel(
             f"No module of {type(attn.module).__name__} turns the heads' outputs as they are into what the attention "
-            "writes, so what one head writes cannot be told from the others."
+            "writes, so one head's write cannot be separated from the others'."
         )
     return projections[-1]
 
 
-def _with_mid(layer: Layer, whole: _Seen, attn_out: Tensor, after: list[_Seen]) -> Layer:
-    """Find `resid_mid` as a module's input, or show that attention and MLP run in parallel."""
+def _with_mid(layer: Layer, whole: ModuleCall, attn_out: Tensor, after: list[ModuleCall]) -> Layer:
+    """Return the layer with the module that reads `resid_mid`, or as it is if attention and MLP run in parallel."""
     pre = whole.given
     if pre.shape == attn_out.shape:
         for s in after:
-            if s.given.numel() == pre.numel() and s.given.shape[-1] == pre.shape[-1] and not _same(s.given, pre):
+            if s.given.numel() == pre.numel() and s.given.shape[-1] == pre.shape[-1] and not is_equal(s.given, pre):
                 multiplier = _multiplier(s.given.reshape(pre.shape), pre, attn_out)
                 if multiplier is not None:
                     return replace(layer, mid_reader=s.module, multiplier=multiplier)
@@ -382,14 +342,14 @@ def _with_mid(layer: Layer, whole: _Seen, attn_out: Tensor, after: list[_Seen]) 
 
 
 def _multiplier(total: Tensor, pre: Tensor, attn_out: Tensor) -> float | None:
-    """Return m in `total = pre + m * attn_out`, or None if there is none such."""
+    """Return m in `total = pre + m * attn_out`, or None if no factor fits."""
     step, attn = widened(total - pre), widened(attn_out)
     fitted = float((step * attn).sum() / (attn * attn).sum())
     return next((m for m in (1.0, fitted) if m != 0 and _adds_up(total, pre, m * attn_out)), None)
 
 
 def _adds_up(total: Tensor, *terms: Tensor) -> bool:
-    """Say whether the terms add up to `total` but for rounding, which grows with the terms and not with their sum."""
+    """Return whether the terms add up to `total` up to rounding, which grows with the terms and not with their sum."""
     each = torch.stack([widened(term) for term in terms])
     sizes, off = each.abs().sum(0), (widened(total) - each.sum(0)).abs()
     room = 4 * torch.finfo(total.dtype).eps * (sizes + sizes.mean(-1, keepdim=True))

@@ -11,24 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating, first_tensor, given_tensor
+from chainwright.models._probe import first_tensor, given_tensor
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.padding import position_ids
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attn_pattern
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
 
 Positions = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What was read, on the model's device. P positions are all T, or 1 where only the last was asked for.
+    """Activations of one forward pass, on the model's device. P is all T positions, or 1 for the last position only.
 
     Attributes:
         z: Head outputs before the output projection, `[L, N, P, H, d]`.
         logits: `[N, P, V]`.
         attention: Attention weights `[L, N, H, T, T]`, or None. Rows of a model with sinks sum to less than one.
         resid_pre: Input of each layer `[L, N, P, D]`, or None.
-        resid_mid: After the attention is added, `[L, N, P, D]`, or None. Where attention and MLP run in parallel it
-            is `resid_pre` plus the attention's output.
+        resid_mid: The residual stream after the attention's output is added, `[L, N, P, D]`, or None. Where attention
+            and MLP run in parallel it is `resid_pre` plus the attention's output.
         resid_post: Output of each layer `[L, N, P, D]`, or None.
     """
 
@@ -43,7 +45,7 @@ class Capture:
 def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     """Raise BadInput unless ids are `[N, T]` integers and the mask, if any, has their shape and pads on the left."""
     if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[1] == 0:
-        raise BadInput(f"input_ids must be whole numbers of shape [N, T] with T > 0; got {list(input_ids.shape)}.")
+        raise BadInput(f"input_ids must be integers of shape [N, T] with T > 0; got {list(input_ids.shape)}.")
     if attention_mask is None:
         return
     if attention_mask.shape != input_ids.shape:
@@ -52,7 +54,7 @@ def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
             f"got {list(attention_mask.shape)}."
         )
     if not bool(attention_mask[:, -1].all()) or bool((attention_mask.long().diff(dim=-1) < 0).any()):
-        raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")
+        raise BadInput("Rows must be padded on the left: some row has a token before a masked position.")
 
 
 @torch.no_grad()
@@ -65,20 +67,20 @@ def capture(
     residual: bool = False,
     positions: Positions = "all",
 ) -> Capture:
-    """Return what the heads put out in one forward pass, without keeping gradients.
+    """Return head outputs, and optionally attention patterns and the residual stream, of one forward pass.
 
-    Edits that are attached when it is called are in force, so it shows what they changed.
+    Edits that are attached when it is called are in force, so it shows what they changed. No gradients are kept.
 
     Args:
         model: A Transformers decoder.
         input_ids: `[N, T]`, left-padded.
         attention_mask: `[N, T]`, 1 for tokens; None if no row is padded.
-        attention: Also return the attention weights (memory L N H T T).
+        attention: Also return the attention weights (L N H T T numbers).
         residual: Also return the residual stream before, inside and after each layer.
         positions: Keep all positions or only the last.
 
     Raises:
-        UnsupportedModel: The model does not go through the seam.
+        UnsupportedModel: The model's attention does not run through the seam.
         BadInput: Wrong shapes, or padding on the right.
     """
     check_ids(input_ids, attention_mask)
@@ -103,7 +105,7 @@ def forward(parts: Anatomy, input_ids: Tensor, attention_mask: Tensor | None, *,
 
 
 class _Reader:
-    """Collects tensors layer by layer while the model runs."""
+    """Collects tensors from each layer while the model runs."""
 
     def __init__(self, parts: Anatomy, shape: tuple[int, ...], attention: bool, positions: Positions):
         self.parts = parts
@@ -136,7 +138,7 @@ class _Reader:
         def read(into: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = given_tensor(args, kwargs)
             assert given is not None
-            # some models work on all rows side by side; and some go on in place, so a copy is kept
+            # some models work on `[N T, D]`, hence the reshape; some add to the stream in place, hence the copy
             into.setdefault(i, given.reshape(*self.shape, -1)[:, self.keep].clone())
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -159,7 +161,7 @@ class _Reader:
         return self.pre[i] + layer.multiplier * (out if layer.post_attn is None else layer.post_attn(out))
 
     def result(self, logits: Tensor) -> Capture:
-        """Stack the layers."""
+        """Return what was collected, stacked over layers."""
         n = range(self.parts.n_layers)
         z = torch.stack([self.z[i] for i in n])
         patterns = torch.stack([self.patterns[i] for i in n]) if self.attention else None

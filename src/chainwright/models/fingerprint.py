@@ -1,11 +1,11 @@
-"""A short name for the weights of a model, by which results of other weights are told apart.
+"""A short fingerprint of a model's weights, so that results from other weights are recognised.
 
-1. Names, shapes and number types of all parameters and stored buffers are hashed (SHA-256).
-2. A tensor of up to 4 MiB is hashed byte by byte.
-3. Of a larger one two things are: the sum of each row, its bits read as whole numbers of 64 bits, and a sample of 4096
-   such numbers over all of it. So every change of a single weight is seen, and rows that change places; what can escape
-   is a change that keeps all row sums and misses the sample, such as eight bytes of a row that change places.
-4. Tensors without content (`meta`: left on the disk by accelerate) count by name, shape and type alone.
+1. Names, shapes and dtypes of all parameters and stored buffers are hashed (SHA-256).
+2. A tensor of up to 4 MiB is hashed in full.
+3. For a larger tensor two things are hashed: the sum of each row, its bits read as 64-bit integers, and a sample of
+   4096 such integers over all of it. So every change of a single weight is detected, and every exchange of rows; what
+   can escape is a change that keeps all row sums and misses the sample, such as swapping eight bytes within a row.
+4. Tensors without content (`meta`: offloaded to disk by accelerate) count by name, shape and dtype alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _SAMPLE = 4096
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return 16 hexadecimal digits that differ between models with other weights.
+    """Return 16 hexadecimal digits that differ between models with different weights.
 
-    Note: reads every weight once: 0.01 seconds for 1 million parameters; for 487 million 1.2 in float32 and 0.6 in
-    bfloat16 (one core of a busy machine).
+    Note:
+        Reads every weight once: 0.01 seconds for 1 million parameters; for 487 million, 1.2 seconds in float32 and
+        0.6 in bfloat16 (one core of a busy machine).
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(model):
@@ -36,18 +37,18 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters, those that are shared once, and the buffers that belong to a checkpoint."""
+    """Yield the parameters (shared ones once) and the buffers that belong to a checkpoint."""
     yield from model.named_parameters()
     stored = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return what is hashed of a tensor, as flat integers."""
+    """Return the parts of a tensor that are hashed, as flat integers."""
     flat = tensor.reshape(-1).contiguous().view(torch.uint8)
     row_bytes = flat.numel() // max(1, len(tensor)) if tensor.dim() else flat.numel()
     if flat.numel() <= _WHOLE or row_bytes % 8:
         return [flat]
     numbers = flat.view(torch.int64)
-    step = numbers.numel() // _SAMPLE | 1  # odd, so that it does not stay in a few columns
+    step = numbers.numel() // _SAMPLE | 1  # odd, so that the sample is not confined to a few columns
     return [numbers.view(len(tensor), -1).sum(1), numbers[::step]]

@@ -1,4 +1,4 @@
-"""Loading a model by a bundled name, a folder or a Hub id, and refusing early what could not be worked with."""
+"""Loading a model by bundled name, folder or Hub id; models that Chainwright cannot read are refused here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class LoadedModel(NamedTuple):
-    """A model and its tokenizer, plain objects of Transformers."""
+    """A model and its tokenizer, both ordinary Transformers objects."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -49,22 +49,22 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Return a model in evaluation mode and its tokenizer, checked to go through the seam.
+    """Return a model in evaluation mode and its tokenizer, after checking that its heads can be read and edited.
 
     Args:
-        name: A bundled name (see `bundled_models`), a folder with a checkpoint, or a Hub id. A folder wins over a Hub
-            id of the same name, a bundled name over both.
-        device: Where to put it; None takes CUDA if there is some, else the CPU.
-        dtype: Number type; None takes that of the checkpoint.
+        name: A bundled name (see `bundled_models`), a folder with a checkpoint, or a Hub id. A folder takes precedence
+            over a Hub id of the same name, a bundled name over both.
+        device: Where to put the model; None means CUDA if available, otherwise the CPU.
+        dtype: Number type of the weights; None means that of the checkpoint.
         revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Run code that comes with the checkpoint. Off unless asked for.
+        trust_remote_code: Run code that comes with the checkpoint.
 
     Returns:
         (model, tokenizer); the tokenizer pads on the left.
 
     Raises:
-        BadInput: No such model, no config in the folder, weights only in a pickle format, weights that are damaged,
-            incomplete or do not fit the config, or no usable tokenizer.
+        BadInput: The model does not exist, the folder has no config, the weights are only in a pickle format, damaged,
+            incomplete or do not fit the config, or there is no usable tokenizer.
         UnsupportedModel: Its layers do not call the registered attention function.
     """
     where = _resolve(str(name))
@@ -94,10 +94,10 @@ def load_model(
 def empty_model(
     name: str | Path, *, dtype: str | None = None, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Return a model without its weights, on the meta device, for estimates; only the config is read or fetched.
+    """Return a model without its weights, on the meta device, for estimates; only the config is read or downloaded.
 
     Raises:
-        BadInput: No such model, or a config that makes none.
+        BadInput: The model does not exist, or cannot be built from its config.
     """
     where = _resolve(str(name))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -117,17 +117,17 @@ def empty_model(
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model alone, padding on the left; takes the names that `load_model` takes.
+    """Return a model's tokenizer without the model, padding on the left; takes the names that `load_model` takes.
 
     Raises:
-        BadInput: No such model, or no tokenizer with it that can be read.
+        BadInput: The model does not exist, or has no readable tokenizer.
     """
     where = _resolve(str(name))
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
         except _LOADING_ERRORS as error:
-            raise BadInput(f"Model {str(name)!r} has no tokenizer that can be read: {_sentence(error)}") from error
+            raise BadInput(f"Model {str(name)!r} has no readable tokenizer: {_sentence(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -136,7 +136,7 @@ def load_tokenizer(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Transformers from drawing bars and tables; what is wrong is raised."""
+    """Suppress the progress bars and tables of Transformers; errors are raised all the same."""
     had_bar, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
@@ -149,20 +149,20 @@ def quiet() -> Iterator[None]:
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
-    """Raise BadInput unless every weight came from the checkpoint; Transformers makes up missing ones at random."""
+    """Raise BadInput unless every weight came from the checkpoint; Transformers fills missing ones at random."""
     wrong = sorted(str(key[0]) for key in report["mismatched_keys"])
     if wrong:
         raise BadInput(f"Model {name!r}: {len(wrong)} weights do not fit config.json in shape, such as {wrong[0]}.")
     missing = sorted(report["missing_keys"])
     if missing:
         raise BadInput(
-            f"Model {name!r} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
+            f"Model {name!r} lacks {len(missing)} of the weights that its config.json requires, such as {missing[0]}; "
             "they would be random."
         )
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that was asked for, or CUDA if there is some, else the CPU; BadInput if there is none such."""
+    """Return the requested device, by default CUDA if available, otherwise the CPU; BadInput if it does not exist."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -170,12 +170,12 @@ def check_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "meta":
         raise BadInput("Device 'meta' holds no numbers to run a model on; use 'cpu' or 'cuda'.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"Device {str(device)!r} was asked for, but this PyTorch sees no CUDA device; use device='cpu'.")
+        raise BadInput(f"Device {str(device)!r} was requested, but PyTorch sees no CUDA device; use device='cpu'.")
     return chosen
 
 
 def _resolve(name: str) -> str:
-    """Return what Transformers is to load from: a checked folder, or a Hub id as it is."""
+    """Return what Transformers loads from: a folder that was checked, or the Hub id unchanged."""
     if name in bundled_models():
         return str(BUNDLED / name)
     folder = Path(name).expanduser()
@@ -205,13 +205,13 @@ def _check_folder(folder: Path) -> None:
     if pickled:
         raise BadInput(
             f"Folder {folder} has its weights in a pickle format ({pickled[0]}), which can run code when loaded; save "
-            "them as safetensors (model.save_pretrained does) and load that."
+            "them as safetensors (with model.save_pretrained) and load that."
         )
     raise BadInput(f"Folder {folder} has a config.json but no safetensors weights.")
 
 
 def _sentence(error: BaseException) -> str:
-    """Return the first line of an error, ended like a sentence."""
+    """Return the first line of an error as a sentence."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = error.__cause__
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -229,7 +229,7 @@ def _why_not(name: str, where: str, error: BaseException) -> str:
     if Path(where).is_dir():
         return problem
     known = ", ".join(bundled_models())
-    return f"{problem} Known bundled names: {known}; otherwise give a folder or a Hub id within reach."
+    return f"{problem} Bundled names: {known}; otherwise give a folder or a Hub id that can be reached."
 
 
 def _is_bundled(model: PreTrainedModel) -> bool:
@@ -237,7 +237,7 @@ def _is_bundled(model: PreTrainedModel) -> bool:
 
 
 def model_name(model: PreTrainedModel) -> str:
-    """Return a model's bundled name, or where it was loaded from."""
+    """Return a model's bundled name, or else the path or Hub id that it was loaded from."""
     path = str(model.config._name_or_path)
     return Path(path).name if _is_bundled(model) else path
 
@@ -245,10 +245,10 @@ def model_name(model: PreTrainedModel) -> str:
 def load_as(
     source: Mapping[str, str], *, device: str | torch.device | None = None, trust_remote_code: bool = False
 ) -> LoadedModel:
-    """Return the model that a `provenance` names, of the same revision and number type.
+    """Return the model that a `provenance` names, at the same revision and dtype.
 
     Raises:
-        BadInput: It cannot be had.
+        BadInput: It cannot be loaded.
     """
     revision = source.get("revision", "")
     return load_model(
@@ -261,7 +261,7 @@ def load_as(
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:
-    """Return what identifies a model in a result: name, revision, type, number type, shape and a fingerprint."""
+    """Return what identifies a model in a result: name, revision, type, dtype, shape and a fingerprint."""
     from chainwright._version import __version__
 
     parts = anatomy(model)

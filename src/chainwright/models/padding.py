@@ -1,4 +1,4 @@
-"""Batches of rows of unequal length: padding on the left, and positions that do not count it."""
+"""Batches of rows of unequal length: left padding, and position ids that skip it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What goes into the residual stream and what is read out of it: head writes, the final norm, the unembedding.
+"""What is written to the residual stream and what is read from it: head writes, the final norm, the unembedding.
 
-Everything that turns a residual vector into logits is the model's own code: `unembed` puts vectors in the place of
-what the unembedding is given and lets the model go on from there, so softcaps, logit scales and odd heads follow.
+Everything that turns a residual vector into logits is the model's own code: `unembed` replaces the unembedding's input
+and lets the model continue from there, so softcaps, logit scales and unusual output heads are included.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def norm_at_scale(norm: nn.Module, v: Tensor, reference: Tensor) -> Tensor:
 
 
 def _is_centred(norm: nn.Module, reference: Tensor) -> bool:
-    """Say whether the norm subtracts the mean: then moving all coordinates alike changes nothing."""
+    """Return whether the norm subtracts the mean: then adding a constant to all coordinates changes nothing."""
     ramp = torch.linspace(-1, 1, reference.shape[-1], device=reference.device).to(reference.dtype)
     still = norm(ramp.expand(1, 1, -1)).float()
     return bool((norm((ramp + 1).expand(1, 1, -1)).float() - still).norm() < 0.1 * still.norm())
@@ -79,7 +79,7 @@ def _scale(norm: nn.Module, v: Tensor, centred: bool) -> Tensor:
 
 
 def unembed(parts: Anatomy, normed: Tensor) -> Tensor:
-    """Return the model's logits for vectors that stand after the final norm.
+    """Return the model's logits for vectors taken after the final norm.
 
     Args:
         parts: Anatomy of the model.
@@ -91,9 +91,9 @@ def unembed(parts: Anatomy, normed: Tensor) -> Tensor:
     Note:
         Costs one forward pass of one token besides the unembedding itself.
     """
-    one = torch.zeros(1, 1, dtype=torch.long, device=normed.device)
+    any_token = torch.zeros(1, 1, dtype=torch.long, device=normed.device)
     with suspended(parts.model), _given_to_unembedding(parts, normed[None]):
-        logits: Tensor = parts.model(input_ids=one, use_cache=False).logits
+        logits: Tensor = parts.model(input_ids=any_token, use_cache=False).logits
     return widened(logits.reshape(normed.shape[0], -1))
 
 
@@ -123,10 +123,10 @@ def lens_log_probs(
     Args:
         parts: Anatomy of the model.
         v: Residual vectors `[R, D]`.
-        token_ids: One token a row, `[R]`.
+        token_ids: One token per row, `[R]`.
         norm: "final" recomputes the final norm's scale for each vector, "frozen" uses that of `reference`.
         reference: The last layer's output at the same position `[R, D]`; needed for "frozen".
-        max_rows: Vectors unembedded at once; None keeps the logits under about 256 MB.
+        max_rows: Vectors unembedded at once; None keeps the logits below about 256 MB.
 
     Returns:
         `[R]`, nats, float32 (float64 in a float64 model).

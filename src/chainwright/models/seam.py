@@ -1,16 +1,17 @@
 """The one place where Chainwright enters a forward pass: a registered attention function and mask function.
 
 1. Two attention functions are registered with Transformers, one that delegates to the library's `sdpa` and one that
-   delegates to the model's own `eager`, each with the mask function of the one it stands for: without the mask
-   function left-padded batches and sliding windows would silently be wrong.
+   delegates to the model's own `eager`, each with the mask function of its delegate: without the mask function,
+   left-padded batches and sliding windows would silently give wrong results.
 2. `attach` switches a model to the one that fits it, on private copies of its configs (two models built from one
    config object would otherwise switch together), and puts a forward pre-hook on the base model.
 3. The hook passes the `Handlers` down to every layer as a keyword argument. A keyword survives left padding,
    gradient checkpointing, static caches and torch.compile, where a context variable does not.
 4. At each layer the attention function runs that layer's handlers, innermost context last; a layer without handlers
-   goes straight to the delegate.
+   calls the delegate directly.
 
-What this module does not know: what an edit is, tokens, tasks. Nothing inside Transformers is patched.
+This module knows nothing of edits, tokens or tasks. Nothing inside Transformers is patched. Attention weights are
+computed in `attention_weights`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _NAME = {"sdpa": "chainwright_sdpa", "eager": "chainwright_eager"}
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What one layer hands to its attention function.
+    """The arguments of one layer's call of its attention function.
 
     Attributes:
         module: The attention module.
@@ -44,7 +45,7 @@ class AttentionCall:
         q: Queries `[N, H, Tq, d]`, position embedding applied.
         k: Keys `[N, G, Tk, d]`, not repeated over query heads, cache included.
         v: Values `[N, G, Tk, dv]`.
-        mask: None (causal from the upper left, or nothing to hide when Tq = 1), bool `[N, 1, Tq, Tk]` (True = look),
+        mask: None (causal from the upper left, or nothing hidden when Tq = 1), bool `[N, 1, Tq, Tk]` (True = visible),
             or float of that shape to add to the scores.
         options: The other keywords of the call (scaling, dropout, sliding_window, softcap, s_aux ...).
     """
@@ -60,11 +61,11 @@ class AttentionCall:
 
 Attend = Callable[[AttentionCall], Tensor]
 Handler = Callable[[AttentionCall, Attend], Tensor]
-"""Takes the call and the attention inside of it; returns z `[N, Tq, H, dv]`."""
+"""Takes the call and the attention that it wraps; returns z `[N, Tq, H, dv]`."""
 
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-"""Told of each forward pass of the base model before it runs: the base model, its arguments, its keywords."""
+"""Called before each forward pass of the base model, with the base model, its arguments and its keywords."""
 
 
 Delegate = Callable[..., tuple[Tensor, Tensor | None]]
@@ -76,7 +77,7 @@ class Handlers:
 
     Attributes:
         by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
-        before: What is told of each forward pass before it runs.
+        before: What is called before each forward pass.
         delegates: The model's own attention function by the class of the attention module.
     """
 
@@ -86,7 +87,7 @@ class Handlers:
         self.delegates: dict[type[nn.Module], Delegate] = {}
 
     def joined(self, inner: Handlers) -> Handlers:
-        """Return these handlers with those of a context opened later wrapped around them."""
+        """Return these handlers with those of a later context (`inner`) wrapped around them."""
         layers = sorted({*self.by_layer, *inner.by_layer})
         by_layer = {i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers}
         return Handlers(by_layer, self.before + inner.before)
@@ -101,8 +102,8 @@ def _delegate_function(kind: str, module: nn.Module) -> Delegate:
                 f"{type(module).__name__} has no eager attention function to delegate to; load the model with "
                 "attn_implementation='sdpa'."
             )
-        found: Delegate = eager
-        return found
+        delegate: Delegate = eager
+        return delegate
     interface = _modelling_attribute(module, "ALL_ATTENTION_FUNCTIONS")
     if interface is None:
         interface = AttentionInterface()
@@ -111,7 +112,7 @@ def _delegate_function(kind: str, module: nn.Module) -> Delegate:
 
 
 def _modelling_attribute(module: nn.Module, name: str) -> Any:
-    # a subclass made elsewhere (parametrisation, FSDP) still has the functions of the class it stems from
+    # a subclass made elsewhere (parametrisation, FSDP) still needs the functions of the class it derives from
     for cls in type(module).__mro__:
         source = sys.modules.get(cls.__module__)
         if hasattr(source, name):
@@ -133,6 +134,7 @@ def _seam_attention(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     handlers: Handlers | None = options.pop(STATE_KEY, None)
+    # a layer that is called outside the base model's forward (a replay of one block) has no handlers in its keywords
     layer: int = module.layer_idx  # type: ignore[assignment]
     chain = () if handlers is None else handlers.by_layer.get(layer, ())
     function = None if handlers is None else handlers.delegates.get(type(module))
@@ -143,6 +145,7 @@ def _seam_attention(
     for handler in chain:
         attend = partial(_wrapped, handler, attend)
     if torch.compiler.is_compiling() and handlers is not None and handlers.before:
+        # handlers that follow a run read Python state that changes with every token (see _call_before_uncompiled)
         attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
     return attend(AttentionCall(module, layer, query, key, value, attention_mask, options)), None
 
@@ -179,19 +182,19 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
             inner = inner.get_base_model()
         else:
             raise UnsupportedModel(
-                f"{type(model).__name__} is no Transformers model (tried: itself, torch.compile's original, PEFT's "
+                f"{type(model).__name__} is not a Transformers model (tried: itself, torch.compile's original, PEFT's "
                 "base model); load it with chainwright.load_model or AutoModelForCausalLM."
             )
     return inner
 
 
-def _tell(before: tuple[Before, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for told in before:
-        told(module, args, kwargs)
+def _call_before(before: tuple[Before, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for callback in before:
+        callback(module, args, kwargs)
 
 
-# what follows a run keeps Python values that differ at each token, for which the compiler would start anew each time
-_tell_outside = torch.compiler.disable(_tell)  # type: ignore[no-untyped-call]
+# a run's state holds Python values that differ at every token; inside a compiled graph each would be a recompilation
+_call_before_uncompiled = torch.compiler.disable(_call_before)  # type: ignore[no-untyped-call]
 
 
 class SeamHook:
@@ -199,9 +202,9 @@ class SeamHook:
 
     Attributes:
         stack: The handlers of the open contexts, outermost first.
-        handlers: All of them joined: what the layers are given.
-        delegates: What `Handlers.delegates` is.
-        closing: What puts the model back as it was; run when the last context is left, in whatever order they are.
+        handlers: All of them joined, as passed to the layers.
+        delegates: The same as `Handlers.delegates`; kept here since `handlers` is rebuilt with every context.
+        closing: Restores the model. It runs when the last context is left, in whatever order they are left.
     """
 
     def __init__(self) -> None:
@@ -211,22 +214,23 @@ class SeamHook:
         self.closing = ExitStack()
 
     def push(self, handlers: Handlers, *, innermost: bool = False) -> None:
-        """Wrap `handlers` around what is already attached, or put them inside of it."""
+        """Wrap `handlers` around what is already attached, or put them inside it."""
         self.set_stack([handlers, *self.stack] if innermost else [*self.stack, handlers])
 
     def remove(self, handlers: Handlers) -> None:
-        """Take `handlers` out again, wherever in the stack they stand; the last one closes the seam."""
-        self.set_stack([kept for kept in self.stack if kept is not handlers])
+        """Remove `handlers` from wherever in the stack they are; removing the last ones closes the seam."""
+        self.set_stack([other for other in self.stack if other is not handlers])
         if not self.stack:
             self.closing.close()
 
     def exchange(self, old: Handlers, new: Handlers) -> None:
-        """Put `new` in the place of `old`."""
-        self.set_stack([new if kept is old else kept for kept in self.stack])
+        """Replace `old` by `new`, at the same place in the stack."""
+        self.set_stack([new if handlers is old else handlers for handlers in self.stack])
 
     def set_stack(self, stack: list[Handlers]) -> None:
-        """Attach exactly these handlers."""
+        """Attach exactly these handlers, outermost first."""
         self.stack = stack
+        # joined now rather than in each layer of each pass
         self.handlers = Handlers({})
         for handlers in stack:
             self.handlers = self.handlers.joined(handlers)
@@ -235,9 +239,10 @@ class SeamHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the base model's forward pass the handlers as one more keyword."""
+        """Add the handlers to the keywords of the base model's forward pass."""
         if self.handlers.before:
-            (_tell_outside if torch.compiler.is_compiling() else _tell)(self.handlers.before, module, args, kwargs)
+            call = _call_before_uncompiled if torch.compiler.is_compiling() else _call_before
+            call(self.handlers.before, module, args, kwargs)
         return args, {**kwargs, STATE_KEY: self.handlers}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -245,7 +250,7 @@ class SeamHook:
 
 
 def attached_handlers(model: nn.Module) -> Handlers:
-    """Return what is attached to a model now."""
+    """Return the handlers that are attached to a model now, of all open contexts together."""
     hook = _open_hook(causal_lm(model).base_model)
     return Handlers({}) if hook is None else hook.handlers
 
@@ -263,7 +268,8 @@ def _open_hook(base: nn.Module) -> SeamHook | None:
 
 @contextmanager
 def _private_configs(model: PreTrainedModel) -> Iterator[None]:
-    """Give every module of `model` its own copy of the config it refers to, and the originals back at the end."""
+    """Give every module of `model` a copy of the config it refers to, and the original back at the end."""
+    # one memo for all modules, so that modules which share a config share its copy too
     memo: dict[int, Any] = {}
     owners = [m for m in model.modules() if isinstance(getattr(m, "config", None), PretrainedConfig)]
     originals = [m.config for m in owners]
@@ -277,10 +283,10 @@ def _private_configs(model: PreTrainedModel) -> Iterator[None]:
 
 
 def seam_name(model: PreTrainedModel) -> str:
-    """Return the registered name that stands for the attention implementation the model has now.
+    """Return the registered name of the seam function for the attention implementation that the model uses now.
 
-    Flash and flex attention have masks of their own kind; a model that uses them is read and edited through `sdpa`
-    where it supports that, else through `eager`, for as long as a context is open.
+    Flash and flex attention use other kinds of mask; a model that uses them runs through `sdpa` where it supports
+    that, otherwise through `eager`, as long as a context is open.
     """
     now = model.config._attn_implementation
     if now in _NAME:
@@ -293,19 +299,19 @@ def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> 
     """Run `handlers` in every forward pass of `model` inside this context.
 
     Contexts nest: a later one wraps the earlier ones and so reads what they changed. When the last one is left, also
-    by an exception, the hook, the attention implementation and the configs are as before. Attaching is not
+    by an exception, the hook, the attention implementation and the configs are restored. Attaching is not
     thread-safe.
 
     Args:
         model: A Transformers decoder.
         handlers: What to run at each layer.
-        innermost: Put them inside of the handlers that are attached, in the delegate's place, instead of around them.
+        innermost: Put them inside the handlers that are already attached, next to the delegate, instead of around them.
 
     Raises:
-        UnsupportedModel: The model does not let its attention implementation be chosen.
+        UnsupportedModel: The model's attention implementation cannot be chosen.
 
     Note:
-        Under gradient checkpointing the backward pass runs the layers again: call it inside the context too.
+        Under gradient checkpointing the backward pass runs the layers again, so call it inside the context too.
     """
     inner = causal_lm(model)
     hook = _open_hook(inner.base_model) or _opened(inner)
@@ -317,7 +323,7 @@ def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> 
 
 
 def _opened(model: PreTrainedModel) -> SeamHook:
-    """Switch `model` to the seam and return the hook that feeds it; nothing is changed if that fails."""
+    """Switch `model` to the seam and return its hook; if that fails, the model is unchanged."""
     if not model._can_set_attn_implementation():
         raise UnsupportedModel(
             f"{model.config.model_type} models do not dispatch their attention through Transformers' attention "
@@ -329,11 +335,13 @@ def _opened(model: PreTrainedModel) -> SeamHook:
         undo.enter_context(_private_configs(model))
         kind = seam_kind(model)
         model.set_attn_implementation(_NAME[kind])
+        # looked up once here: the search through modelling files would otherwise run in every layer of every pass
         hook.delegates = {
             type(module): _delegate_function(kind, module)
             for module in model.modules()
             if hasattr(module, "layer_idx") and _modelling_attribute(module, "eager_attention_forward") is not None
         }
+        # first among the pre-hooks, so that hooks which record arguments see the handlers in them
         handle = model.base_model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         undo.callback(handle.remove)
         hook.closing = undo.pop_all()
@@ -342,9 +350,9 @@ def _opened(model: PreTrainedModel) -> SeamHook:
 
 @contextmanager
 def exchanged(model: nn.Module, attached: Handlers, handlers: Handlers) -> Iterator[None]:
-    """Let `handlers` stand in the place of ones that are attached, which is much cheaper than to attach them."""
+    """Replace attached handlers by `handlers` inside this context, which is much cheaper than attaching them."""
     hook = _open_hook(causal_lm(model).base_model)
-    assert hook is not None and any(one is attached for one in hook.stack)
+    assert hook is not None and any(handlers is attached for handlers in hook.stack)
     hook.exchange(attached, handlers)
     try:
         yield
@@ -354,13 +362,13 @@ def exchanged(model: nn.Module, attached: Handlers, handlers: Handlers) -> Itera
 
 @contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
-    """Let `model` run as if nothing were attached, for passes that only serve to find or compute something."""
+    """Run `model` as if nothing were attached inside this context, for passes that only measure something."""
     hook = _open_hook(causal_lm(model).base_model)
     if hook is None:
         yield
         return
     stack = hook.stack
-    hook.set_stack([Handlers({})])  # not empty: the seam stays open
+    hook.set_stack([Handlers({})])  # not an empty list, which would mean that every context has been left
     try:
         yield
     finally:
@@ -370,71 +378,3 @@ def suspended(model: nn.Module) -> Iterator[None]:
 def widened(values: Tensor) -> Tensor:
     """Return `values` in float32, or as they are in float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def attn_pattern(call: AttentionCall) -> Tensor:
-    """Return the attention weights of a call, `[N, H, Tq, Tk]`, computed from queries and keys.
-
-    Softcapping, sinks and position biases are followed; a row of a sink model sums to less than one. A row that may
-    look at nothing (a padding query) is zero.
-
-    Source: softmax(q k^T * scaling) as in each model's eager function.
-    """
-    n_rows, n_heads, n_queries, d = call.q.shape
-    q = call.q.reshape(n_rows, call.k.shape[1], -1, d)  # the query heads of a key head side by side
-    scores = (q @ call.k.transpose(-1, -2)).view(n_rows, n_heads, n_queries, -1)  # (batch, head, query, key)
-    scale = call.options.get("scaling")
-    scores = scores * (call.q.shape[-1] ** -0.5 if scale is None else scale)
-    if (cap := call.options.get("softcap")) is not None:
-        scores = cap * torch.tanh(scores / cap)
-    if (bias := call.options.get("position_bias")) is not None:
-        scores = scores + bias
-    scores = widened(scores)
-    sinks = attention_sinks(call)
-    if call.mask is None and call.q.shape[2] == 1 and sinks is None:
-        return scores.softmax(-1)  # one query that sees all
-    scores = scores.masked_fill(~_visible(call, scores), float("-inf"))
-    if call.mask is not None and call.mask.dtype != torch.bool:
-        scores = scores + call.mask
-    return _normalised(scores, sinks)
-
-
-def weighted_values(call: AttentionCall, weights: Tensor) -> Tensor:
-    """Return z `[N, Tq, H, dv]` from attention weights `[N, H, Tq, Tk]`, in the type of the values."""
-    n_rows, n_heads, n_queries, n_keys = weights.shape
-    by_key_head = weights.view(n_rows, call.v.shape[1], -1, n_keys)  # the query heads of a key head side by side
-    z = by_key_head.to(call.v.dtype) @ call.v
-    return z.view(n_rows, n_heads, n_queries, -1).transpose(1, 2)
-
-
-def _visible(call: AttentionCall, scores: Tensor) -> Tensor:
-    if call.mask is None:
-        n_query, n_key = scores.shape[-2:]
-        every = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device)
-        return every.tril() if n_query > 1 and _is_causal(call) else every
-    if call.mask.dtype == torch.bool:
-        return call.mask
-    # a float mask hides with the smallest number of its type
-    return call.mask > torch.finfo(call.mask.dtype).min / 2
-
-
-def _is_causal(call: AttentionCall) -> bool:
-    given = call.options.get("is_causal")
-    return bool(getattr(call.module, "is_causal", True) if given is None else given)
-
-
-def attention_sinks(call: AttentionCall) -> Tensor | None:
-    """Return the sink logits of the heads, `[1, H, 1, 1]`, or None for a model without sinks."""
-    sinks = call.options.get("s_aux", getattr(call.module, "sinks", None))
-    return None if sinks is None else widened(sinks).reshape(1, -1, 1, 1)
-
-
-def _normalised(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    peak = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-    if sinks is not None:
-        peak = torch.maximum(peak, sinks)
-    mass = (scores - peak).exp()
-    total = mass.sum(-1, keepdim=True)
-    if sinks is not None:
-        total = total + (sinks - peak).exp()
-    return mass / total.clamp(min=torch.finfo(scores.dtype).tiny)

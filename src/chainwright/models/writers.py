@@ -1,22 +1,23 @@
-"""What a layer writes to the residual stream, neuron by neuron, and which norms stand before its two halves.
+"""What a layer writes to the residual stream, neuron by neuron, and the norms in front of its attention and MLP.
 
-No model type is named here. `feed_forwards(parts)` runs two tokens through the model and takes
+No model type is named here. `feed_forwards(parts)` runs two tokens through the model and
 
-1. as MLP the module outside of the attention that returns `resid_post - resid_mid`, but for a constant factor or a
+1. takes as MLP the module outside the attention that returns `resid_post - resid_mid`, up to a constant factor or a
    norm behind it;
-2. as the norms in front the modules that are given `resid_pre` (or `resid_mid`) and return what the attention (or the
-   MLP) is given.
+2. takes as the norms in front the modules that are given `resid_pre` (or `resid_mid`) and return what the attention
+   (or the MLP) is given.
 
 The neurons of an MLP are found by running it on one position while every matrix product with one of its own weights is
-watched: a product that ends in the residual's size writes, its left factor holds the activations. What each product
-is multiplied by afterwards (a routing weight, the constant factor) is measured by a derivative, and all of them are
-checked to add up to what the MLP returned. So gated MLPs, routed and shared experts and adapters are all the same.
+watched: a product that ends in the size of the residual stream is a write, and its left factor holds the activations.
+What each product is multiplied by afterwards (a routing weight, the constant factor) is measured by a derivative, and
+all of them are checked to add up to what the MLP returned. So gated MLPs, routed and shared experts and adapters need
+no code of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,17 +26,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from chainwright._errors import UnsupportedModel
-from chainwright.models.anatomy import Anatomy, Layer, evaluating, first_tensor, given_tensor
+from chainwright.models._probe import ModuleCall, first_calls, first_tensor, holds_equal, probe_ids, recording
+from chainwright.models.anatomy import Anatomy, Layer, evaluating
 from chainwright.models.capture import forward
 from chainwright.models.residual import norm_at_scale
 from chainwright.models.seam import suspended, widened
 
-_ROOM = {torch.float64: 1e-9, torch.float32: 1e-4}
+# relative error allowed when the neurons' writes are added up and compared with what the MLP returned
+_SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The MLP of one layer and the norms around the layer's halves.
+    """The MLP of one layer, and the norms around the attention and the MLP.
 
     Attributes:
         mlp: The module that reads the normed stream and returns what is added to it.
@@ -76,57 +79,42 @@ class NeuronRun(NamedTuple):
     groups: list[Neurons]
 
 
-class _Seen(NamedTuple):
-    module: nn.Module
-    given: Tensor
-    returned: Tensor
-
-
 def feed_forwards(parts: Anatomy) -> tuple[FeedForward, ...]:
-    """Return the MLP of each layer and the norms around its halves.
+    """Return the MLP of each layer, and the norms around its attention and MLP.
 
     Raises:
-        UnsupportedModel: Some layer's MLP was not found.
+        UnsupportedModel: No module of some layer was recognised as its MLP.
     """
-    seen: list[_Seen] = []
-    ids = torch.tensor([[3, 4], [3, 5]], device=parts.model.device).clamp(max=parts.d_vocab - 1)
-    with torch.no_grad(), evaluating(parts.model), suspended(parts.model), plain_experts(parts), _watching(parts, seen):
-        forward(parts, ids, None)
-    return tuple(_feed_forward(layer, seen) for layer in parts.layers)
+    model, watched = parts.model, [module for layer in parts.layers for module in _around_attention(layer)]
+    with torch.no_grad(), evaluating(model), suspended(model), plain_experts(parts), recording(watched) as calls:
+        forward(parts, probe_ids(model), None)
+    return tuple(_feed_forward(layer, calls) for layer in parts.layers)
 
 
-@contextmanager
-def _watching(parts: Anatomy, seen: list[_Seen]) -> Iterator[None]:
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given, returned = given_tensor(args, kwargs), first_tensor(output)
-        if given is not None and returned is not None and given.numel() % parts.d_model == 0:
-            seen.append(_Seen(module, given.clone(), returned.clone()))
-
-    with ExitStack() as stack:
-        for layer in parts.layers:
-            inside_attn = {id(m) for m in layer.attention.modules()} - {id(layer.attention)}
-            for module in layer.block.modules():
-                if id(module) not in inside_attn:
-                    stack.callback(module.register_forward_hook(record, with_kwargs=True).remove)
-        yield
+def _around_attention(layer: Layer) -> list[nn.Module]:
+    """Return the modules of a layer: the attention as a whole, but none inside it, where no MLP can be."""
+    inside = {id(m) for m in layer.attention.modules()} - {id(layer.attention)}
+    return [module for module in layer.block.modules() if id(module) not in inside]
 
 
-def _feed_forward(layer: Layer, seen: list[_Seen]) -> FeedForward:
-    inside = {id(m) for m in layer.block.modules()}
-    mine = {id(s.module): s for s in reversed(seen) if id(s.module) in inside}  # the first call of each
-    ordered = [s for s in seen if mine.get(id(s.module)) is s]
-    whole, attn = mine[id(layer.block)], mine[id(layer.attention)]
+def _feed_forward(layer: Layer, calls: list[ModuleCall]) -> FeedForward:
+    # a module that is shared between positions or experts runs several times; its first call is compared
+    mine = first_calls(calls, set(layer.block.modules()))
+    whole, attn = mine[layer.block], mine[layer.attention]
     if layer.mid_reader is None:
-        attn_out = attn.returned if layer.post_attn is None else mine[id(layer.post_attn)].returned
+        # attention and MLP in parallel: no module reads resid_mid, so it is added up here
+        attn_out = attn.returned if layer.post_attn is None else mine[layer.post_attn].returned
         mid = whole.given + layer.multiplier * attn_out
     else:
-        mid = mine[id(layer.mid_reader)].given.reshape(whole.given.shape)
+        mid = mine[layer.mid_reader].given.reshape(whole.given.shape)
     added = whole.returned - mid
-    others = [s for s in ordered if s.module is not layer.attention and s.module is not layer.block]
+    others = [s for s in mine.values() if s.module is not layer.attention and s.module is not layer.block]
     writer, multiplier = _writer(layer, others, added)
+    # a module that only rescales is a norm behind the MLP; the MLP is then the module that the norm reads
     post = None if _has_matrices(writer.module) else writer.module
     if post is not None:
-        writer = next(s for s in others if _has_matrices(s.module) and _same(s.returned, writer.given))
+        # the outermost such module: the MLP's own last projection returns the same
+        writer = next(s for s in reversed(others) if _has_matrices(s.module) and holds_equal(s.returned, writer.given))
     mlp_reads = whole.given if layer.mid_reader is None else mid
     return FeedForward(
         mlp=writer.module,
@@ -137,16 +125,18 @@ def _feed_forward(layer: Layer, seen: list[_Seen]) -> FeedForward:
     )
 
 
-def _writer(layer: Layer, others: list[_Seen], added: Tensor) -> tuple[_Seen, float]:
-    """Return the outermost module that returns what the MLP adds, a norm behind the MLP if there is one."""
-    for s in reversed(others):
+def _writer(layer: Layer, others: list[ModuleCall], added: Tensor) -> tuple[ModuleCall, float]:
+    """Return the outermost module that returns what the MLP adds (the norm behind the MLP if there is one)."""
+    for s in reversed(others):  # an outer module ends after those inside it
         if s.returned.numel() != added.numel():
             continue
         got, want = widened(s.returned).flatten(), widened(added).flatten()
+        # least squares for want = factor * got; a factor this close to 1 is rounding, not a multiplier
         factor = float((got * want).sum() / (got * got).sum())
         factor = 1.0 if abs(factor - 1) < 1e-3 else factor
-        if (factor * got - want).norm() <= _room(added) * want.norm() + 1e-3 * _room(added):
-            is_norm = not _has_matrices(s.module) and not _same(s.given, s.returned)
+        if (factor * got - want).norm() <= _tolerance(added) * want.norm() + 1e-3 * _tolerance(added):
+            # a dropout also returns what was added, but it changes nothing
+            is_norm = not _has_matrices(s.module) and not holds_equal(s.given, s.returned)
             if _has_matrices(s.module) or is_norm:
                 return s, factor
     raise UnsupportedModel(
@@ -155,8 +145,8 @@ def _writer(layer: Layer, others: list[_Seen], added: Tensor) -> tuple[_Seen, fl
     )
 
 
-def _room(tensor: Tensor) -> float:
-    # the difference of two residual vectors is rounded, so in float32 more room is needed than for a product
+def _tolerance(tensor: Tensor) -> float:
+    # resid_post - resid_mid cancels most of both, so its relative error is larger than that of a product
     return {torch.float64: 1e-6, torch.float32: 1e-3}.get(tensor.dtype, 0.05)
 
 
@@ -164,25 +154,21 @@ def _has_matrices(module: nn.Module) -> bool:
     return any(weight.dim() > 1 for weight in module.parameters())
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
-
-
-def _between(others: list[_Seen], given: Tensor, returned: Tensor) -> nn.Module | None:
-    """Return the module that turns one tensor into the other, None if they are the same.
+def _between(others: list[ModuleCall], given: Tensor, returned: Tensor) -> nn.Module | None:
+    """Return the module that turns one tensor into the other, or None if they are equal.
 
     Raises:
         UnsupportedModel: No module does.
     """
-    if _same(given, returned):
+    if holds_equal(given, returned):
         return None
-    found = next((s.module for s in others if _same(s.given, given) and _same(s.returned, returned)), None)
-    if found is None:
+    norm = next((s.module for s in others if holds_equal(s.given, given) and holds_equal(s.returned, returned)), None)
+    if norm is None:
         raise UnsupportedModel(
             "No module turns the residual stream into what the attention or the MLP is given, so what one component "
             "writes cannot be followed into them."
         )
-    return found
+    return norm
 
 
 class _Product(NamedTuple):
@@ -193,18 +179,21 @@ class _Product(NamedTuple):
 
 
 class _WatchProducts(TorchFunctionMode):
-    """Records each product with a weight of the MLP that ends in the residual's size, and adds a probe of zeros.
+    """Records each product with a weight of the MLP that has the residual stream's size, and adds a probe of zeros.
 
-    With `is_silencing` it takes the product out instead and keeps what was added to it in the same call.
+    A torch function mode sees the products also where a model calls `torch.nn.functional` or `@` on bare weights, as
+    expert layers do, which no module hook would. With `is_silencing` the product is subtracted instead, which leaves
+    what was added to it in the same call (a bias).
     """
 
     def __init__(self, mlp: nn.Module, d_model: int, *, is_silencing: bool = False):
         super().__init__()
         self.d_model, self.is_silencing = d_model, is_silencing
+        # by storage, since a model may use a transposed view, or one expert's slice of a 3-d weight
         self.weights = {
             w.untyped_storage().data_ptr(): (name, w) for name, w in mlp.named_parameters() if w.dim() in (2, 3)
         }
-        self.found: list[_Product] = []
+        self.products: list[_Product] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -222,20 +211,22 @@ class _WatchProducts(TorchFunctionMode):
             return out
         if self.is_silencing:
             return out - (left @ writes).view_as(out)
+        # the derivative of the MLP's output with respect to the probe is what this product is multiplied by later
         probe = torch.zeros_like(out, requires_grad=True)
-        self.found.append(_Product(self._name(weight), left.reshape(-1), writes, probe))
+        self.products.append(_Product(self._name(weight), left.reshape(-1), writes, probe))
         return out + probe
 
     def _name(self, weight: Tensor) -> str:
         name, whole = self.weights[weight.untyped_storage().data_ptr()]
         if whole.dim() == 2:
             return name
+        # experts side by side in one tensor: the slice's offset gives the expert's number
         return f"{name}[{(weight.data_ptr() - whole.data_ptr()) // (whole.stride(0) * whole.itemsize)}]"
 
 
 @contextmanager
 def plain_experts(parts: Anatomy) -> Iterator[None]:
-    """Let routed experts run one after another, so that each one's products can be told apart."""
+    """Run routed experts one after another, so that each one's products are separate."""
     model = parts.model
     if not model._can_set_experts_implementation():
         yield
@@ -265,67 +256,77 @@ def run_neurons(parts: Anatomy, ff: FeedForward, given: Tensor) -> NeuronRun:
         returned = first_tensor(ff.mlp(leaf[None, None]))
         assert returned is not None
         out = returned.reshape(-1)
-    groups = _scaled(watch.found, out)
+    groups = _scaled(watch.products, out)
     total = sum((g.factor * (g.activation.detach() @ g.weight.detach()) for g in groups), _rest(ff, parts, given))
-    if not groups or not widened(total - out).norm() <= _ROOM.get(out.dtype, 0.05) * (1e-6 + widened(out).norm()):
+    tolerance = _SUM_TOLERANCE.get(out.dtype, 0.05) * (1e-6 + widened(out).norm())
+    if not groups or not widened(total - out).norm() <= tolerance:  # written so that NaN fails too
         raise UnsupportedModel(
-            f"The neurons of {type(ff.mlp).__name__} could not be told apart: the products with its weights do not add "
-            "up to what it returns (quantised or fused weights cannot be read; load the model in a plain number type)."
+            f"The neurons of {type(ff.mlp).__name__} could not be separated: the products with its weights do not add "
+            "up to what it returns (quantised or fused weights cannot be read; load the model in an unquantised dtype)."
         )
     return NeuronRun(leaf, out.detach(), groups)
 
 
-def _scaled(found: list[_Product], out: Tensor) -> list[Neurons]:
-    """Return the products that reach the output by a constant factor, with that factor."""
-    if not found:
+def _scaled(products: list[_Product], out: Tensor) -> list[Neurons]:
+    """Return the products that reach the output through a constant factor, with that factor."""
+    if not products:
         return []
+    # if out = factor * product + ..., the gradient of out . direction is factor * direction; any other gradient means
+    # that the product is transformed further (a down-projection inside a down-projection) and is no write
     direction = torch.linspace(-1, 1, out.shape[-1], device=out.device).to(out.dtype)
     with torch.enable_grad():
         total = out @ direction
     grads: Sequence[Tensor | None] = torch.autograd.grad(
-        total, [p.probe for p in found], retain_graph=True, allow_unused=True
+        total, [p.probe for p in products], retain_graph=True, allow_unused=True
     )
     groups = []
-    for product, grad in zip(found, grads, strict=True):
+    for product, grad in zip(products, grads, strict=True):
         if grad is None:
             continue
         grad = grad.reshape(-1)
         factor = float((grad * direction).sum() / (direction * direction).sum())
-        if (grad - factor * direction).norm() <= _room(out) * grad.norm():
+        if (grad - factor * direction).norm() <= _tolerance(out) * grad.norm():
             groups.append(Neurons(product.name, product.activation, product.weight, factor))
     return groups
 
 
 @torch.no_grad()
 def _rest(ff: FeedForward, parts: Anatomy, given: Tensor) -> Tensor:
-    """Return what the MLP returns when every product that writes is taken out: its biases."""
+    """Return what the MLP returns when every product that writes is subtracted: its biases."""
     with evaluating(ff.mlp), _WatchProducts(ff.mlp, parts.d_model, is_silencing=True):
         out = first_tensor(ff.mlp(given[None, None]))
     assert out is not None
     return out.reshape(-1)
 
 
-def mlp_writes(ff: FeedForward, group: Neurons, out: Tensor, at: Tensor) -> Tensor:
-    """Return what some neurons of a group write to the residual stream, `[K, D]`; `at` are their indices."""
-    vectors = group.activation.detach()[at, None] * group.weight.detach()[at] * group.factor
+def mlp_writes(ff: FeedForward, group: Neurons, out: Tensor, index: Tensor) -> Tensor:
+    """Return what some neurons of a group write to the residual stream, `[K, D]`.
+
+    Args:
+        ff: The layer's MLP.
+        group: The neurons of one output matrix.
+        out: The MLP's output at that position before a norm behind it, `[D]`, which sets the norm's scale.
+        index: Which neurons of the group, `[K]`.
+    """
+    vectors = group.activation.detach()[index, None] * group.weight.detach()[index] * group.factor
     return ff.multiplier * _behind(ff.post_mlp, vectors, out)
 
 
-def attn_writes(layer: Layer, z: Tensor, at: Tensor) -> Tensor:
+def attn_writes(layer: Layer, z: Tensor, index: Tensor) -> Tensor:
     """Return what some attention neurons write to the residual stream.
 
     Args:
         layer: The layer.
         z: Head outputs at one position, `[H, d]`.
-        at: Indices into the flattened z, `[K]`.
+        index: Indices into the flattened z, `[K]`.
 
     Returns:
         `[K, D]`.
     """
     flat = z.flatten()
-    alone = torch.zeros(len(at), flat.shape[0], dtype=z.dtype, device=z.device)
-    alone[torch.arange(len(at)), at] = flat[at]
-    return z_writes(layer, alone.view(len(at), *z.shape), z)
+    alone = torch.zeros(len(index), flat.shape[0], dtype=z.dtype, device=z.device)
+    alone[torch.arange(len(index)), index] = flat[index]
+    return z_writes(layer, alone.view(len(index), *z.shape), z)
 
 
 def z_writes(layer: Layer, z: Tensor, whole: Tensor) -> Tensor:
@@ -334,26 +335,28 @@ def z_writes(layer: Layer, z: Tensor, whole: Tensor) -> Tensor:
     Args:
         layer: The layer.
         z: The parts, `[R, H, d]`.
-        whole: The head output that they are parts of, `[H, d]`: a norm behind the projection has its scale.
+        whole: The head output that they are parts of, `[H, d]`, which sets the scale of a norm behind the projection.
     """
+    # subtracting the projection of zero removes its bias, which no part wrote
     vectors = layer.out_proj(z.flatten(-2)) - layer.out_proj(torch.zeros_like(z[:1]).flatten(-2))
     return layer.multiplier * _behind(layer.post_attn, vectors, layer.out_proj(whole.flatten()[None])[0])
 
 
 def _behind(norm: nn.Module | None, vectors: Tensor, whole: Tensor) -> Tensor:
-    """Return vectors behind a norm that has the scale of `whole`, without the norm's bias."""
+    """Return vectors after a norm whose scale is held at that of `whole`, without the norm's bias."""
     if norm is None:
         return vectors
     reference = whole.expand_as(vectors)
     return norm_at_scale(norm, vectors, reference) - norm_at_scale(norm, torch.zeros_like(vectors), reference)
 
 
-def pull_back(norm: nn.Module | None, at: Tensor, direction: Tensor) -> Tensor:
-    """Return the vectors u with `u . c = direction . norm(c)` for a norm held at its scale for `at`, both `[P, D]`."""
+def pull_back(norm: nn.Module | None, reference: Tensor, direction: Tensor) -> Tensor:
+    """Return u with `u . c = direction . norm(c)` for a norm held at its scale for `reference`, all `[P, D]`."""
     if norm is None:
         return direction
+    # held at one scale the norm is linear, so its transpose applied to `direction` is a gradient
     with torch.enable_grad():
-        leaf = at.detach().clone().requires_grad_(True)
-        out = norm_at_scale(norm, leaf, at.detach())
+        leaf = reference.detach().clone().requires_grad_(True)
+        out = norm_at_scale(norm, leaf, reference.detach())
         (pulled,) = torch.autograd.grad(out, leaf, direction.to(out.dtype))
     return pulled

@@ -12,7 +12,8 @@ from chainwright.diagnose import LogitFlow
 from chainwright.diagnose.flow._read_pass import linear_norm, read_pass, with_hidden
 from chainwright.diagnose.flow._trace_back import Neuron, Tracer
 from chainwright.edits import AttendBack, BackHead, edit
-from chainwright.models.anatomy import anatomy, given_tensor
+from chainwright.models._probe import given_tensor
+from chainwright.models.anatomy import anatomy
 from chainwright.models.seam import STATE_KEY, Handlers, attach
 from chainwright.models.writers import attn_writes, feed_forwards, mlp_writes
 from families import FAMILIES, random_ids, tiny
@@ -392,7 +393,7 @@ def test_an_mlp_whose_weights_are_hidden_is_refused():
             return self.inner[0](x)
 
     model.model.layers[1].mlp = Hidden(model.model.layers[1].mlp)
-    with pytest.raises(UnsupportedModel, match="could not be told apart"):
+    with pytest.raises(UnsupportedModel, match="could not be separated"):
         logit_flow(model, random_ids(1, _T), _TOKEN)
 
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import UnsupportedModel
-from chainwright.models.anatomy import Anatomy, first_tensor, given_tensor
+from chainwright.models._probe import first_tensor, given_tensor
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.capture import forward
 from chainwright.models.residual import norm_at_scale
-from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attn_pattern, widened
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, widened
 from chainwright.models.writers import FeedForward
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from chainwright.diagnose.flow._read_pass import LayerRead, attn_write, with_hidden
-from chainwright.models.anatomy import Anatomy, evaluating, given_tensor
+from chainwright.models._probe import given_tensor
+from chainwright.models.anatomy import Anatomy, evaluating
 from chainwright.models.residual import norm_at_scale
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 from chainwright.models.writers import (

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import UnsupportedModel
-from chainwright.models.seam import Attend, AttentionCall, attention_sinks, widened
+from chainwright.models.attention_weights import attention_sinks
+from chainwright.models.seam import Attend, AttentionCall, widened
 
 BLOCK_BYTES = 2**22
 """Size of one buffer: small enough that a processor's caches help, large enough that matrix products pay."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import UnsupportedModel
-from chainwright.models.anatomy import Anatomy, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Handler, Handlers, widened

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from chainwright.decode import Corrections
 from chainwright.edits import Head, KnockOut
-from chainwright.models.anatomy import Anatomy, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions, forward
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.residual import unembed

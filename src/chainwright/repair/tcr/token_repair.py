@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from chainwright._errors import BadInput, EditNeverFired
 from chainwright.decode import Corrections
 from chainwright.edits import Head
-from chainwright.models.anatomy import Anatomy, anatomy, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
 from chainwright.models.seam import widened
 from chainwright.repair.base import Cost, Origin, Repair

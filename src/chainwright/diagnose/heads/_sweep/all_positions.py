@@ -27,7 +27,8 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
     total_variation,
 )
 from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
-from chainwright.models.anatomy import Anatomy, Layer, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy, Layer
 from chainwright.models.capture import Positions
 from chainwright.models.residual import unembed
 from chainwright.models.seam import Handlers, attach

@@ -34,7 +34,8 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
     total_variation,
 )
 from chainwright.edits import KnockOut, edit
-from chainwright.models.anatomy import Anatomy, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, widened

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from chainwright.diagnose.heads._sweep.baseline_pass import LayerCall, returning
 from chainwright.diagnose.heads._sweep.last_layer_query import LastQuery
-from chainwright.models.anatomy import Anatomy, Layer, first_tensor
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy, Layer
 
 _N_COMPARED = 16
 _MOST_OFF = 1e-5  # of the largest output
