@@ -24,6 +24,7 @@ from chainwright.diagnose import (
     ErrorTable,
     FlowContrast,
     FlowStages,
+    HeadCheck,
     HeadComparison,
     HeadEvidence,
     HeadRoles,
@@ -34,6 +35,7 @@ from chainwright.diagnose import (
     LogitFlow,
     LogitLens,
     MarkedQuery,
+    RoleFinding,
     SlotContexts,
     StepCauses,
     StepGroups,
@@ -151,7 +153,7 @@ def evidence() -> HeadEvidence:
     )
 
 
-def mended() -> BackAttentionFinding:
+def back_attention_finding() -> BackAttentionFinding:
     parts = ("one hop", "held_out", "new first fact", "new second fact", "seen", "e2", "r2(e1)")
     row = {"variant": "no change", "parameters": 0, "seeds": 1, **dict.fromkeys(parts, 0.5)}
     return BackAttentionFinding(rows=[row])
@@ -160,7 +162,7 @@ def mended() -> BackAttentionFinding:
 MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     Accuracy: lambda: evaluate(traces()),
     Alternatives: alternatives,
-    BackAttentionFinding: mended,
+    BackAttentionFinding: back_attention_finding,
     BridgeGroups: bridge_groups,
     Candidates: candidates,
     Comparison: lambda: compare({"plain": traces(), "again": traces()}),
@@ -174,6 +176,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     HeadComparison: lambda: compare_heads(roles(), roles()),
     HeadEvidence: evidence,
     HeadRoles: roles,
+    RoleFinding: lambda: RoleFinding.of("clf", "word recall", roles(), HeadCheck([1, 2], 0.5, 1.0, 4, 6)),
     IterationOverlap: lambda: iteration_overlap(iteration(), torch.arange(12.0).reshape(3, 4)),
     IterationScores: iteration,
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),

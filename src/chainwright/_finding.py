@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,7 +79,11 @@ class Finding(ABC):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         # clones, since safetensors refuses tensors that share their memory
         tensors = {name: v.detach().cpu().clone() for name, v in values.items() if isinstance(v, Tensor)}
-        plain = {name: value for name, value in values.items() if name not in tensors}
+        plain = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in values.items()
+            if name not in tensors
+        }
         with atomic_folder(folder) as draft:
             save_file({name: value.contiguous() for name, value in tensors.items()}, draft / _TENSORS)
             record = {"schema_version": SCHEMA_VERSION, "kind": type(self).__name__, "values": plain}

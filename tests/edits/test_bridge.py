@@ -12,8 +12,8 @@ from chainwright._errors import BadInput, EditNeverFired
 from chainwright.edits import Bridge, KnockOut, edit
 from chainwright.edits.bridge import EPSILON, bridge_factors
 from chainwright.models.anatomy import anatomy
-from chainwright.models.capture import capture
 from chainwright.models.attention_weights import attn_pattern
+from chainwright.models.capture import capture
 from chainwright.models.seam import AttentionCall, Handlers, attach
 from chainwright.traces.live import LiveSteps
 from families import FAMILIES, left_padded, random_ids, tiny

@@ -104,8 +104,8 @@ def make_evidence(diagnosis: Diagnosis) -> list[HeadEvidence]:
     """Return evidence for two heads at each error type: the first fixes all failing contexts, the second breaks all."""
     found = []
     for one in diagnosis.roles:
-        sites = one.roles.sites_erroneous + one.roles.sites_correct
-        is_wrong = torch.arange(len(sites)) < len(one.roles.sites_erroneous)
+        sites = one.sites_erroneous + one.sites_correct
+        is_wrong = torch.arange(len(sites)) < len(one.sites_erroneous)
         first = torch.stack([torch.where(is_wrong, 100, 99), torch.full_like(is_wrong, 99, dtype=torch.long)], dim=1)
         top = torch.cat([first, torch.full((len(sites), 1), 100)], dim=1)[..., None]
         share = torch.tensor([0.25, 0.61, 0.02]).expand(len(sites), 3)
@@ -187,7 +187,7 @@ def make_diagnosis(
     keys = [(task, kind) for task, kinds in errors.key_types.items() for kind in kinds]
     checks = [HeadCheck([1, 1], 0.5, 15 / 16, 4, 16), None]
     roles = [
-        RoleFinding(*key, with_contexts(make_roles(*shape, seed=i), traces, key[0]), checks[i % 2])
+        RoleFinding.of(*key, with_contexts(make_roles(*shape, seed=i), traces, key[0]), checks[i % 2])
         for i, key in enumerate(keys)
     ]
     strings = [[tok.decode([i]) for i in trace.input_ids.tolist()] for trace in traces]

@@ -80,7 +80,7 @@ def test_text_stands_out_from_its_ground(page: Page, path: Path, theme: str) -> 
 
 def test_a_click_on_a_head_shows_its_role_and_evidence(page: Page, path: Path, diagnosis: Diagnosis) -> None:
     page.open(path, WIDE)
-    best = diagnosis.roles[0].roles.best_head
+    best = diagnosis.roles[0].best_head
     assert page.text("#head-inspector h3") == f"Layer {best[0]}, head {best[1]}"
     page.click('[data-map="kept"] .plot')  # the middle of two layers and three heads
     assert page.text("#head-inspector h3") in ("Layer 0, head 1", "Layer 1, head 1")
@@ -238,7 +238,7 @@ def test_figures_are_saved_as_csv_png_and_svg(page: Page, path: Path, tmp_path: 
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "accuracy.svg").read_text(encoding="utf-8")
     heads = list(csv.DictReader((tmp_path / wanted[3]).open(encoding="utf-8")))
-    assert float(heads[4]["kept"]) == pytest.approx(float(diagnosis.roles[0].roles.kept[1, 1]), abs=1e-4)
+    assert float(heads[4]["kept"]) == pytest.approx(float(diagnosis.roles[0].kept[1, 1]), abs=1e-4)
     (trace,) = tmp_path.glob("trace-*.csv")
     read = list(csv.DictReader(trace.open(encoding="utf-8")))
     assert EVIL in "".join(row["token"] for row in read)

@@ -163,7 +163,7 @@ def test_findings_fill_the_heads_and_the_reader() -> None:
 def test_what_a_head_fixes_and_breaks_is_shown_context_by_context() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4)})
     (pair,) = data_of(Page(full_report(diagnosis)))["sections"]["heads"]
-    roles = diagnosis.roles[0].roles
+    roles = diagnosis.roles[0]
     assert [line[:2] for line in pair["seen"]["wrong"]] == roles.sites_erroneous
     first = diagnosis.traces[pair["seen"]["wrong"][0][0]]
     assert first.first_error is not None
@@ -178,8 +178,8 @@ def test_what_a_head_fixes_and_breaks_is_shown_context_by_context() -> None:
 
 def test_roles_of_an_older_version_have_no_contexts_to_show() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4)})
-    roles = replace(diagnosis.roles[0].roles, first_correct=None, first_erroneous=None, p_right=None)
-    page = Page(render(replace(diagnosis, roles=[replace(diagnosis.roles[0], roles=roles)])))
+    roles = replace(diagnosis.roles[0], first_correct=None, first_erroneous=None, p_right=None)
+    page = Page(render(replace(diagnosis, roles=[roles])))
     assert data_of(page)["sections"]["heads"][0]["seen"] is None
 
 

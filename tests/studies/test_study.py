@@ -107,8 +107,8 @@ def test_a_finished_study_opens_as_it_was_found(whole: tuple[Path, Diagnosis]) -
         (r.task, r.error_type, r.check) for r in found.roles
     ]
     for ours, theirs in zip(again.roles, found.roles, strict=True):
-        assert torch.equal(ours.roles.corrected, theirs.roles.corrected)
-        assert ours.roles.erroneous_processing == theirs.roles.erroneous_processing
+        assert torch.equal(ours.corrected, theirs.corrected)
+        assert ours.erroneous_processing == theirs.erroneous_processing
 
 
 def test_what_is_in_memory_is_what_the_instruments_give(reasoner: LoadedModel, whole: tuple[Path, Diagnosis]) -> None:

@@ -70,7 +70,7 @@ def _doubt(diagnosis: Diagnosis) -> str:
 def _heads(roles: list[RoleFinding]) -> list[str]:
     if not roles:
         return []
-    n_heads = roles[0].roles.kept.numel()
+    n_heads = roles[0].kept.numel()
     first = (
         f"To find the cause, each of the {n_heads:,} attention heads was silenced in turn at {_types(len(roles))}, "
         "and the one that fixed most and broke least was singled out for each."

@@ -49,7 +49,7 @@ def found(reasoner: LoadedModel, traces: list[Trace]) -> RoleFinding:
     kind = first_errors(traces).key_types["parity"][0]
     wrong = erroneous_contexts(reasoner.tokenizer, traces, "parity", kind, 64).take(slice(0, None, 2))
     right = correct_contexts(traces, wrong, 6)
-    return RoleFinding("parity", kind, head_roles(reasoner.model, right, wrong))
+    return RoleFinding.of("parity", kind, head_roles(reasoner.model, right, wrong))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_without_a_head_it_says_what_a_plain_knockout_says(
 
 
 def test_roles_keep_what_each_head_does_in_each_context(evidence: HeadEvidence, found: RoleFinding) -> None:
-    roles = found.roles
+    roles = found
     assert roles.first_erroneous is not None and roles.p_right is not None and roles.right_erroneous is not None
     assert_close(
         (roles.first_erroneous == roles.right_erroneous[:, None, None]).float().mean(0), roles.corrected, "fixed"
@@ -96,21 +96,21 @@ def test_roles_keep_what_each_head_does_in_each_context(evidence: HeadEvidence, 
 def test_seen_and_held_out_contexts_are_told_apart(evidence: HeadEvidence, found: RoleFinding) -> None:
     wrong = [site for site, is_wrong in zip(evidence.sites, evidence.is_erroneous, strict=True) if is_wrong]
     seen = [site for site, is_seen in zip(evidence.sites, evidence.is_seen, strict=True) if is_seen]
-    assert [site for site in wrong if site in seen] == sorted(found.roles.sites_erroneous)
+    assert [site for site in wrong if site in seen] == sorted(found.sites_erroneous)
     rows = evidence.counts(seen=True)
-    best = found.roles.best_head
+    best = found.best_head
     assert (rows[0]["layer"], rows[0]["head"]) == best
-    assert rows[0]["n_fixed"] == round(float(found.roles.corrected[best]) * found.roles.n_erroneous)
+    assert rows[0]["n_fixed"] == round(float(found.corrected[best]) * found.n_erroneous)
     held_out = evidence.counts(seen=False)[0]
-    assert held_out["n_erroneous"] == len(wrong) - found.roles.n_erroneous
+    assert held_out["n_erroneous"] == len(wrong) - found.n_erroneous
     assert f"{held_out['n_fixed']} of {held_out['n_erroneous']} failing contexts held out" in evidence.summary()
 
 
 def test_named_heads_are_different_and_begin_with_the_best(found: RoleFinding) -> None:
-    heads = named_heads(found.roles, 8)
+    heads = named_heads(found, 8)
     assert len({tuple(head) for head in heads}) == len(heads) == 8
-    assert heads[0] == list(found.roles.best_head)
-    assert heads[1] == found.roles.erroneous_processing[0] or heads[0] == found.roles.erroneous_processing[0]
+    assert heads[0] == list(found.best_head)
+    assert heads[1] == found.erroneous_processing[0] or heads[0] == found.erroneous_processing[0]
 
 
 def test_findings_come_back_from_disk_as_they_were(evidence: HeadEvidence, tmp_path: Path) -> None:

@@ -167,14 +167,14 @@ def head_evidence(
             raise BadInput(f"{name} must be at least 1; got {value}.")
     wrong = erroneous_contexts(tokenizer, traces, found.task, found.error_type, n)
     right = correct_contexts(traces, wrong, n)
-    heads = named_heads(found.roles, n_heads)
+    heads = named_heads(found, n_heads)
     parts = anatomy(model)
     with evaluating(parts.model), torch.no_grad():
         said = [_said(parts, contexts, heads, min(n_top, parts.d_vocab)) for contexts in (wrong, right)]
     p_right, top_ids, p_top = (torch.cat([one[i] for one in said]) for i in range(3))
     right_ids = torch.cat([wrong.right_ids, right.right_ids]).cpu()
     sites = wrong.sites + right.sites
-    seen = [tuple(site) for site in found.roles.sites_erroneous + found.roles.sites_correct]
+    seen = [tuple(site) for site in found.sites_erroneous + found.sites_correct]
     known = sorted({*top_ids.flatten().tolist(), *right_ids.tolist()})
     return HeadEvidence(
         task=found.task,

@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -194,18 +194,36 @@ class HeadCheck:
     n_correct: int
 
 
-@dataclass(frozen=True)
-class RoleFinding:
-    """Head roles at one key error type of one task, and the best head's check on contexts held out.
+@dataclass(frozen=True, kw_only=True)
+class RoleFinding(HeadRoles):
+    """Head roles at one key error type of one task, with a check of the best head on held-out contexts.
 
     Attributes:
-        check: None where there were too few contexts to hold some out.
+        task: The task.
+        error_type: The key error type.
+        check: What silencing the best head does in contexts it was not chosen on; None where there were too few to
+            hold some out.
     """
 
     task: str
     error_type: str
-    roles: HeadRoles
     check: HeadCheck | None = None
+
+    def __post_init__(self) -> None:
+        """Read the check from plain values, as a saved finding has them."""
+        saved: Any = self.check
+        if isinstance(saved, Mapping):
+            object.__setattr__(self, "check", HeadCheck(**saved))
+
+    @classmethod
+    def of(cls, task: str, error_type: str, roles: HeadRoles, check: HeadCheck | None = None) -> RoleFinding:
+        """Return roles together with what they are the roles of."""
+        values = {f.name: getattr(roles, f.name) for f in fields(HeadRoles)}
+        return cls(task=task, error_type=error_type, check=check, **values)
+
+    def summary(self) -> str:
+        """Return the task, the error type and the roles in words."""
+        return f"{self.task}, {self.error_type}: {super().summary()}"
 
 
 def head_at(scores: Tensor, flat_index: int) -> Head:

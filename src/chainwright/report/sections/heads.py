@@ -53,16 +53,16 @@ def _drawn(evidence: HeadEvidence) -> dict[str, Any]:
 
 
 def _role_words(found: RoleFinding, evidence: HeadEvidence | None) -> dict[str, Any]:
-    best = found.roles.best_head
+    best = found.best_head
     return {
         "label": _label(found),
-        "sets": f"{counted(found.roles.n_erroneous, 'failing context')} and "
-        f"{counted(found.roles.n_correct, 'right one')} matched in kind of slot and hop",
-        "heads": [(label, getattr(found.roles, name)) for name, label in ROLES.items()],
-        "n_heads": found.roles.kept.numel(),
+        "sets": f"{counted(found.n_erroneous, 'failing context')} and "
+        f"{counted(found.n_correct, 'right one')} matched in kind of slot and hop",
+        "heads": [(label, getattr(found, name)) for name, label in ROLES.items()],
+        "n_heads": found.kept.numel(),
         "best": best,
-        "corrected": float(found.roles.corrected[best]),
-        "kept": float(found.roles.kept[best]),
+        "corrected": float(found.corrected[best]),
+        "kept": float(found.kept[best]),
         "check": check_sentence(found.check),
         "figure": None if evidence is None else _figure_name(evidence),
         "is_held_out": evidence is not None and evidence.has_held_out,
@@ -76,10 +76,10 @@ def _label(found: RoleFinding) -> str:
 def _head_data(
     diagnosis: Diagnosis, found: RoleFinding, evidence: HeadEvidence | None, known: Extras
 ) -> dict[str, Any]:
-    values, members = found.roles.maps, found.roles.members
+    values, members = found.maps, found.members
     return {
         "label": _label(found),
-        "best": list(found.roles.best_head),
+        "best": list(found.best_head),
         "maps": {name: plain_figure(figures.head_map(values, members, name)) for name in figures.MAPS},
         "seen": _seen(diagnosis, found, known),
         "held_out": {} if evidence is None else _held_out(diagnosis, evidence, known),
@@ -92,7 +92,7 @@ def _seen(diagnosis: Diagnosis, found: RoleFinding, known: Extras) -> dict[str, 
     Contexts are `[trace, position, hop, token]`, failing ones with the right token and its thousandths. A head has two
     lists: those that it fixes, with the thousandths of the right token then; those that it breaks, with what is said.
     """
-    roles = found.roles
+    roles = found
     if roles.first_erroneous is None or roles.first_correct is None or not roles.sites_erroneous:
         return None
     assert roles.right_erroneous is not None and roles.right_correct is not None

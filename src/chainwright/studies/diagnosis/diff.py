@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainwright._stats import Interval, wilson
+from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.studies import manifest
 from chainwright.studies.diagnosis.plan import Diagnosis, open_diagnosis
 from chainwright.traces import Trace
@@ -193,15 +194,15 @@ def _heads(first: Diagnosis, second: Diagnosis) -> list[str]:
         said = [_best(found[key]) if key in found else "not searched" for found in (mine, theirs)]
         shared = ""
         if key in mine and key in theirs:
-            heads = [{tuple(head) for head in found[key].roles.erroneous_processing} for found in (mine, theirs)]
+            heads = [{tuple(head) for head in found[key].erroneous_processing} for found in (mine, theirs)]
             both = sorted(heads[0] & heads[1])
             shared = f"; erroneous-processing in both: {', '.join(f'L{x}H{y}' for x, y in both) or 'none'}"
         lines.append(f"Heads at {key[0]}, {key[1]}: A {said[0]}; B {said[1]}{shared}.")
     return lines
 
 
-def _best(role: Any) -> str:
-    layer, head = role.roles.best_head
+def _best(role: RoleFinding) -> str:
+    layer, head = role.best_head
     if role.check is None:
         return f"best L{layer}H{head}, not checked"
     return f"best L{layer}H{head}, held out: fixes {role.check.corrected:.0%}, keeps {role.check.kept:.0%}"

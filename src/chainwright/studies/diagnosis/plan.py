@@ -167,7 +167,7 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
         [[texts.get(int(i), "") for i in trace.input_ids] for trace in traces],
         Accuracy.load(done["accuracy"]),
         ErrorTable.load(done["errors"]),
-        [units.load_role(done[unit], *key) for key, unit in located.items() if unit in done],
+        [RoleFinding.load(done[unit]) for unit in located.values() if unit in done],
         [f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in located.items() if unit in done.skipped],
         [
             *units.load_alternatives(config, done),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -33,7 +33,7 @@ from chainwright.decode import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
-from chainwright.diagnose.heads.roles import HeadCheck, HeadRoles, RoleFinding, check_head, head_roles
+from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, alternatives
 from chainwright.evaluation.accuracy import evaluate
 from chainwright.repair.base import Repair
@@ -187,12 +187,12 @@ class Heads(Instrument):
         return [*heads, *(evidence_unit(unit) for unit in located if unit in done)]
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write `HeadRoles` and, if contexts could be held out, what its best head does on them; or `HeadEvidence`."""
+        """Write a `RoleFinding` or the `HeadEvidence` for it."""
         key = next(k for k in key_types(job.done) if job.unit in (head_unit(*k), evidence_unit(head_unit(*k))))
         if job.unit == head_unit(*key):
             self._roles(bench, job, *key)
             return
-        found = load_role(job.done[head_unit(*key)], *key)
+        found = RoleFinding.load(job.done[head_unit(*key)])
         traces, n = load_traces(bench.config, job.done), 2 * bench.config.n_contexts
         head_evidence(bench.model, bench.tokenizer, traces, found, n=n).save(job.out)
 
@@ -204,8 +204,7 @@ class Heads(Instrument):
             found = _locate(bench, load_traces(bench.config, job.done), task, kind)
         except (BadInput, UnsupportedModel) as error:
             raise Skip(str(error)) from error
-        found.roles.save(job.out)
-        write_json(job.out / "check.json", None if found.check is None else asdict(found.check))
+        found.save(job.out)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a phrase with the task and the type."""
@@ -308,12 +307,6 @@ def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[in
     return {int(i): text for texts in read for i, text in texts.items()}
 
 
-def load_role(path: Path, task: str, kind: str) -> RoleFinding:
-    """Return what `Heads` wrote."""
-    check = read_json(path / "check.json")
-    return RoleFinding(task, kind, HeadRoles.load(path), None if check is None else HeadCheck(**check))
-
-
 def _locate(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> RoleFinding:
     """Locate heads on every other context and check the best of them on the rest."""
     config = bench.config
@@ -325,7 +318,7 @@ def _locate(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> Role
     chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
     roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen))
     check = check_head(bench.model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
-    return RoleFinding(task, kind, roles, check)
+    return RoleFinding.of(task, kind, roles, check)
 
 
 def _save_scores(path: Path, scores: Sequence[TokenScores]) -> None:
