@@ -96,7 +96,7 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
 def test_a_config_cannot_be_changed_but_replaced_with_the_same_checks() -> None:
     recipe = Recipe(model="m")
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.n = 3  # type: ignore[misc]
+        recipe.n = 3
     assert recipe.replace(n=3) == Recipe(model="m", n=3) != recipe
     with pytest.raises(BadInput, match="n must be a whole number from 1; got 0"):
         recipe.replace(n=0)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -195,7 +194,7 @@ def test_diff_pairs_the_same_problems(ran: tuple[Path, str], tmp_path: Path) -> 
     model, tokenizer = load_model("reasoner")
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.mul_(0.9)
-    config = DiagnoseConfig("reasoner", {"parity": (13,), "clf": (8, 13)}, n=8, seeds=(0, 1), max_types=0)
+    config = DiagnoseConfig(model="reasoner", hops={"parity": (13,), "clf": (8, 13)}, n=8, seeds=(0, 1), max_types=0)
     from chainwright.studies.diagnosis import run_diagnosis
 
     other = run_diagnosis(model, tokenizer, config, tmp_path / "b", progress=False)
@@ -230,7 +229,7 @@ def test_the_example_of_the_docs_is_the_one_that_is_shipped() -> None:
     assert asked.hops == {"parity": (12, 13, 14), "clf": (10, 13), "moas": (12,)} and asked.seeds == (0, 1)
     rows = re.findall(r"^\| (`.*?) \|", docs.partition("## Keys")[2], re.MULTILINE)
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
-    assert named == {field.name for field in fields(DiagnoseConfig)} | {"tasks"}
+    assert named == set(DiagnoseConfig.model_fields) | {"tasks"}
 
 
 BAD_FILES = [
@@ -259,7 +258,7 @@ BAD_FILES = [
         'model = "reasoner"\ninstruments = "errors"',
         r"instruments must be a list of some of accuracy, errors, heads, steps",
     ),
-    ('model = "reasoner"\nbatch_size = 0', r"batch_size must be a whole number from 1, or left out; got 0"),
+    ('model = "reasoner"\nbatch_size = 0', r"batch_size must be a whole number from 1, or none; got 0"),
     ('model = "reasonr"\nrendering = "short"', r"Unknown model 'reasonr'.*Did you mean 'reasoner'\?"),
     ("model = reasoner", r"bad\.toml is no readable TOML: .*line 1"),
     ("\x00", r"is no readable TOML"),

@@ -170,7 +170,7 @@ def make_diagnosis(
     Args:
         extra: Text that stands before every question and after every response.
     """
-    config = DiagnoseConfig(model, hops or {"parity": (2, 4)}, n=n, rendering=rendering)
+    config = DiagnoseConfig(model=model, hops=hops or {"parity": (2, 4)}, n=n, rendering=rendering)
     asked, said = [], []
     for task, count in config.cells():
         for i, problem in enumerate(tasks.sample(task, count, n, rendering=rendering)):

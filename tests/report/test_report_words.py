@@ -70,7 +70,7 @@ def test_certainty_counts_traces_and_warns_of_cut_responses() -> None:
 
 
 def test_the_command_says_only_what_differs() -> None:
-    config = DiagnoseConfig("my model", {"parity": [4, 8], "objc": (4, 8)}, n=20, seeds=[3], temperature=0.7)
+    config = DiagnoseConfig(model="my model", hops={"parity": [4, 8], "objc": (4, 8)}, n=20, seeds=[3], temperature=0.7)
     assert words.command(config) == (
         "chainwright diagnose --model 'my model' --task parity,objc --hops 4,8 -n 20 --rendering short --seed 3 "
         "--temperature 0.7"
@@ -78,7 +78,7 @@ def test_the_command_says_only_what_differs() -> None:
 
 
 def test_what_no_command_can_say_is_said_in_python() -> None:
-    said = words.command(DiagnoseConfig("toy", {"parity": (4,), "objc": (5,)}, min_errors=3))
+    said = words.command(DiagnoseConfig(model="toy", hops={"parity": (4,), "objc": (5,)}, min_errors=3))
     assert "DiagnoseConfig(" in said
     assert "hops={'parity': [4], 'objc': [5]}" in said
     assert "min_errors=3" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def test_a_repair_that_does_not_exist_or_fit_is_refused_at_once(reasoner: Loaded
     for name, says in (("tcr-reasonr", "Unknown repair 'tcr-reasonr'"), ("back-world", "was made for world")):
         folder = tmp_path / name
         with pytest.raises(BadInput, match=says):
-            run_diagnosis(*reasoner, replace(CONFIG, repair=name), folder, progress=False)
+            run_diagnosis(*reasoner, CONFIG.replace(repair=name), folder, progress=False)
         assert not (folder / "traces").exists()
     with pytest.raises(BadInput, match="repair must be a name, a folder or a Hub id"):
-        replace(CONFIG, repair=3)  # type: ignore[arg-type]
+        CONFIG.replace(repair=3)  # type: ignore[arg-type]

@@ -120,7 +120,7 @@ def test_the_page_holds_the_numbers_of_the_maps(found: tuple[Path, Diagnosis]) -
 
 
 def test_no_pair_that_matches_is_said(reasoner: LoadedModel, tmp_path: Path) -> None:
-    config = replace(CONFIG, hops={"clf": (2,)}, n=2)
+    config = CONFIG.replace(hops={"clf": (2,)}, n=2)
     diagnosis = run_diagnosis(*reasoner, config, tmp_path / "s", progress=False)
     assert all(trace.first_error is None for trace in diagnosis.traces)
     assert not [one for one in diagnosis.findings if isinstance(one, StepGroups)]
@@ -129,14 +129,14 @@ def test_no_pair_that_matches_is_said(reasoner: LoadedModel, tmp_path: Path) -> 
 
 def test_a_plan_is_of_as_many_traces_as_there_may_be(reasoner: LoadedModel) -> None:
     assert plan_steps(*reasoner, CONFIG).n_traces == 2 * 6
-    assert plan_steps(*reasoner, replace(CONFIG, n=2)).n_traces == 2 * 2
+    assert plan_steps(*reasoner, CONFIG.replace(n=2)).n_traces == 2 * 2
     assert DiagnosisPlan(*reasoner, CONFIG).title("steps/clf-012-0") == "Step maps: CLF, 12 hops"
 
 
 @pytest.mark.parametrize("wrong", [0, 1.5, "all"])
 def test_a_number_of_maps_that_cannot_be_is_refused(wrong: object) -> None:
     with pytest.raises(BadInput, match="n_maps must be a whole number from 1; got"):
-        replace(CONFIG, n_maps=wrong)  # type: ignore[arg-type]
+        CONFIG.replace(n_maps=wrong)  # type: ignore[arg-type]
 
 
 def test_the_command_plans_and_stops_or_makes_maps(tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def generate(
     _parse.check_free(out_file, overwrite)
     mended = load_repair(repair)
     loaded = load(model, device, dtype, revision, trust_remote_code)
-    settings = generation.DecodeSettings(max_new_tokens, batch_size, temperature, seed)
+    settings = generation.DecodeSettings(
+        max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+    )
     config = _config(model, cells if prompt is None else prompt, n, chosen, repair)
     plan = generation.TracesPlan(loaded.model, loaded.tokenizer, asked, settings, mended, config)
     traces = _decoded(plan, out_file, overwrite, quiet)
@@ -130,7 +132,9 @@ def evaluate(
         _print_read(read)
         found = read.traces
     else:
-        settings = generation.DecodeSettings(max_new_tokens, batch_size, temperature, seed)
+        settings = generation.DecodeSettings(
+            max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+        )
         config = _config(model, cells, n, chosen, repair)
         plan = generation.TracesPlan(loaded.model, loaded.tokenizer, asked, settings, mended, config)
         found = _decoded(plan, out_file, overwrite, quiet)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from chainwright import tasks
@@ -109,7 +108,7 @@ def command(config: DiagnoseConfig) -> str:
         choose_cells(",".join(config.hops), None, config.rendering) if set(config.hops) <= set(tasks.names()) else {}
     )
     asked = {task: tuple(hops) for task, hops in config.hops.items()}
-    plain = {f.name: f.default for f in fields(DiagnoseConfig)}
+    plain = {name: field.default for name, field in DiagnoseConfig.model_fields.items()}
     changed = {name: getattr(config, name) for name, value in plain.items() if getattr(config, name) != value}
     same_hops = len(set(asked.values())) == 1
     if (
@@ -135,7 +134,7 @@ def _tasks_option(asked: Mapping[str, Any]) -> str:
 
 
 def _python(config: DiagnoseConfig) -> str:
-    plain = {f.name: f.default for f in fields(DiagnoseConfig)}
+    plain = {name: field.default for name, field in DiagnoseConfig.model_fields.items()}
     record = {name: value for name, value in config.record().items() if getattr(config, name) != plain[name]}
     settings = "\n".join(f"    {name}={value!r}," for name, value in record.items())
     return (

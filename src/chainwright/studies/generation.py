@@ -9,17 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
 from chainwright.decode import AttachesToModel, generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.studies.config import BatchSize, NewTokens, Temperature
 from chainwright.studies.display import Display
 from chainwright.studies.engine import Study
 from chainwright.studies.plan import Job, Plan, Results, Watch
@@ -30,14 +32,13 @@ from chainwright.traces import Trace, read_traces, write_traces
 ROWS = 64  # a part: about one batch
 
 
-@dataclass(frozen=True)
-class DecodeSettings:
+class DecodeSettings(Config):
     """How traces are decoded; see `generate`."""
 
-    max_new_tokens: int | None = None
-    batch_size: int | None = None
-    temperature: float = 0.0
-    seed: int = 0
+    max_new_tokens: NewTokens = None
+    batch_size: BatchSize = None
+    temperature: Temperature = 0.0
+    seed: int = Field(default=0, description="Seed of the sampling noise.")
 
 
 class TracesPlan(Plan):
@@ -57,7 +58,7 @@ class TracesPlan(Plan):
     ) -> None:
         """Take what is decoded, and in `config` what it was chosen by."""
         self.model, self.tokenizer, self.asked, self.settings, self.repair = model, tokenizer, asked, settings, repair
-        self.config = {**config, **asdict(settings), "rows": ROWS}
+        self.config = {**config, **settings.record(), "rows": ROWS}
         self.source = provenance(anatomy(model).model)
 
     def units(self, done: Results) -> list[str]:
@@ -80,7 +81,7 @@ class TracesPlan(Plan):
             self.tokenizer,
             asked,
             repair=self.repair,
-            **asdict(self.settings),
+            **dict(self.settings),
             first_row=start,
             progress=False,
             on_traces=count,
@@ -96,7 +97,7 @@ class TracesPlan(Plan):
 def decode_in_memory(plan: TracesPlan, *, progress: bool = True) -> list[Trace]:
     """Return the traces that a plan asks for, in one go."""
     return generate(
-        plan.model, plan.tokenizer, plan.asked, repair=plan.repair, **asdict(plan.settings), progress=progress
+        plan.model, plan.tokenizer, plan.asked, repair=plan.repair, **dict(plan.settings), progress=progress
     )
 
 

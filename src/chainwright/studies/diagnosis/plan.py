@@ -120,8 +120,8 @@ def config_of(study: Study) -> DiagnoseConfig:
             f"{known.again.replace('{folder}', str(study.folder))}"
         )
     try:
-        return DiagnoseConfig(**known.config)
-    except (TypeError, BadInput) as error:
+        return DiagnoseConfig.from_record(known.config)
+    except BadInput as error:
         raise BadInput(f"The config of the study in {study.folder} is damaged: {error}") from error
 
 

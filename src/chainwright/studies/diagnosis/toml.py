@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def read_study_file(path: str | Path) -> DiagnoseConfig:
     """
     path = Path(path)
     asked = _parsed(path)
-    known = [field.name for field in fields(DiagnoseConfig)]
+    known = list(DiagnoseConfig.model_fields)
     if unknown := [key for key in asked if key not in (*known, "tasks")]:
         raise unknown_name(f"key in {path}:", unknown[0], [*known, "tasks"])
     if not isinstance(asked.get("model"), str):
@@ -58,7 +57,8 @@ def _config(asked: Mapping[str, Any]) -> DiagnoseConfig:
         raise BadInput(f"rendering must be a text; got {rendering!r}.")
     rendering = prompts.rendering_for(rendering, asked["model"])
     hops = _hops(asked.get("tasks"), asked.get("hops"), rendering)
-    return DiagnoseConfig(**{k: v for k, v in asked.items() if k != "tasks"} | {"rendering": rendering, "hops": hops})
+    settings = {name: value for name, value in asked.items() if name != "tasks"}
+    return DiagnoseConfig.from_record(settings | {"rendering": rendering, "hops": hops})
 
 
 def _hops(names: Any, hops: Any, rendering: tasks.Rendering) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,75 @@
+"""What the configs of all studies that decode cells of problems have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from chainwright import tasks
+from chainwright._config import Config, MustBe
+from chainwright._errors import BadInput, unknown_name
+
+Count = Annotated[int, Field(ge=1)]
+Place = Annotated[str, MustBe("a name, a folder or a Hub id")]
+Temperature = Annotated[
+    float,
+    Field(ge=0, description="Sampling temperature; 0 is greedy."),
+    MustBe("0 (greedy) or a positive number"),
+]
+NewTokens = Annotated[
+    Count | None, Field(description="Maximum new tokens (default: 1.5 x the gold chain's length + 16).")
+]
+BatchSize = Annotated[Count | None, Field(description="Rows decoded together (default: chosen by length).")]
+
+
+def _known_tasks(hops: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    if unknown := [task for task in hops if task not in tasks.known()]:
+        raise unknown_name("task", unknown[0], tasks.known())
+    return hops
+
+
+def _different(seeds: Sequence[int]) -> Sequence[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError
+    return seeds
+
+
+Hops = Annotated[
+    Mapping[str, Sequence[Count]], AfterValidator(_known_tasks), MustBe("lists of whole numbers from 1, by task")
+]
+Seeds = Annotated[
+    Sequence[int], Field(min_length=1), AfterValidator(_different), MustBe("a list of different whole numbers")
+]
+
+
+class CellsConfig(Config):
+    """Which problems a study asks: `n` of every task, hop count and seed; a cell is a task at one hop count.
+
+    Raises:
+        BadInput: An unknown task, no cell at all, or a value that does not fit.
+    """
+
+    model: Place = Field(description="Model: a bundled name, a folder or a Hub id.")
+    hops: Hops = Field(description="Hop counts by task.")
+    n: Count = Field(default=40, description="Problems per task, hop count and seed.")
+    seeds: Seeds = Field(default=(0,), description="Seeds of the problems; each draws its own sample.")
+    rendering: tasks.Rendering = Field(
+        default="short", description="Wording: short for models trained by Chainwright, natural for instruction models."
+    )
+
+    @model_validator(mode="after")
+    def _has_cells(self) -> Self:
+        if not self.cells():
+            raise BadInput("No hops were asked for; a study needs at least one hop count of one task.")
+        return self
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return every (task, hops), tasks in their usual order and hop counts rising."""
+        return cells_of(self.hops)
+
+
+def cells_of(hops: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    """Return every (task, hops) of a mapping of hop counts by task, tasks in their usual order."""
+    return [(task, count) for task in tasks.known() if task in hops for count in sorted(set(hops[task]))]
