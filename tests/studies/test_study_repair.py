@@ -17,7 +17,7 @@ from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis, open_di
 from chainwright.traces import read_traces
 
 CONFIG = DiagnoseConfig(
-    "reasoner", {"clf": (2, 13)}, n=4, seeds=(3,), instruments=("accuracy", "errors"), repair="tcr-reasoner"
+    model="reasoner", hops={"clf": (2, 13)}, n=4, seeds=(3,), instruments=("accuracy", "errors"), repair="tcr-reasoner"
 )
 
 
