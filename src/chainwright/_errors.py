@@ -26,7 +26,15 @@ class EditNeverFired(ChainwrightError):
     """An edit was attached, the context was left, and no (layer, head, position) site had been touched."""
 
 
-class OtherWeights(UserWarning):
+class ChainwrightWarning(UserWarning):
+    """Root of the warnings: what was asked is done, but may not be what was meant."""
+
+
+class OtherRendering(ChainwrightWarning):
+    """Problems are asked in a rendering that the model's tokenizer is not made for."""
+
+
+class OtherWeights(ChainwrightWarning):
     """A repair was made for a checkpoint of the same shape with other weights: it runs, and may do nonsense."""
 
 

@@ -29,7 +29,7 @@ from chainwright._errors import BadInput
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import model_name
 from chainwright.models.padding import left_pad
-from chainwright.prompts import Prompt, n_positions, prompt_of
+from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
@@ -85,15 +85,18 @@ def generate(
 ) -> list[Trace]:
     """Return one trace for each problem, in their order.
 
-    Prompts of the natural rendering and plain strings go through the tokenizer's chat template if it has one.
+    Problems whose rendering was left open are asked in the one that the tokenizer reads. Prompts of the natural
+    rendering and plain strings go through the tokenizer's chat template if it has one. Each trace's `info` says how it
+    was asked (see `prompts.describe`).
 
     Args:
         model: A Transformers decoder.
         tokenizer: Its tokenizer.
         problems: Problems, or prompts as strings.
         repair: Something with `attached(model)`, in force while decoding.
-        max_new_tokens: Longest response. None allows half as many again as the gold chain has, plus 16, and
-            512 for strings; never more than the model has positions for.
+        max_new_tokens: Longest response. None allows 1.5 times the gold chain plus 16, 512 tokens where there is no
+            chain, and 32,768 for a model whose chat template makes it think; never more than the model has
+            positions for.
         batch_size: Rows decoded together. None chooses by the length of the prompts.
         temperature: 0 is greedy; above it tokens are drawn.
         seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they
@@ -107,8 +110,7 @@ def generate(
             longer than the model's positions.
     """
     _check_options(temperature, batch_size, max_new_tokens)
-    rows = enumerate(problems, first_row)
-    prompts = [prompt_of(model, tokenizer, i, problem, max_new_tokens) for i, problem in rows]
+    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row)
     traces: dict[int, Trace] = {}
     attached = nullcontext() if repair is None else repair.attached(model)
     with (
@@ -177,9 +179,9 @@ def _decode(
             pad_token_id=pad,
             logits_processor=processors,
         )
-    info: dict[str, str | int | float] = {"model": model_name(inner), "seed": seed, "temperature": float(temperature)}
+    shared: dict[str, str | int | float] = {"model": model_name(inner), "seed": seed, "temperature": float(temperature)}
     return [
-        (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, info))
+        (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, {**shared, **p.info}))
         for p, row in zip(batch, output, strict=True)
     ]
 

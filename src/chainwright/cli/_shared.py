@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chainwright import tasks
-from chainwright._errors import ChainwrightError, OtherWeights
+from chainwright._errors import ChainwrightError, ChainwrightWarning
 from chainwright.studies import Watch
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _plain_warnings() -> Iterator[None]:
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, OtherWeights):
+            if issubclass(category, ChainwrightWarning):
                 err.print(f"[bold yellow]warning:[/] {plain(str(message))}", highlight=False, soft_wrap=True)
             else:
                 others(message, category, *rest, **named)

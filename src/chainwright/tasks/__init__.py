@@ -10,7 +10,7 @@ operations (clf), operands (moas), intervals (nums) or sentences (objc). An eigh
 
 from __future__ import annotations
 
-from chainwright.tasks._sampling import canonical, error_types, from_record, known, names, sample, title
+from chainwright.tasks._sampling import canonical, error_types, fix_rendering, from_record, known, names, sample, title
 from chainwright.tasks._words import vocabulary
 from chainwright.tasks.base import UNPARSED, FirstError, Problem, ReadSlot, Rendering, Slot
 
@@ -23,6 +23,7 @@ __all__ = [
     "Slot",
     "canonical",
     "error_types",
+    "fix_rendering",
     "from_record",
     "known",
     "names",

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from chainwright._errors import BadInput, unknown_name
 from chainwright.tasks import clf, compass, llc, mdm, moas, nums, objc, parity
 from chainwright.tasks._patterns import STEP
 from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
-from chainwright.tasks.base import SCHEMA_VERSION, Problem, write_chain
+from chainwright.tasks.base import SCHEMA_VERSION, Draw, Problem, write_chain
 
 _SEVEN: Mapping[str, Task] = {module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)}
 _TASKS: Mapping[str, Task] = {**_SEVEN, compass.TASK.name: compass.TASK}
@@ -49,7 +50,7 @@ def error_types(task: str) -> tuple[str, ...]:
 
 
 def sample(
-    task: str, hops: int, n: int, seed: int = 0, *, rendering: Rendering = "short", n_demonstrations: int = 1
+    task: str, hops: int, n: int, seed: int = 0, *, rendering: Rendering | None = None, n_demonstrations: int = 1
 ) -> list[Problem]:
     """Return `n` problems of a task; the same arguments give the same problems, byte for byte.
 
@@ -60,7 +61,8 @@ def sample(
         hops: Number of hops, from 1; mdm takes at most 12 (digits of the multiplier).
         n: Number of problems.
         seed: Any integer.
-        rendering: "short" or "natural".
+        rendering: "short" or "natural". None leaves it open: the problems are written short, and `generate` asks them
+            in the rendering that its model reads.
         n_demonstrations: Worked examples in front of a natural question, of at most 4 hops each; the short
             rendering has none.
 
@@ -68,13 +70,34 @@ def sample(
         BadInput: If a name is unknown or a number is out of its range.
     """
     spec = _task(task)
-    _check_rendering(rendering)
+    if rendering is not None:
+        _check_rendering(rendering)
     _check_int("hops", hops, 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
     _check_int("n", n, 0, None, "it is the number of problems")
     _check_int("seed", seed, None, None, "the same seed gives the same problems")
     _check_int("n_demonstrations", n_demonstrations, 0, None, "it is the number of worked examples")
-    n_examples = n_demonstrations if rendering == "natural" else 0
-    return [_draw_problem(spec, hops, f"{spec.name}|{hops}|{seed}|{i}", rendering, n_examples) for i in range(n)]
+    draws = [Draw(f"{spec.name}|{hops}|{seed}|{i}", n_demonstrations) for i in range(n)]
+    if rendering is None:
+        return [replace(_draw_problem(spec, hops, draw, "short"), draw=draw) for draw in draws]
+    return [_draw_problem(spec, hops, draw, rendering) for draw in draws]
+
+
+def fix_rendering(problem: Problem, rendering: Rendering) -> Problem:
+    """Return a problem in one rendering, byte for byte as `sample` with that rendering would have written it.
+
+    Raises:
+        BadInput: The rendering is unknown, the task has no such rendering, or the problem was written in the other one
+            for good.
+    """
+    _check_rendering(rendering)
+    if problem.draw is not None:
+        return _draw_problem(_task(problem.task), problem.hops, problem.draw, rendering)
+    if problem.rendering != rendering:
+        raise BadInput(
+            f"This {problem.task} problem is written in the {problem.rendering} rendering, and cannot become "
+            f"{rendering}; sample it with rendering={rendering!r}, or without a rendering to leave it open."
+        )
+    return problem
 
 
 def from_record(record: Mapping[str, Any]) -> Problem:
@@ -167,7 +190,8 @@ def _problem(spec: Task, hops: int, facts: Facts, rendering: Rendering, script: 
     )
 
 
-def _draw_problem(spec: Task, hops: int, key: str, rendering: Rendering, n_examples: int) -> Problem:
+def _draw_problem(spec: Task, hops: int, draw: Draw, rendering: Rendering) -> Problem:
+    key, n_examples = draw
     facts = spec.draw(Random(key), hops, rendering)
     script = spec.write(facts, rendering)
     if rendering == "short":

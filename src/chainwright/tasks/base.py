@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._patterns import NUMBER, SIDE, Pattern
@@ -24,6 +24,7 @@ from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Sl
 __all__ = [
     "SCHEMA_VERSION",
     "UNPARSED",
+    "Draw",
     "FirstError",
     "Problem",
     "ReadSlot",
@@ -68,21 +69,39 @@ class FirstError:
     got: str
 
 
+class Draw(NamedTuple):
+    """What draws a problem again, in whichever rendering suits the model that it is asked of.
+
+    Attributes:
+        key: Seeds the problem's own generator.
+        n_demonstrations: Worked examples that go before the question in the natural rendering.
+    """
+
+    key: str
+    n_demonstrations: int
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A question with its gold chain, answer, hop count and slots.
+    """A question with its answer and, where they are known, its gold chain and slots.
+
+    A problem of your own needs only a prompt and an answer: `Problem("mine", 1, prompt, chain="", answer="42",
+    slots=())`. Its answers are judged; its chains are not, since nothing says what should be in them.
 
     Attributes:
         task: Name of the task, such as "parity".
         hops: How many steps the chain takes; what one step is depends on the task.
         prompt: The question, with worked examples in the natural rendering.
-        chain: The right response, one line a step, without a newline at its end.
+        chain: The right response, one line per step, without a newline at its end; empty if unknown.
         answer: The right final answer.
-        slots: Every decision of the chain, in order.
+        slots: Every decision of the chain, in order; empty if unknown.
         rendering: "short" (word-level text for small models) or "natural" (English for chat models).
         facts: What was drawn, as plain JSON values; enough to write the problem again.
         lines: The gold script, which reads responses back.
         shapes: One line of every shape that the task and rendering know.
+        draw: Set while the rendering is open (`sample` without `rendering`): the problem is written short, and
+            `generate` draws it again in the rendering that its model reads. None once the rendering is fixed. It is
+            no part of the problem's identity.
     """
 
     task: str
@@ -95,6 +114,12 @@ class Problem:
     facts: Facts = field(default_factory=dict, hash=False)
     lines: tuple[Line, ...] = field(default=(), repr=False)
     shapes: tuple[Line, ...] = field(default=(), repr=False, compare=False)
+    draw: Draw | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_answer_only(self) -> bool:
+        """Whether the right response is the answer and nothing else."""
+        return self.chain == self.answer
 
     def check(self, response_text: str) -> bool:
         """Return whether the final answer of a response is right, whatever its chain says.
