@@ -27,7 +27,7 @@ from transformers import (
 
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import anatomy, evaluating
-from chainwright.models.load import model_name
+from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
 from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
@@ -163,7 +163,7 @@ def _decode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: list[Prompt], temperature: float, seed: int
 ) -> list[tuple[int, Trace]]:
     inner = anatomy(model).model
-    ends = _end_ids(inner, tokenizer)
+    ends = end_ids(inner, tokenizer)
     pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
     ids, mask = left_pad([p.ids for p in batch], pad, inner.device)
     processors = LogitsProcessorList()
@@ -198,12 +198,6 @@ def _own_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = given
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return {int(e) for e in (*listed, tokenizer.eos_token_id) if e is not None}
 
 
 def _trace(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
 from chainwright.reproduce.tcr.estimate import estimate
-from chainwright.reproduce.tcr.study import ReproduceTCRConfig, ways_for
 from chainwright.tasks.cells import fit_cells
 from command_line import call
 

@@ -9,9 +9,9 @@ from chainwright._errors import BadInput
 from chainwright.decode import generate
 from chainwright.models import load_model
 from chainwright.report.study import write_study_report, write_tables
+from chainwright.reproduce.stepflow.config import ReproduceStepFlowConfig
 from chainwright.reproduce.stepflow.study import (
     ReproduceStepFlow,
-    ReproduceStepFlowConfig,
     _majority,
     fixed_errors,
     n_decodings,

@@ -15,9 +15,11 @@ from chainwright.repair.base import BUNDLED
 from chainwright.repair.tcr.lora_selector import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
+from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
 from chainwright.reproduce.tcr.estimate import estimate
-from chainwright.reproduce.tcr.study import ReproduceTCR, ReproduceTCRConfig, gold_detector, ways_for
+from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.reproduce.tcr.tables import counts_of
+from chainwright.reproduce.tcr.ways import gold_detector
 from chainwright.studies import Job, Study
 from command_line import call
 from study_plans import files

@@ -59,6 +59,7 @@ def tcr(
     from chainwright.cli import _parse
     from chainwright.repair.tcr.candidate_heads import CandidateConfig
     from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems
+    from chainwright.repair.tcr.repair import TCR
     from chainwright.repair.tcr.selector import ClassifierConfig
     from chainwright.tasks.cells import fit_cells, sample_cells
 
@@ -80,7 +81,7 @@ def tcr(
     loaded = load(model, device, dtype, revision, trust_remote_code)
     say = (lambda line: None) if quiet else (lambda line: err.print(line, markup=False, highlight=False))
     fitted = fit_tcr_on_problems(loaded.model, loaded.tokenizer, problems, config=fit, say=say)
-    fitted.repair.save_pretrained(out_folder, overwrite=overwrite)
+    TCR.from_fit(fitted).save_pretrained(out_folder, overwrite=overwrite)
     out.print(fitted.candidates.summary(), markup=False, highlight=False)
     for name, value in fitted.figures.items():
         out.print(f"{value:8.3f}  {name}", markup=False, highlight=False)

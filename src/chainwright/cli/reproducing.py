@@ -62,8 +62,9 @@ def tcr(
     """Decode the same problems in every way of the TCR paper, and print what each gains; goes on where it stopped."""
     from chainwright import prompts
     from chainwright.cli import _parse
+    from chainwright.reproduce.tcr import config as tcr
     from chainwright.reproduce.tcr import estimate as _plan
-    from chainwright.reproduce.tcr import study as tcr
+    from chainwright.reproduce.tcr.study import ReproduceTCR
     from chainwright.studies import Study
     from chainwright.tasks.cells import fit_cells
 
@@ -95,7 +96,7 @@ def tcr(
         )
         return
     loaded = load(model, device, dtype, revision, trust_remote_code)
-    design = tcr.ReproduceTCR(loaded.model, loaded.tokenizer, config)
+    design = ReproduceTCR(loaded.model, loaded.tokenizer, config)
     study = Study.make(out_folder, design, overwrite=overwrite)
     study.run(None if quiet else Lines(), recompute=recompute)
     print_findings(study)

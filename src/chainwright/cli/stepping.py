@@ -41,7 +41,8 @@ def stepflow(
     """Decode the same problems with StepFlow and with self-consistency; goes on where it stopped."""
     from chainwright import prompts
     from chainwright.cli import _parse
-    from chainwright.reproduce.stepflow.study import HOPS, ReproduceStepFlow, ReproduceStepFlowConfig
+    from chainwright.reproduce.stepflow.config import HOPS, ReproduceStepFlowConfig
+    from chainwright.reproduce.stepflow.study import ReproduceStepFlow
     from chainwright.studies import Study
     from chainwright.tasks.cells import fit_cells
 

@@ -260,6 +260,13 @@ def load_as(
     )
 
 
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens that end a response: those of the generation config and the tokenizer's own."""
+    of_model = model.generation_config.eos_token_id
+    listed = of_model if isinstance(of_model, list) else [of_model]
+    return {int(e) for e in (*listed, tokenizer.eos_token_id) if e is not None}
+
+
 def provenance(model: PreTrainedModel) -> dict[str, str]:
     """Return what identifies a model in a result: name, revision, type, dtype, shape and a fingerprint."""
     from chainwright._version import __version__

@@ -11,8 +11,8 @@ from .tcr.baselines import DoLa as DoLa
 from .tcr.baselines import RemoveAndResample as RemoveAndResample
 from .tcr.candidate_heads import Candidates as Candidates
 from .tcr.candidate_heads import find_candidates as find_candidates
+from .tcr.config import TCRConfig as TCRConfig
 from .tcr.detector import EntropyDetector as EntropyDetector
 from .tcr.detector import GoldDetector as GoldDetector
 from .tcr.detector import TrainedDetector as TrainedDetector
 from .tcr.repair import TCR as TCR
-from .tcr.repair import TCRConfig as TCRConfig

@@ -13,7 +13,7 @@ from chainwright import generate, load_model, tasks
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import LoadedModel
-from chainwright.repair import EntropyDetector, Repair, TrainedDetector
+from chainwright.repair import TCR, EntropyDetector, Repair, TrainedDetector
 from chainwright.repair.tcr._mlp import TrainConfig
 from chainwright.repair.tcr.candidate_heads import CandidateConfig, Candidates, find_candidates, greedy_cover
 from chainwright.repair.tcr.fit import FitConfig, Fitted, choice_scores, detection, exact_share, fit_tcr, look
@@ -50,13 +50,14 @@ def fitted() -> Fitted:
 
 def test_what_is_fitted_is_whole_and_saved(tmp_path: Path) -> None:
     found = fitted()
-    assert 1 <= len(found.repair.heads) <= 3 and isinstance(found.repair.detector, TrainedDetector)
+    repair = TCR.from_fit(found)
+    assert 1 <= len(repair.heads) <= 3 and isinstance(repair.detector, TrainedDetector)
     assert found.candidates.coverage == sorted(found.candidates.coverage)
     assert found.candidates.coverage[-1] <= found.candidates.any_head <= 1
-    again = Repair.from_pretrained(found.repair.save_pretrained(tmp_path / "repair"))
-    assert again.settings() == found.repair.settings()
+    again = Repair.from_pretrained(repair.save_pretrained(tmp_path / "repair"))
+    assert again.settings() == repair.settings()
     problems = tasks.sample("clf", 13, 4, 8)
-    decoded = [generate(*reasoner(), problems, repair=r, progress=False) for r in (found.repair, again)]
+    decoded = [generate(*reasoner(), problems, repair=r, progress=False) for r in (repair, again)]
     assert decoded[0] == decoded[1]
     saved = found.candidates.save(tmp_path / "candidates")
     assert Candidates.load(saved).summary() == found.candidates.summary()
@@ -64,7 +65,7 @@ def test_what_is_fitted_is_whole_and_saved(tmp_path: Path) -> None:
 
 
 def test_fitting_again_gives_the_same_repair() -> None:
-    first, again = fitted().repair, fit_tcr(*reasoner(), traces(), config=SMALL).repair
+    first, again = TCR.from_fit(fitted()), TCR.fit(*reasoner(), traces(), config=SMALL)
     assert first.settings() == again.settings()
     for name, tensor in first.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
@@ -73,11 +74,12 @@ def test_fitting_again_gives_the_same_repair() -> None:
 def test_the_paper_s_form_is_fitted_when_asked_for(tmp_path: Path) -> None:
     config = replace(SMALL, decision="vote", n_votes=3, detector="entropy", tau=0.3)
     found = fit_tcr(*reasoner(), traces(), config=config)
-    assert found.repair.config.decision == "vote" and found.repair.config.n_votes == 3
-    assert found.repair.verifier is None and found.repair.detector == EntropyDetector(0.3)
+    repair = TCR.from_fit(found)
+    assert repair.config.decision == "vote" and repair.config.n_votes == 3
+    assert repair.verifier is None and repair.detector == EntropyDetector(0.3)
     assert found.figures["chains right, repaired"] == found.figures["chains right, entropy 0.3, decided by vote"]
-    again = Repair.from_pretrained(found.repair.save_pretrained(tmp_path / "repair"))
-    assert again.settings() == found.repair.settings()
+    again = Repair.from_pretrained(repair.save_pretrained(tmp_path / "repair"))
+    assert again.settings() == repair.settings()
     assert f"decided by a vote of {min(3, len(again.heads))} of" in again.describe()
 
 
@@ -86,7 +88,7 @@ def test_the_paper_s_form_is_fitted_when_asked_for(tmp_path: Path) -> None:
 def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str, decision: str) -> None:
     """Forced right prefixes tell exactly which chains greedy decoding will write right."""
     model, tokenizer = reasoner()
-    repair = fitted().repair
+    repair = TCR.from_fit(fitted())
     config = replace(SMALL, doubt_above=0.05, candidates=replace(SMALL.candidates, positions=positions))
     repair = type(repair)(
         repair.heads, repair.selector, EntropyDetector(0.2), layers=repair.layers, end_ids=repair.end_ids,
@@ -108,7 +110,7 @@ def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str, decision
 
 def test_a_trained_detector_flags_only_what_its_forecast_looked_at() -> None:
     model, tokenizer = reasoner()
-    fit = fitted().repair
+    fit = TCR.from_fit(fitted())
     detector = TrainedDetector(fit.detector.network, 0.01, SMALL.doubt_above)  # flags much
     config = replace(fit.config, decision="vote")
     repair = type(fit)(fit.heads, fit.selector, detector, layers=fit.layers, end_ids=fit.end_ids, config=config)
@@ -154,7 +156,7 @@ def test_the_classifier_learns_saves_and_decodes(tmp_path: Path) -> None:
     fresh.fit(contexts[:32], seen.labels[usable][:32])
     after = hit_at_1(choice_scores(fresh, seen)[usable][:32], seen.labels[usable][:32])
     assert after > before, "it fits what it was shown"
-    repair = type(fitted().repair)(fitted().repair.heads, fresh, EntropyDetector(0.3), end_ids=fitted().repair.end_ids)
+    repair = TCR(fitted().heads, fresh, EntropyDetector(0.3), end_ids=fitted().end_ids)
     again = Repair.from_pretrained(repair.save_pretrained(tmp_path / "repair"))
     problems = tasks.sample("clf", 13, 3, 8)
     assert generate(model, tokenizer, problems, repair=again, progress=False) == generate(

@@ -15,7 +15,8 @@ from chainwright.prompts import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
 from chainwright.repair.tcr.fit import FitConfig, fit_tcr
 from chainwright.repair.tcr.flag_log import NotingDetector
-from chainwright.reproduce.tcr.study import ReproduceTCR, ReproduceTCRConfig, ways_for
+from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
+from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.scoring import score
 from command_line import call
 from instruct import instruct_model, instruct_tokenizer, natural, taught
@@ -108,8 +109,8 @@ def test_fit_decode_and_study_of_an_instruction_model(tmp_path: Path) -> None:
     n_right = sum(trace.first_error is None for trace in traces)
     assert 0 < n_right < len(traces), "some chains are right and some wrong"
     fitted = fit_tcr(model, tokenizer, traces, config=FitConfig(tau=0.3, detector="entropy"))
-    assert fitted.candidates.n_errors > 0 and isinstance(fitted.repair.detector, EntropyDetector)
-    fitted.repair.save_pretrained(tmp_path / "repair")
+    assert fitted.candidates.n_errors > 0 and isinstance(fitted.detector, EntropyDetector)
+    TCR.from_fit(fitted).save_pretrained(tmp_path / "repair")
 
     again = TCR.from_pretrained(tmp_path / "repair")
     mended = generate(model, tokenizer, problems[:4], repair=again, progress=False)

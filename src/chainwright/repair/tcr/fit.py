@@ -14,8 +14,8 @@ Fit and tune lessons are different problems. Accuracy is to be measured on a thi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,14 @@ from chainwright.decode import generate
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
-from chainwright.models.load import provenance
+from chainwright.models.load import end_ids, provenance
 from chainwright.repair.base import Origin, model_identity
 from chainwright.repair.tcr._mlp import Perceptron, TrainConfig
 from chainwright.repair.tcr.candidate_heads import CandidateConfig, Candidates, find_candidates
+from chainwright.repair.tcr.config import Decision, TCRConfig
 from chainwright.repair.tcr.detector import EntropyDetector, TrainedDetector, fit_detector
-from chainwright.repair.tcr.repair import TCR, Decision, TCRConfig
 from chainwright.repair.tcr.selector import ClassifierConfig, Selector, fit_light_selector
 from chainwright.repair.tcr.thresholds import (
-    VOTES,
     Decided,
     Detection,
     detection,
@@ -114,16 +113,30 @@ class FitConfig:
 
 
 class Fitted(NamedTuple):
-    """A repair, its candidate heads, and what was measured on tune lessons.
+    """The parts of a repair (`TCR.from_fit` puts them together), and what was measured on tune lessons.
 
     Attributes:
-        repair: Ready to be attached or saved.
+        heads: The candidate heads.
+        selector: Ranks them.
+        detector: Flags tokens, at the tuned threshold.
+        verifier: Decides between the model's first and second choice; None where heads vote.
+        config: How the repair decodes.
+        layers: Layers that selector and detector read.
+        end_ids: Tokens that end a response.
+        origin: The model, and the figures for the card.
         candidates: The heads with their coverage.
-        figures: Name of each measure and its value.
+        figures: Value of each measure by name.
         tune: Outcomes of the tune lessons, for studies.
     """
 
-    repair: TCR
+    heads: list[Head]
+    selector: Selector
+    detector: Detector
+    verifier: Verifier | None
+    config: TCRConfig
+    layers: tuple[int, ...]
+    end_ids: list[int]
+    origin: Origin
     candidates: Candidates
     figures: dict[str, float]
     tune: Outcomes
@@ -150,7 +163,7 @@ def fit_tcr(
     say: Say = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Fitted:
-    """Return a TCR fitted on traces of a model.
+    """Return the parts of a TCR fitted on traces of a model, with what was measured.
 
     Args:
         model: A Transformers decoder.
@@ -194,9 +207,19 @@ def fit_tcr(
     options, flags = _detectors(held, network, settings)
     best = tuned_threshold(held, flags, decided, settings.slack)
     figures = tune_figures(held, decided, flags[best])
-    repair = assemble(model, tokenizer, heads, selector, options[best], replace(settings, n_votes=n_votes), verifier)
-    repair.origin = replace(repair.origin, figures=[{"measure": k, "value": v} for k, v in figures.items()])
-    return Fitted(repair, candidates, figures, held)
+    return Fitted(
+        heads=heads,
+        selector=selector,
+        detector=options[best],
+        verifier=verifier,
+        config=TCRConfig(n_votes, settings.candidates.positions, settings.scale, settings.max_bytes, settings.decision),
+        layers=settings.layers or read_layers(parts.n_layers),
+        end_ids=sorted(end_ids(parts.model, tokenizer)),
+        origin=_origin(model, figures),
+        candidates=candidates,
+        figures=figures,
+        tune=held,
+    )
 
 
 def fit_tcr_on_problems(
@@ -209,7 +232,7 @@ def fit_tcr_on_problems(
     say: Say = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Fitted:
-    """Return a TCR fitted on the greedy responses of a model to problems: `generate`, then `fit_tcr`.
+    """Return a fit on the greedy responses of a model to problems: `generate`, then `fit_tcr`.
 
     Args:
         model: A Transformers decoder.
@@ -228,32 +251,10 @@ def fit_tcr_on_problems(
     return fit_tcr(model, tokenizer, traces, config=config, say=say, tick=tick)
 
 
-def assemble(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    heads: Sequence[Head],
-    selector: Selector,
-    detector: Detector,
-    config: FitConfig,
-    verifier: Verifier | None = None,
-) -> TCR:
-    """Return the repair of these parts, bound to the model."""
-    parts = anatomy(model)
-    ends = parts.model.generation_config.eos_token_id
-    listed = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
-    decoding = TCRConfig(
-        config.n_votes or VOTES[0], config.candidates.positions, config.scale, config.max_bytes, config.decision
-    )
-    return TCR(
-        heads,
-        selector,
-        detector,
-        config=decoding,
-        layers=config.layers or read_layers(parts.n_layers),
-        end_ids=sorted({int(e) for e in listed if e is not None}),
-        origin=Origin(model_identity(model), [], "Measured on tune lessons: right chains under forced right prefixes."),
-        verifier=verifier,
-    )
+def _origin(model: nn.Module, figures: dict[str, float]) -> Origin:
+    rows = [{"measure": name, "value": value} for name, value in figures.items()]
+    note = "Measured on tune lessons: right chains under forced right prefixes."
+    return Origin(model_identity(model), rows, note)
 
 
 def look(parts: Anatomy, lessons: Sequence[Lesson], heads: Sequence[Head], config: FitConfig, tick: Tick) -> Outcomes:
@@ -336,21 +337,14 @@ def _verifiers(seen: Outcomes, config: FitConfig) -> tuple[Verifier | None, Veri
     return full, blind
 
 
-def fit_settings(config: FitConfig) -> dict[str, Any]:
-    """Return how a repair was fitted as plain JSON values."""
-    return asdict(config)
-
-
 __all__ = [
     "CandidateConfig",
     "Detection",
     "FitConfig",
     "Fitted",
     "Positions",
-    "assemble",
     "detection",
     "exact_share",
-    "fit_settings",
     "fit_tcr",
     "fit_tcr_on_problems",
     "look",

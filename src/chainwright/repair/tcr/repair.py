@@ -18,8 +18,8 @@ verifier are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,52 +28,15 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.capture import Positions
 from chainwright.repair.base import Origin
 from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr.config import TCRConfig
 from chainwright.repair.tcr.detector import detector_settings, restore_detector
+from chainwright.repair.tcr.fit import FitConfig, Fitted, fit_tcr
 from chainwright.repair.tcr.selector import Selector, restore_selector, selector_settings
 from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen, Without
 from chainwright.repair.tcr.verifier import Verifier
 from chainwright.traces import Trace
-
-if TYPE_CHECKING:
-    from chainwright.repair.tcr.fit import FitConfig
-
-Decision = Literal["vote", "verify"]
-
-
-@dataclass(frozen=True)
-class TCRConfig:
-    """How a fitted TCR decodes.
-
-    Attributes:
-        decision: "vote": heads ranked by the selector vote, as in the paper. "verify": all candidate heads are
-            silenced, each alone, and the verifier decides between the model's first and second choice.
-        n_votes: Heads that are silenced at a flagged token, each alone, for a vote.
-        positions: Silence them at all positions of the row's past and present, or only at the last.
-        scale: What their outputs are multiplied by: 0 silences, 0.5 halves.
-        max_bytes: What the cached runs without single heads may take together, besides the pass that is running.
-
-    Raises:
-        BadInput: A value outside its range.
-    """
-
-    n_votes: int = 3
-    positions: Positions = "all"
-    scale: float = 0.0
-    max_bytes: int = 2**30
-    decision: Decision = "vote"
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be decoded with."""
-        for name in ("n_votes", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.positions not in get_args(Positions):
-            raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
-        if self.decision not in get_args(Decision):
-            raise BadInput(f"decision must be 'vote' or 'verify'; got {self.decision!r}.")
 
 
 class TCR(CorrectingRepair):
@@ -127,7 +90,7 @@ class TCR(CorrectingRepair):
         *,
         config: FitConfig | None = None,
     ) -> TCR:
-        """Return a TCR fitted on traces of a model; `chainwright.repair.tcr.fit.fit_tcr` also returns what it measured.
+        """Return a TCR fitted on traces of a model; `fit_tcr` also returns what it measured.
 
         Args:
             model: A Transformers decoder.
@@ -138,9 +101,21 @@ class TCR(CorrectingRepair):
         Raises:
             BadInput: The traces hold no error or no right token, or have no problems.
         """
-        from chainwright.repair.tcr.fit import fit_tcr
+        return cls.from_fit(fit_tcr(model, tokenizer, traces, config=config))
 
-        return fit_tcr(model, tokenizer, traces, config=config).repair
+    @classmethod
+    def from_fit(cls, fitted: Fitted) -> TCR:
+        """Return the repair made of what `fit_tcr` fitted, bound to the model that it was fitted on."""
+        return cls(
+            fitted.heads,
+            fitted.selector,
+            fitted.detector,
+            config=fitted.config,
+            layers=fitted.layers,
+            end_ids=fitted.end_ids,
+            origin=fitted.origin,
+            verifier=fitted.verifier,
+        )
 
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
         """Return the logits that the verifier makes, or the vote, which leaves rows where the selector abstains."""

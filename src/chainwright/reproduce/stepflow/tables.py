@@ -19,10 +19,10 @@ from chainwright.evaluation.flips import Flips
 from chainwright.repair.stepflow.layers import ChosenLayers
 from chainwright.repair.stepflow.repair import StepFlow
 from chainwright.reproduce.stepflow import measures
-from chainwright.reproduce.stepflow.study import ReproduceStepFlowConfig
+from chainwright.reproduce.stepflow.config import ReproduceStepFlowConfig
 
 
-def found_in(config: ReproduceStepFlowConfig, done: Mapping[str, Path]) -> list[Finding]:
+def tables_of(config: ReproduceStepFlowConfig, done: Mapping[str, Path]) -> list[Finding]:
     """Return what the units of a finished study hold, for its report."""
     here = done["comparison"]
     title = f"Ways of decoding with {config.model}"

@@ -20,10 +20,10 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.models.load import BUNDLED, bundled_models
 from chainwright.repair.tcr.candidate_heads import CandidateConfig
-from chainwright.repair.tcr.repair import TCRConfig
+from chainwright.repair.tcr.config import TCRConfig
 
 if TYPE_CHECKING:
-    from chainwright.reproduce.tcr.study import ReproduceTCRConfig
+    from chainwright.reproduce.tcr.config import ReproduceTCRConfig
 
 _GB = 1e9
 _CHARACTERS = 3.5  # a token of English with numbers has about so many

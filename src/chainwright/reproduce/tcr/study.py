@@ -13,17 +13,16 @@ each time: so the ablations need no decoding.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
-from chainwright._errors import BadInput, unknown_name
+from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright.decode import generate
@@ -31,141 +30,20 @@ from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_as, provenance
-from chainwright.prompts import prompt_ids
 from chainwright.repair.base import Repair
-from chainwright.repair.tcr.baselines import BestHead, DoLa, RemoveAndResample
 from chainwright.repair.tcr.candidate_heads import Candidates
-from chainwright.repair.tcr.detector import EntropyDetector, GoldDetector
 from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems, look
 from chainwright.repair.tcr.flag_log import NotingDetector
-from chainwright.repair.tcr.repair import TCR, Decision
-from chainwright.repair.tcr.selector import FixedSelector, NeverAbstains, RandomSelector, Selector
-from chainwright.repair.tcr.token_repair import Detector
-from chainwright.repair.tcr.training_data import lesson_ids, lessons_of
+from chainwright.repair.tcr.repair import TCR
+from chainwright.repair.tcr.training_data import lessons_of
 from chainwright.reproduce.tcr.ablations import ablation_rows, load_outcomes, save_outcomes
+from chainwright.reproduce.tcr.config import GOLD, ReproduceTCRConfig, runs_of, slug_of
+from chainwright.reproduce.tcr.tables import tables_of
+from chainwright.reproduce.tcr.ways import gold_detector, repair_for
 from chainwright.studies import Job, Plan, Results, Study
 from chainwright.studies.manifest import Manifest
 from chainwright.tasks.cells import sample_cells
 from chainwright.traces import Trace, read_traces, write_traces
-
-# what the quick profile runs
-QUICK = ("none", "TCR", "TCR, vote", "TCR, entropy", "TCR, gold", "remove", "remove, gold", "random head")
-WAYS = (
-    "none",
-    "TCR",
-    "TCR, vote",
-    "TCR, entropy",
-    "TCR, gold",
-    "best head, gold",
-    "remove",
-    "remove, entropy",
-    "remove, gold",
-    "random head",
-    "best single head",
-    "DoLa",
-)
-VARIANTS = ("all", "last", "half")
-NO_GOLD = "they need right chains of one wording, which only the short rendering has."
-GOLD = ("TCR, gold", "best head, gold", "remove, gold")
-
-
-def ways_for(rendering: str, *, quick: bool) -> tuple[str, ...]:
-    """Return the ways that can be run in a rendering: gold flags need the one right wording of the short one."""
-    ways = QUICK if quick else WAYS
-    return ways if rendering == "short" else tuple(way for way in ways if way not in GOLD)
-
-
-@dataclass(frozen=True)
-class ReproduceTCRConfig:
-    """Everything that the study depends on besides the model's weights.
-
-    Attributes:
-        model: Name, folder or Hub id, as it was asked for.
-        hops: Hop counts of each task that is decoded.
-        n: Problems a (task, hops, seed).
-        seeds: Seeds of the problems that the figures come from.
-        ways: Ways of decoding (see `WAYS`); the first is what the others are compared with.
-        variants: Knockouts that the ablations look at: at "all" positions, the "last", or "half" of a head at all.
-        fit_hops: Hop counts of the tasks that are fitted on; the others are held out.
-        fit_n: Problems a (task, hops) to fit and tune on.
-        fit_seed: Their seed, which is none of `seeds`.
-        rendering: "short" for models trained by Chainwright, "natural" for instruction models.
-        tau: Entropy threshold of the entropy detector, nats.
-        decision: How the fitted repair decides, "verify" or "vote" (see `TCRConfig`).
-        repair: A repair to study instead of fitting one; None fits.
-        also: Further TCR repairs that are decoded with as they are, each a way under its name (the last part of a
-            folder's). Their selectors join the ablations where their candidate heads are the same.
-
-    Raises:
-        BadInput: A value that could not be run.
-    """
-
-    model: str
-    hops: Mapping[str, Sequence[int]]
-    n: int = 8
-    seeds: Sequence[int] = (11, 12, 13)
-    ways: Sequence[str] = WAYS
-    variants: Sequence[str] = VARIANTS
-    fit_hops: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    fit_n: int = 80
-    fit_seed: int = 100
-    rendering: tasks.Rendering = "short"
-    tau: float = 0.3
-    decision: Decision = "verify"
-    repair: str | None = None
-    also: Sequence[str] = ()
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run, before anything is."""
-        if unknown := [t for t in (*self.hops, *self.fit_hops) if t not in tasks.names()]:
-            raise unknown_name("task", unknown[0], tasks.names())
-        if unknown := [way for way in self.ways if way not in WAYS]:
-            raise unknown_name("way of decoding", unknown[0], WAYS)
-        if unknown := [v for v in self.variants if v not in VARIANTS]:
-            raise unknown_name("variant", unknown[0], VARIANTS)
-        if self.rendering != "short" and (gold := [way for way in self.ways if way in GOLD]):
-            raise BadInput(
-                f"{gold[0]!r} cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave it out (--ways)."
-            )
-        if self.rendering != "short" and self.variants:
-            raise BadInput(
-                f"Ablations cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave the variants out."
-            )
-        if self.decision not in get_args(Decision):
-            raise unknown_name("decision", self.decision, get_args(Decision))
-        names = self.all_ways()
-        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-            raise BadInput(f"{twice[0]!r} names two ways of decoding; give each once, or rename a repair's folder.")
-        if not self.cells() or not self.seeds or not self.ways:
-            raise BadInput("A study of TCR needs at least one task with hops, one seed and one way of decoding.")
-        if self.repair is None and not self.fit_hops:
-            raise BadInput("Without a repair one is fitted, for which at least one task with hops is needed.")
-        if self.repair is not None and "best single head" in self.ways:
-            raise BadInput(
-                "'best single head' is chosen by figures that only a fit gives, and a repair was named; leave that way "
-                "out (--ways or --quick), or leave --repair out."
-            )
-        if self.fit_seed in self.seeds:
-            raise BadInput(f"fit_seed {self.fit_seed} is one of the test seeds; problems must not be used for both.")
-        for name in ("n", "fit_n"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
-
-    def record(self) -> dict[str, Any]:
-        """Return the config as plain JSON values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
-
-    def all_ways(self) -> list[str]:
-        """Return the ways of decoding, those of further repairs last."""
-        return [*self.ways, *(Path(name).name for name in self.also)]
-
-    def cells(self) -> list[tuple[str, int]]:
-        """Return every (task, hops), tasks in their usual order."""
-        return [(task, int(h)) for task in tasks.names() if task in self.hops for h in sorted(set(self.hops[task]))]
 
 
 class ReproduceTCR(Plan):
@@ -232,7 +110,7 @@ class ReproduceTCR(Plan):
             max_new_tokens=self.asked.max_new_tokens,
             tick=job.tick,
         )
-        fitted.repair.save_pretrained(job.out / "repair")
+        TCR.from_fit(fitted).save_pretrained(job.out / "repair")
         fitted.candidates.save(job.out / "candidates")
         write_json(job.out / "figures.json", fitted.figures)
 
@@ -279,29 +157,14 @@ class ReproduceTCR(Plan):
         write_json(job.out / "counts.json", {k: v for k, v in counts.items() if isinstance(v, int)})
 
     def _way(self, way: str, done: Results, problems: list[tasks.Problem]) -> Repair | None:
-        """Return the repair of a way of decoding."""
+        """Return the repair that a way decodes with; None for the model alone."""
         if way == "none":
             return None
         if others := [name for name in self.asked.also if Path(name).name == way]:
             return TCR.from_pretrained(others[0])
-        tcr = self._repair(done)
-        if way == "DoLa":
-            return DoLa(anatomy(self.model).n_layers, end_ids=tcr.end_ids)
-        flagged_by, _, detectors = way.partition(", ")
-        options: dict[str, Detector] = {
-            "": tcr.detector,
-            "vote": tcr.detector,
-            "entropy": EntropyDetector(self.asked.tau),
-        }
-        if detectors == "gold":
-            options["gold"] = gold_detector(self.tokenizer, problems)
-        detector = options[detectors]
-        if flagged_by == "remove":
-            return RemoveAndResample(detector, layers=tcr.layers, end_ids=tcr.end_ids)
-        if flagged_by == "best head":
-            assert isinstance(detector, GoldDetector)
-            return BestHead(tcr.heads, detector, end_ids=tcr.end_ids)
-        return _with(tcr, detector, way, self._candidates(done))
+        gold = gold_detector(self.tokenizer, problems) if way in GOLD else None
+        n_layers = anatomy(self.model).n_layers
+        return repair_for(way, self._repair(done), n_layers, self._candidates(done), self.asked.tau, gold)
 
     def _force(self, job: Job, variant: str) -> None:
         repair = self._repair(job.done)
@@ -333,64 +196,7 @@ class ReproduceTCR(Plan):
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
         """Return the comparison with its costs, the flips, and the tables of ablations and of the fit."""
-        from chainwright.reproduce.tcr.tables import found_in
-
-        return found_in(study)
+        return tables_of(study)
 
 
-def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
-    """Return the units with the traces of a way of decoding."""
-    names = dict.fromkeys(task for task, _ in config.cells())
-    return [f"runs/{slug_of(way)}/{task}-{seed}" for task in names for seed in config.seeds]
-
-
-def slug_of(way: str) -> str:
-    """Return a way's name as part of a unit's id."""
-    return way.replace(", ", "-").replace(" ", "-")
-
-
-def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None) -> TCR:
-    """Return the repair with another detector and another decision.
-
-    With entropy or gold flags it is the paper's: three heads vote.
-    """
-    selector: Selector = tcr.selector
-    config, n = tcr.config, len(tcr.heads)
-    if way == "TCR, vote":
-        config = replace(config, decision="vote")
-    elif way == "TCR, entropy":
-        config = replace(config, decision="vote", n_votes=3)
-    elif way == "TCR, gold":
-        selector, config = NeverAbstains(tcr.selector), replace(config, decision="vote", n_votes=3)
-    elif way == "random head":
-        selector, config = RandomSelector(n), replace(config, decision="vote", n_votes=1)
-    elif way == "best single head":
-        selector, config = FixedSelector(n, [best_single(tcr, candidates)]), replace(config, decision="vote", n_votes=1)
-    return TCR(
-        tcr.heads, selector, detector,
-        config=config, layers=tcr.layers, end_ids=tcr.end_ids, verifier=tcr.verifier,
-    )  # fmt: skip
-
-
-def best_single(tcr: TCR, candidates: Candidates | None) -> int:
-    """Return which of the heads mends most and breaks least on the fitting problems."""
-    assert candidates is not None, "the config refuses this way without a fit"
-    worth = {(r["layer"], r["head"]): r["fixed"] + r["kept"] for r in candidates.rows}
-    return max(range(len(tcr.heads)), key=lambda k: worth.get(tcr.heads[k], -1.0))
-
-
-def gold_detector(tokenizer: PreTrainedTokenizerBase, problems: Sequence[tasks.Problem]) -> GoldDetector:
-    """Return the detector that knows the right chains of these problems.
-
-    Raises:
-        BadInput: A problem in another rendering than the short one, which has many right wordings.
-    """
-    if any(problem.rendering != "short" for problem in problems):
-        raise BadInput(
-            "Gold flags need the short rendering, in which a chain has one right wording; leave the gold ways out "
-            "(--ways) for this model."
-        )
-    return GoldDetector({tuple(prompt_ids(tokenizer, p)): lesson_ids(tokenizer, p) for p in problems})
-
-
-__all__ = ["WAYS", "ReproduceTCR", "ReproduceTCRConfig", "gold_detector", "ways_for"]
+__all__ = ["ReproduceTCR"]

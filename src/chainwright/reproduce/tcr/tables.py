@@ -13,11 +13,11 @@ from chainwright._tables import Tables
 from chainwright.evaluation.comparison import Comparison
 from chainwright.evaluation.flips import Flips
 from chainwright.figures.words import listed
-from chainwright.reproduce.tcr.study import GOLD, NO_GOLD, ReproduceTCRConfig, runs_of
+from chainwright.reproduce.tcr.config import GOLD, NO_GOLD, ReproduceTCRConfig, runs_of
 from chainwright.studies import Study, timing
 
 
-def found_in(study: Study) -> list[Finding]:
+def tables_of(study: Study) -> list[Finding]:
     """Return what the units of a finished study hold, for its report."""
     config, done = ReproduceTCRConfig(**study.manifest.config), study.results
     took = timing.seconds_by_unit(study.folder)
