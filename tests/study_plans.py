@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 from chainwright._files import read_json, write_json
+from chainwright._registry import register
 from chainwright.studies import Job, Plan, Results, Skip, Study
 
 
+@register("study", "squares")
 class Squares(Plan):
     kind, again = "squares", "python squares.py {folder}"
 

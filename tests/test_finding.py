@@ -15,7 +15,8 @@ import torch
 import chainwright
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright._finding import SCHEMA_VERSION, Finding, _kinds
+from chainwright._finding import SCHEMA_VERSION, Finding
+from chainwright._registry import load_all
 from chainwright._tables import Tables
 from chainwright.diagnose import (
     Alternatives,
@@ -224,7 +225,7 @@ def test_no_kind_is_forgotten() -> None:
     for module in pkgutil.walk_packages(chainwright.__path__, "chainwright."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    own = {kind for kind in _kinds(Finding) if kind.__module__.startswith("chainwright.")} - {Finding}
+    own = {kind for kind in load_all("finding").values() if kind.__module__.startswith("chainwright.")}
     assert own == set(MAKERS)
 
 

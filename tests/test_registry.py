@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
 import chainwright
 from chainwright import BadInput, _registry
+from chainwright._finding import Finding
 from chainwright._registry import load, names, register
+from chainwright.edits import Edit
+from chainwright.repair.base import Repair
+from chainwright.repair.tcr.detector import EntropyDetector
+from chainwright.studies.plan import Plan
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +97,8 @@ def test_everything_written_in_the_package_can_be_loaded() -> None:
 class Plugin:
     """An entry point as importlib.metadata gives it."""
 
-    def __init__(self, name: str, value: str):
-        self.name, self.value = name, value
+    def __init__(self, name: str, value: str, dist: object = None):
+        self.name, self.value, self.dist = name, value, dist
 
 
 def _with(monkeypatch: pytest.MonkeyPatch, *plugins: Plugin) -> None:
@@ -110,3 +118,61 @@ def test_an_entry_point_without_a_kind_is_refused(monkeypatch: pytest.MonkeyPatc
     _with(monkeypatch, Plugin("loads", "json:loads"))
     with pytest.raises(BadInput, match=r"'loads' .* does not begin with a kind of plugin"):
         names("checker")
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "name_of"),
+    [
+        ("finding", Finding, lambda thing: thing.__name__),
+        ("repair", Repair, lambda thing: thing.kind),
+        ("study", Plan, lambda thing: thing.kind),
+    ],
+)
+def test_classes_are_registered_under_the_name_that_they_are_saved_by(
+    kind: _registry.Kind, base: type, name_of: Callable[[type], str]
+) -> None:
+    things = _registry.load_all(kind)
+    assert things and all(issubclass(thing, base) and name_of(thing) == name for name, thing in things.items())
+
+
+def test_edits_are_registered_under_their_names() -> None:
+    edits = _registry.load_all("edit")
+    assert sorted(edits) == ["attend-back", "bridge", "cut-attention", "knock-out", "momentum"]
+    assert all(issubclass(edit, Edit) for edit in edits.values())
+
+
+def test_loading_one_name_imports_only_its_module() -> None:
+    check = (
+        "import sys; from chainwright._registry import load; load('finding', 'Accuracy'); "
+        "print([m for m in sys.modules if m.startswith(('chainwright.repair', 'chainwright.diagnose'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_names_and_sources_lead_back() -> None:
+    assert _registry.name_of("detector", EntropyDetector) == "entropy"
+    assert _registry.name_of("detector", object) is None
+    assert _registry.source_of("detector", "entropy") is None
+
+    @register("detector", "of this file")
+    class Own:
+        pass
+
+    assert _registry.name_of("detector", Own) == "of this file"
+    assert _registry.source_of("detector", "of this file") == "test_registry"
+
+
+def test_the_source_of_a_plugin_is_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(name="some-package")
+    _with(
+        monkeypatch, Plugin("checker.loads", "json:loads", package), Plugin("checker.JSONDecoder", "json:JSONDecoder")
+    )
+    assert _registry.source_of("checker", "loads") == "some-package"
+    assert _registry.name_of("checker", json.loads) == "loads"
+
+
+def test_what_a_saved_thing_lacks_is_named_with_its_package() -> None:
+    assert _registry.load_saved("detector", "entropy", None, "It") is EntropyDetector
+    with pytest.raises(BadInput, match="It needs the detector 'spikes' of chainwright-spikes, which is not registered"):
+        _registry.load_saved("detector", "spikes", "chainwright-spikes", "It")

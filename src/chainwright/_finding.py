@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,20 +15,13 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
+from chainwright._registry import load_saved, name_of, names, source_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 SCHEMA_VERSION = 2
 _RESULT, _TENSORS = "result.json", "tensors.safetensors"
-# where findings are defined: read only when one is loaded, since these modules import this one
-_HOLDERS = (
-    "chainwright._tables",
-    "chainwright.diagnose",
-    "chainwright.evaluation.comparison",
-    "chainwright.evaluation.flips",
-    "chainwright.repair",
-)
 F = TypeVar("F", bound="Finding")
 
 
@@ -87,6 +79,8 @@ class Finding(ABC):
         with atomic_folder(folder) as draft:
             save_file({name: value.contiguous() for name, value in tensors.items()}, draft / _TENSORS)
             record = {"schema_version": SCHEMA_VERSION, "kind": type(self).__name__, "values": plain}
+            if (package := _source(type(self))) is not None:
+                record["package"] = package
             write_json(draft / _RESULT, record)
         return folder
 
@@ -118,13 +112,20 @@ def _kind(cls: type[F], folder: Path, record: Any) -> type[F]:
             f"{folder} has schema version {version}, this Chainwright reads {SCHEMA_VERSION}; use the "
             "version of Chainwright that wrote it, or make it again."
         )
-    for module in _HOLDERS:
-        import_module(module)
-    kinds = {kind.__name__: kind for kind in _kinds(cls)}
-    if record.get("kind") not in kinds:
-        raise BadInput(f"{folder} holds a {record.get('kind')}, not a {cls.__name__}.")
-    return kinds[record["kind"]]
+    name = record.get("kind")
+    if name == cls.__name__:
+        return cls
+    if record.get("package") is None and name not in names("finding"):
+        raise BadInput(
+            f"{folder} holds a {name}, not a {cls.__name__}, and no finding of that name is registered; load it with "
+            "the class that wrote it."
+        )
+    kind = load_saved("finding", name, record.get("package"), f"The finding in {folder}")
+    if not issubclass(kind, cls):
+        raise BadInput(f"{folder} holds a {name}, not a {cls.__name__}; load it with Finding.load.")
+    return kind  # type: ignore[no-any-return]
 
 
-def _kinds(cls: type[F]) -> list[type[F]]:
-    return [cls, *(kind for sub in cls.__subclasses__() for kind in _kinds(sub))]
+def _source(kind: type[Finding]) -> str | None:
+    name = name_of("finding", kind)
+    return None if name is None else source_of("finding", name)

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from chainwright._finding import Finding
+from chainwright._registry import register
 
 Rows = list[dict[str, Any]]
 
 
+@register("finding", "Tables")
 @dataclass(frozen=True, kw_only=True)
 class Tables(Finding):
     """Tables by title.

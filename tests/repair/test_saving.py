@@ -176,6 +176,6 @@ def test_repairs_for_studies_cannot_be_saved(tmp_path: Path) -> None:
     from chainwright.repair import GoldDetector
 
     gold = TCR(HEADS, RandomSelector(2), GoldDetector({(1,): [2]}))
-    with pytest.raises(BadInput, match="GoldDetector is for studies and cannot be saved"):
+    with pytest.raises(BadInput, match="GoldDetector cannot be saved: its class is not registered as a detector"):
         gold.save_pretrained(tmp_path / "gold")
     assert not (tmp_path / "gold").exists()

@@ -9,6 +9,7 @@ import pytest
 from report_examples import EVIL
 
 from chainwright import BadInput
+from chainwright._registry import names
 from chainwright._tables import Tables
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
@@ -18,7 +19,7 @@ from chainwright.report.sections import comparison, tables
 from chainwright.report.sections.flips import shown
 from chainwright.report.study import summary_of, write_study_report
 from chainwright.studies import Study
-from chainwright.studies.plan_registry import known_plans, plan_of
+from chainwright.studies.plan import plan_of
 from outcomes import two_ways
 from study_plans import Squares
 
@@ -107,8 +108,8 @@ def test_tables_show_numbers_and_draw_thresholds() -> None:
 
 def test_every_kind_of_study_of_ours_is_known() -> None:
     kinds = {"diagnosis", "reproduce tcr", "reproduce stepflow", "reproduce back-attention", "iteration-heads"}
-    assert kinds <= set(known_plans())
-    with pytest.raises(BadInput, match="Nobody knows how to read a study of kind 'cubes'; known: "):
+    assert kinds <= set(names("study"))
+    with pytest.raises(BadInput, match="Unknown study kind 'cubes'; known: "):
         plan_of("cubes")
 
 

@@ -113,17 +113,16 @@ def show(folder: Folder) -> None:
 
 
 def _show(folder: Path) -> None:
-    from chainwright import Study
+    from chainwright import Study, _registry
     from chainwright.evaluation.accuracy import Accuracy
     from chainwright.report.study import summary_of
     from chainwright.studies.diagnosis.plan import KIND, config_of, has_report
-    from chainwright.studies.plan_registry import known_plans
 
     study = Study.open(folder)
-    results = study.results
+    results, kind = study.results, study.manifest.kind
     if not study.is_complete:
         _say(f"{folder} is not finished; this is what it has so far.")
-    elif has_report(config_of(study)) if study.manifest.kind == KIND else study.manifest.kind in known_plans():
+    elif has_report(config_of(study)) if kind == KIND else kind in _registry.names("study"):
         out.print()
         for line in summary_of(study):
             _say(line)

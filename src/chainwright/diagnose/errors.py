@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import median_interval, wilson
 from chainwright.scoring import TokenScores
 from chainwright.traces import Trace
@@ -22,6 +23,7 @@ KEY_SHARE = 0.30
 View = Literal["types", "hops", "entropy"]
 
 
+@register("finding", "ErrorTable")
 @dataclass(frozen=True, kw_only=True)
 class ErrorTable(Finding):
     """First errors by task, hops and type.

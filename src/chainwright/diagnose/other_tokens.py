@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.contexts import right_token
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.load import provenance
@@ -22,6 +23,7 @@ from chainwright.traces import Trace
 _LOGITS_AT_ONCE = 2**26
 
 
+@register("finding", "Alternatives")
 @dataclass(frozen=True, kw_only=True)
 class Alternatives(Finding):
     """The likeliest tokens at M places of traces.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models._probe import first_tensor, given_tensor
 from chainwright.models.anatomy import Anatomy
@@ -109,6 +110,7 @@ class Scores(NamedTuple):
     pattern: Tensor
 
 
+@register("edit", "attend-back")
 @dataclass(frozen=True)
 class AttendBack(Edit):
     """Runs a model with back attention (see above).

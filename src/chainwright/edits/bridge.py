@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
@@ -64,6 +65,7 @@ def bridge_factors(p_bridge: Tensor, p_own: Tensor, tau: Tensor | float, epsilon
     return Factors(bridge, own, is_needed)
 
 
+@register("edit", "bridge")
 @dataclass(frozen=True)
 class Bridge(Edit):
     """Gives the segment that a query builds on at least a share of its attention, in some layers.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler
@@ -28,6 +29,7 @@ class Cut(NamedTuple):
     keys: tuple[int, int]
 
 
+@register("edit", "cut-attention")
 @dataclass(frozen=True)
 class CutAttention(Edit):
     """Cuts the attention from some positions to some earlier ones; the weights of the rest are scaled up to one.

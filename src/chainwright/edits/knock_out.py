@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler
@@ -25,6 +26,7 @@ Positions = Literal["all", "last"]
 _FORM = "Heads are given as a collection of (layer, head) pairs of whole numbers, or a list of such collections"
 
 
+@register("edit", "knock-out")
 @dataclass(frozen=True)
 class KnockOut(Edit):
     """Silences attention heads (zero ablation).

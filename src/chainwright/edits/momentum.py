@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.following import Follower, LiveSteps, Pass
 from chainwright.models.anatomy import Anatomy
@@ -27,6 +28,7 @@ from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, wi
 from chainwright.traces.live import Place
 
 
+@register("edit", "momentum")
 @dataclass(frozen=True)
 class Momentum(Edit):
     """Carries the values of the previous step over to the first token of a new one, in some layers.

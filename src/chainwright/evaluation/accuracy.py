@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import wilson
 from chainwright.traces import Trace
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@register("finding", "Accuracy")
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Finding):
     """Accuracy by task and hops.

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import bootstrap_interval
 from chainwright.traces import Trace
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 View = Literal["ways", "chains", "answers"]
 
 
+@register("finding", "Comparison")
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Finding):
     """Several ways of decoding on the same problems, each compared with the first.

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.evaluation.comparison import check_paired
 from chainwright.traces import Trace
 from chainwright.traces.offsets import Tokenizer, token_offsets
@@ -22,6 +23,7 @@ from chainwright.traces.offsets import Tokenizer, token_offsets
 __all__ = ["Flips", "flips"]
 
 
+@register("finding", "Flips")
 @dataclass(frozen=True, kw_only=True)
 class Flips(Finding):
     """The problems on which ways of decoding disagree, and what each way answered.

@@ -17,7 +17,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput, OtherWeights, unknown_name
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
+from chainwright._registry import load_saved, names, source_of
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair._card import card
@@ -38,13 +38,6 @@ _HUB_ERRORS = (HTTPError, HFValidationError, OSError)
 SCHEMA_VERSION = 1
 BUNDLED = Path(__file__).parent / "bundled"
 _CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
-# where repairs are defined: read only when one is loaded, since these modules import this one
-_HOLDERS = (
-    "chainwright.repair.back_attention.repair",
-    "chainwright.repair.tcr.baselines",
-    "chainwright.repair.stepflow.repair",
-    "chainwright.repair.tcr.repair",
-)
 _SHAPE = ("model_type", "shape", "n_kv_heads", "d_vocab")
 R = TypeVar("R", bound="Repair")
 
@@ -213,6 +206,9 @@ class Repair(ABC):
             "settings": self.settings(),
             "origin": asdict(self.origin),
         }
+        # who reads the folder without this plugin learns what to install
+        if (package := source_of("repair", self.kind)) is not None:
+            record["package"] = package
         # clones, since safetensors refuses tensors that share their memory
         kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.tensors().items()}
         with atomic_folder(folder) as draft:
@@ -335,14 +331,13 @@ def _kind(cls: type[R], folder: Path, record: Any) -> type[R]:
             f"{folder} has repair schema version {version}, this Chainwright reads {SCHEMA_VERSION}; use the version "
             "of Chainwright that wrote it, or fit it again."
         )
-    for module in _HOLDERS:
-        import_module(module)
-    kinds = {kind.kind: kind for kind in _kinds(cls) if "kind" in vars(kind)}
-    if record.get("kind") not in kinds:
-        known = ", ".join(sorted(kinds)) or "none"
-        raise BadInput(f"{folder} holds a repair of kind {record.get('kind')!r}; {cls.__name__} reads: {known}.")
-    return kinds[record["kind"]]
-
-
-def _kinds(cls: type[R]) -> list[type[R]]:
-    return [cls, *(kind for sub in cls.__subclasses__() for kind in _kinds(sub))]
+    name, own = record.get("kind"), vars(cls).get("kind")
+    if name is not None and name == own:
+        return cls
+    refusal = f"{folder} holds a repair of kind {name!r}; {cls.__name__} reads: {own or ', '.join(names('repair'))}."
+    if record.get("package") is None and name not in names("repair"):
+        raise BadInput(refusal)
+    kind = load_saved("repair", name, record.get("package"), f"The repair in {folder}")
+    if not issubclass(kind, cls):
+        raise BadInput(refusal)
+    return kind  # type: ignore[no-any-return]

@@ -45,7 +45,7 @@ from chainwright._files import clear_disk_errors, remove_leftovers
 from chainwright.studies import manifest, records, timing
 from chainwright.studies.lock import Holder, holder, locked
 from chainwright.studies.manifest import Manifest
-from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids
+from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids, plan_of
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
@@ -168,8 +168,6 @@ class Study:
         Raises:
             BadInput: It is not finished, a file is damaged, or no plan has its kind.
         """
-        from chainwright.studies.plan_registry import plan_of
-
         known = self.manifest
         if not known.is_complete:
             raise BadInput(f"The study in {self.folder} is not finished; {self._advice(known)}")
@@ -181,8 +179,6 @@ class Study:
         Raises:
             BadInput: No plan has its kind, or one that goes on by another command, or its model cannot be had.
         """
-        from chainwright.studies.plan_registry import plan_of
-
         known = self.manifest
         known = replace(known, again=self._again(known))
         plan = plan_of(known.kind).resumed(known, device=device, trust_remote_code=trust_remote_code)

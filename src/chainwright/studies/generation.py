@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
+from chainwright._registry import register
 from chainwright.decode import AttachesToModel, generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
@@ -41,6 +42,7 @@ class DecodeSettings(Config):
     seed: int = Field(default=0, description="Seed of the sampling noise.")
 
 
+@register("study", "traces")
 class TracesPlan(Plan):
     """Decodes a list of problems part by part."""
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, unknown_name
+from chainwright._registry import load, names
 from chainwright.studies import records
 
 if TYPE_CHECKING:
@@ -117,6 +118,18 @@ class Plan(ABC):
             BadInput: A study of this kind goes on by another command, or its model cannot be had.
         """
         raise BadInput(f"A study of kind {known.kind!r} does not go on from its folder alone, but by: {known.again}")
+
+
+def plan_of(kind: str) -> type[Plan]:
+    """Return the plan of a kind of study; only its module is imported.
+
+    Raises:
+        BadInput: No plan of that kind is registered.
+    """
+    if kind not in names("study"):
+        raise unknown_name("study kind", kind, names("study"))
+    plan: type[Plan] = load("study", kind)
+    return plan
 
 
 class Watch:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.flow._components import Components, Words, components, token_text, written_words
 from chainwright.diagnose.flow._read_pass import LayerRead, read_pass
 from chainwright.diagnose.flow._spans import added
@@ -44,6 +45,7 @@ SpanMode = Literal["first", "sum"]
 _MLP, _BETWEEN = -1, -2  # in place of a head
 
 
+@register("finding", "LogitFlow")
 @dataclass(frozen=True, kw_only=True)
 class LogitFlow(Finding):
     """What writes one token at the last position of one context, and what switches that on.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.flow.attribution import logit_flow
 from chainwright.diagnose.flow.stages import MarkedQuery
 from chainwright.models.anatomy import anatomy
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@register("finding", "FlowContrast")
 @dataclass(frozen=True, kw_only=True)
 class FlowContrast(Finding):
     """Log-probability of one token less that of another, mean over the questions of each group.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.flow._trace_back import ATTN, FFN
 from chainwright.diagnose.flow.attribution import LogitFlow, logit_flow
 from chainwright.models.anatomy import anatomy
@@ -54,6 +55,7 @@ class MarkedQuery:
     conflict_id: int | None = None
 
 
+@register("finding", "FlowStages")
 @dataclass(frozen=True, kw_only=True)
 class FlowStages(Finding):
     """Credit of each stage by layer, mean over queries.

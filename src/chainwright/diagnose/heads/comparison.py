@@ -15,12 +15,14 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.heads.roles import HeadRoles
 
 _MAPS = ("writing_correct", "writing_erroneous", "effect_correct", "effect_erroneous", "rectification")
 _ROLES = ("answer_writing", "correct_processing", "erroneous_processing", "basic")
 
 
+@register("finding", "HeadComparison")
 @dataclass(frozen=True, kw_only=True)
 class HeadComparison(Finding):
     """How far the roles of heads agree between two models.

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
 from chainwright.diagnose.heads.roles import HeadRoles, RoleFinding
 from chainwright.edits import KnockOut, edit
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _TOKENS_AT_ONCE = 2**14
 
 
+@register("finding", "HeadEvidence")
 @dataclass(frozen=True, kw_only=True)
 class HeadEvidence(Finding):
     """What the model says in N contexts, whole (column 0) and without each of K heads (columns 1 to K).

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
 from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
 from chainwright.diagnose.heads.lens import check_token_ids, in_vocabulary
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Method = Literal["exact", "gradient", "screened"]
 
 
+@register("finding", "KnockoutEffects")
 @dataclass(frozen=True, kw_only=True)
 class KnockoutEffects(Finding):
     """How much probability a token loses when one head is silenced.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Capture, capture, check_ids
 from chainwright.models.load import provenance
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@register("finding", "LogitLens")
 @dataclass(frozen=True, kw_only=True)
 class LogitLens(Finding):
     """Log-probability of a token at each depth of the residual stream, at the last position.

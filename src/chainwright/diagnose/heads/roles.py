@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
 from chainwright.diagnose.heads._sweep.run import Knocked, knock_out_each
@@ -65,6 +66,7 @@ _MAPS = (
 )
 
 
+@register("finding", "HeadRoles")
 @dataclass(frozen=True, kw_only=True)
 class HeadRoles(Finding):
     """Scores and roles of every head for one kind of slot. All tensors are `[L, H]` means over contexts.

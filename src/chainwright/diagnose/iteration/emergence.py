@@ -22,6 +22,7 @@ from torch import Tensor
 
 from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.edits import Head
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def _three(entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return entries.mean((1, 3)).float(), (entries > THRESHOLD).double().mean((1, 3)).float(), (1 - spread).float()
 
 
+@register("finding", "Emergence")
 @dataclass(frozen=True, kw_only=True)
 class Emergence(Finding):
     """Accuracy and circuit of a small model at every checkpoint of its training.

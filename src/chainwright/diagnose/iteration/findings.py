@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.edits import Head
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ LINKS: tuple[Link, ...] = get_args(Link)
 MAPS = ("score", "thresholded", "invariance", "null_mean", "null_sd", "p_value")
 
 
+@register("finding", "IterationScores")
 @dataclass(frozen=True, kw_only=True)
 class IterationScores(Finding):
     """How much each head works like an iteration head. K links, L layers, H heads, C silenced heads.
@@ -132,6 +134,7 @@ class IterationScores(Finding):
         return pa.Table.from_pylist(rows)
 
 
+@register("finding", "IterationOverlap")
 @dataclass(frozen=True, kw_only=True)
 class IterationOverlap(Finding):
     """How far the best iteration heads are the heads that right results need.

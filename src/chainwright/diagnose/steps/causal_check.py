@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import percentile_interval
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
 from chainwright.edits import Cut, CutAttention, edit
@@ -35,6 +36,7 @@ from chainwright.traces import Trace
 _TOKENS_AT_ONCE = 2**13
 
 
+@register("finding", "StepCauses")
 @dataclass(frozen=True, kw_only=True)
 class StepCauses(Finding):
     """What cutting step pairs does, beside their saliency; P pairs, B bands of layers.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import bootstrap_interval, percentile_interval, resamples
 from chainwright.diagnose.steps._matched_pairs import partners
 from chainwright.diagnose.steps.measures import row_shares
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@register("finding", "StepGroups")
 @dataclass(frozen=True, kw_only=True)
 class StepGroups(Finding):
     """Right against wrong, matched on slot and position; P pairs.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright._stats import bootstrap_interval
 from chainwright.diagnose._attention_rows import read_rows
 from chainwright.diagnose.steps._matched_pairs import Pair, partners
@@ -32,6 +33,7 @@ from chainwright.scoring import check_fits
 from chainwright.traces import Trace
 
 
+@register("finding", "BridgeGroups")
 @dataclass(frozen=True, kw_only=True)
 class BridgeGroups(Finding):
     """Bridge masses where wrong traces fail, and of their right partners; P pairs.

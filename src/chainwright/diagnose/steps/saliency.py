@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
 from chainwright.diagnose.steps._backward import frozen, loss_gradient, pull_back, record_layers
 from chainwright.diagnose.steps._inputs import Job, Target, TraceLike, as_trace, batches_of, job_of
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 Pairs = Literal["all", "causal"]
 
 
+@register("finding", "StepSaliency")
 @dataclass(frozen=True, kw_only=True)
 class StepSaliency(Finding):
     """The step maps of one trace.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits.back_attention import AttendBack, BackHead
 from chainwright.edits.base import edit
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -25,6 +26,7 @@ from chainwright.tasks.base import Problem
 _N_MEASURED = 32  # problems that the stream's size is measured on
 
 
+@register("repair", "back-attention")
 class BackAttention(Repair):
     """Deep layers read back into shallow ones, with parameters of their own beside a frozen model.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.decode import generate
 from chainwright.edits.base import Edit, Touched, edit
 from chainwright.edits.bridge import Bridge
@@ -40,6 +41,7 @@ from chainwright.traces.live import KnownRow
 from chainwright.traces.segments import check_style
 
 
+@register("repair", "stepflow")
 class StepFlow(Repair):
     """The bridge and the momentum as one repair.
 

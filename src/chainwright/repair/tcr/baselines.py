@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.residual import unembed
 from chainwright.repair.base import Origin
+from chainwright.repair.tcr._parts import part_tensors
 from chainwright.repair.tcr.detector import GoldDetector, detector_settings, restore_detector
 from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen, Without
 
 
+@register("repair", "remove-and-resample")
 class RemoveAndResample(CorrectingRepair):
     """At a flagged token, drops the token that the model would have taken: greedy decoding takes its second choice.
 
@@ -56,8 +59,7 @@ class RemoveAndResample(CorrectingRepair):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the detector's tensors."""
-        network = getattr(self.detector, "network", None)
-        return {} if network is None else {f"detector.{key}": value for key, value in network.state_dict().items()}
+        return {f"detector.{key}": value for key, value in part_tensors(self.detector).items()}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> RemoveAndResample:
@@ -115,6 +117,7 @@ class _EveryToken:
         return torch.ones(len(seen.logits), dtype=torch.bool)
 
 
+@register("repair", "dola")
 class DoLa(CorrectingRepair):
     """Contrasts the last layer with the earlier layer that disagrees most with it, at every token.
 

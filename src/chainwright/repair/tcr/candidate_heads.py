@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import first_errors
 from chainwright.diagnose.heads.roles import HeadRoles, RolesConfig, head_roles
@@ -68,6 +69,7 @@ class CandidateConfig:
             raise BadInput(f"cover must be 'samples' or 'types'; got {self.cover!r}.")
 
 
+@register("finding", "Candidates")
 @dataclass(frozen=True, kw_only=True)
 class Candidates(Finding):
     """The candidate heads and what they reach.

@@ -3,22 +3,29 @@
 - `EntropyDetector`: next-token entropy above tau, the paper's.
 - `TrainedDetector`: the probability that the coming token is wrong, read from hidden states and logits.
 - `GoldDetector`: knows the right chain; an upper bound for studies, not for use.
+
+To add one, from inside or outside of the package, register a class under the kind "detector". It has `min_entropy`,
+`reads_hidden` and `flags`, and, so that repairs with it can be saved, `settings()` (plain JSON values), optionally
+`tensors()`, and a class method `restore(settings, tensors)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr._parts import part_settings, restore_part
 from chainwright.repair.tcr.token_repair import Detector, Seen, entropy_nats
 
 
+@register("detector", "entropy")
 @dataclass(frozen=True)
 class EntropyDetector:
     """Flags a token when the next-token entropy is above a threshold.
@@ -50,6 +57,15 @@ class EntropyDetector:
         """Return which entropies are above tau."""
         return entropy_nats(seen.logits) > self.tau
 
+    def settings(self) -> dict[str, Any]:
+        """Return the threshold."""
+        return {"tau": self.tau}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EntropyDetector:
+        """Return the detector with a saved threshold."""
+        return cls(settings["tau"])
+
 
 def doubt_features(seen: Seen) -> Tensor:
     """Return what the trained detector reads: hidden states, entropy, the two best log-probabilities, their margin."""
@@ -59,6 +75,7 @@ def doubt_features(seen: Seen) -> Tensor:
     return torch.cat([seen.hidden.flatten(1), shape], dim=-1).float().cpu()
 
 
+@register("detector", "trained")
 class TrainedDetector:
     """Flags a token when a small network gives it more than a threshold probability of being wrong.
 
@@ -89,6 +106,19 @@ class TrainedDetector:
         """Return which tokens are uncertain and more likely wrong than the threshold."""
         entropy = entropy_nats(seen.logits).cpu()
         return (self.p_wrong(seen) > self.threshold) & (entropy > self.min_entropy)
+
+    def settings(self) -> dict[str, Any]:
+        """Return both thresholds."""
+        return {"threshold": self.threshold, "min_entropy": self.min_entropy}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the network's weights."""
+        return dict(self.network.state_dict())
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedDetector:
+        """Return the detector with saved weights and thresholds."""
+        return cls(Perceptron.restore(tensors), settings["threshold"], settings["min_entropy"])
 
 
 def fit_detector(features: Tensor, is_wrong: Tensor, *, config: TrainConfig | None = None) -> Perceptron:
@@ -159,20 +189,18 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
     """Return a detector's settings for `restore_detector`.
 
     Raises:
-        BadInput: It is of a kind that cannot be saved.
+        BadInput: Its class is not registered, or has no `settings`.
     """
-    if isinstance(detector, EntropyDetector):
-        return {"kind": "entropy", "tau": detector.tau}
-    if isinstance(detector, TrainedDetector):
-        return {"kind": "trained", "threshold": detector.threshold, "min_entropy": detector.min_entropy}
-    raise BadInput(f"A repair with a {type(detector).__name__} is for studies and cannot be saved.")
+    return part_settings("detector", detector)
 
 
 def restore_detector(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Detector:
-    """Return the detector of `detector_settings` with its tensors."""
-    if settings["kind"] == "entropy":
-        return EntropyDetector(settings["tau"])
-    return TrainedDetector(Perceptron.restore(tensors), settings["threshold"], settings["min_entropy"])
+    """Return the detector of `detector_settings` with its tensors.
+
+    Raises:
+        BadInput: No detector of that kind is registered.
+    """
+    return cast(Detector, restore_part("detector", settings, tensors))
 
 
 __all__ = [

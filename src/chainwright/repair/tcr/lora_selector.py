@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_model
@@ -61,6 +62,7 @@ def chains_of(rows: Sequence[Sequence[int]]) -> list[Chain]:
     return found
 
 
+@register("selector", "classifier")
 class ClassifierSelector:
     """Scores heads by a language model that reads the context.
 
@@ -177,7 +179,6 @@ class ClassifierSelector:
     def settings(self) -> dict[str, Any]:
         """Return what makes the selector besides tensors."""
         return {
-            "kind": "classifier",
             "base": self.base,
             "tokens_of": self.tokens_of,
             "n_choices": self.n_choices,

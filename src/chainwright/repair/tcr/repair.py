@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.repair.base import Origin
 from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr._parts import part_tensors
 from chainwright.repair.tcr.config import TCRConfig
 from chainwright.repair.tcr.detector import detector_settings, restore_detector
 from chainwright.repair.tcr.fit import FitConfig, Fitted, fit_tcr
@@ -39,6 +41,7 @@ from chainwright.repair.tcr.verifier import Verifier
 from chainwright.traces import Trace
 
 
+@register("repair", "tcr")
 class TCR(CorrectingRepair):
     """A detector, candidate heads, a selector among them, and a vote; or a verifier in place of selector and vote.
 
@@ -167,7 +170,7 @@ class TCR(CorrectingRepair):
         out: dict[str, Tensor] = {}
         for name in ("detector", "selector", "verifier"):
             part = getattr(self, name)
-            out |= {f"{name}.{key}": value for key, value in _tensors_of(part).items()}
+            out |= {f"{name}.{key}": value for key, value in part_tensors(part).items()}
         return out
 
     @classmethod
@@ -213,14 +216,6 @@ class TCR(CorrectingRepair):
                     f"The repair is damaged: its {name} does not fit {k} heads and {len(self.layers)} layers; save or "
                     "fetch it again."
                 )
-
-
-def _tensors_of(part: Detector | Selector | Verifier | None) -> dict[str, Tensor]:
-    own = getattr(part, "tensors", None)
-    if own is not None:
-        return dict(own())
-    network = getattr(part, "network", None)
-    return {} if network is None else dict(network.state_dict())
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

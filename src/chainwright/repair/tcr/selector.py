@@ -4,8 +4,12 @@ A selector scores the candidate heads and, last, the choice to silence nothing. 
 every form: y[k] = 1 where that choice gives the right token, and -log(sum_k y_k exp f_k / sum_k exp f_k).
 
 - `LightSelector` reads the model's own hidden states at the token; no second model.
-- `ClassifierSelector` (`classifier`) is the paper's: a small language model with LoRA that reads the context.
+- `ClassifierSelector` (`lora_selector`) is the paper's: a small language model with LoRA that reads the context.
 - `RandomSelector` and `FixedSelector` are baselines.
+
+To add one, from inside or outside of the package, register a class under the kind "selector". It has `reads_hidden` and
+`scores`, and, so that repairs with it can be saved, `settings()` (plain JSON values), optionally `tensors()`, and a
+class method `restore(settings, tensors)`.
 """
 
 from __future__ import annotations
@@ -14,13 +18,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr._parts import part_settings, restore_part
 from chainwright.repair.tcr.token_repair import Seen
 
 
@@ -85,6 +91,7 @@ def best_is_right(scores: Tensor, labels: Tensor) -> float:
     return float(labels.gather(-1, scores.argmax(-1, keepdim=True)).float().mean())
 
 
+@register("selector", "light")
 class LightSelector:
     """Reads the outputs of a few layers at the token that comes before the doubtful one.
 
@@ -104,6 +111,19 @@ class LightSelector:
         """Return the network's scores."""
         with torch.no_grad():
             return self.network(choice_features(seen))  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """Return no settings: the weights are all there is."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the network's weights."""
+        return dict(self.network.state_dict())
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LightSelector:
+        """Return the selector with saved weights."""
+        return cls(Perceptron.restore(tensors))
 
 
 def choice_features(seen: Seen) -> Tensor:
@@ -151,6 +171,7 @@ class NeverAbstains:
         return scores
 
 
+@register("selector", "random")
 class RandomSelector:
     """Scores heads at random, the same for the same tokens and seed; never silences nothing."""
 
@@ -168,7 +189,17 @@ class RandomSelector:
         draws = [Random(f"{self.seed}/{list(context)}") for context in seen.contexts]
         return torch.tensor([[*(d.random() for _ in range(self.n_heads)), -math.inf] for d in draws])
 
+    def settings(self) -> dict[str, Any]:
+        """Return the number of heads and the seed."""
+        return {"n_heads": self.n_heads, "seed": self.seed}
 
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RandomSelector:
+        """Return the selector with a saved seed."""
+        return cls(settings["n_heads"], settings["seed"])
+
+
+@register("selector", "fixed")
 class FixedSelector:
     """Ranks the heads in one order everywhere; never silences nothing.
 
@@ -191,34 +222,29 @@ class FixedSelector:
         row[self.order] = -torch.arange(len(self.order)).float()
         return row.expand(len(seen.logits), -1)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the number of heads and their order."""
+        return {"n_heads": self.n_heads, "order": self.order}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FixedSelector:
+        """Return the selector with a saved order."""
+        return cls(settings["n_heads"], settings["order"])
+
 
 def selector_settings(selector: Selector) -> dict[str, Any]:
     """Return a selector's settings for `restore_selector`.
 
     Raises:
-        BadInput: It is of a kind that cannot be saved.
+        BadInput: Its class is not registered, or has no `settings`.
     """
-    own = getattr(selector, "settings", None)
-    if own is not None:
-        return dict(own())
-    if isinstance(selector, LightSelector):
-        return {"kind": "light"}
-    if isinstance(selector, RandomSelector):
-        return {"kind": "random", "n_heads": selector.n_heads, "seed": selector.seed}
-    if isinstance(selector, FixedSelector):
-        return {"kind": "fixed", "n_heads": selector.n_heads, "order": selector.order}
-    raise BadInput(f"A repair with a {type(selector).__name__} is for studies and cannot be saved.")
+    return part_settings("selector", selector)
 
 
 def restore_selector(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Selector:
-    """Return the selector of `selector_settings` with its tensors."""
-    kind = settings["kind"]
-    if kind == "light":
-        return LightSelector(Perceptron.restore(tensors))
-    if kind == "classifier":
-        from chainwright.repair.tcr.lora_selector import ClassifierSelector
+    """Return the selector of `selector_settings` with its tensors.
 
-        return ClassifierSelector.restore(settings, tensors)
-    if kind == "random":
-        return RandomSelector(settings["n_heads"], settings["seed"])
-    return FixedSelector(settings["n_heads"], settings["order"])
+    Raises:
+        BadInput: No selector of that kind is registered.
+    """
+    return cast(Selector, restore_part("selector", settings, tensors))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from chainwright._finding import Finding
+from chainwright._registry import register
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@register("finding", "BackAttentionFinding")
 @dataclass(frozen=True, kw_only=True)
 class BackAttentionFinding(Finding):
     """Two-hop questions mended beside a frozen model, and arithmetic from scratch.

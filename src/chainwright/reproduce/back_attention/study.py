@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
+from chainwright._registry import register
 from chainwright.edits import BackHead
 from chainwright.lab import two_hop
 from chainwright.lab.knowledge import known_compositions, read_recipe, world_recipe
@@ -88,6 +89,7 @@ class ReproduceBackAttentionConfig:
             raise BadInput(f"scratch_steps must be 0 or at least 50; got {self.scratch_steps}.")
 
 
+@register("study", "reproduce back-attention")
 class ReproduceBackAttention(Plan):
     """The plan of the study."""
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from chainwright import tasks
 from chainwright._errors import unknown_name
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.decode import generate
 from chainwright.diagnose.heads.knockout import knockout_effects
 from chainwright.diagnose.iteration.emergence import Emergence
@@ -124,6 +125,7 @@ class ReasonerConfig:
     n_controls: int = 5
 
 
+@register("study", "iteration-heads")
 class IterationHeadsPlan(Plan):
     """Every training of a profile, then the reasoner task by task."""
 

@@ -24,6 +24,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.decode import AttachesToModel, generate
 from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
 from chainwright.evaluation.comparison import compare
@@ -41,6 +42,7 @@ from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace, read_traces, write_traces
 
 
+@register("study", "reproduce stepflow")
 class ReproduceStepFlow(Plan):
     """The plan of the study."""
 

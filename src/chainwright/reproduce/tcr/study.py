@@ -25,6 +25,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.decode import generate
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
@@ -46,6 +47,7 @@ from chainwright.tasks.cells import sample_cells
 from chainwright.traces import Trace, read_traces, write_traces
 
 
+@register("study", "reproduce tcr")
 class ReproduceTCR(Plan):
     """The plan of the study."""
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.evaluation.accuracy import Accuracy
@@ -36,6 +37,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
 )
 
 
+@register("study", "diagnosis")
 class DiagnosisPlan(Plan):
     """Lets a model answer, finds the first errors and locates the heads; see `instruments` for its units."""
 
