@@ -225,8 +225,12 @@ def test_no_kind_is_forgotten() -> None:
     for module in pkgutil.walk_packages(chainwright.__path__, "chainwright."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    own = {kind for kind in load_all("finding").values() if kind.__module__.startswith("chainwright.")}
-    assert own == set(MAKERS)
+    own = {kind for kind in _below(Finding) if kind.__module__.startswith("chainwright.")}
+    assert own == set(MAKERS) == set(load_all("finding").values())
+
+
+def _below(kind: type[Finding]) -> list[type[Finding]]:
+    return [below for sub in kind.__subclasses__() for below in (sub, *_below(sub))]
 
 
 @every_kind

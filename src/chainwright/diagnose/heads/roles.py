@@ -196,6 +196,7 @@ class HeadCheck:
     n_correct: int
 
 
+@register("finding", "RoleFinding")
 @dataclass(frozen=True, kw_only=True)
 class RoleFinding(HeadRoles):
     """Head roles at one key error type of one task, with a check of the best head on held-out contexts.
