@@ -14,8 +14,6 @@ from random import Random
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -26,6 +24,7 @@ from transformers import (
 )
 
 from chainwright._errors import BadInput
+from chainwright._progress import progress_bar
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
@@ -117,22 +116,15 @@ def generate(
         attached,
         evaluating(anatomy(model).model),
         torch.no_grad(),
-        _bar(progress) as bar,
+        progress_bar("generating", len(prompts), shown=progress) as bar,
     ):
-        shown = bar.add_task("generating", total=len(prompts))
         for batch in _batches(prompts, batch_size, n_positions(model)):
             done = _decode(model, tokenizer, batch, temperature, seed)
             traces.update(done)
             if on_traces is not None:
                 on_traces(done)
-            bar.advance(shown, len(batch))
+            bar.advance(len(batch))
     return [traces[prompt.index] for prompt in prompts]
-
-
-def _bar(progress: bool) -> Progress:
-    """Return a bar on the error stream, shown only where somebody can watch it."""
-    console = Console(stderr=True)
-    return Progress(console=console, disable=not (progress and console.is_terminal), transient=True)
 
 
 def _check_options(temperature: float, batch_size: int | None, max_new_tokens: int | None) -> None:

@@ -78,7 +78,7 @@ def test_run_goes_on_from_the_folder_and_from_the_file(ran: tuple[Path, str], tm
     assert f"Go on with it: chainwright study run {folder}" in printed
     assert call("study", "show", folder)[1].startswith(f"{folder} is not finished; this is what it has so far.")
     code, printed = call("study", "run", folder)
-    assert code == 0 and "12 of 13 units are finished already" in printed and "[14/14] First errors" in printed
+    assert code == 0 and "12 of 13 units were finished before" in printed and "[14/14] First errors" in printed
     assert files(folder) == before
     code, printed = call("study", "run", written(tmp_path, FILE), "-o", folder, "-q")
     assert code == 0 and "Where:" in printed and files(folder) == before

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, current_folder, write_json
+from chainwright._progress import Bar, progress_bar
 from chainwright.diagnose.iteration.emergence import Emergence, circuit_measures
 from chainwright.lab.iteration_data import (
     IGNORED,
@@ -33,7 +33,7 @@ from chainwright.lab.iteration_data import (
 )
 from chainwright.lab.iteration_model import IterationConfig, new_iteration_model
 from chainwright.lab.optim import load_optimizer, save_optimizer
-from chainwright.lab.training import begin, learning_rate, progress_bar
+from chainwright.lab.training import begin, learning_rate
 from chainwright.models.capture import capture
 from chainwright.models.load import check_device, provenance, quiet
 
@@ -211,17 +211,16 @@ class _Trainer:
 
     def run(self, step: int, progress: bool) -> Emergence:
         """Train from `step` to the end, measuring on the way, and return the measures."""
-        with progress_bar(progress, "loss {task.fields[loss]:.3f}", "exact {task.fields[exact]:.3f}") as bar:
-            shown = bar.add_task("training", total=self.config.n_steps, completed=step, loss=float("nan"), exact=0.0)
+        with progress_bar("training", self.config.n_steps, shown=progress, completed=step) as bar:
             if step or (self.folder / "training").exists():
                 self._load(step)
             else:
                 self._checkpoint(0, float("nan"))
-            self._steps(step, bar, shown)
+            self._steps(step, bar)
         assert self.found is not None
         return self.found
 
-    def _steps(self, step: int, bar: Progress, shown: TaskID) -> None:
+    def _steps(self, step: int, bar: Bar) -> None:
         loader = self.accelerator.prepare(DataLoader(IterationData(self.config, step), batch_size=None, shuffle=False))
         losses: list[Tensor] = []
         for input_ids, labels in loader:
@@ -233,7 +232,7 @@ class _Trainer:
             self._checkpoint(step, mean)
             losses = []
             assert self.found is not None
-            bar.update(shown, completed=step, loss=mean, exact=float(self.found.accuracy[-1].mean()))
+            bar.move_to(step, f"loss {mean:.3f}, exact {float(self.found.accuracy[-1].mean()):.3f}")
 
     def _step(self, step: int, input_ids: Tensor, labels: Tensor) -> Tensor:
         self.model.train()

@@ -31,9 +31,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, 
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
+from chainwright._progress import progress_bar
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate, progress_bar
+from chainwright.lab.training import begin, learning_rate
 from chainwright.models.load import check_device
 
 _COPY = "copy"
@@ -299,14 +300,13 @@ class _Trainer:
             self.log = read_json(self.folder / "progress.json")["log"]
         saved = time.monotonic()
         loader = self._loader(step, n_workers)
-        with progress_bar(progress, "loss {task.fields[loss]:.3f}") as bar:
-            shown = bar.add_task("training", total=self.config.n_steps, completed=step, loss=float("nan"))
+        with progress_bar("training", self.config.n_steps, shown=progress, completed=step) as bar:
             for group in loader:
                 loss = torch.stack([self._step(step + i, batch) for i, batch in enumerate(group)])
                 step += len(group)
                 mean = float(loss.mean())
                 self.log.append({"step": step, "loss": round(mean, 5), "lr": learning_rate(self.config, step)})
-                bar.update(shown, completed=step, loss=mean)
+                bar.move_to(step, f"loss {mean:.3f}")
                 if time.monotonic() - saved > self.seconds_between_checkpoints:
                     self._save(step)
                     saved = time.monotonic()

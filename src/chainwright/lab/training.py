@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
+from chainwright._progress import progress_bar
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.models.load import check_device
 
@@ -88,16 +88,6 @@ def begin(config: Any, folder: Path, state_folder: Path, resume: bool) -> int:
     return int(read_json(progress)["step"]) if progress.exists() else 0
 
 
-def progress_bar(progress: bool, *shown: str) -> Progress:
-    """Return a bar over steps with further columns, such as "loss {task.fields[loss]:.3f}"."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-    )
-    return Progress(*columns, *map(TextColumn, shown), TimeRemainingColumn(), disable=not progress)
-
-
 def run_steps(
     take: Callable[[int], float],
     n_steps: int,
@@ -121,13 +111,12 @@ def run_steps(
     """
     saved = time.monotonic()
     log = read_json(state / "progress.json")["log"] if first else []
-    with progress_bar(progress) as bar:
-        shown = bar.add_task("training", total=n_steps, completed=first)
+    with progress_bar("training", n_steps, shown=progress, completed=first) as bar:
         for step in range(first, n_steps):
             loss = take(step)
             if (step + 1) % 50 == 0 or step + 1 == n_steps:
                 log.append({"step": step + 1, "loss": round(loss, 5)})
-                bar.update(shown, completed=step + 1)
+                bar.move_to(step + 1, f"loss {loss:.3f}")
             if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == n_steps:
                 saved = time.monotonic()
                 with atomic_folder(state) as draft:

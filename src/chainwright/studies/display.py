@@ -1,31 +1,25 @@
-"""How a run gets on, on the error stream: two bars where somebody can watch them, otherwise a line a unit."""
+"""The progress of a study on the error stream: two bars on a terminal, and one line per finished unit."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from chainwright._progress import progress_rows
 from chainwright.studies import timing
 from chainwright.studies.plan import Watch
 
 
 class Display(Watch):
-    """Shows units done and time left, and how far the present unit is; to be used in a `with` block."""
+    """Shows how many units are done, the time left and how far the current unit is; used in a `with` block."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-        )
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._all = self._bars.add_task("units", total=None, left="")
-        self._unit = self._bars.add_task("", total=None, visible=False, left="")
+        # no estimate from the speed so far: units differ too much, and `finished` is given a better one
+        self._bars = progress_rows(self._console, remaining=False)
+        self._all = self._bars.add_task("units", total=None, note="")
+        self._unit = self._bars.add_task("", total=None, visible=False, note="")
         self._n_done, self._n_units = 0, 0
 
     def __enter__(self) -> Display:
@@ -38,27 +32,27 @@ class Display(Watch):
         self._bars.stop()
 
     def listed(self, n_done: int, n_units: int) -> None:
-        """Show how many units there are."""
+        """Show how many units there are, and that some were finished before."""
         if n_done > self._n_done:
-            self._say(f"{n_done} of {n_units} units are finished already")
+            self._say(f"{n_done} of {n_units} units were finished before")
         self._n_done, self._n_units = n_done, n_units
         self._bars.update(self._all, completed=n_done, total=n_units)
 
     def started(self, title: str) -> None:
-        """Show a new unit."""
+        """Start the bar of a unit."""
         self._bars.reset(self._unit, total=None, description=title, visible=True)
 
     def ticked(self, done: int, total: int) -> None:
-        """Show how far it is."""
+        """Move the bar of the current unit."""
         self._bars.update(self._unit, completed=done, total=total)
 
     def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-        """Write a line for it, and show the time left."""
+        """Print a line for the unit, and show the time left."""
         self._n_done += 1
         rest = "" if left is None or self._n_done == self._n_units else f", about {timing.words(left)} left"
         what = timing.words(seconds) if skipped is None else f"skipped: {skipped}"
         self._say(f"[{self._n_done}/{self._n_units}] {title} ({what}{rest})")
-        self._bars.update(self._all, completed=self._n_done, left=rest.removeprefix(", "))
+        self._bars.update(self._all, completed=self._n_done, note=rest.removeprefix(", "))
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

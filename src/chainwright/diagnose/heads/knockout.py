@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
+from chainwright._progress import progress_bar
 from chainwright._registry import register
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
 from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
@@ -138,10 +137,9 @@ def knockout_effects(
     check_options(method, positions, share, max_bytes)
     parts = anatomy(model)
     contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
-    with evaluating(parts.model), _bar(progress) as bar:
-        shown = bar.add_task("knockouts", total=n_measured(parts, len(contexts.input_ids), method, share))
-        report = partial(bar.advance, shown)
-        baseline, effect, is_exact = _measure(parts, contexts, positions, method, share, max_bytes, report)
+    total = n_measured(parts, len(contexts.input_ids), method, share)
+    with evaluating(parts.model), progress_bar("knockouts", total, shown=progress) as bar:
+        baseline, effect, is_exact = _measure(parts, contexts, positions, method, share, max_bytes, bar.advance)
     config = {"method": method, "positions": positions, "max_bytes": max_bytes}
     return KnockoutEffects(
         baseline=baseline,
@@ -150,11 +148,6 @@ def knockout_effects(
         config=config | ({"share": share} if method == "screened" else {}),
         provenance=provenance(parts.model),
     )
-
-
-def _bar(progress: bool) -> Progress:
-    console = Console(stderr=True)
-    return Progress(console=console, disable=not (progress and console.is_terminal), transient=True)
 
 
 def check_options(method: str, positions: str, share: float, max_bytes: int | None) -> None:

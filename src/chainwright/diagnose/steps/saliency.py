@@ -12,20 +12,18 @@ how far the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
+from chainwright._progress import Bar, progress_bar
 from chainwright._registry import register
 from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
 from chainwright.diagnose.steps._backward import frozen, loss_gradient, pull_back, record_layers
@@ -193,24 +191,21 @@ def step_saliency(
     jobs = [job_of(parts, as_trace(one), target, span) for one in given]
     run = _Run(parts, pairs, target, Workspace(block_bytes))
     found: dict[int, StepSaliency] = {}
-    with evaluating(parts.model), frozen(parts.model), _bar(progress, parts.n_layers * len(jobs)) as advance:
+    bar = progress_bar("step saliency", parts.n_layers * len(jobs), shown=progress)
+    with evaluating(parts.model), frozen(parts.model), bar as shown:
         for batch in batches_of(jobs):
-            maps = run.maps([jobs[i] for i in batch], partial(advance, len(batch)))
+            maps = run.maps([jobs[i] for i in batch], partial(_layer_done, shown, len(batch)))
             found.update(zip(batch, maps, strict=True))
     return [found[i] for i in range(len(jobs))] if many else found[0]
+
+
+def _layer_done(bar: Bar, n_traces: int, layer: int) -> None:
+    bar.advance(n_traces)
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise BadInput(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}.")
-
-
-@contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Any]:
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("step saliency", total=total)
-        yield lambda n, layer: bar.advance(task, n)
 
 
 @dataclass(frozen=True)

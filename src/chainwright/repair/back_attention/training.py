@@ -16,11 +16,11 @@ from random import Random
 from typing import NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright._progress import progress_bar
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
@@ -167,8 +167,8 @@ def train(
     losses = []
     inner = anatomy(model).model
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    with evaluating(inner), _frozen(inner, trained), torch.enable_grad(), Progress(disable=not progress) as bar:
-        shown = bar.add_task("fitting", total=config.n_steps)
+    bar = progress_bar("fitting", config.n_steps, shown=progress)
+    with evaluating(inner), _frozen(inner, trained), torch.enable_grad(), bar as shown:
         for step in range(config.n_steps):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, step)
@@ -179,7 +179,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
-            bar.advance(shown)
+            shown.advance()
     return losses
 
 
