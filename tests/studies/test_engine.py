@@ -143,7 +143,7 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     while not (tmp_path / "s" / "study.log").exists():
         time.sleep(0.02)
     for overwrite in (False, True):
-        with pytest.raises(BadInput, match=rf"being worked on by process {process.pid} on .+, since 20\d\d-.*; wait"):
+        with pytest.raises(BadInput, match=rf"being computed by process {process.pid} on .+, since 20\d\d-.*; wait"):
             Study.make(tmp_path / "s", Squares(4), overwrite=overwrite).run()
     holder = Study.open(tmp_path / "s").status().holder
     assert holder is not None and holder.pid == process.pid

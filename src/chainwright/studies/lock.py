@@ -1,7 +1,8 @@
-"""One process at a time works on a study; everybody may read it.
+"""One process at a time computes a study; any number may read it.
 
-The lock is the operating system's (`flock`), so it ends with the process that holds it, however that ends. The file
-`study.lock` says who took it last; that counts only while the lock is held.
+The lock is the operating system's, on `study.lock` (`filelock`: Linux, macOS, Windows), so it ends with the process that
+holds it, however that ends. `study.holder` names that process; it is removed with the lock, and after a kill it means
+nothing, since the lock is free. It is a file of its own because Windows lets nobody read a locked file.
 """
 
 from __future__ import annotations
@@ -9,27 +10,23 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = "study.lock"
-_TRIES, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held has it for an instant
+LOCK, HOLDER = "study.lock", "study.holder"
+_PATIENCE, _PAUSE = 0.25, 0.05  # seconds; a reader that asks whether the lock is held has it for an instant
 
 
 class Holder(NamedTuple):
-    """Who works on a study: process id, machine, and since when (ISO 8601, local time)."""
+    """The process that computes a study: its id, its machine, and since when (ISO 8601, local time)."""
 
     pid: int
     host: str
@@ -42,67 +39,50 @@ class Holder(NamedTuple):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's lock.
+    """Hold a study's lock while the block runs.
 
     Raises:
-        BadInput: Another process holds it, the file cannot be written, or the system has no such locks.
+        BadInput: Another process holds it, or the file cannot be written.
     """
-    if fcntl is None:
-        raise BadInput("Studies need file locks (flock), which this system lacks; use Linux or macOS.")
+    lock = FileLock(folder / LOCK)
     with clear_disk_errors(folder / LOCK):
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _take(descriptor):
+        try:
+            lock.acquire(timeout=_PATIENCE, poll_interval=_PAUSE)
+        except Timeout as error:
             raise BadInput(
-                f"{folder} is being worked on by {_read(descriptor) or 'another process'}; wait until it is finished, "
-                "or choose another folder."
-            )
-        with clear_disk_errors(folder / LOCK):
-            _write(descriptor)
+                f"{folder} is being computed by {_read(folder) or 'another process'}; wait until it is finished, or "
+                "choose another folder."
+            ) from error
+    try:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        with clear_disk_errors(folder / HOLDER):
+            (folder / HOLDER).write_text(json.dumps(Holder(os.getpid(), socket.gethostname(), now)._asdict()) + "\n")
         yield
     finally:
-        os.close(descriptor)
+        with suppress(OSError):
+            (folder / HOLDER).unlink()
+        lock.release()
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who works on a study at this moment, None if nobody does. Needs no right to write."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
+    """Return which process computes a study at this moment; None if none does.
+
+    A reader without the right to write cannot try the lock; it gets what `study.holder` says, which after a kill names
+    a process that has ended.
+    """
+    if not (folder / LOCK).exists():
         return None
     try:
-        if fcntl is None or _try(descriptor, fcntl.LOCK_SH):
+        with FileLock(folder / LOCK, timeout=0):
             return None
-        return _read(descriptor) or Holder(0, "an unknown machine", "an unknown time")
-    finally:
-        os.close(descriptor)
+    except Timeout:
+        return _read(folder) or Holder(0, "an unknown machine", "an unknown time")
+    except OSError:
+        return _read(folder)
 
 
-def _take(descriptor: int) -> bool:
-    for _ in range(_TRIES):
-        if _try(descriptor, fcntl.LOCK_EX):
-            return True
-        time.sleep(_PAUSE)
-    return False
-
-
-def _try(descriptor: int, kind: int) -> bool:
+def _read(folder: Path) -> Holder | None:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _write(descriptor: int) -> None:
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    text = json.dumps(Holder(os.getpid(), socket.gethostname(), now)._asdict()) + "\n"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
-
-
-def _read(descriptor: int) -> Holder | None:
-    try:
-        return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):  # taken, but not yet written
+        return Holder(**json.loads((folder / HOLDER).read_text()))
+    except (OSError, ValueError, TypeError):  # locked, but not yet written
         return None

@@ -23,7 +23,7 @@ from typing import Any
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
-from chainwright.studies.lock import LOCK
+from chainwright.studies.lock import HOLDER, LOCK
 from chainwright.studies.timing import LOG
 
 SCHEMA_VERSION = 2
@@ -98,7 +98,7 @@ def check_place(folder: Path) -> bool:
     if (folder / STUDY).exists():
         return True
     with clear_disk_errors(folder):
-        if folder.exists() and not all(p.name in (LOCK, LOG) or is_draft(p, STUDY) for p in folder.iterdir()):
+        if folder.exists() and not all(p.name in (LOCK, HOLDER, LOG) or is_draft(p, STUDY) for p in folder.iterdir()):
             raise BadInput(f"{folder} exists and holds no study of Chainwright's; choose an empty or new folder.")
     return False
 
