@@ -55,8 +55,8 @@ class Study(Config):
         ({"seeds": []}, "seeds must be a list of whole numbers, at least one; got []."),
         ({"seeds": [0, False]}, "seeds must be a list of whole numbers, at least one; got [0, False]."),
         ({"seeds": "01"}, "seeds must be a list of whole numbers, at least one; got '01'."),
-        ({"hops": {"clf": 4}}, "hops must be lists of whole numbers, by name; got {'clf': 4}."),
-        ({"hops": {"clf": "45"}}, "hops must be lists of whole numbers, by name; got {'clf': '45'}."),
+        ({"hops": {"clf": 4}}, "hops must be a table of lists of whole numbers; got {'clf': 4}."),
+        ({"hops": {"clf": "45"}}, "hops must be a table of lists of whole numbers; got {'clf': '45'}."),
         ({"lr": 0}, "lr must be a number above 0 below 1; got 0."),
         ({"lr": float("nan")}, "lr must be a number above 0 below 1; got nan."),
         ({"lr": True}, "lr must be a number above 0 below 1; got True."),
@@ -115,6 +115,16 @@ def test_a_record_is_plain_json_and_gives_the_config_back() -> None:
         Study.from_record({"recipe": {"model": "m", "n": 0}})
     with pytest.raises(BadInput, match="recipe must be a table; got 3"):
         Study.from_record({"recipe": 3})
+
+
+def test_settings_that_may_hold_anything_keep_it_as_it_is() -> None:
+    class Anything(Config):
+        values: Mapping[str, Any]
+
+    made = Anything(values={"a": [1, {"b": [2]}], "c": None})
+    assert made.values == {"a": [1, {"b": [2]}], "c": None} == made.record()["values"]
+    with pytest.raises(BadInput, match=r"values must be a table; got \[\]\."):
+        Anything(values=[])  # type: ignore[arg-type]
 
 
 def test_equal_configs_have_equal_hashes() -> None:

@@ -44,13 +44,13 @@ class Config(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         try:
-            super().__init__(**{name: _immutable(value) for name, value in settings.items()})
+            super().__init__(**{n: v if _is_any(type(self), n) else _immutable(v) for n, v in settings.items()})
         except ValidationError as error:
             raise BadInput(_sentences(type(self), settings, error)) from error
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """Return a copy with some settings changed, checked like a new one."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
@@ -148,6 +148,12 @@ def settings_of(config: type[Config]) -> list[Setting]:
     return settings
 
 
+def _is_any(config: type[Config], name: str) -> bool:
+    """Say whether a setting may hold any JSON value, such as `Mapping[str, Any]`; such a value is kept as it is."""
+    field = config.model_fields.get(name)
+    return field is None or Any in (field.annotation, *get_args(field.annotation))
+
+
 def _immutable(value: Any) -> Any:
     """Return lists as tuples at every depth, so that strict types accept what JSON and TOML hold."""
     if isinstance(value, Mapping):
@@ -211,7 +217,7 @@ def _words(schema: Mapping[str, Any], parts: Mapping[str, Any], *, many: bool = 
     if kind == "array" and (items := schema.get("prefixItems")):
         return f"a list of {len(items)} {_words(items[0], parts, many=True)}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
-        return f"{_words(schema['additionalProperties'], parts, many=True)}, by name"
+        return f"{'tables' if many else 'a table'} of {_words(schema['additionalProperties'], parts, many=True)}"
     one, several = _NOUNS.get(str(kind), ("a fitting value", "fitting values"))
     return (several if many else one) + _bounds(schema)
 

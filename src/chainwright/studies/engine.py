@@ -180,7 +180,7 @@ class Study:
             BadInput: No plan has its kind, or one that goes on by another command, or its model cannot be had.
         """
         known = self.manifest
-        known = replace(known, again=self._again(known))
+        known = known.replace(again=self._again(known))
         plan = plan_of(known.kind).resumed(known, device=device, trust_remote_code=trust_remote_code)
         return replace(self, plan=plan)
 
@@ -220,10 +220,10 @@ class Study:
         left = timing.seconds_left(pending, finished) if pending else 0.0
         return Status(known.kind, known.is_complete, units, holder(self.folder), sum(finished.values()), left)
 
-    def _check(self, known: Manifest) -> tuple[dict[str, records.Record], dict[str, records.Damage]]:
+    def _check(self, known: Manifest) -> tuple[dict[str, records.Checked], dict[str, records.Damage]]:
         """Return the sound units and what is wrong with the others; those not yet computed are in neither."""
         key = records.study_key(known.kind, known.config, known.model)
-        found: dict[str, records.Record] = {}
+        found: dict[str, records.Checked] = {}
         damage: dict[str, records.Damage] = {}
         for unit, expected in known.units.items():
             try:
@@ -256,11 +256,19 @@ def _manifest(plan: Plan) -> Manifest:
     from chainwright._version import __version__
 
     config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
-    return Manifest(plan.kind, plan.again, config, source, __version__)
+    return Manifest(
+        kind=plan.kind,
+        again=plan.again,
+        config=config,
+        model=source,
+        chainwright=__version__,
+        is_complete=False,
+        units={},
+    )
 
 
 def _unit_status(
-    unit: str, found: Mapping[str, records.Record], damage: Mapping[str, records.Damage], took: Mapping[str, float]
+    unit: str, found: Mapping[str, records.Checked], damage: Mapping[str, records.Damage], took: Mapping[str, float]
 ) -> UnitStatus:
     if unit in damage:
         return UnitStatus(unit, "damaged", str(damage[unit]))
@@ -277,10 +285,10 @@ class _Run:
     study: Study
     plan: Plan
     known: Manifest
-    found: dict[str, records.Record]
+    found: dict[str, records.Checked]
     watch: Watch
 
-    def to_the_end(self) -> dict[str, records.Record]:
+    def to_the_end(self) -> dict[str, records.Checked]:
         """Compute stage after stage, and return the records of all units in order."""
         pending = self._list()
         if pending or not self.known.is_complete:
@@ -313,7 +321,7 @@ class _Run:
         return pending
 
     def _save(self, **changes: Any) -> None:
-        new = replace(self.known, **changes)
+        new = self.known.replace(**changes)
         if new != self.known or list(new.units) != list(self.known.units):
             new.save(self.study.folder)
         self.known = new

@@ -15,12 +15,11 @@ It has no times in it, so that the same study gives the same bytes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
 from chainwright.studies.lock import HOLDER, LOCK
@@ -29,11 +28,9 @@ from chainwright.studies.timing import LOG
 SCHEMA_VERSION = 2
 STUDY = "study.json"
 REPORT = "report.html"
-_FOLDERS_1, _FILES_1 = ("traces", "accuracy", "errors", "roles"), ("scores.safetensors", "token_strs.json")
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Config):
     """What `study.json` says; see the top of this module."""
 
     kind: str
@@ -41,23 +38,12 @@ class Manifest:
     config: Mapping[str, Any]
     model: Mapping[str, str]
     chainwright: str
-    is_complete: bool = False
-    units: Mapping[str, str | None] = field(default_factory=dict)
+    is_complete: bool
+    units: Mapping[str, str | None]
 
     def save(self, folder: Path) -> None:
         """Write `study.json`."""
-        write_json(folder / STUDY, {"schema_version": SCHEMA_VERSION, **asdict(self)})
-
-
-_TYPES = {
-    "kind": (str, "a text"),
-    "again": (str, "a text"),
-    "config": (dict, "an object"),
-    "model": (dict, "an object"),
-    "chainwright": (str, "a text"),
-    "is_complete": (bool, "true or false"),
-    "units": (dict, "an object"),
-}
+        write_json(folder / STUDY, {"schema_version": SCHEMA_VERSION, **self.record()})
 
 
 def read(folder: Path) -> Manifest:
@@ -75,16 +61,14 @@ def read(folder: Path) -> Manifest:
     if state["schema_version"] != SCHEMA_VERSION:
         raise BadInput(
             f"{folder} has study schema version {state['schema_version']}, this Chainwright reads {SCHEMA_VERSION}; "
-            "use the version that wrote it, or make the study again (--overwrite replaces it)."
+            "use the version that wrote it, or make the study again in another folder."
         )
-    for name, (kind, words) in _TYPES.items():
-        if not isinstance(state.get(name), kind):
-            got = json.dumps(state[name], ensure_ascii=False)[:60] if name in state else "nothing"
-            raise BadInput(
-                f"{path} was edited or damaged: {name!r} must be {words}, got {got}; put it back as it was, or make "
-                "the study again (--overwrite replaces it)."
-            )
-    return Manifest(**{name: state[name] for name in _TYPES})
+    try:
+        return Manifest.from_record({name: value for name, value in state.items() if name != "schema_version"})
+    except BadInput as error:
+        raise BadInput(
+            f"{path} was edited or damaged: {error} Put it back as it was, or make the study again in another folder."
+        ) from error
 
 
 def check_place(folder: Path) -> bool:
@@ -105,7 +89,7 @@ def check_place(folder: Path) -> bool:
 
 def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
     """Raise BadInput, naming every key that differs with both values, unless both are the same study."""
-    changed = differences(asdict(old), asdict(new), ("kind", "config", "model", "chainwright"))
+    changed = differences(old.record(), new.record(), ("kind", "config", "model", "chainwright"))
     if changed:
         raise BadInput(
             f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to go on with "
@@ -137,22 +121,19 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Remove the units of a study, of this schema or the first, and nothing else.
+    """Remove the units and the report of a study, and nothing else.
 
     Until a new manifest takes its place the folder holds an unfinished study of the old config.
+
+    Raises:
+        BadInput: The study is of another schema or its manifest is damaged, so that its units are not known.
     """
-    state = read_json(folder / STUDY)
-    version = state.get("schema_version") if isinstance(state, dict) else None
-    if version == 1:
-        _clear_first_schema(folder, state)
-    elif version == SCHEMA_VERSION:
-        old = read(folder)
-        replace(old, is_complete=False, units=dict.fromkeys(old.units)).save(folder)
-        remove_leftovers(folder)
-        for unit in old.units:
-            remove_unit(folder, unit)
-    else:
-        read(folder)  # says what is wrong with it
+    old = read(folder)
+    # The manifest goes first: a kill between two units must not leave a study that claims to be finished.
+    old.replace(is_complete=False, units=dict.fromkeys(old.units)).save(folder)
+    remove_leftovers(folder)
+    for unit in old.units:
+        remove_unit(folder, unit)
     with clear_disk_errors(folder):
         (folder / REPORT).unlink(missing_ok=True)
 
@@ -164,14 +145,3 @@ def remove_unit(folder: Path, unit: str) -> None:
         for above in list((folder / unit).parents)[: unit.count("/")]:
             if above.is_dir() and not any(above.iterdir()):
                 above.rmdir()
-
-
-def _clear_first_schema(folder: Path, state: dict[str, Any]) -> None:
-    write_json(folder / STUDY, state | {"is_complete": False})
-    remove_leftovers(folder)
-    with clear_disk_errors(folder):
-        for name in _FOLDERS_1:
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-        for name in _FILES_1:
-            (folder / name).unlink(missing_ok=True)

@@ -36,7 +36,7 @@ class Results(Mapping[str, Path]):
         skipped: Finished units for which nothing was computed, and why; they are not among the items.
     """
 
-    def __init__(self, folder: Path, found: Mapping[str, records.Record]):
+    def __init__(self, folder: Path, found: Mapping[str, records.Checked]):
         self._paths = {unit: folder / unit for unit, record in found.items() if record.skipped is None}
         self.skipped = {unit: record.skipped for unit, record in found.items() if record.skipped is not None}
 

@@ -10,27 +10,45 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, read_json, write_json
 
 RECORD = "unit.json"
 
 
-@dataclass(frozen=True)
-class Record:
+class FileEntry(Config):
+    """Size in bytes and SHA-256 of one file of a unit."""
+
+    size: int
+    sha256: str
+
+
+class Record(Config):
     """What `unit.json` says.
 
     Attributes:
-        files: Name within the unit's folder -> {"size", "sha256"}.
+        study: `study_key` of the study that the unit belongs to.
+        skipped: Why nothing was computed; None if it was.
+        files: The unit's files by their path within its folder.
+    """
+
+    study: str
+    skipped: str | None
+    files: Mapping[str, FileEntry]
+
+
+class Checked(NamedTuple):
+    """A unit whose files are as they were written.
+
+    Attributes:
         skipped: Why nothing was computed; None if it was.
         sha256: Of `unit.json` itself.
     """
 
-    files: Mapping[str, Mapping[str, Any]]
     skipped: str | None
     sha256: str
 
@@ -63,9 +81,10 @@ def write_record(folder: Path, key: str, skipped: str | None = None) -> None:
     """Write `unit.json` for the files that are in a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+        path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
+        for path in paths
     }
-    write_json(folder / RECORD, {"study": key, "skipped": skipped, "files": files})
+    write_json(folder / RECORD, Record(study=key, skipped=skipped, files=files).record())
 
 
 def sha256_of(path: Path) -> str:
@@ -77,7 +96,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check(folder: Path, key: str, expected: str | None = None) -> Record | None:
+def check(folder: Path, key: str, expected: str | None = None) -> Checked | None:
     """Return a unit's record after comparing every file with it; None if the unit is not there.
 
     Args:
@@ -93,14 +112,14 @@ def check(folder: Path, key: str, expected: str | None = None) -> Record | None:
     if not (folder / RECORD).is_file():
         raise Damage(f"{folder / RECORD} is missing")
     record = _read(folder / RECORD)
-    if record["study"] != key:
+    if record.study != key:
         raise Damage(f"{folder} was made with another config or model than study.json names")
-    for name, entry in record["files"].items():
-        _check_file(folder / name, entry["size"], entry["sha256"])
+    for name, entry in record.files.items():
+        _check_file(folder / name, entry.size, entry.sha256)
     sha256 = sha256_of(folder / RECORD)
     if expected not in (None, sha256):
         raise Damage(f"{folder / RECORD} was changed after the study was finished")
-    return Record(record["files"], record["skipped"], sha256)
+    return Checked(record.skipped, sha256)
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
@@ -116,23 +135,12 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
         raise Damage(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return a record whose parts have the types that they must have."""
+def _read(path: Path) -> Record:
     try:
-        record = read_json(path)
+        found = read_json(path)
     except BadInput as error:
         raise Damage(str(error).rstrip(".")) from error
-    if not isinstance(record, dict) or not _is_sound(record):
-        raise Damage(f"{path} was edited or damaged, it is no record of a unit")
-    return record
-
-
-def _is_sound(record: dict[str, Any]) -> bool:
-    files, skipped = record.get("files"), record.get("skipped", 0)
-    return (
-        isinstance(record.get("study"), str)
-        and (skipped is None or isinstance(skipped, str))
-        and isinstance(files, dict)
-        and all(isinstance(e, dict) and {"size": int, "sha256": str} == {k: type(v) for k, v in e.items()}
-                for e in files.values())
-    )  # fmt: skip
+    try:
+        return Record.from_record(found)
+    except BadInput as error:
+        raise Damage(f"{path} was edited or damaged: {str(error).rstrip('.')}") from error
