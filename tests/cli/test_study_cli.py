@@ -256,7 +256,7 @@ BAD_FILES = [
     ('model = "reasoner"\ninstruments = ["steps?"]', r"Unknown instrument 'steps\?'"),
     (
         'model = "reasoner"\ninstruments = "errors"',
-        r"instruments must be a list of some of accuracy, errors, heads, steps",
+        r"instruments must be a list of instruments, such as accuracy, errors, heads",
     ),
     ('model = "reasoner"\nbatch_size = 0', r"batch_size must be a whole number from 1, or none; got 0"),
     ('model = "reasonr"\nrendering = "short"', r"Unknown model 'reasonr'.*Did you mean 'reasoner'\?"),

@@ -7,17 +7,18 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from chainwright import _registry
 from chainwright._config import MustBe
 from chainwright._errors import BadInput, unknown_name
 from chainwright.studies.config import BatchSize, CellsConfig, Count, NewTokens, Place, Temperature
 
-INSTRUMENTS = ("accuracy", "errors", "heads", "steps")
 USUAL = ("accuracy", "errors", "heads")
 
 
 def _known_instruments(names: Sequence[str]) -> Sequence[str]:
-    if unknown := [name for name in names if name not in INSTRUMENTS]:
-        raise unknown_name("instrument", unknown[0], INSTRUMENTS)
+    known = _registry.names("instrument")
+    if unknown := [name for name in names if name not in known]:
+        raise unknown_name("instrument", unknown[0], known)
     if len(set(names)) < len(names):
         raise BadInput(f"instruments must be different; got {list(names)}.")
     return names
@@ -27,7 +28,7 @@ Instruments = Annotated[
     Sequence[str],
     Field(min_length=1),
     AfterValidator(_known_instruments),
-    MustBe(f"a list of some of {', '.join(INSTRUMENTS)}"),
+    MustBe("a list of instruments, such as accuracy, errors, heads"),
 ]
 
 
@@ -41,7 +42,7 @@ class DiagnoseConfig(CellsConfig):
     instruments: Instruments = Field(
         default=USUAL,
         description="What is measured: accuracy, errors (first errors and entropies), heads (needs errors), "
-        "steps (step maps).",
+        "steps (step maps), or those of plugins.",
     )
     n_contexts: Count = Field(default=16, description="Contexts per set when heads are located.")
     min_errors: Count = Field(

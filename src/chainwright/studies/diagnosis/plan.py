@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright._registry import register
+from chainwright._registry import load, register
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.evaluation.accuracy import Accuracy
@@ -29,12 +29,28 @@ from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
 
 KIND = "diagnosis"
-INSTRUMENTS: tuple[Instrument, ...] = (
-    repair.KeptRepair(),
-    *units.INSTRUMENTS,
-    step_maps.StepMaps(),
-    repair.Repaired(),
-)
+# not asked for by name, so they are not registered
+_FIXED: tuple[type[Instrument], ...] = (repair.KeptRepair, units.Traces, repair.Repaired)
+
+
+def instruments_of(config: DiagnoseConfig) -> list[Instrument]:
+    """Return the instruments of a diagnosis in the order of their units; those not asked for are not imported.
+
+    Raises:
+        BadInput: An instrument reads the results of another that was not asked for, or writes where another does.
+    """
+    kinds: list[type[Instrument]] = [*_FIXED, *(load("instrument", name) for name in config.instruments)]
+    instruments = sorted((kind() for kind in kinds), key=lambda i: (i.order, i.name))
+    owners: dict[str, str] = {}
+    for instrument in (chosen := [i for i in instruments if i.is_asked(config)]):
+        if missing := [name for name in instrument.needs if name not in config.instruments]:
+            raise BadInput(f"The instrument {instrument.name!r} needs {missing[0]!r}; add it to the instruments.")
+        for group in instrument.groups:
+            if owners.setdefault(group, instrument.name) != instrument.name:
+                raise BadInput(
+                    f"The instruments {owners[group]!r} and {instrument.name!r} both write units {group!r}; rename one."
+                )
+    return chosen
 
 
 @register("study", "diagnosis")
@@ -53,27 +69,24 @@ class DiagnosisPlan(Plan):
         for task, hops in config.cells():
             tasks.sample(task, hops, 1, rendering=config.rendering)
         self.bench = Bench(model, tokenizer, config)
+        self.instruments = instruments_of(config)
         self.config = config.record()
         self.source = provenance(anatomy(model).model)
 
     def units(self, done: Results) -> list[str]:
         """Return the units of every instrument that was asked for, as far as they are known."""
-        config = self.bench.config
-        return [
-            unit for instrument in INSTRUMENTS if instrument.is_asked(config) for unit in instrument.units(config, done)
-        ]
+        return [unit for instrument in self.instruments for unit in instrument.units(self.bench.config, done)]
 
     def compute(self, job: Job) -> None:
         """Compute a unit with its instrument."""
-        _instrument(job.unit).compute(self.bench, job)
+        self._instrument(job.unit).compute(self.bench, job)
 
     def title(self, unit: str) -> str:
         """Return a unit's name for readers."""
-        return _instrument(unit).title(self.bench.config, unit)
+        return self._instrument(unit).title(self.bench.config, unit)
 
-
-def _instrument(unit: str) -> Instrument:
-    return next(i for i in INSTRUMENTS if unit.partition("/")[0] in i.groups)
+    def _instrument(self, unit: str) -> Instrument:
+        return next(i for i in self.instruments if unit.partition("/")[0] in i.groups)
 
 
 @dataclass(frozen=True)
@@ -176,6 +189,7 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
             *units.load_evidence(done),
             *step_maps.load_steps(config, done),
             *repair.load_comparison(config, done),
+            *(finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)),
         ],
     )
 

@@ -31,7 +31,7 @@ REPAIR, COMPARISON = "repair", "comparison"
 class KeptRepair(Instrument):
     """Keeps the repair in the study; comes before anything else, so that a wrong name costs nothing."""
 
-    name, groups = "repair", (REPAIR,)
+    name, groups, order = "repair", (REPAIR,), 0
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Say whether a repair was named."""
@@ -56,7 +56,7 @@ class KeptRepair(Instrument):
 class Repaired(Instrument):
     """Answers every problem again with the repair, and compares."""
 
-    name, groups = "repaired", ("repaired", COMPARISON)
+    name, groups, order = "repaired", ("repaired", COMPARISON), 90
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Say whether a repair was named."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
 from chainwright.diagnose.steps.estimate import SaliencyPlan, plan_step_saliency
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
@@ -25,10 +26,11 @@ from chainwright.traces import Trace, read_traces
 GROUPS = "step-groups"
 
 
+@register("instrument", "steps")
 class StepMaps(Instrument):
     """Step maps of right and wrong traces, and what differs between them; no part of the usual diagnosis."""
 
-    name, groups = "steps", ("steps", GROUPS)
+    name, groups, order = "steps", ("steps", GROUPS), 50
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return a unit of maps for each cell, and the comparison after them."""

@@ -29,6 +29,8 @@ from transformers import PreTrainedTokenizerBase
 from chainwright import tasks
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
+from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.decode import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
@@ -73,15 +75,21 @@ class Bench:
 class Instrument(ABC):
     """One measurement of a diagnosis.
 
+    To add one, from inside or outside of the package, register a subclass under the kind "instrument"; its name may
+    then be among `DiagnoseConfig.instruments`. What it writes is a part of the study, and what `findings` returns is a
+    part of the diagnosis and its report.
+
     Attributes:
-        name: Its name in `DiagnoseConfig.instruments`.
+        name: The name it is registered under.
         needs: Instruments whose results it reads.
-        groups: What its unit ids begin with.
+        groups: What its unit ids begin with; no other instrument's may begin so.
+        order: Where its units come among those of other instruments, lower ones first; they count up in tens.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     groups: tuple[str, ...]
+    order: int = 60
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Say whether a diagnosis has this part."""
@@ -97,13 +105,17 @@ class Instrument(ABC):
 
     @abstractmethod
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return what a reader is told while it is computed."""
+        """Return what is shown while the unit is computed, a phrase."""
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return what it found, once the study is finished; none where every unit was skipped."""
+        return []
 
 
 class Traces(Instrument):
     """Lets the model answer; part of every diagnosis."""
 
-    name, groups = "traces", ("traces",)
+    name, groups, order = "traces", ("traces",), 10
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Say yes."""
@@ -128,10 +140,11 @@ class Traces(Instrument):
         return f"{tasks.title(cell.task)}, {cell.hops} hops{seed}: {config.n} problems"
 
 
+@register("instrument", "accuracy")
 class AccuracyOf(Instrument):
     """Accuracy by task and hops, from the traces alone."""
 
-    name, groups = "accuracy", ("accuracy",)
+    name, groups, order = "accuracy", ("accuracy",), 20
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return one unit, when all traces are there."""
@@ -146,10 +159,11 @@ class AccuracyOf(Instrument):
         return "Accuracy by task and hops"
 
 
+@register("instrument", "errors")
 class Errors(Instrument):
     """First errors, and how sure the model was at them."""
 
-    name, groups = "errors", ("scores", "errors")
+    name, groups, order = "errors", ("scores", "errors"), 30
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return a unit of scores for each cell, and the error table after them."""
@@ -175,10 +189,11 @@ class Errors(Instrument):
         return f"Scoring every token: {tasks.title(cell.task)}, {cell.hops} hops"
 
 
+@register("instrument", "heads")
 class Heads(Instrument):
     """Head roles at each key error type with a check of the best head, and the evidence for them."""
 
-    name, needs, groups = "heads", ("errors",), ("heads", "evidence")
+    name, needs, groups, order = "heads", ("errors",), ("heads", "evidence"), 40
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return a unit a key error type, once those are known, and one of evidence for each that has roles."""
@@ -211,9 +226,6 @@ class Heads(Instrument):
         task, _, kind = unit.partition("/")[2].partition("-")
         what = "Heads" if unit.startswith("heads/") else "Evidence for heads"
         return f"{what} at {tasks.title(task)}, {kind.replace('-', ' ')}"
-
-
-INSTRUMENTS: tuple[Instrument, ...] = (Traces(), AccuracyOf(), Errors(), Heads())
 
 
 def decode_seed(cell: Cell) -> int:
