@@ -8,7 +8,7 @@ from chainwright.diagnose import first_errors
 from chainwright.scoring import TokenScores
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
-from trace_tokenizers import task_words
+from trace_tokenizers import byte_level, task_words
 
 OTHER = {"name recall": ("kate", "ann"), "action recall": ("flips", "stays"), "state update": ("heads", "tails")}
 
@@ -69,7 +69,7 @@ def test_shares_by_task_hops_and_type() -> None:
     }
     assert found.key_types == {"parity": ["name recall", "action recall"]}
     assert found.entropy == [] and found.config == {"key_share": 0.3}
-    assert found.summary() == "parity: 5 wrong traces; first errors: name recall 40%, action recall 40%, unparsed 20%"
+    assert found.summary() == "parity: 5 wrong chains; first errors: name recall 40%, action recall 40%, unparsed 20%"
     assert found.to_frame().to_pylist() == found.rows
 
 
@@ -98,9 +98,47 @@ def test_traces_without_errors_or_problems() -> None:
     plain = Trace.from_text(task_words(), "ann", "flips")
     right = [gold(p) for p in parity(2)]
     found = first_errors([plain, *right])
-    assert found.rows == [] and found.by_task == [] and found.key_types == {} and found.summary() == "No errors."
+    assert found.rows == [] and found.by_task == [] and found.key_types == {}
+    assert found.summary() == "No errors.\n1 trace was not judged." and first_errors(right).summary() == "No errors."
     one = first_errors([plain, wrong(parity(1)[0], "name recall")])
     assert [r["n_traces"] for r in one.rows] == [1]
+
+
+def elsewhere(is_correct: bool) -> Trace:
+    return Trace.from_text(task_words(), "ann", "flips", is_correct=is_correct)
+
+
+def test_wrong_traces_without_a_located_error_are_counted() -> None:
+    found = first_errors([elsewhere(False)] * 3 + [elsewhere(True)])
+    assert found.summary() == "unknown task: 3 wrong traces, none with a located first error"
+    assert found.answers == [{"task": "unknown", "n_traces": 4, "n_wrong": 3, "n_unlocated": 3, "n_unjudged": 0}]
+    assert found.by_task == [] and found.key_types == {}
+    assert first_errors([elsewhere(True)]).summary() == "No errors."
+
+
+def test_chains_and_answers_are_counted_apart() -> None:
+    own = Problem("mine", 1, "ann", chain="", answer="bob", slots=())
+    mine = [Trace.from_text(task_words(), "ann", text, problem=own) for text in ("cat", "bob")]
+    lucky = next(t for p in parity(20) for t in [wrong(p, "action recall")] if t.is_correct)
+    found = first_errors([lucky, *mine])
+    assert found.summary() == (
+        "parity: 1 wrong chain; first errors: action recall 100%\nmine: 1 wrong trace, none with a located first error"
+    )
+    counts = {row["task"]: (row["n_traces"], row["n_wrong"], row["n_unlocated"]) for row in found.answers}
+    assert counts == {"parity": (1, 0, 0), "mine": (2, 1, 1)}
+
+
+def test_a_slip_corrected_in_the_thinking_is_no_first_error() -> None:
+    (problem,) = tasks.sample("moas", 3, 1, rendering="natural")
+    slot = problem.slots[0]
+    slip = problem.chain[: slot.start] + "999" + problem.chain[slot.end :]
+    thought = f"<think>\n{slip}\nWait.\n{problem.chain}\n</think>\n\n"
+    right = Trace.from_text(byte_level(), problem.prompt, thought + problem.chain, problem=problem)
+    assert first_errors([right] * 4).summary() == "No errors."
+    last = problem.slots[-1]
+    bad = problem.chain[: last.start] + "999" + problem.chain[last.end :]
+    wrong_ = Trace.from_text(byte_level(), problem.prompt, thought + bad, problem=problem)
+    assert first_errors([wrong_]).summary().startswith("moas: 1 wrong chain; first errors: ")
 
 
 def test_tasks_are_kept_apart() -> None:

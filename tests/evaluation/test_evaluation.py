@@ -14,7 +14,7 @@ from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
 from outcomes import outcome, two_ways
-from trace_tokenizers import task_words
+from trace_tokenizers import byte_level, task_words
 
 
 def by_hand(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -76,10 +76,45 @@ def test_summary_and_table() -> None:
 def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
     (problem,) = tasks.sample("parity", 2, 1)
     plain = Trace.from_text(task_words(), "ann", "flips")
-    with pytest.raises(BadInput, match="Trace 1 has no problem, so nothing says whether it is right"):
+    with pytest.raises(BadInput, match="Trace 1 has no problem and no judgement, so it is unknown whether it is right"):
         evaluate([trace(problem), plain])
     with pytest.raises(BadInput, match="Trace 0 was not judged by its problem"):
         evaluate([trace(problem, is_correct=None)])
+
+
+def judged(is_correct: bool) -> Trace:
+    return Trace.from_text(task_words(), "ann", "flips", is_correct=is_correct)
+
+
+def test_traces_that_were_judged_elsewhere_count_under_an_unknown_task() -> None:
+    (problem,) = tasks.sample("parity", 2, 1)
+    found = evaluate([judged(True), trace(problem), judged(False)])
+    other, own = found.rows
+    assert (other["task"], other["hops"], other["n"], other["accuracy"]) == ("unknown", None, 2, 0.5)
+    assert (other["exact"], other["exact_low"], other["n_read"]) == (None, None, 0)
+    assert (own["task"], own["hops"], own["exact"], own["n_read"]) == ("parity", 2, 1.0, 1)
+    assert found.summary() == "unknown task: 0.50\nparity: 2 hops 1.00"
+    assert found.to_frame().to_pylist() == found.rows
+    figure = found.plot()
+    assert [list(t.y) for t in figure.data if t.mode == "markers"] == [[0.5], [1.0]]
+
+
+def test_a_problem_without_slots_has_no_exact_chains() -> None:
+    problem = Problem("mine", 1, "ann", chain="", answer="bob", slots=())
+    (row,) = evaluate([trace(problem, "bob"), trace(problem, "cat")]).rows
+    assert (row["task"], row["accuracy"], row["exact"], row["n_read"]) == ("mine", 0.5, None, 0)
+    assert compare({"a": [trace(problem, "bob")], "b": [trace(problem, "cat")]}).overall("a")["exact"] == 0.0
+
+
+def test_chains_that_could_not_be_read_are_in_no_share() -> None:
+    problems = tasks.sample("moas", 2, 3, rendering="natural")
+    texts = [p.chain for p in problems[:2]] + [f"Answer: {problems[2].answer}"]
+    traces = [
+        Trace.from_text(byte_level(), p.prompt, f"<think>Hm.</think>\n\n{text}", problem=p)
+        for p, text in zip(problems, texts, strict=True)
+    ]
+    (row,) = evaluate(traces).rows
+    assert (row["accuracy"], row["exact"], row["n_read"], row["n"]) == (1.0, 1.0, 2, 3)
 
 
 def test_compare_pairs_problems_and_counts_what_is_fixed_and_broken() -> None:

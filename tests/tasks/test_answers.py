@@ -6,7 +6,7 @@ import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.tasks import Problem
+from chainwright.tasks import Problem, Slot
 
 
 def solve_short(prompt):
@@ -133,7 +133,65 @@ def test_problem_made_by_hand_takes_the_last_value():
     assert Problem("parity", 1, "", "", "tails", ()).check("it was heads, then it is tails up")
 
 
-def test_problem_without_slots_cannot_be_read():
-    problem = Problem("moas", 2, "What is 3 + 4?", "3 + 4 = 7\nAnswer: 7", "7", ())
-    with pytest.raises(BadInput, match="this one has 0 slots"):
-        problem.first_error("Answer: 7")
+def test_a_problem_without_slots_is_judged_by_its_answer_alone():
+    problem = Problem("mine", 1, "What is 6 x 7?", chain="", answer="42", slots=())
+    assert problem.check("It is 42.") and not problem.check("It is 43.")
+    assert problem.read("It is 43.") == [] and problem.first_error("It is 43.") is None
+
+
+def test_a_slot_that_is_not_where_it_says_is_named():
+    problem = Problem("mine", 1, "", "3 + 4 = 7", "7", (Slot(0, 1, "local calculation", 0, "7"),))
+    with pytest.raises(BadInput, match="holds '7' at characters 0 to 1, but it holds '3' there"):
+        problem.first_error("3 + 4 = 7")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("<think>\nSo the answer is 71. Wait, let me check again, since I may have", False),
+        ("So the answer is 71.\n</think>\n\nIt comes to 72.", False),
+        ("<think>\nSo the answer is 72.\n</think>\n\nAnswer: 71", True),
+        ("<think>a</think>Answer: 5<think>b</think>Answer: 71", True),
+        ("<think>a</think>Answer: 71\n<think>\nAnswer: 5", True),
+        ("Let me work.\n<think>\nAnswer: 71", False),
+        ("<|channel|>analysis<|message|>Answer: 71", False),
+        ("<|channel|>analysis<|message|>Answer: 5<|end|><|start|>assistant<|channel|>final<|message|>Answer: 71", True),
+        ("I add.\n#### 71", True),
+        ("I add.\n####71", True),
+        ("#### 5", False),
+        ("The answer is not 5 but 71.", True),
+        ("The answer is not 71 but 5.", False),
+        ("The answer is not 71.", False),
+        ("The answer isn't 5, it is 71.", True),
+        ("Answer: 5. Wait, it is 71.", True),
+        ("Answer: 71. Wait, it should be 5.", False),
+        ("Answer: 71. Wait, let me check again, since I may have", False),
+        ("Answer: 71. Wait, let me check: 70 + 1 = 71. Yes.", True),
+        ("Answer: 71. Wait, let me check. Yes, that is right.", True),
+        ("Answer: 5. Actually, 71", True),
+        ("Answer: 5. No wait.\nAnswer: 71", True),
+        ("Answer: 71\nI hope that this answer helps.", True),
+        ("Answer: 71. So it is 71 and not 5.", True),
+    ],
+)
+def test_what_is_judged_is_the_last_word_outside_of_the_thinking(text, is_right):
+    scripted = next(p for s in range(99) for p in tasks.sample("moas", 3, 40, seed=s) if p.answer == "71")
+    assert scripted.check(text) is is_right
+    assert Problem("mine", 1, "", "", "71", ()).check(text) is is_right
+
+
+def test_words_are_taken_back_too():
+    problem = Problem("mine", 1, "", "", "bado", ())
+    assert problem.check("The answer is not tula but bado.")
+    assert problem.check("Answer: tula. Wait, it is bado.")
+    assert problem.check("Answer: bado. Wait, let me check. Yes, that is right.")
+    assert not problem.check("Answer: bado. Wait, that may be wrong, I should")
+
+
+def test_a_response_that_is_to_be_the_answer_alone_is_judged_by_its_first_value():
+    problem = Problem("two-hop", 2, "dopa mother boss", "tula", "tula", ())
+    assert problem.check("tula") and problem.check("tula vala saku")
+    assert not problem.check("vala tula") and not problem.check("")
+    number = Problem("arithmetic", 1, "3 + 9 =", "12", "12", ())
+    assert number.check("12 4") and not number.check("124") and not number.check("- 12")
+    assert number.check("I add, so the answer is 12.")

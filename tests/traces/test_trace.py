@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import trace_tokenizers
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace
-from chainwright.tasks import FirstError
-from chainwright.traces import STYLES, SegmentConfig, Span, TokenOffsets, Trace, TraceSlot
+from chainwright.tasks import FirstError, Problem
+from chainwright.traces import STYLES, SegmentConfig, Span, TokenOffsets, Trace, TraceSlot, read_traces, write_traces
 from chainwright.traces._align import Alignment, deviation
 
 ANALYSIS = "<|channel|>analysis<|message|>"
@@ -387,8 +387,76 @@ def test_a_question_needs_a_token():
 
 def test_errors_of_a_response_keep_their_place_in_the_text():
     problem = tasks.sample("parity", 2, 1)[0]
-    response = "<think>" + problem.chain.replace("start", "begin", 1) + "</think>"
+    response = "<think>Let me see.</think>" + chain_with(problem, 1, "nobody")
     trace = Trace.from_text(trace_tokenizers.byte_level(), problem.prompt, response, problem=problem)
     assert trace.first_error == problem.first_error(response)
     assert isinstance(trace.first_error, FirstError)
     assert trace.first_error_position is not None
+
+
+# ---- thinking and summary
+
+
+def think(thought, said, problem, style="think"):
+    open_, close = {"think": ("<think>\n", "\n</think>\n\n"), "harmony": (ANALYSIS, FINAL)}[style]
+    response = open_ + thought + (close + said if said is not None else "")
+    return Trace.from_text(trace_tokenizers.byte_level(), problem.prompt, response, problem=problem)
+
+
+@pytest.fixture(params=["think", "harmony"])
+def marked(request):
+    return request.param
+
+
+def chain_with(problem, n, value):
+    slot = problem.slots[n]
+    return problem.chain[: slot.start] + value + problem.chain[slot.end :]
+
+
+def test_a_wrong_summary_is_wrong_whatever_was_thought(marked):
+    (problem,) = tasks.sample("moas", 3, 1, rendering="natural")
+    wrong = chain_with(problem, -1, "999")
+    trace = think(problem.chain, wrong, problem, marked)
+    assert trace.is_correct is False and trace.is_exact is False
+    assert trace.first_error is not None and trace.first_error.got == "999"
+    assert trace.response[trace.first_error.start : trace.first_error.end] == "999"
+    assert trace.first_error_position is not None and trace.first_error_position >= trace.summary.start
+    assert all(slot.start >= trace.summary.start for slot in trace.slots)
+
+
+def test_a_slip_that_is_corrected_while_thinking_is_no_error(marked):
+    (problem,) = tasks.sample("moas", 3, 1, rendering="natural")
+    slip = chain_with(problem, 0, "999") + "\nWait, that is wrong.\n" + problem.chain
+    trace = think(slip, problem.chain, problem, marked)
+    assert (trace.is_correct, trace.is_exact, trace.first_error) == (True, True, None)
+    assert len(trace.slots) == len(problem.slots)
+
+
+def test_a_right_answer_without_its_chain_has_no_error_and_no_known_chain(marked):
+    (problem,) = tasks.sample("moas", 3, 1, rendering="natural")
+    trace = think(chain_with(problem, 0, "999"), f"Answer: {problem.answer}", problem, marked)
+    assert (trace.is_correct, trace.is_exact, trace.first_error) == (True, None, None)
+    wrong = think(problem.chain, "Answer: 999", problem, marked)
+    assert (wrong.is_correct, wrong.is_exact) == (False, False)
+    assert wrong.first_error is not None and wrong.first_error.error_type == "unparsed"
+
+
+def test_thinking_that_is_cut_answers_nothing(marked):
+    (problem,) = tasks.sample("moas", 3, 1, rendering="natural")
+    trace = think(problem.chain + "\nWait, let me check again, since I may have", None, problem, marked)
+    assert trace.is_correct is False and trace.slots == ()
+    opened = Trace.from_text(trace_tokenizers.byte_level(), "ann<think>\n", problem.chain, problem=problem)
+    assert opened.style == "think" and opened.is_correct is False
+
+
+def test_a_problem_without_slots_becomes_a_trace(tmp_path):
+    problem = Problem("mine", 1, "What is 6 x 7?", chain="", answer="42", slots=())
+    right, wrong = (
+        Trace.from_text(trace_tokenizers.byte_level(), problem.prompt, text, problem=problem)
+        for text in ("It is 42.", "It is 43.")
+    )
+    assert (right.is_correct, right.is_exact, right.is_unlocated) == (True, None, False)
+    assert (wrong.is_correct, wrong.is_exact, wrong.is_unlocated) == (False, None, True)
+    assert right.first_error is None and wrong.first_error is None and wrong.slots == ()
+    write_traces(tmp_path / "a.parquet", [right, wrong])
+    assert read_traces(tmp_path / "a.parquet") == [right, wrong]

@@ -110,12 +110,12 @@ def print_accuracy(accuracy: Accuracy) -> None:
     table = Table(*columns, title="Accuracy")
     for row in accuracy.rows:
         table.add_row(
-            tasks.title(row["task"]),
-            str(row["hops"]),
+            tasks.title(row["task"]) if row["task"] in tasks.known() else row["task"],
+            "-" if row["hops"] is None else str(row["hops"]),
             str(row["n"]),
             f"{row['accuracy']:.2f}",
             f"{row['low']:.2f}-{row['high']:.2f}",
-            f"{row['exact']:.2f}",
-            f"{row['exact_low']:.2f}-{row['exact_high']:.2f}",
+            "-" if row["exact"] is None else f"{row['exact']:.2f}",
+            "-" if row["exact"] is None else f"{row['exact_low']:.2f}-{row['exact_high']:.2f}",
         )
     out.print(table)

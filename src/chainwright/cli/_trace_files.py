@@ -130,5 +130,5 @@ def read_file(path: Path, tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool)
 
 
 def are_judged(traces: Sequence[Trace]) -> bool:
-    """Say whether every trace has its problem, so that chains and answers can be judged."""
-    return bool(traces) and all(trace.problem is not None for trace in traces)
+    """Return whether every trace was judged, by its problem or elsewhere."""
+    return bool(traces) and all(trace.is_correct is not None for trace in traces)

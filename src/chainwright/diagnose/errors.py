@@ -1,10 +1,15 @@
-"""First errors: of which type they are, at which hops, and how unsure the model was there."""
+"""First errors: of which type they are, at which hops, and how unsure the model was there.
+
+Chains and answers are counted apart. A chain is wrong at its first wrong slot, whatever its answer: a parity answer is
+right half of the time by chance. A wrong answer may have no known first error (a trace judged elsewhere, a problem
+without slots); such traces have no type and are counted beside the types.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
@@ -13,6 +18,7 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright._stats import median_interval, wilson
+from chainwright.evaluation.accuracy import UNKNOWN_TASK
 from chainwright.scoring import TokenScores
 from chainwright.traces import Trace
 
@@ -29,10 +35,13 @@ class ErrorTable(Finding):
     """First errors by task, hops and type.
 
     Attributes:
-        rows: One a (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors`
-            (wrong traces in the cell), `n_traces`, `share` (n / n_errors) with `low` and `high` (Wilson, 95%).
-        by_task: One a (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
-        entropy: One a (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at
+        rows: One per (task, hops, type): `task`, `hops`, `error_type`, `n` (errors of this type), `n_errors`
+            (chains with a first error in the cell), `n_traces`, `share` (n / n_errors) with `low` and `high` (Wilson,
+            95%).
+        by_task: One per (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
+        answers: One per task, "unknown" for traces without a problem: `n_traces`, `n_wrong` (wrong answers),
+            `n_unlocated` (wrong answers whose first error is unknown) and `n_unjudged` (traces that nothing judged).
+        entropy: One per (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at
             the least sure token of the same kind of slot where the model was right, `entropy_right` (None if it
             never was), with their numbers `n_wrong` and `n_right`, and the 95% intervals of the medians, `wrong_low`,
             `wrong_high`, `right_low` and `right_high` (None for fewer than six tokens). Empty without token scores.
@@ -41,6 +50,7 @@ class ErrorTable(Finding):
     rows: list[dict[str, Any]]
     by_task: list[dict[str, Any]]
     entropy: list[dict[str, Any]]
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def key_types(self) -> dict[str, list[str]]:
@@ -52,13 +62,24 @@ class ErrorTable(Finding):
         return dict(keys)
 
     def summary(self) -> str:
-        """Return one line a task."""
-        lines = []
-        for task in dict.fromkeys(row["task"] for row in self.by_task):
-            shares = [f"{r['error_type']} {r['share']:.0%}" for r in self.by_task if r["task"] == task]
-            n = next(r["n_errors"] for r in self.by_task if r["task"] == task)
-            lines.append(f"{task}: {n} wrong traces; first errors: {', '.join(shares)}")
-        return "\n".join(lines) or "No errors."
+        """Return one line per task with errors, and one on traces that were not judged."""
+        unlocated = {row["task"]: row["n_unlocated"] for row in self.answers if row["n_unlocated"]}
+        named = dict.fromkeys([*(row["task"] for row in self.by_task), *unlocated])
+        lines = [self._line(task, unlocated.get(task, 0)) for task in named] or ["No errors."]
+        if n_unjudged := sum(row["n_unjudged"] for row in self.answers):
+            lines.append(f"{n_unjudged} {'trace was' if n_unjudged == 1 else 'traces were'} not judged.")
+        return "\n".join(lines)
+
+    def _line(self, task: str, n_unlocated: int) -> str:
+        own = [row for row in self.by_task if row["task"] == task]
+        name = "unknown task" if task == UNKNOWN_TASK else task
+        if not own:
+            return f"{name}: {_counted(n_unlocated, 'wrong trace')}, none with a located first error"
+        shares = ", ".join(f"{row['error_type']} {row['share']:.0%}" for row in own)
+        line = f"{name}: {_counted(own[0]['n_errors'], 'wrong chain')}; first errors: {shares}"
+        if not n_unlocated:
+            return line
+        return f"{line}; besides, {_counted(n_unlocated, 'wrong answer')} without a located first error"
 
     def to_frame(self) -> pa.Table:
         """Return `rows` as a table."""
@@ -89,10 +110,11 @@ def first_errors(
 ) -> ErrorTable:
     """Return how the first errors of traces are spread over types.
 
-    Traces without a problem are left out: nobody knows their slots.
+    Traces without a problem have no slots: they count as wrong answers without a located error if they were judged
+    elsewhere as wrong, and as unjudged if they were not judged.
 
     Args:
-        traces: Traces of problems.
+        traces: Traces of problems, or traces that were judged elsewhere.
         scores: `score` of each trace in the same order, for the entropies.
         key_share: Share of a task's first errors from which a type counts as a key type.
 
@@ -111,7 +133,29 @@ def first_errors(
     for row in by_task:
         row["is_key"] = row["share"] >= key_share and row["error_type"] != "unparsed"
     entropy = [] if scores is None else _entropies(traces, scores)
-    return ErrorTable(rows=rows, by_task=by_task, entropy=entropy, config={"key_share": key_share})
+    config = {"key_share": key_share}
+    return ErrorTable(rows=rows, by_task=by_task, answers=_answers(traces), entropy=entropy, config=config)
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _answers(traces: Sequence[Trace]) -> list[dict[str, Any]]:
+    """Return the counts of wrong, unlocated and unjudged answers by task."""
+    groups: dict[str, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        groups[UNKNOWN_TASK if trace.problem is None else trace.problem.task].append(trace)
+    return [
+        {
+            "task": task,
+            "n_traces": len(group),
+            "n_wrong": sum(t.is_correct is False for t in group),
+            "n_unlocated": sum(t.is_unlocated for t in group),
+            "n_unjudged": sum(t.is_correct is None for t in group),
+        }
+        for task, group in groups.items()
+    ]
 
 
 def _rows(group: list[Trace], **labels: Any) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Comparison(Finding):
     Attributes:
         baseline: The way that the others are compared with.
         rows: One a (task, hops, way), and one with `hops` None for each (task, way) and with `task` "all" for each
-            way: `n`, `accuracy` and `exact` (whole chains right), their paired differences from the baseline
+            way: `n`, `accuracy` and `exact` (chains known to be right), their paired differences from the baseline
             (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap over
             problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
             `p` (exact McNemar test on them), and `tokens` (mean response length).
@@ -126,7 +126,7 @@ def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, s
         raise BadInput("compare needs at least one way of decoding with at least one trace; got none.")
     names = list(traces)
     check_paired(traces)
-    outcomes = {name: np.array([[bool(t.is_correct), t.first_error is None] for t in traces[name]]) for name in names}
+    outcomes = {name: np.array([[bool(t.is_correct), t.is_exact is True] for t in traces[name]]) for name in names}
     groups = _groups(traces[names[0]])
     rows = []
     for (task, hops), at in groups.items():

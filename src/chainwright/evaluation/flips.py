@@ -107,7 +107,7 @@ def flips(
         if len(tokens) != len(traces[name]):
             raise BadInput(f"{name!r} has {len(traces[name])} traces, but flags of {len(tokens)}; give one list each.")
     first = traces[names[0]]
-    kept = [i for i in range(len(first)) if len({traces[name][i].first_error is None for name in names}) > 1]
+    kept = [i for i in range(len(first)) if len({traces[name][i].is_exact is True for name in names}) > 1]
     book = _Book(tokenizer)
     marks = flagged or {}
     return Flips(
@@ -163,7 +163,7 @@ def _problem(index: int, trace: Trace) -> dict[str, Any]:
 def _answer(trace: Trace, book: _Book, flagged: Sequence[int] | None) -> dict[str, Any]:
     return {
         "chain": book.chain(trace.response_ids.tolist()),
-        "is_right": trace.first_error is None,
+        "is_right": trace.is_exact is True,
         "is_correct": bool(trace.is_correct),
         "stopped": trace.stopped,
         "error": _error(trace),

@@ -28,7 +28,7 @@ def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None 
     tasks = in_order(rows)
     fig = panels(tasks, columns)
     for i, task in enumerate(tasks):
-        own = [row for row in rows if row["task"] == task]
+        own = [{**row, "hops": row["hops"] or 0} for row in rows if row["task"] == task]
         at = panel_at(i, columns, len(tasks))
         _add_chains(fig, own, at, i == 0)
         _add_answers(fig, own, at, i == 0)
@@ -36,12 +36,13 @@ def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None 
         if level >= HIGH_CHANCE:
             fig.add_hline(y=level, line={"color": GREY, "width": 2, "dash": "dot"}, layer="below", **at)
         shown = ticks([row["hops"] for row in own], columns)
-        fig.update_xaxes(tickvals=shown, ticktext=[str(h) for h in shown], tickangle=0, showgrid=False, **at)
+        fig.update_xaxes(tickvals=shown, ticktext=[str(h or "?") for h in shown], tickangle=0, showgrid=False, **at)
     fig.update_yaxes(range=[-0.04, 1.04], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     return fig
 
 
 def _add_chains(fig: go.Figure, rows: Sequence[Row], at: Any, is_first: bool) -> None:
+    rows = [row for row in rows if row["exact"] is not None]
     hops, low, high = ([row[key] for row in rows] for key in ("hops", "exact_low", "exact_high"))
     name = "whole chains"
     if len(rows) > 1:  # a band over one hop count has no width
@@ -83,10 +84,10 @@ def _bars(rows: Sequence[Row], key: str, low: list[float], high: list[float], co
 def _shared(
     rows: Sequence[Row], x: list[float], key: str, name: str, low: list[float], high: list[float], is_first: bool
 ) -> dict[str, Any]:
+    counts = [row.get("n_read", row["n"]) if key == "exact" else row["n"] for row in rows]
     text = [
-        f"{name}: {round(row[key] * row['n'])} of {row['n']} right at {counted(row['hops'], 'hop')} "
-        f"({percent(row[key])})<br>95% interval: {between(a, b)}"
-        for row, a, b in zip(rows, low, high, strict=True)
+        f"{name}: {round(row[key] * n)} of {n} right{_at(row)} ({percent(row[key])})<br>95% interval: {between(a, b)}"
+        for row, n, a, b in zip(rows, counts, low, high, strict=True)
     ]
     return {
         "x": x,
@@ -98,3 +99,7 @@ def _shared(
         "hoverinfo": "text",
         "cliponaxis": False,
     }
+
+
+def _at(row: Row) -> str:
+    return f" at {counted(row['hops'], 'hop')}" if row["hops"] else ""

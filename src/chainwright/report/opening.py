@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.evaluation.accuracy import n_exact, n_read
 from chainwright.evaluation.comparison import Comparison
+from chainwright.figures.errors import family_of
 from chainwright.figures.words import counted, head_name, share_of, title_of
 from chainwright.studies.diagnosis.run import Diagnosis
-from chainwright.tasks import family
 
 _FAMILY_SAID = {
     "recall": "a recall error",
     "computing or copying": "an error of computing or copying",
     "fewer or more hops": "a hop too few or too many",
-    "other": "an error of another kind",
     "cannot be read": "something that cannot be read",
 }
 
@@ -29,23 +29,20 @@ def opening(diagnosis: Diagnosis) -> list[str]:
 def _accuracy(diagnosis: Diagnosis) -> str:
     rows = diagnosis.accuracy.rows
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    right = sum(round(row["exact"] * row["n"]) for row in rows)
-    n = sum(int(row["n"]) for row in rows)
+    right, n = sum(n_exact(row) for row in rows), sum(n_read(row) for row in rows)
     hardest = [max((r for r in rows if r["task"] == task), key=lambda r: int(r["hops"])) for task in tasks]
     over = f"{counted(n, 'problem')} of {title_of(tasks[0]) if len(tasks) == 1 else f'{len(tasks)} tasks'}"
     said = f"Asked {over}, {diagnosis.config.model} got {share_of(right, n, 'whole chains')} right"
-    if n == sum(int(row["n"]) for row in hardest):
+    if n == sum(n_read(row) for row in hardest):
         return f"{said}."
-    at_most = share_of(
-        sum(round(row["exact"] * row["n"]) for row in hardest), sum(int(row["n"]) for row in hardest), "chains"
-    )
+    at_most = share_of(sum(n_exact(row) for row in hardest), sum(n_read(row) for row in hardest), "chains")
     return f"{said}; at the most hops of {'the task' if len(tasks) == 1 else 'each task'} it got {at_most} right."
 
 
 def _kind(diagnosis: Diagnosis) -> str:
     families: Counter[str] = Counter()
     for row in diagnosis.errors.by_task:
-        families[family(row["task"], row["error_type"])] += row["n"]
+        families[family_of(row["error_type"])] += row["n"]
     if not families:
         return "No chain went wrong, so there is nothing to diagnose; ask for more hops."
     name, n = families.most_common(1)[0]

@@ -47,7 +47,7 @@ def breaking_points(accuracy: Accuracy) -> str:
     """Return from which hop count on fewer than half of the chains are right, task by task."""
     broken: dict[str, int] = {}
     for row in sorted(accuracy.rows, key=lambda r: -int(r["hops"])):
-        if row["exact"] < 0.5:
+        if row["exact"] is not None and row["exact"] < 0.5:
             broken[row["task"]] = int(row["hops"])
     order = dict.fromkeys(str(row["task"]) for row in accuracy.rows)
     named = [f"{title_of(task)} {broken[task]}" for task in order if task in broken]

@@ -17,15 +17,20 @@ from chainwright.tasks._script import MORE_HOPS, Kind, Line, Part, Slot
 
 
 def lines_of(chain: str, slots: Sequence[Slot]) -> tuple[Line, ...]:
-    """Return the lines that a chain with its slots is made of; lines without a slot are left out.
+    """Return the lines that a chain with its slots is made of; lines without a slot are omitted.
+
+    Args:
+        chain: The gold chain.
+        slots: Its slots, at least one.
 
     Raises:
-        BadInput: If the problem has no slots, or a slot does not lie in the chain where it says.
+        BadInput: A slot is not in the chain where it says.
     """
-    if not slots or any(chain[slot.start : slot.end] != slot.value for slot in slots):
+    wrong = next((slot for slot in slots if chain[slot.start : slot.end] != slot.value), None)
+    if wrong is not None:
         raise BadInput(
-            "A response can only be read beside a problem whose slots say what stands in its chain; this one "
-            f"has {len(slots)} slots. Take it from tasks.sample() or tasks.from_record(), or give it slots."
+            f"A slot says that the chain holds {wrong.value!r} at characters {wrong.start} to {wrong.end}, but it "
+            f"holds {chain[wrong.start : wrong.end]!r} there; correct the slot, or leave the problem without slots."
         )
     rows = [_parts(chain, row, slots) for row in re.finditer(r"[^\n]+", chain)]
     rows = [(parts, hop) for parts, hop in rows if any(isinstance(part, Part) for part in parts)]

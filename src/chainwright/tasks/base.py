@@ -11,13 +11,12 @@ What this module does not know: tokens (see `traces`), models, and the seven tas
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from chainwright.tasks._answers import answer_pattern, final_answer, said_aloud
 from chainwright.tasks._by_hand import lines_of
-from chainwright.tasks._patterns import NUMBER, SIDE, Pattern
 from chainwright.tasks._reader import Reader, Reading
 from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Slot
 
@@ -35,15 +34,6 @@ __all__ = [
 
 UNPARSED = "unparsed"
 SCHEMA_VERSION = 1
-
-_ANSWER_MARK = re.compile(
-    r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
-    r"|^(?:[^\w\n]|[0-9_]|step\b)*(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\b"
-    r"|\\boxed\{)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_SMALL_WORDS = "the an is it final string word result text".split()
-_LETTER = r"[^\W\d_]"
 
 
 @dataclass(frozen=True)
@@ -124,23 +114,34 @@ class Problem:
     def check(self, response_text: str) -> bool:
         """Return whether the final answer of a response is right, whatever its chain says.
 
-        The answer is looked for behind the last "answer" that is followed by a value. A problem made by hand,
-        without a script, takes the last value of the text where there is no such word.
+        The answer is looked for after the last word that announces one, such as "answer" or "####"; thinking
+        (`<think>`, Harmony's analysis) is not judged, and an answer that is taken back does not count. A problem made
+        by hand, without a script, takes the last value of the text where nothing announces an answer, or the first one
+        if the response is to be the answer alone.
         """
-        got = _final_answer(response_text, self.answer, may_guess=not self.lines)
-        pattern = _answer_pattern(self.answer)
+        is_first = self.is_answer_only and self.rendering == "short"
+        got = final_answer(response_text, self.answer, may_guess=not self.lines, is_first=is_first)
+        pattern = answer_pattern(self.answer)
         return got is not None and pattern.meaning(got) == pattern.meaning(self.answer)
 
     def read(self, response_text: str) -> list[ReadSlot]:
-        """Return the gold slots found in a response, up to and including the first wrong one."""
+        """Return the gold slots read from a response, up to and including the first wrong one; none without slots.
+
+        Thinking is skipped, as in `check`; the places are those in the whole text.
+        """
         return self._read(response_text).slots
 
     def first_error(self, response_text: str) -> FirstError | None:
-        """Return the first wrong slot of a response, or None if every slot is right.
+        """Return the first wrong slot of a response, or None if every slot is right or the problem has no slots.
 
         The error type is "unparsed" where the response leaves every known shape of a line or breaks off;
         `slot` is then the slot that was due, and `start` and `end` the place where the reading stopped.
+
+        Raises:
+            BadInput: A slot of a problem made by hand is not in its chain where it says.
         """
+        if not self.slots:
+            return None
         slots, stop = self._read(response_text)
         read = slots[-1] if slots else None
         if read is not None and read.error_type is not None:
@@ -165,8 +166,12 @@ class Problem:
         }
 
     def _read(self, response_text: str) -> Reading:
+        if not self.slots:
+            return Reading([], 0)
         lines = self.lines or lines_of(self.chain, self.slots)
-        return Reader(lines, self.shapes or lines, response_text).read()
+        start, end = said_aloud(response_text)
+        slots, stop = Reader(lines, self.shapes or lines, response_text[start:end]).read()
+        return Reading([replace(slot, start=slot.start + start, end=slot.end + start) for slot in slots], stop + start)
 
 
 def write_chain(lines: Iterable[Line]) -> tuple[str, tuple[Slot, ...]]:
@@ -182,28 +187,3 @@ def write_chain(lines: Iterable[Line]) -> tuple[str, tuple[Slot, ...]]:
             pieces.append(text)
             at += len(text)
     return "".join(pieces), tuple(slots)
-
-
-def _answer_pattern(answer: str) -> Pattern:
-    """Return what a final answer may look like, judged by the right one."""
-    if NUMBER.compiled.fullmatch(answer):
-        return NUMBER
-    if answer.casefold() in ("heads", "tails"):
-        return SIDE
-    small = "|".join(word for word in _SMALL_WORDS if word != answer.casefold())
-    letters = rf"{_LETTER}(?:[ \t-]{{1,3}}{_LETTER}(?!\w))*(?!\w)"
-    return Pattern(rf"(?<!\w)(?!(?:{small})(?!\w))(?:{letters}|\w+)", "letters")
-
-
-def _final_answer(text: str, answer: str, *, may_guess: bool) -> str | None:
-    """Return the text of the final answer in a response, or None if it gives none."""
-    pattern = _answer_pattern(answer).compiled
-    for mark in reversed(list(_ANSWER_MARK.finditer(text))):
-        equation = re.compile(r"[^\n]*=").match(text, mark.end())
-        match = pattern.search(text, equation.end() if equation else mark.end())
-        if match:
-            return match.group()
-    if not may_guess:
-        return None
-    found = [match.group() for match in pattern.finditer(text)]
-    return found[-1] if found else None

@@ -11,12 +11,13 @@ calls).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from chainwright._errors import BadTrace
+from chainwright.tasks.base import UNPARSED
 from chainwright.traces._align import Alignment, deviation, place_segments
 from chainwright.traces._checks import (
     InfoValue,
@@ -31,6 +32,7 @@ from chainwright.traces.offsets import Tokenizer, TokenOffsets, decode_with_mark
 from chainwright.traces.segments import (
     ONE_LINE_ONE_STEP,
     SegmentConfig,
+    Segments,
     Span,
     check_style,
     detect_style,
@@ -83,9 +85,11 @@ class Trace:
         problem: The problem that was asked, if it is known.
         response: The response text, without special tokens other than segment markers.
         prompt: The question text.
-        slots: The slots that were read from the response, in order; reading stops at the first that differs.
-        is_correct: Whether the final answer is right; None when nobody judged it.
-        first_error: The first wrong slot, with character offsets in `response`.
+        slots: The slots that were read from the response, in order; reading stops at the first that differs. Where
+            the markers say what is thinking, only the summary is read and judged.
+        is_correct: Whether the final answer is right; None if it was not judged.
+        first_error: The first wrong slot, with character offsets in `response`. None for a right chain, and where no
+            slot could be located; `is_exact` tells the two apart.
         stopped: Whether the response came to its end; False when the token limit cut it.
         style: The style of the markers: "think", "harmony" or "plain".
         info: Where the trace comes from: model, seed, ...
@@ -152,8 +156,7 @@ class Trace:
             response: The response; tokenised without special tokens.
             style: "think", "harmony", "plain", or "auto" to go by the markers.
             problem: The problem that was asked; fills `slots`, `first_error` and `is_correct`.
-            is_correct: What somebody else's judgement of the answer was, when there is no problem to judge
-                it.
+            is_correct: A judgement of the answer made elsewhere, for a trace without a problem.
             info: Where the trace comes from.
             segment_config: How thinking is cut into steps; the default is one line, one step for a problem
                 with short lines, and sentences of at least 15 characters otherwise.
@@ -217,6 +220,24 @@ class Trace:
         """Return the [T - response_start] ids of the response, with an opening marker that it begins with."""
         return self.input_ids[self.response_start :]
 
+    @property
+    def is_exact(self) -> bool | None:
+        """Whether every slot of the chain is right; None if the chain is unknown or could not be read.
+
+        That is a trace without a problem, one of a problem without slots, and a right answer after thinking whose chain
+        the summary does not repeat.
+        """
+        if self.problem is None or not self.problem.slots:
+            return None
+        if self.first_error is not None:
+            return False
+        return True if len(self.slots) == len(self.problem.slots) else None
+
+    @property
+    def is_unlocated(self) -> bool:
+        """Whether the answer is wrong although no first error is known."""
+        return self.is_correct is False and self.first_error is None
+
     def __len__(self) -> int:
         return self.n_tokens
 
@@ -267,7 +288,7 @@ class _Build:
             prompt=question,
             style=style,
             response_start=len(prompt_ids),
-            **(other | self._reading(alignment, len(prompt_ids))),
+            **(other | self._reading(alignment, len(prompt_ids), segments)),
         )
 
     def _config(self, style: str) -> SegmentConfig:
@@ -278,26 +299,37 @@ class _Build:
             return ONE_LINE_ONE_STEP
         return SegmentConfig()
 
-    def _reading(self, alignment: Alignment, n_prompt: int) -> dict[str, Any]:
-        """Return the fields that the problem fills in by reading the response."""
+    def _reading(self, alignment: Alignment, n_prompt: int, segments: Segments) -> dict[str, Any]:
+        """Return the fields that the problem fills in by reading the response.
+
+        Thinking is neither read nor judged: what is said and taken back there is no error of the response. The plain
+        style has no thinking of its own, so all of it counts.
+        """
         if self.problem is None:
             return {}
-        error = self.problem.first_error(alignment.text)
+        start = 0 if segments.style == "plain" else segments.summary.start
+        text = alignment.text[start:]
+        is_correct = self.problem.check(text)
+        error = self.problem.first_error(text)
+        if error is not None and error.error_type == UNPARSED and is_correct and segments.style != "plain":
+            error = None  # a summary need not repeat the chain that was thought
+        if error is not None:
+            error = replace(error, start=error.start + start, end=error.end + start)
         position = None if error is None else alignment.token_at(deviation(error))
         return {
-            "slots": _token_slots(self.problem, alignment, n_prompt),
-            "is_correct": self.problem.check(alignment.text),
+            "slots": _token_slots(self.problem, alignment, n_prompt, start),
+            "is_correct": is_correct,
             "first_error": error,
             "first_error_position": None if position is None else n_prompt + position,
         }
 
 
-def _token_slots(problem: Problem, alignment: Alignment, n_prompt: int) -> tuple[TraceSlot, ...]:
-    """Return the slots that the problem reads from the response, at their tokens of the trace."""
+def _token_slots(problem: Problem, alignment: Alignment, n_prompt: int, start: int) -> tuple[TraceSlot, ...]:
+    """Return the slots that the problem reads from character `start` of the response, at their tokens of the trace."""
     slots = []
-    for read in problem.read(alignment.text):
+    for read in problem.read(alignment.text[start:]):
         gold = problem.slots[read.slot]
-        span = alignment.token_span(read.start, read.end)
+        span = alignment.token_span(start + read.start, start + read.end)
         slots.append(
             TraceSlot(
                 start=n_prompt + span.start,

@@ -356,4 +356,4 @@ class _Search:
 
 
 def _n_right(traces: Sequence[Trace]) -> int:
-    return sum(trace.first_error is None for trace in traces)
+    return sum(trace.is_exact is True for trace in traces)

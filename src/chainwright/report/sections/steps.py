@@ -61,7 +61,7 @@ def _kind(one: StepSaliency, diagnosis: Diagnosis | None) -> Any:
     if diagnosis is None or i is None:
         return None
     trace = diagnosis.traces[i]
-    return None if trace.problem is None else (trace.problem.task, trace.problem.hops, trace.first_error is None)
+    return None if trace.problem is None else (trace.problem.task, trace.problem.hops, trace.is_exact is True)
 
 
 def map_data(maps: Sequence[StepSaliency], diagnosis: Diagnosis | None, max_bytes: int = _MAX_BYTES) -> list[Any]:

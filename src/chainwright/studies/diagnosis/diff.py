@@ -25,7 +25,7 @@ from chainwright.traces import Trace
 _Z = 1.959964
 MEASURES: Mapping[str, Callable[[Trace], bool]] = {
     "answers": lambda trace: bool(trace.is_correct),
-    "chains": lambda trace: trace.first_error is None,
+    "chains": lambda trace: trace.is_exact is True,
 }
 _Cell = tuple[str, int]
 

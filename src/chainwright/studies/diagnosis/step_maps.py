@@ -67,7 +67,7 @@ class StepMaps(Instrument):
 def choose_traces(traces: list[Trace], n: int) -> list[int]:
     """Return the first `n` wrong and the first `n` right traces, in their order."""
     wrong = [i for i, trace in enumerate(traces) if trace.first_error is not None]
-    right = [i for i, trace in enumerate(traces) if trace.first_error is None]
+    right = [i for i, trace in enumerate(traces) if trace.is_exact]
     return sorted(wrong[:n] + right[:n])
 
 
