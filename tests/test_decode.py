@@ -16,6 +16,7 @@ from chainwright.decode import generate
 from chainwright.edits import KnockOut, edit
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models.load import LoadedModel, load_model
+from chainwright.repair.base import Repair
 from chainwright.scoring import TokenScores, score, score_all
 from chainwright.traces import Trace
 from families import D_VOCAB, FAMILIES, random_ids, tiny
@@ -63,10 +64,13 @@ def response(trace: Trace) -> list[int]:
     return trace.response_ids.tolist()
 
 
-class Silencing:
+class Silencing(Repair):
     """A repair that silences heads, and counts how often it was attached and taken away."""
 
+    kind = "silencing"
+
     def __init__(self, heads: set[tuple[int, int]]):
+        super().__init__()
         self.heads, self.n_attached, self.n_left = heads, 0, 0
 
     def attached(self, model: nn.Module) -> AbstractContextManager[object]:

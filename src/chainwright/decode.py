@@ -9,9 +9,10 @@ generated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from itertools import combinations
 from random import Random
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,40 +33,22 @@ from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
-
-class AttachesToModel(Protocol):
-    """What `generate` and `score` need of a repair."""
-
-    def attached(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Return a context in which the model decodes with the repair."""
+if TYPE_CHECKING:
+    from chainwright.repair.base import Repair
 
 
-class Corrections(NamedTuple):
-    """The logits that a repair puts in place of the model's at some tokens of a trace.
+def in_order(repair: Repair | Sequence[Repair] | None) -> list[Repair]:
+    """Return the repairs that decode together: first those that edit the forward pass, then the one that decides.
 
-    Attributes:
-        positions: The positions in the trace that the logits decide, `[M]`, on the CPU.
-        logits: `[M, V]`, float32.
+    Raises:
+        BadInput: Two of them cannot decode together.
     """
-
-    positions: Tensor
-    logits: Tensor
-
-
-@runtime_checkable
-class CorrectsLogits(AttachesToModel, Protocol):
-    """A repair that decides token by token, so that scoring a whole trace at once needs its help."""
-
-    def corrections(self, model: nn.Module, traces: Sequence[Trace]) -> list[Corrections]:
-        """Return for each trace the logits that decoding with the repair would have seen."""
-
-
-@runtime_checkable
-class ReadsTraces(AttachesToModel, Protocol):
-    """A repair that has to know which traces are being scored."""
-
-    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> AbstractContextManager[object]:
-        """Return a context in which one pass over these traces, left-padded, goes as decoding them would have."""
+    if repair is None:
+        return []
+    repairs = list(repair) if isinstance(repair, Sequence) else [repair]
+    for first, second in combinations(repairs, 2):
+        first.check_beside(second)
+    return sorted(repairs, key=lambda r: r.decides_tokens)  # stable, so that edits keep the order given
 
 
 def generate(
@@ -73,7 +56,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem | str],
     *,
-    repair: AttachesToModel | None = None,
+    repair: Repair | Sequence[Repair] | None = None,
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     temperature: float = 0.0,
@@ -92,7 +75,8 @@ def generate(
         model: A Transformers decoder.
         tokenizer: Its tokenizer.
         problems: Problems, or prompts as strings.
-        repair: Something with `attached(model)`, in force while decoding.
+        repair: What decodes with the model, or several together: those that edit the forward pass come first, then
+            the one that decides tokens.
         max_new_tokens: Longest response. None allows 1.5 times the gold chain plus 16, 512 tokens where there is no
             chain, and 32,768 for a model whose chat template makes it think; never more than the model has
             positions for.
@@ -105,19 +89,21 @@ def generate(
         on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
 
     Raises:
-        BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, or a prompt
-            longer than the model's positions.
+        BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, a prompt longer than
+            the model's positions, or repairs that cannot decode together.
     """
     _check_options(temperature, batch_size, max_new_tokens)
     prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row)
     traces: dict[int, Trace] = {}
-    attached = nullcontext() if repair is None else repair.attached(model)
+    repairs = in_order(repair)
     with (
-        attached,
+        ExitStack() as attached,
         evaluating(anatomy(model).model),
         torch.no_grad(),
         progress_bar("generating", len(prompts), shown=progress) as bar,
     ):
+        for each in repairs:
+            attached.enter_context(each.attached(model))
         for batch in _batches(prompts, batch_size, n_positions(model)):
             done = _decode(model, tokenizer, batch, temperature, seed)
             traces.update(done)
@@ -161,7 +147,7 @@ def _decode(
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(_SeededDraw([p.index for p in batch], temperature, seed, ids.shape[1]))
-    with _own_defaults(inner):
+    with _own_defaults(inner, ends, pad):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
@@ -179,17 +165,18 @@ def _decode(
 
 
 @contextmanager
-def _own_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Set the decoding habits that come with a checkpoint aside (repetition penalties, bans, beams ...).
+def _own_defaults(model: PreTrainedModel, ends: set[int], pad: int) -> Iterator[None]:
+    """Temporarily ignore the checkpoint's generation_config (repetition penalty, bad words, beams).
 
-    They would make the tokens differ from what `score` sees: the model's own distribution.
+    It would make the tokens differ from what `score` sees: the model's own distribution. The end tokens are put there,
+    where what follows the run finds them.
     """
-    given = model.generation_config
-    model.generation_config = GenerationConfig()
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends) or None, pad_token_id=pad)
     try:
         yield
     finally:
-        model.generation_config = given
+        model.generation_config = own
 
 
 def _trace(

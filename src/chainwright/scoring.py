@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadTrace
-from chainwright.decode import AttachesToModel, Corrections, CorrectsLogits, ReadsTraces
+from chainwright.decode import in_order
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.residual import unembed
 from chainwright.prompts import n_positions
 from chainwright.traces import Trace
+
+if TYPE_CHECKING:
+    from chainwright.repair.base import Repair
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -37,18 +41,30 @@ class TokenScores:
     argmax: Tensor
 
 
-def score(model: nn.Module, trace: Trace, *, repair: AttachesToModel | None = None) -> TokenScores:
+class Corrections(NamedTuple):
+    """The logits that a repair puts in place of the model's at some tokens of a trace.
+
+    Attributes:
+        positions: The positions in the trace that the logits decide, `[M]`, on the CPU.
+        logits: `[M, V]`, float32.
+    """
+
+    positions: Tensor
+    logits: Tensor
+
+
+def score(model: nn.Module, trace: Trace, *, repair: Repair | Sequence[Repair] | None = None) -> TokenScores:
     """Return log-probability, entropy and likeliest token at each position of a trace, from one forward pass.
 
     Args:
         model: A Transformers decoder.
         trace: The trace; its ids must be of this model's vocabulary.
-        repair: Something with `attached(model)`, in force while scoring; one that decides token by token gives its
-            `corrections` instead.
+        repair: What decoded it, or several that did together; the scores are those that decoding saw.
 
     Raises:
         BadTrace: The trace has ids outside the model's vocabulary, or more tokens than the model has
             positions.
+        BadInput: Repairs that cannot decode together.
     """
     return score_all(model, [trace], repair=repair, batch_size=1)[0]
 
@@ -57,7 +73,7 @@ def score_all(
     model: nn.Module,
     traces: Sequence[Trace],
     *,
-    repair: AttachesToModel | None = None,
+    repair: Repair | Sequence[Repair] | None = None,
     batch_size: int | None = None,
 ) -> list[TokenScores]:
     """Return `score` of many traces, several a forward pass."""
@@ -66,20 +82,19 @@ def score_all(
         check_fits(parts, trace)
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     scores: dict[int, TokenScores] = {}
-    corrects = repair if isinstance(repair, CorrectsLogits) else None
-    reads = repair if isinstance(repair, ReadsTraces) else None
-    attached: AbstractContextManager[object] = nullcontext()
-    if repair is not None and corrects is None and reads is None:
-        attached = repair.attached(model)
-    with attached, evaluating(parts.model), torch.no_grad():
+    repairs = in_order(repair)
+    with evaluating(parts.model), torch.no_grad():
         start = 0
         while start < len(order):
             size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
             batch = order[start : start + size]
             chosen = [traces[i] for i in batch]
-            with nullcontext() if reads is None else reads.scoring(model, chosen):
-                found = _score_batch(parts, chosen, [] if corrects is None else corrects.corrections(model, chosen))
-            scores.update(zip(batch, found, strict=True))
+            with ExitStack() as attached:
+                for each in repairs:
+                    attached.enter_context(each.scoring(model, chosen))
+                # at most one of them decides tokens
+                corrections = next((made for r in repairs if (made := r.corrections(model, chosen))), [])
+                scores.update(zip(batch, _score_batch(parts, chosen, corrections), strict=True))
             start += size
     return [scores[i] for i in range(len(traces))]
 

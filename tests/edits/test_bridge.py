@@ -88,7 +88,7 @@ def test_three_tokens_by_hand() -> None:
     touched = Touched()
     handlers = bridge.handlers(anatomy(model), touched)
     ids = torch.tensor([[6, 20, 21]])
-    handlers.before[0](model.base_model, (), {"input_ids": ids})
+    touched.run.before(model.base_model, (), {"input_ids": ids})
     scores = torch.tensor([0.0, math.log(3.0), math.log(6.0)])  # weights 1/10, 3/10, 6/10 of the last query
     q = torch.zeros(1, 1, 3, 2)
     q[0, 0, 2, 0] = 1

@@ -14,12 +14,11 @@ model's cache, so whatever reorders, repeats or crops that cache does the same t
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models._probe import first_tensor, given_tensor
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handler
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 
 _OWN = "_chainwright_back_attention"
 
@@ -120,17 +119,17 @@ class AttendBack(Edit):
         positions: Restricts what is read: to tokens at these positions of a row, counted from its first one; to each
             query's "own"; or None for its own and all earlier ones.
         on_scores: Is given what each head read.
-        on_second: Is given the seconds and tokens of each second pass.
 
     Source: back attention (arXiv 2502.10835), section 4. Departures: target depths include the last layer's output;
         inputs of the projections may be normed; several source layers may be changed in the one second pass, each
         asking with its input in that pass.
     """
 
+    needs_whole: ClassVar[bool] = True
+
     heads: Sequence[BackHead]
     positions: tuple[int, ...] | Literal["own"] | None = None
     on_scores: Callable[[Scores], None] | None = field(default=None, repr=False)
-    on_second: Callable[[float, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two heads of one layer, and none at all."""
@@ -138,12 +137,12 @@ class AttendBack(Edit):
         if not sources or len(set(sources)) < len(sources):
             raise BadInput(f"Back attention takes one head for each source layer; got heads of layers {sources}.")
 
-    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+    def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return a handler that changes nothing: it shows the hooks that the seam is open and not suspended."""
         for head in self.heads:
             self._check(parts, head)
             touched.counter(parts, head.source)
-        return {head.source: partial(_unchanged, self) for head in self.heads}
+        return Handlers({head.source: (partial(_unchanged, self),) for head in self.heads})
 
     def _check(self, parts: Anatomy, head: BackHead) -> None:
         if head.q.in_features != parts.d_model:
@@ -225,13 +224,14 @@ class _TwoPasses:
             return None
         end = first_tensor(output)
         assert end is not None
-        since = time.perf_counter()
         try:
-            hidden = self._second(calls, [*(call.hidden for call in calls), end])
+            with self.touched.timed():
+                hidden = self._second(calls, [*(call.hidden for call in calls), end])
         finally:
             self.calls = []
-        if self.owner.on_second is not None:
-            self.owner.on_second(time.perf_counter() - since, hidden.shape[0] * hidden.shape[1])
+        if not self.touched.run.is_aside:
+            self.touched.n_extra_forwards += 1
+            self.touched.n_extra_tokens += hidden.shape[0] * hidden.shape[1]
         return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
 
     def _second(self, calls: list[_Call], depths: list[Tensor]) -> Tensor:
@@ -257,7 +257,8 @@ class _TwoPasses:
         pattern = head.pattern(hidden, keys, visible)
         if self.owner.on_scores is not None:
             self.owner.on_scores(Scores(head.source, head.targets, pattern.detach()))
-        self.touched.counter(self.parts, head.source).add_(hidden.shape[0] * hidden.shape[1])
+        ones = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        self.touched.count(self.touched.counter(self.parts, head.source), ones)
         return head.read(pattern, values)
 
     def _visible(self, hidden: Tensor, n_keys: int) -> Tensor:

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from chainwright._errors import EditNeverFired
+from chainwright.edits.run import Reading, Run, following
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.seam import Handler, Handlers, attach
+from chainwright.models.seam import Handlers, attach
+from chainwright.traces.live import KnownRow, LiveSteps
 
 
 @dataclass
 class Touched:
-    """Counts the (layer, head, position) sites that an edit changed, on each layer's own device.
+    """What an edit did: the (layer, head, position) sites that it changed, and what that took.
 
-    A tensor is counted in, not a Python number, so that a compiled forward pass counts too.
+    Padding and the tokens that `generate` feeds to finished rows are not counted, nor are passes that a repair runs
+    aside to see what the model would say otherwise.
+
+    Attributes:
+        run: The run that the edit is a part of.
+        by_layer: Sites by layer, each on its layer's own device. A tensor is counted in, not a Python number, so that
+            a compiled forward pass counts too.
+        readings: The segments and steps that the edit follows.
+        n_extra_forwards: Passes over some of the layers that the edit added.
+        n_extra_tokens: Tokens in those passes, padding included.
+        own_seconds: Wall seconds of the edit's own work where it measures them, without reading segments and steps.
     """
 
+    run: Run = field(default_factory=Run)
     by_layer: dict[int, Tensor] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    n_extra_forwards: int = 0
+    n_extra_tokens: int = 0
+    own_seconds: float = 0.0
 
     def counter(self, parts: Anatomy, layer: int) -> Tensor:
         """Return the zero-dimensional counter of a layer, made on first use."""
@@ -37,6 +55,46 @@ class Touched:
         """Return the number of sites touched so far."""
         return sum(int(n) for n in self.by_layer.values())
 
+    @property
+    def seconds(self) -> float:
+        """Return the wall seconds of the edit's own work; on a GPU mostly the time to issue it."""
+        return self.own_seconds + sum(reading.seconds for reading in self.readings)
+
+    def count(self, counter: Tensor, sites: Tensor) -> None:
+        """Add sites to a layer's counter.
+
+        Args:
+            counter: What `counter` returned.
+            sites: How many heads were changed at each new token, `[N, Tq]` or with a dimension of 1.
+        """
+        counted = self.run.counted
+        counter.add_((sites if counted is None else sites * counted.to(sites.device)).sum())
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of the block to the edit's own work, unless the pass is one aside of the run."""
+        since = perf_counter()
+        yield
+        if not self.run.is_aside:
+            self.own_seconds += perf_counter() - since
+
+    def read(
+        self,
+        steps: LiveSteps | None,
+        n_question: Sequence[int] | None = None,
+        known: Sequence[KnownRow] | None = None,
+    ) -> Reading:
+        """Follow segments and steps for as long as the edit is open; see `Reading`."""
+        reading = Reading(self.run, steps, n_question, known)
+        self.run.readings.append(reading)
+        self.readings.append(reading)
+        return reading
+
+    def close(self) -> None:
+        """Stop following."""
+        for reading in self.readings:
+            self.run.readings.remove(reading)
+
 
 class Edit(ABC):
     """A change to the forward pass. Holds no model and no state of a run; one edit can be used many times.
@@ -44,15 +102,16 @@ class Edit(ABC):
     Attributes:
         is_innermost: Whether it computes the attention itself. Such an edit runs before all others, in whatever order
             they are given, since it would undo what they made of the heads.
+        needs_whole: Whether it acts on whole rows, so that what the model would say without a head has to be computed
+            from a row's first token each time, without a cache.
     """
 
     is_innermost: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = False
 
     @abstractmethod
-    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler] | Handlers:
+    def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return what is to run at each layer, counting in `touched` what it changes.
-
-        An edit that has to know of each forward pass before it runs returns `Handlers` with that in `before`.
 
         Raises:
             BadInput: The edit names a layer or head that the model does not have.
@@ -89,20 +148,25 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
         that the sites are counted twice.
     """
     parts = anatomy(model)
-    counts = [Touched() for _ in edits]
-    handlers = {True: Handlers({}), False: Handlers({})}
-    for one, touched in zip(edits, counts, strict=True):
-        given = one.handlers(parts, touched)
-        if not isinstance(given, Handlers):
-            given = Handlers({layer: (handler,) for layer, handler in given.items()})
-        handlers[one.is_innermost] = handlers[one.is_innermost].joined(given)
-    with attach(model, handlers[False]), attach(model, handlers[True], innermost=True), ExitStack() as hooks:
-        for one, touched in zip(edits, counts, strict=True):
-            hooks.enter_context(one.hooked(parts, touched))
-        yield counts
-    for one, touched in zip(edits, counts, strict=True):
+    with following(parts) as run, ExitStack() as stack:
+        counts = [Touched(run) for _ in edits]
+        handlers = {True: Handlers({}), False: Handlers({})}
+        for change, touched in zip(edits, counts, strict=True):
+            stack.callback(touched.close)
+            own = change.handlers(parts, touched)
+            handlers[change.is_innermost] = handlers[change.is_innermost].joined(own)
+        stack.enter_context(attach(model, handlers[False]))
+        stack.enter_context(attach(model, handlers[True], innermost=True))
+        for change, touched in zip(edits, counts, strict=True):
+            stack.enter_context(change.hooked(parts, touched))
+        run.needs_whole += (n_whole := sum(change.needs_whole for change in edits))
+        try:
+            yield counts
+        finally:
+            run.needs_whole -= n_whole
+    for change, touched in zip(edits, counts, strict=True):
         if strict and touched.n_sites == 0:
             raise EditNeverFired(
-                f"{one!r} was attached but touched no (layer, head, position) site: no forward pass ran inside the "
+                f"{change!r} was attached but touched no (layer, head, position) site: no forward pass ran inside the "
                 "block, or the edit selects nothing. Run the model inside the block, or pass strict=False."
             )

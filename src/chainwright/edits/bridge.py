@@ -23,11 +23,11 @@ from torch import Tensor
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
-from chainwright.edits.following import Follower, LiveSteps, Pass
+from chainwright.edits.run import Pass, Reading
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.attention_weights import attn_pattern, weighted_values
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, is_plain
-from chainwright.traces.live import Place
+from chainwright.traces.live import LiveSteps, Place
 
 EPSILON = 1e-6
 _WEIGHTS_AT_ONCE = 2**22
@@ -83,6 +83,7 @@ class Bridge(Edit):
     """
 
     is_innermost: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
 
     layers: Collection[int]
     steps: LiveSteps | None
@@ -91,24 +92,31 @@ class Bridge(Edit):
 
     def __post_init__(self) -> None:
         """Check the floor."""
-        if not 0 <= self.tau_max < 1:
-            raise BadInput(f"tau_max must be at least 0 and below 1; got {self.tau_max}.")
+        check_floor(self.tau_max)
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return one handler for each layer, and what follows the run."""
-        follower = Follower(self.steps, self.n_question)
-        return self.following(follower, parts, touched)
+        """Return one handler for each layer."""
+        layers = self.acting_layers(parts)
+        return self.on(touched.read(self.steps, self.n_question), parts, touched) if layers else Handlers({})
 
-    def following(self, follower: Follower, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of a run that `follower` follows, and the follower's own."""
+    def acting_layers(self, parts: Anatomy) -> list[int]:
+        """Return the layers in which anything may change."""
         layers = sorted({parts.check_layer(layer) for layer in self.layers})
-        if self.tau_max == 0:
-            return Handlers({})
+        return layers if self.tau_max > 0 else []
+
+    def on(self, reading: Reading, parts: Anatomy, touched: Touched) -> Handlers:
+        """Return the handlers that act on places which are read already, perhaps for other edits too."""
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        queries = _Queries(follower, self.tau_max)
-        for layer in layers:
-            by_layer[layer] = (partial(_bridge, queries, touched.counter(parts, layer)),)
-        return Handlers(by_layer, (follower.before,))
+        queries = _Queries(reading, self.tau_max)
+        for layer in self.acting_layers(parts):
+            by_layer[layer] = (partial(_bridge, queries, touched, touched.counter(parts, layer)),)
+        return Handlers(by_layer, reads_state=True)
+
+
+def check_floor(tau_max: float) -> None:
+    """Raise BadInput unless `tau_max` can be a floor."""
+    if not 0 <= tau_max < 1:
+        raise BadInput(f"tau_max must be at least 0 and below 1; got {tau_max}.")
 
 
 class _Bounds(NamedTuple):
@@ -150,8 +158,8 @@ class _Queries:
         common: The bounds of all queries, if they are the same.
     """
 
-    def __init__(self, follower: Follower, tau_max: float):
-        self.follower = follower
+    def __init__(self, reading: Reading, tau_max: float):
+        self.reading = reading
         self.tau_max = tau_max
         self.bounds: list[list[_Bounds]] = []
         self.has_bridge = False
@@ -161,11 +169,11 @@ class _Queries:
 
     def update(self) -> Pass:
         """Read the pass that is running, if that was not done, and return it."""
-        now = self.follower.latest
+        now = self.reading.run.latest
         if self._of is not now:
             self.bounds = [
                 [_bounds(place, first, now.n_past + i) for i, place in enumerate(row)]
-                for row, first in zip(now.places, now.first, strict=True)
+                for row, first in zip(self.reading.places, now.first, strict=True)
             ]
             different = {one for row in self.bounds for one in row}
             self.has_bridge = different != {_NO_BOUNDS}
@@ -183,34 +191,62 @@ class _Queries:
         return self._tau
 
 
-def _bridge(queries: _Queries, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
+def _bridge(queries: _Queries, touched: Touched, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
     """Return z with the floor under every query that has a bridge."""
-    now = queries.update()
+    with touched.timed():
+        now = queries.update()
     if not queries.has_bridge:
         return attend(call)
+    n_queries = call.q.shape[2]
+    if n_queries > 1 or not is_plain(attend):
+        z = attend(call)  # (batch, query, head, d_head)
+        with touched.timed():
+            return _in_stretches(queries, touched, counter, call, z)
+    # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
+    # stands for the model's own attention, which they replace
+    weights = attn_pattern(call)
+    with touched.timed():
+        weights, is_needed = _floored(queries, slice(0, 1), weights, now.offset(call.layer))
+        _count(touched, counter, is_needed, slice(0, 1))
+    z = weighted_values(call, weights)
+    return z
+
+
+def _in_stretches(queries: _Queries, touched: Touched, counter: Tensor, call: AttentionCall, z: Tensor) -> Tensor:
+    """Return z of many queries, changed in stretches whose weights take little memory."""
     n_rows, n_heads, n_queries, _ = call.q.shape
-    if n_queries == 1 and is_plain(attend):
-        # the weights are needed anyway, so that the delegate would only do the same work again
-        z, is_needed = _bridged(queries, slice(0, 1), call, now.offset(call.layer))
-        counter.add_(is_needed.sum())
-        return z
-    z = attend(call)  # (batch, query, head, d_head)
+    offset = queries.reading.run.latest.offset(call.layer)
     size = max(1, _WEIGHTS_AT_ONCE // (n_rows * n_heads * call.k.shape[2]))
     out = z
     for start in range(0, n_queries, size):
         here = slice(start, min(start + size, n_queries))
-        if all(one == _NO_BOUNDS for row in queries.bounds for one in row[here]):
+        if all(bounds == _NO_BOUNDS for row in queries.bounds for bounds in row[here]):
             continue
-        changed, is_needed = _bridged(queries, here, _at_queries(call, here), now.offset(call.layer))
-        counter.add_(is_needed.sum())
+        part = _at_queries(call, here)
+        changed, is_needed = _floored(queries, here, attn_pattern(part), offset)
+        _count(touched, counter, is_needed, here)
         out = z.clone() if out is z else out
-        out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], changed, z[:, here])
+        out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], weighted_values(part, changed), z[:, here])
     return out
 
 
-def _bridged(queries: _Queries, here: slice, call: AttentionCall, offset: int) -> tuple[Tensor, Tensor]:
-    """Return the changed z `[N, Q, H, dv]` of the queries `here`, and which heads need it `[N, H, Q]`."""
-    weights = attn_pattern(call)
+def _count(touched: Touched, counter: Tensor, is_needed: Tensor, here: slice) -> None:
+    counted = touched.run.counted
+    if counted is None:
+        counter.add_(is_needed.sum())
+    else:
+        counter.add_((is_needed & counted[:, None, here].to(is_needed.device)).sum())
+
+
+class _Floored(NamedTuple):
+    """Weights `[N, H, Q, K]` with the floor, and which heads need it `[N, H, Q]`."""
+
+    weights: Tensor
+    is_needed: Tensor
+
+
+def _floored(queries: _Queries, here: slice, weights: Tensor, offset: int) -> _Floored:
+    """Return the weights of the queries `here` with the floor under each bridge."""
     if weights.requires_grad:
         weights = weights.clone()  # they are written over, and the backward pass of the softmax reads them
     tau = queries.tau(weights)
@@ -224,7 +260,7 @@ def _bridged(queries: _Queries, here: slice, call: AttentionCall, offset: int) -
     p_bridge, p_own = groups.masses()
     factors = bridge_factors(p_bridge, p_own, tau)
     groups.scale(factors)
-    return weighted_values(call, weights), factors.is_needed
+    return _Floored(weights, factors.is_needed)
 
 
 def _each(bounds: list[list[_Bounds]]) -> list[tuple[Any, _Bounds]]:

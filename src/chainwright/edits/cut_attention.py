@@ -14,7 +14,7 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.seam import Attend, AttentionCall, Handler
+from chainwright.models.seam import Attend, AttentionCall, Handlers
 
 
 class Cut(NamedTuple):
@@ -57,13 +57,13 @@ class CutAttention(Edit):
                     f"({first}, {last}) and keys ({start}, {end})."
                 )
 
-    def handlers(self, parts: Anatomy, touched: Touched) -> dict[int, Handler]:
+    def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return one handler for each layer."""
         layers = range(parts.n_layers) if self.layers is None else sorted({parts.check_layer(i) for i in self.layers})
-        return {layer: partial(_cut, self.cuts, touched.counter(parts, layer)) for layer in layers}
+        return Handlers({i: (partial(_cut, self.cuts, touched, touched.counter(parts, i)),) for i in layers})
 
 
-def _cut(cuts: Sequence[Cut | None], counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
+def _cut(cuts: Sequence[Cut | None], touched: Touched, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
     """Return z of the call with the cut pairs hidden."""
     n_rows, n_heads, n_queries, _ = call.q.shape
     n_keys = call.k.shape[2]
@@ -73,13 +73,11 @@ def _cut(cuts: Sequence[Cut | None], counter: Tensor, call: AttentionCall, atten
         raise BadInput(f"CutAttention was given cuts for {len(cuts)} rows, but the batch has {n_rows}; give one a row.")
     repeats = n_rows // len(cuts)
     hidden = torch.zeros(n_rows, 1, n_queries, n_keys, dtype=torch.bool, device=call.q.device)
-    n_cut = 0
     for row in range(n_rows):
         cut = cuts[row // repeats]
         if cut is not None:
             hidden[row, 0, slice(*cut.queries), slice(*cut.keys)] = True
-            n_cut += max(0, min(cut.queries[1], n_queries) - cut.queries[0])
-    counter.add_(n_cut * n_heads)
+    touched.count(counter, n_heads * hidden[:, 0].any(-1))
     return attend(replace(call, mask=_hidden(call, hidden)))
 
 

@@ -6,7 +6,7 @@ Zeroing a slice of the projection's OUTPUT would not do: after the projection th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -19,7 +19,7 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.seam import Attend, AttentionCall, Handler
+from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers
 
 Head = tuple[int, int]
 Positions = Literal["all", "last"]
@@ -66,17 +66,17 @@ class KnockOut(Edit):
             return list(self.heads)
         return [self.heads]  # type: ignore[list-item]
 
-    def handlers(self, parts: Anatomy, touched: Touched) -> Mapping[int, Handler]:
+    def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return one handler for each layer in which some row has a head."""
         rows = [{parts.check_head(*head) for head in row} for row in self._rows()]
-        by_layer: dict[int, Handler] = {}
+        by_layer: dict[int, tuple[Handler, ...]] = {}
         for layer in sorted({layer for row in rows for layer, _ in row}):
             counter = touched.counter(parts, layer)
             drop = torch.zeros(len(rows), parts.n_heads, dtype=torch.bool, device=counter.device)
             for i, row in enumerate(rows):
                 drop[i, [head for at, head in row if at == layer]] = True
-            by_layer[layer] = partial(_silence, drop, int(drop.sum()), self, counter)
-        return by_layer
+            by_layer[layer] = (partial(_silence, drop, drop.sum(1), int(drop.sum()), self, touched, counter),)
+        return Handlers(by_layer)
 
 
 def _is_head(value: object) -> bool:
@@ -88,9 +88,16 @@ def _is_head(value: object) -> bool:
 
 
 def _silence(
-    drop: Tensor, n_dropped: int, knock_out: KnockOut, counter: Tensor, call: AttentionCall, attend: Attend
+    drop: Tensor,
+    n_heads: Tensor,
+    n_dropped: int,
+    knock_out: KnockOut,
+    touched: Touched,
+    counter: Tensor,
+    call: AttentionCall,
+    attend: Attend,
 ) -> Tensor:
-    """Return z with the dropped heads at zero or scaled down; `drop` is `[rows, H]`."""
+    """Return z with the dropped heads at zero or scaled down; `drop` is `[rows, H]`, `n_heads` and `n_dropped` sums."""
     z = attend(call)  # (batch, query, head, d_head)
     repeats = _repeats(z.shape[0], drop.shape[0])
     silenced = drop.repeat_interleave(repeats, dim=0) if drop.shape[0] > 1 else drop
@@ -99,7 +106,12 @@ def _silence(
     if knock_out.positions == "last" and n_positions > 1:
         is_last = torch.arange(n_positions, device=z.device) == n_positions - 1
         silenced = silenced & is_last[None, :, None, None]
-    counter.add_(n_dropped * repeats * (n_positions if knock_out.positions == "all" else 1))
+    if touched.run.counted is None:
+        counter.add_(n_dropped * repeats * (n_positions if knock_out.positions == "all" else 1))
+    else:
+        by_row = n_heads.repeat_interleave(repeats)[:, None].expand(-1, n_positions)
+        at_last = torch.arange(n_positions, device=z.device) == n_positions - 1
+        touched.count(counter, by_row if knock_out.positions == "all" else by_row * at_last)
     return z.masked_fill(silenced, 0.0) if knock_out.scale == 0 else torch.where(silenced, knock_out.scale * z, z)
 
 

@@ -11,10 +11,10 @@ code only the first one that runs); the whole step is averaged as the paper says
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ from torch import Tensor
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
-from chainwright.edits.following import Follower, LiveSteps, Pass
+from chainwright.edits.run import Pass, Reading
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, widened
-from chainwright.traces.live import Place
+from chainwright.traces.live import LiveSteps, Place
 
 
 @register("edit", "momentum")
@@ -47,6 +47,8 @@ class Momentum(Edit):
         On layers with a sliding window it costs the memory of a value cache without a window.
     """
 
+    needs_whole: ClassVar[bool] = True
+
     layers: Collection[int]
     steps: LiveSteps | None
     alpha: float = 0.06
@@ -56,26 +58,34 @@ class Momentum(Edit):
 
     def __post_init__(self) -> None:
         """Check the window and the strength."""
-        if self.window is not None and self.window < 1:
-            raise BadInput(f"window must be at least 1 token, or None for the whole step; got {self.window}.")
-        if not abs(self.alpha) < float("inf"):
-            raise BadInput(f"alpha must be a finite number; got {self.alpha}.")
+        check_strength(self.alpha, self.window)
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return one handler for each layer, and what follows the run."""
-        return self.following(Follower(self.steps, self.n_question), parts, touched)
+        """Return one handler for each layer."""
+        layers = self.acting_layers(parts)
+        return self.on(touched.read(self.steps, self.n_question), parts, touched) if layers else Handlers({})
 
-    def following(self, follower: Follower, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of a run that `follower` follows, and the follower's own."""
+    def acting_layers(self, parts: Anatomy) -> list[int]:
+        """Return the layers in which anything may change."""
         layers = sorted({parts.check_layer(layer) for layer in self.layers})
-        if self.alpha == 0:
-            return Handlers({})
+        return layers if self.alpha != 0 else []
+
+    def on(self, reading: Reading, parts: Anatomy, touched: Touched) -> Handlers:
+        """Return the handlers that act on places which are read already, perhaps for other edits too."""
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        sites = _Sites(follower, self)
-        for layer in layers:
-            buffer = _Values(follower)
-            by_layer[layer] = (partial(_inject, sites, buffer, self.alpha, touched.counter(parts, layer)),)
-        return Handlers(by_layer, (follower.before,))
+        sites = _Sites(reading, self)
+        for layer in self.acting_layers(parts):
+            counter = touched.counter(parts, layer)
+            by_layer[layer] = (partial(_inject, sites, _Values(reading), self.alpha, touched, counter),)
+        return Handlers(by_layer, reads_state=True)
+
+
+def check_strength(alpha: float, window: int | None) -> None:
+    """Raise BadInput unless the momentum can have this strength and window."""
+    if window is not None and window < 1:
+        raise BadInput(f"window must be at least 1 token, or None for the whole step; got {window}.")
+    if not abs(alpha) < float("inf"):
+        raise BadInput(f"alpha must be a finite number; got {alpha}.")
 
 
 class Site(NamedTuple):
@@ -90,24 +100,29 @@ class Site(NamedTuple):
 class _Sites:
     """The first tokens of steps in the pass that is running, worked out once for all layers."""
 
-    def __init__(self, follower: Follower, how: Momentum):
-        self.follower = follower
+    def __init__(self, reading: Reading, how: Momentum):
+        self.reading = reading
         self.how = how
         self._of: Pass | None = None
         self._sites: list[Site] = []
 
     def now(self) -> list[Site]:
-        """Return them."""
-        latest = self.follower.latest
+        """Return the sites of the pass that is running."""
+        latest = self.reading.run.latest
         if self._of is not latest:
             self._of = latest
             self._sites = [
                 site
-                for row, places in enumerate(latest.places)
+                for row, places in enumerate(self.reading.places)
                 for query, place in enumerate(places)
                 if (site := self._site(latest, row, query, place)) is not None
             ]
         return self._sites
+
+    def n_counted(self) -> int:
+        """Return how many of the sites are in rows that are not finished, in a pass of the run itself."""
+        run = self.reading.run
+        return 0 if run.latest.is_aside else sum(not run.rows[site.row].is_done for site in self._sites)
 
     def _site(self, latest: Pass, row: int, query: int, place: Place | None) -> Site | None:
         if place is None or place.previous is None:
@@ -122,22 +137,24 @@ class _Sites:
 class _Values:
     """The values of one layer by slot, `[N, G, slots, dv]`, with room to grow."""
 
-    def __init__(self, follower: Follower):
-        self.follower = follower
+    def __init__(self, reading: Reading):
+        self.run = reading.run
         self.kept: Tensor | None = None
-        follower.on_new_run.append(self._forget)
-        follower.on_reorder.append(self._reorder)
+        reading.on_begin.append(self._forget)
+        reading.on_take.append(self._reorder)
 
     def _forget(self) -> None:
         self.kept = None
 
-    def _reorder(self, order: Tensor) -> None:
+    def _reorder(self, order: Sequence[int]) -> None:
         if self.kept is not None:
-            self.kept = self.kept[order.to(self.kept.device)]
+            self.kept = self.kept[list(order)]
 
     def put(self, call: AttentionCall) -> Tensor:
         """Keep the values of the pass's new tokens, and return all of them."""
-        latest = self.follower.latest
+        latest = self.run.latest
+        if latest.is_aside:
+            return call.v  # a pass over whole rows has all values itself
         end = latest.n_past + latest.n_new
         # the slot of the first key tells which of the values are new
         start = latest.n_past - latest.offset(call.layer)
@@ -153,19 +170,26 @@ class _Values:
 
 
 def _inject(
-    sites: _Sites, buffer: _Values, alpha: float, counter: Tensor, call: AttentionCall, attend: Attend
+    sites: _Sites,
+    buffer: _Values,
+    alpha: float,
+    touched: Touched,
+    counter: Tensor,
+    call: AttentionCall,
+    attend: Attend,
 ) -> Tensor:
     """Return z with the mean values added at the first tokens of steps."""
     z = attend(call)  # (batch, query, head, d_head)
-    # a layer without a window is given the values of all slots
-    values = buffer.put(call) if call.layer in buffer.follower.latest.windows else call.v
-    found = sites.now()
-    if not found:
-        return z
-    z = z.clone()
-    n_rep = z.shape[2] // values.shape[1]
-    for site in found:
-        mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
-        z[site.row, site.query] += (alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
-    counter.add_(len(found) * z.shape[2])
+    with touched.timed():
+        # a layer without a window is given the values of all slots
+        values = buffer.put(call) if call.layer in buffer.run.latest.windows else call.v
+        here = sites.now()
+        if not here:
+            return z
+        z = z.clone()
+        n_rep = z.shape[2] // values.shape[1]
+        for site in here:
+            mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
+            z[site.row, site.query] += (alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
+        counter.add_(sites.n_counted() * z.shape[2])
     return z

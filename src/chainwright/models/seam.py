@@ -78,19 +78,28 @@ class Handlers:
     Attributes:
         by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
         before: What is called before each forward pass.
+        reads_state: Whether a handler reads Python state that changes with every token, so that it cannot be compiled.
         delegates: The model's own attention function by the class of the attention module.
     """
 
-    def __init__(self, by_layer: Mapping[int, tuple[Handler, ...]], before: tuple[Before, ...] = ()):
+    def __init__(
+        self,
+        by_layer: Mapping[int, tuple[Handler, ...]],
+        before: tuple[Before, ...] = (),
+        *,
+        reads_state: bool = False,
+    ):
         self.by_layer = dict(by_layer)
         self.before = before
+        self.reads_state = reads_state
         self.delegates: dict[type[nn.Module], Delegate] = {}
 
     def joined(self, inner: Handlers) -> Handlers:
         """Return these handlers with those of a later context (`inner`) wrapped around them."""
         layers = sorted({*self.by_layer, *inner.by_layer})
         by_layer = {i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers}
-        return Handlers(by_layer, self.before + inner.before)
+        reads_state = self.reads_state or inner.reads_state
+        return Handlers(by_layer, self.before + inner.before, reads_state=reads_state)
 
 
 def _delegate_function(kind: str, module: nn.Module) -> Delegate:
@@ -144,8 +153,8 @@ def _seam_attention(
     attend: Attend = partial(_delegate, function)
     for handler in chain:
         attend = partial(_wrapped, handler, attend)
-    if torch.compiler.is_compiling() and handlers is not None and handlers.before:
-        # handlers that follow a run read Python state that changes with every token (see _call_before_uncompiled)
+    if torch.compiler.is_compiling() and handlers is not None and handlers.reads_state:
+        # the compiler would start again at each token (see _call_before_uncompiled)
         attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
     return attend(AttentionCall(module, layer, query, key, value, attention_mask, options)), None
 

@@ -1,9 +1,9 @@
 from .back_attention.repair import BackAttention as BackAttention
 from .back_attention.training import AnswerTraining as AnswerTraining
-from .base import Cost as Cost
 from .base import Origin as Origin
 from .base import Repair as Repair
 from .base import bundled_repairs as bundled_repairs
+from .run import Cost as Cost
 from .stepflow.layers import ChosenLayers as ChosenLayers
 from .stepflow.layers import choose_layers as choose_layers
 from .stepflow.repair import StepFlow as StepFlow

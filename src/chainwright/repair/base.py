@@ -10,15 +10,14 @@ Nothing is pickled, and loading runs no code that came with the folder.
 from __future__ import annotations
 
 import tempfile
-import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, final
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -32,6 +31,9 @@ from chainwright._registry import load_saved, names, source_of
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair._card import card
+from chainwright.repair.run import Cost
+from chainwright.scoring import Corrections
+from chainwright.traces import Trace
 
 # connections that fail are HTTPErrors, and so are answers of the Hub; what is wrong on this side is an OSError
 _HUB_ERRORS = (HTTPError, HFValidationError, OSError)
@@ -40,61 +42,6 @@ BUNDLED = Path(__file__).parent / "bundled"
 _CONFIG, _TENSORS, _CARD = "repair.json", "repair.safetensors", "README.md"
 _SHAPE = ("model_type", "shape", "n_kv_heads", "d_vocab")
 R = TypeVar("R", bound="Repair")
-
-
-@dataclass
-class Cost:
-    """What decoding with a repair took, counted while it was attached.
-
-    Attributes:
-        n_tokens: Tokens decided, over all rows that were not finished.
-        n_flagged: Tokens at which the repair looked again.
-        n_changed: Tokens that it decided otherwise than the model alone.
-        n_forwards: Forward passes of the model itself.
-        n_extra_forwards: Forward passes that the repair added.
-        n_extra_tokens: Tokens in those passes.
-        seconds: Wall time in forward passes, the repair's included.
-        extra_seconds: The part of it that the repair took.
-    """
-
-    n_tokens: int = 0
-    n_flagged: int = 0
-    n_changed: int = 0
-    n_forwards: int = 0
-    n_extra_forwards: int = 0
-    n_extra_tokens: int = 0
-    seconds: float = 0.0
-    extra_seconds: float = 0.0
-
-    @property
-    def flag_rate(self) -> float:
-        """Return the share of tokens at which the repair looked again."""
-        return self.n_flagged / max(1, self.n_tokens)
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Return wall time a token."""
-        return self.seconds / max(1, self.n_tokens)
-
-    @property
-    def slowdown(self) -> float:
-        """Return wall time as a multiple of what the model's own passes took."""
-        own = self.seconds - self.extra_seconds
-        return self.seconds / own if own > 0 else 1.0
-
-    def summary(self) -> str:
-        """Return the cost in words."""
-        return (
-            f"{self.n_tokens} tokens, {self.n_flagged} flagged ({self.flag_rate:.2%}), {self.n_changed} changed; "
-            f"{self.n_forwards} forward passes and {self.n_extra_forwards} more of {self.n_extra_tokens} tokens; "
-            f"{1000 * self.seconds_per_token:.2f} ms a token, {self.slowdown:.2f} times the model alone."
-        )
-
-    def add_seconds(self, since: float, *, is_extra: bool) -> None:
-        """Add the time since a reading of `time.perf_counter`."""
-        took = time.perf_counter() - since
-        self.seconds += took
-        self.extra_seconds += took if is_extra else 0.0
 
 
 @dataclass(frozen=True)
@@ -121,13 +68,22 @@ def model_identity(model: nn.Module) -> dict[str, str]:
 class Repair(ABC):
     """A fitted policy that changes how a model decodes, and nothing of the model itself.
 
+    A repair holds no state of a run: it may be attached to several models at once, and can be pickled. Several repairs
+    decode together as a list (`repair=[stepflow, tcr]` in `generate` and `score`): those that edit the forward pass
+    are attached first, in the order given, then the one that decides tokens, which sees what the edits made.
+
+    A kind of repair needs `attached`; for what only edits the forward pass the defaults of `scoring` and `corrections`
+    are right. To be saved it needs `settings`, `tensors` and `restore` too.
+
     Attributes:
         kind: The name under which it is saved.
+        decides_tokens: Whether it decides single tokens by their logits, instead of editing the forward pass.
         origin: The model it was made for, and its figures.
-        cost: What the last run with it attached took; a new one each time it is attached.
+        cost: What the last run with it attached took; a new one each time it is attached to decode.
     """
 
     kind: ClassVar[str]
+    decides_tokens: ClassVar[bool] = False
     origin: Origin
     cost: Cost
     _met: weakref.ref[nn.Module] | None = None
@@ -145,22 +101,72 @@ class Repair(ABC):
             UnsupportedModel: The model does not go through the seam.
         """
 
-    @abstractmethod
+    @contextmanager
+    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Iterator[None]:
+        """Score these traces, left-padded as one batch, as decoding them with the repair would have gone.
+
+        The default attaches the repair and leaves its `cost` as it was.
+        """
+        cost = self.cost
+        try:
+            with self.attached(model):
+                yield
+        finally:
+            self.cost = cost
+
+    def corrections(self, model: nn.Module, traces: Sequence[Trace]) -> list[Corrections]:
+        """Return for each trace the logits that decoding would have seen in place of the model's; default: none.
+
+        Called inside `scoring` of all repairs that decode together.
+        """
+        return []
+
+    def check_beside(self, other: Repair) -> None:
+        """Raise BadInput if the two cannot decode together.
+
+        The default refuses two of one kind, and two that decide tokens: each would have to see what the other decided.
+        """
+        if self.decides_tokens and other.decides_tokens:
+            raise BadInput(
+                f"A {self.kind} repair and a {other.kind} repair both decide single tokens, so they cannot decode "
+                "together; choose one, or combine it with a repair that edits the forward pass."
+            )
+        if self.kind == other.kind:
+            raise BadInput(f"Two {self.kind} repairs cannot decode together; put both settings into one of them.")
+
     def settings(self) -> dict[str, Any]:
-        """Return everything but tensors that makes the repair, as plain JSON values."""
+        """Return everything but tensors that makes the repair, as plain JSON values.
+
+        Raises:
+            BadInput: It cannot be saved (the default).
+        """
+        raise BadInput(f"A {self.kind} repair is for studies and cannot be saved.")
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that make the repair."""
         return {}
 
     @classmethod
-    @abstractmethod
     def restore(cls: type[R], settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> R:
-        """Return the repair that `settings` and `tensors` describe."""
+        """Return the repair that `settings` and `tensors` describe.
 
-    @abstractmethod
+        Raises:
+            BadInput: They do not describe one, or none can be saved (the default).
+        """
+        raise BadInput(f"A {cls.kind} repair is for studies and cannot be loaded.")
+
     def describe(self) -> str:
         """Return in a few sentences what the repair does, for its card."""
+        return (type(self).__doc__ or self.kind).partition("\n")[0]
+
+    @final
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: everything but the model that was met last."""
+        return {name: value for name, value in vars(self).items() if name not in self._not_pickled()}
+
+    def _not_pickled(self) -> frozenset[str]:
+        """Return the attributes that belong to this process alone."""
+        return frozenset({"_met"})
 
     def check_model(self, model: nn.Module) -> None:
         """Raise BadInput if the repair was made for a model of another type, shape or vocabulary.

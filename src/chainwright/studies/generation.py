@@ -19,9 +19,10 @@ from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
 from chainwright._registry import register
-from chainwright.decode import AttachesToModel, generate
+from chainwright.decode import generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.repair.base import Repair
 from chainwright.studies.config import BatchSize, NewTokens, Temperature
 from chainwright.studies.display import Display
 from chainwright.studies.engine import Study
@@ -55,7 +56,7 @@ class TracesPlan(Plan):
         tokenizer: PreTrainedTokenizerBase,
         asked: Sequence[Problem | str],
         settings: DecodeSettings,
-        repair: AttachesToModel | None,
+        repair: Repair | None,
         config: Mapping[str, object],
     ) -> None:
         """Take what is decoded, and in `config` what it was chosen by."""

@@ -68,6 +68,7 @@ def rows() -> list[Tensor]:
 def run(model: PreTrainedModel, repair: TCR, **options: object) -> list[list[int]]:
     ids, mask = left_padded(rows())
     options = {"max_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None} | options
+    model.generation_config.eos_token_id = options["eos_token_id"]  # where the cost looks for what ends a row
     with repair.attached(model):
         out = model.generate(ids, attention_mask=mask, **options)
     return out[:, ids.shape[1] :].tolist()

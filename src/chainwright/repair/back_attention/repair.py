@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,8 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import capture
 from chainwright.models.padding import left_pad
 from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
-from chainwright.repair.base import Cost, Origin, Repair, model_identity
+from chainwright.repair.base import Origin, Repair, model_identity
+from chainwright.repair.run import Cost, counted
 from chainwright.tasks.base import Problem
 
 _N_MEASURED = 32  # problems that the stream's size is measured on
@@ -136,18 +136,15 @@ class BackAttention(Repair):
         """Let `model` run with the back attention; what it takes is counted in `cost`."""
         self.check_model(model)
         parts = anatomy(model)
-        heads = [head.requires_grad_(False) for head in _placed(self.heads, parts)]
-        self.cost = Cost()
-        clock = _Clock(self.cost)
-        base = parts.model.base_model
-        before = base.register_forward_pre_hook(clock.begun, with_kwargs=True)
-        after = base.register_forward_hook(clock.ended, with_kwargs=True)
-        try:
-            with edit(model, AttendBack(heads, on_second=clock.second), strict=False):
-                yield self.cost
-        finally:
-            before.remove()
-            after.remove()
+        self.cost = cost = Cost()
+        with counted(parts, cost), edit(model, self._edit(parts), strict=False) as (touched,):
+            try:
+                yield cost
+            finally:
+                cost.add_work(touched)
+
+    def _edit(self, parts: Anatomy) -> AttendBack:
+        return AttendBack([head.requires_grad_(False) for head in _placed(self.heads, parts)])
 
     def describe(self) -> str:
         """Return what the repair does."""
@@ -242,30 +239,3 @@ def _placed(heads: Sequence[BackHead], parts: Anatomy) -> list[BackHead]:
         first = next(parts.layers[head.source].block.parameters())
         out.append(copy.deepcopy(head).to(first.device, parts.model.dtype))
     return out
-
-
-class _Clock:
-    """Counts passes, tokens and seconds."""
-
-    def __init__(self, cost: Cost):
-        self.cost = cost
-        self.since = 0.0
-        self.has_second = False  # passes that only unembed, with the edits suspended, have none
-
-    def begun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.since, self.has_second = time.perf_counter(), False
-
-    def ended(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self.has_second:
-            return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self.cost.n_forwards += 1
-        self.cost.n_tokens += len(ids) if isinstance(ids, Tensor) else 1
-        self.cost.seconds += time.perf_counter() - self.since
-
-    def second(self, seconds: float, n_tokens: int) -> None:
-        """Count a second pass, which has run inside of a first one."""
-        self.has_second = True
-        self.cost.n_extra_forwards += 1
-        self.cost.n_extra_tokens += n_tokens
-        self.cost.extra_seconds += seconds

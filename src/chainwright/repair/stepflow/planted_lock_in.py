@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright.edits.base import Edit, Touched, edit
-from chainwright.edits.following import Follower
+from chainwright.edits.run import Reading
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handlers
-from chainwright.repair.base import Cost
+from chainwright.repair.base import Repair
+from chainwright.repair.run import Cost
 from chainwright.repair.stepflow.repair import StepFlow
-from chainwright.traces import Trace
+from chainwright.traces import LiveSteps, Trace
 from chainwright.traces.live import KnownRow
 
 
@@ -33,34 +34,40 @@ class LockIn(Edit):
     Attributes:
         layer: The layer.
         strength: What is subtracted from the scores.
-        follower: Knows which tokens are the question.
+        steps: How responses are read while they are written.
+        known: The places of each row of a finished trace, where they are known; then `steps` may be None.
     """
 
     layer: int
     strength: float
-    follower: Follower
+    steps: LiveSteps | None
+    known: tuple[KnownRow, ...] | None = None
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handler of the layer, and the follower."""
+        """Return the handler of the layer."""
         layer = parts.check_layer(self.layer)
-        handler = partial(_lower, self.follower, self.strength, touched.counter(parts, layer))
-        return Handlers({layer: (handler,)}, (self.follower.before,))
+        reading = touched.read(self.steps, known=self.known)
+        handler = partial(_lower, reading, self.strength, touched, touched.counter(parts, layer))
+        return Handlers({layer: (handler,)}, reads_state=True)
 
 
-def _lower(follower: Follower, strength: float, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
+def _lower(
+    reading: Reading, strength: float, touched: Touched, counter: Tensor, call: AttentionCall, attend: Attend
+) -> Tensor:
     """Return z of the call with the scores lowered; what runs inside sees the lowered ones."""
-    now, offset = follower.latest, follower.latest.offset(call.layer)
+    now = reading.run.latest
+    offset = now.offset(call.layer)
     n_rows, n_heads, n_queries, _ = call.q.shape
     bias = torch.zeros(n_rows, 1, n_queries, call.k.shape[2], dtype=call.q.dtype, device=call.q.device)
-    for row, places in enumerate(now.places):
+    for row, places in enumerate(reading.places):
         first = now.first[row]
         for query, place in enumerate(places):
             if place is not None and now.n_past + query >= place.question_end + first:
                 bias[row, 0, query, max(0, first - offset) : max(0, place.question_end + first - offset)] = -strength
-    n_lowered = int((bias != 0).any(-1).sum())
-    if not n_lowered:
+    is_lowered = (bias != 0).any(-1)[:, 0]  # (batch, query)
+    if not bool(is_lowered.any()):
         return attend(call)
-    counter.add_(n_lowered * n_heads)
+    touched.count(counter, n_heads * is_lowered)
     return attend(replace(call, mask=_with(call, bias)))
 
 
@@ -76,16 +83,19 @@ def _with(call: AttentionCall, bias: Tensor) -> Tensor:
     return (mask + bias).clamp(min=torch.finfo(bias.dtype).min)
 
 
-class PlantedLockIn:
-    """A model with planted lock-in, with a repair attached or without one; for `generate(..., repair=...)`.
+class PlantedLockIn(Repair):
+    """A model with planted lock-in, with StepFlow attached or without it; for `generate(..., repair=...)`.
 
     Attributes:
-        repair: What is to mend it. `StepFlow((), ())` mends nothing.
+        repair: What is to fix it. `StepFlow((), ())` fixes nothing.
         layer: Where it is planted.
         strength: What is subtracted from the scores.
     """
 
+    kind = "planted-lock-in"
+
     def __init__(self, repair: StepFlow, layer: int, strength: float):
+        super().__init__()
         if strength <= 0:
             raise BadInput(f"strength must be above 0; got {strength}.")
         self.repair, self.layer, self.strength = repair, layer, strength
@@ -93,19 +103,14 @@ class PlantedLockIn:
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[Cost]:
         """Decode with both inside this context; the repair sees the lowered scores."""
-        follower = Follower(self.repair.reading(anatomy(model)))
-        with (
-            self.repair.attached(model) as cost,
-            edit(model, LockIn(self.layer, self.strength, follower), strict=False),
-        ):
+        lock_in = LockIn(self.layer, self.strength, self.repair.reading(anatomy(model)))
+        with self.repair.attached(model) as cost, edit(model, lock_in, strict=False):
+            self.cost = cost
             yield cost
 
     @contextmanager
     def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Iterator[None]:
         """Run whole traces as one batch inside this context, as decoding them with both would have gone."""
-        follower = Follower(None, known=[KnownRow.of(trace) for trace in traces])
-        with (
-            self.repair.scoring(model, traces),
-            edit(model, LockIn(self.layer, self.strength, follower), strict=False),
-        ):
+        lock_in = LockIn(self.layer, self.strength, None, tuple(KnownRow.of(trace) for trace in traces))
+        with self.repair.scoring(model, traces), edit(model, lock_in, strict=False):
             yield

@@ -15,26 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.decode import generate
 from chainwright.edits.base import Edit, Touched, edit
-from chainwright.edits.bridge import Bridge
-from chainwright.edits.following import Follower
-from chainwright.edits.momentum import Momentum
+from chainwright.edits.bridge import Bridge, check_floor
+from chainwright.edits.momentum import Momentum, check_strength
 from chainwright.evaluation.comparison import compare
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.load import load_tokenizer
 from chainwright.models.seam import Handlers
-from chainwright.repair.base import Cost, Origin, Repair, model_identity
+from chainwright.repair.base import Origin, Repair, model_identity
+from chainwright.repair.run import Cost, counted
 from chainwright.tasks.base import Problem
 from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, SegmentConfig, Trace
 from chainwright.traces.live import KnownRow
@@ -81,9 +80,30 @@ class StepFlow(Repair):
         self.alpha, self.window = alpha, window
         self.into_summary, self.style, self.min_chars = into_summary, style, min_chars
         self.tokenizer = tokenizer
-        if style != "auto":
-            check_style(style)
-        self._edits(1, None)  # refuses bad settings now
+        self._tokenizers: dict[
+            str, PreTrainedTokenizerBase
+        ] = {}  # those read from disk or the Hub, by the model's name
+        self._check()
+
+    def _check(self) -> None:
+        if self.style != "auto":
+            check_style(self.style)
+        check_strength(self.alpha, self.window)
+        for floor in self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,):
+            check_floor(floor)
+        has_own = self.bridge_layers is not None and isinstance(self.tau_max, tuple)
+        if isinstance(self.tau_max, tuple) and not (has_own and len(self.tau_max) == len(self.bridge_layers or ())):
+            raise BadInput(
+                f"Several tau_max are those of bridge_layers one by one; got {len(self.tau_max)} of them and "
+                f"bridge_layers={self.bridge_layers}."
+            )
+
+    def _not_pickled(self) -> frozenset[str]:
+        return super()._not_pickled() | {"_tokenizers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled; tokenizers are read again where they are needed."""
+        self.__dict__ |= {**state, "_tokenizers": {}}
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[Cost]:
@@ -94,16 +114,13 @@ class StepFlow(Repair):
         """
         self.check_model(model)
         parts = anatomy(model)
-        follower = Follower(self.reading(parts))
-        self.cost = Cost()
-        with (
-            _prompts_known(parts.model, follower),
-            edit(model, self._whole(parts, follower), strict=False) as (touched,),
-        ):
+        edits = _Together(self._edits(parts.n_layers), self.reading(parts))
+        self.cost = cost = Cost()
+        with counted(parts, cost), edit(model, edits, strict=False) as (touched,):
             try:
-                yield self.cost
+                yield cost
             finally:
-                self.cost.n_changed = touched.n_sites
+                cost.add_work(touched)
 
     @contextmanager
     def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Iterator[None]:
@@ -113,11 +130,13 @@ class StepFlow(Repair):
         """
         self.check_model(model)
         parts = anatomy(model)
+        edits = _Together(self._edits(parts.n_layers), None)
         if self._has_tokenizer(parts):
-            follower = Follower(self.reading(parts), [trace.response_start for trace in traces])
+            lengths = tuple(trace.response_start for trace in traces)
+            edits = replace(edits, steps=self.reading(parts), n_question=lengths)
         else:
-            follower = Follower(None, known=[KnownRow.of(trace) for trace in traces])
-        with edit(model, self._whole(parts, follower), strict=False):
+            edits = replace(edits, known=tuple(KnownRow.of(trace) for trace in traces))
+        with edit(model, edits, strict=False):
             yield
 
     def _has_tokenizer(self, parts: Anatomy) -> bool:
@@ -131,7 +150,9 @@ class StepFlow(Repair):
                 "tokenizer; pass StepFlow(..., tokenizer=...)."
             )
         where = str(parts.model.config._name_or_path)
-        tokenizer = self.tokenizer or load_tokenizer(where)
+        if self.tokenizer is None and where not in self._tokenizers:
+            self._tokenizers[where] = load_tokenizer(where)
+        tokenizer = self.tokenizer or self._tokenizers[where]
         is_ours = (Path(where) / "recipe.json").is_file()
         if self.min_chars is None:
             config = ONE_LINE_ONE_STEP if is_ours else SegmentConfig()
@@ -146,22 +167,14 @@ class StepFlow(Repair):
         momentum = range(n_layers - quarter, n_layers) if self.momentum_layers is None else self.momentum_layers
         return Layers(tuple(bridge), tuple(momentum))
 
-    def _edits(self, n_layers: int, steps: LiveSteps | None) -> tuple[Bridge | Momentum, ...]:
+    def _edits(self, n_layers: int) -> tuple[Bridge | Momentum, ...]:
         bridge, momentum = self.layers(n_layers)
         floors = self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,) * len(bridge)
-        if len(floors) != len(bridge) or (isinstance(self.tau_max, tuple) and self.bridge_layers is None):
-            raise BadInput(
-                f"Several tau_max are those of bridge_layers one by one; got {len(floors)} of them and "
-                f"bridge_layers={self.bridge_layers}."
-            )
         by_floor = {floor: [b for b, own in zip(bridge, floors, strict=True) if own == floor] for floor in floors}
         return (
-            *(Bridge(layers, steps, floor) for floor, layers in by_floor.items()),
-            Momentum(momentum, steps, self.alpha, self.window, self.into_summary),
+            *(Bridge(layers, None, floor) for floor, layers in by_floor.items()),
+            Momentum(momentum, None, self.alpha, self.window, self.into_summary),
         )
-
-    def _whole(self, parts: Anatomy, follower: Follower) -> Edit:
-        return _Whole(self._edits(parts.n_layers, follower.how), follower, self)
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the tokenizer."""
@@ -256,58 +269,32 @@ class Layers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Whole(Edit):
-    """The edits on one run that is followed once."""
+class _Together(Edit):
+    """Several edits that act on the same segments and steps, which are read once for all of them.
+
+    Attributes:
+        edits: The edits.
+        steps, n_question, known: As in `Reading`.
+    """
 
     is_innermost: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
 
     edits: tuple[Bridge | Momentum, ...]
-    follower: Follower
-    repair: StepFlow
+    steps: LiveSteps | None
+    n_question: tuple[int, ...] | None = None
+    known: tuple[KnownRow, ...] | None = None
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
-        """Return the handlers of all, and the follower once; without layers to act in nothing is followed."""
+        """Return the handlers of all; without layers to act in nothing is read."""
         handlers = Handlers({})
-        for one in self.edits:
-            handlers = handlers.joined(Handlers(one.following(self.follower, parts, touched).by_layer))
-        followed = (self.follower.before,) if handlers.by_layer else ()
-        return Handlers(handlers.by_layer, (self._count, *followed))
-
-    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self.repair.cost.n_forwards += 1
-        if isinstance(ids, Tensor):
-            self.repair.cost.n_tokens += len(ids)
-
-
-@contextmanager
-def _prompts_known(model: PreTrainedModel, follower: Follower) -> Iterator[None]:
-    """Tell the follower how long the prompts are whenever `model.generate` is called.
-
-    The first pass of assisted decoding holds candidates besides the prompt, so that it does not tell.
-    """
-    own = model.generate
-
-    def generate_knowing(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        ids = kwargs.get("input_ids") if inputs is None else inputs
-        mask = kwargs.get("attention_mask")
-        if isinstance(ids, Tensor):
-            is_given = isinstance(mask, Tensor) and mask.shape == ids.shape
-            follower.n_question = (mask if is_given else torch.ones_like(ids)).sum(1).tolist()  # type: ignore[union-attr]
-        try:
-            return own(inputs, *args, **kwargs)
-        finally:
-            follower.n_question = None
-
-    before = model.__dict__.get("generate")
-    model.generate = generate_knowing
-    try:
-        yield
-    finally:
-        if before is None:
-            del model.generate
-        else:
-            model.generate = before
+        acting = [each for each in self.edits if each.acting_layers(parts)]
+        if not acting:
+            return handlers
+        reading = touched.read(self.steps, self.n_question, self.known)
+        for each in acting:
+            handlers = handlers.joined(each.on(reading, parts, touched))
+        return handlers
 
 
 class _Search:

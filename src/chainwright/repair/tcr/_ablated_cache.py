@@ -22,9 +22,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from chainwright._errors import BadInput
 from chainwright.edits import Head, KnockOut
+from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import widened
-from chainwright.repair.base import Cost
+from chainwright.repair.run import Cost
 from chainwright.repair.tcr._knockout_switch import Switch
 
 Pair = tuple[int, Head]  # row, head
@@ -141,7 +142,8 @@ class Branches:
             mask[i, n_cached - job.n_cached : n_cached] = 1
             mask[i, n_cached + n_new - job.n_new :] = 1
         cache = self._joined(jobs, n_cached)
-        with self.switch.on(KnockOut([{job.pair[1]} for job in jobs], scale=self.scale)), torch.no_grad():
+        heads = KnockOut([{job.pair[1]} for job in jobs], scale=self.scale)
+        with aside(self.parts, [job.pair[0] for job in jobs]), self.switch.on(heads), torch.no_grad():
             output = self.parts.model(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),

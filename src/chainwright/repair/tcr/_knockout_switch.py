@@ -31,6 +31,5 @@ class Switch:
     @contextmanager
     def on(self, knock_out: KnockOut) -> Iterator[None]:
         """Knock out in every forward pass of the block; blocks do not nest."""
-        given = knock_out.handlers(self.parts, self.touched)
-        with exchanged(self.parts.model, self._idle, Handlers({layer: (one,) for layer, one in given.items()})):
+        with exchanged(self.parts.model, self._idle, knock_out.handlers(self.parts, self.touched)):
             yield

@@ -14,13 +14,51 @@ import torch
 from torch import Tensor
 
 from chainwright.edits import KnockOut
+from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import forward
+from chainwright.models.capture import Positions, forward
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.seam import widened
-from chainwright.repair.base import Cost
+from chainwright.repair.run import Cost
 from chainwright.repair.tcr._ablated_cache import Pair
 from chainwright.repair.tcr._knockout_switch import Switch
+
+_PAIRS_AT_ONCE = 32
+
+
+def whole_prefix_logits(
+    parts: Anatomy,
+    switch: Switch,
+    pairs: Sequence[Pair],
+    contexts: Sequence[Sequence[int]],
+    positions: Positions,
+    scale: float,
+    cost: Cost | None = None,
+) -> Tensor:
+    """Return the next-token logits `[len(pairs), V]` without each head, every context run from its first token.
+
+    Edits that act on whole rows act in these passes as they do in the run.
+
+    Args:
+        parts: Anatomy of the model.
+        switch: Its open knockout switch.
+        pairs: Rows of the run that is being followed, if one is, and a head each.
+        contexts: The tokens of each pair's row, or the first of them.
+        positions: Where the head is scaled.
+        scale: What the head's output is multiplied by.
+        cost: Where the passes are counted.
+    """
+    out = []
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        here = slice(start, start + _PAIRS_AT_ONCE)
+        ids, mask = left_pad(contexts[here], 0, parts.model.device)
+        heads = KnockOut([{head} for _, head in pairs[here]], positions=positions, scale=scale)
+        with aside(parts, [row for row, _ in pairs[here]]), switch.on(heads), torch.no_grad():
+            out.append(widened(forward(parts, ids, mask, last_only=True)[:, -1]))
+        if cost is not None:
+            cost.n_extra_forwards += 1
+            cost.n_extra_tokens += ids.numel()
+    return torch.cat(out)
 
 
 def windows_before(cache: Any) -> dict[int, Any]:
@@ -57,13 +95,11 @@ def last_position_logits(
     has_prefix = cache.get_seq_length() > 1 and all(
         i in windows for i, layer in enumerate(cache.layers) if layer.is_sliding
     )
+    if not has_prefix:
+        return whole_prefix_logits(parts, switch, pairs, contexts, "last", scale, cost)
     cost.n_extra_forwards += 1
-    with switch.on(heads), torch.no_grad():
-        if not has_prefix:
-            ids, mask = left_pad(contexts, 0, parts.model.device)
-            cost.n_extra_tokens += ids.numel()
-            return widened(forward(parts, ids, mask, last_only=True)[:, -1])
-        cost.n_extra_tokens += len(pairs)
+    cost.n_extra_tokens += len(pairs)
+    with aside(parts, [row for row, _ in pairs]), switch.on(heads), torch.no_grad():
         rows = torch.tensor([row for row, _ in pairs], device=parts.model.device)
         return _step(parts, rows, contexts, _prefix(cache, windows, rows))
 

@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chainwright.decode import Corrections
 from chainwright.edits import Head, KnockOut
+from chainwright.edits.run import aside
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions, forward
+from chainwright.models.capture import Positions
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import widened
 from chainwright.repair.tcr._ablated_cache import Pair
 from chainwright.repair.tcr._knockout_switch import Switch
+from chainwright.repair.tcr._last_position import whole_prefix_logits
 from chainwright.repair.tcr.token_repair import Seen
+from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
     from chainwright.repair.tcr.token_repair import CorrectingRepair
 
 _LOGITS_AT_ONCE = 2**25
-_PAIRS_AT_ONCE = 32
 
 
 class Site(NamedTuple):
@@ -112,14 +113,11 @@ class ForcedRows:
     def without(self, sites: Sequence[Site], pairs: Sequence[Pair], positions: Positions, scale: float) -> Tensor:
         """Return the next-token logits `[pairs, V]` of (index of a site, head) pairs without that head."""
         with torch.no_grad():
-            if positions == "last":
-                return torch.cat(
-                    [
-                        self._without_last(sites, pairs[i : i + _PAIRS_AT_ONCE], scale)
-                        for i in range(0, len(pairs), _PAIRS_AT_ONCE)
-                    ]
-                )
-            return self._without_all(sites, pairs, scale)
+            if positions == "all":
+                return self._without_all(sites, pairs, scale)
+            contexts = [self.rows[sites[i].row][: sites[i].n_before] for i, _ in pairs]
+            by_row = [(sites[i].row, head) for i, head in pairs]
+            return whole_prefix_logits(self.parts, self.switch, by_row, contexts, "last", scale)
 
     def _without_all(self, sites: Sequence[Site], pairs: Sequence[Pair], scale: float) -> Tensor:
         out = torch.empty(len(pairs), self.parts.d_vocab, device=self.ids.device)
@@ -127,16 +125,10 @@ class ForcedRows:
             mine = [i for i, pair in enumerate(pairs) if pair[1] == head]
             rows, columns = self._columns([sites[pairs[i][0]] for i in mine])
             needed, at = torch.unique(rows.cpu(), return_inverse=True)
-            with self.switch.on(KnockOut({head}, scale=scale)):
+            with aside(self.parts, needed.tolist()), self.switch.on(KnockOut({head}, scale=scale)):
                 final = self._run(needed)
             out[mine] = unembed(self.parts, final[at.to(columns.device), columns]).to(out.dtype)
         return out
-
-    def _without_last(self, sites: Sequence[Site], pairs: Sequence[Pair], scale: float) -> Tensor:
-        contexts = [self.rows[sites[i].row][: sites[i].n_before] for i, _ in pairs]
-        ids, mask = left_pad(contexts, 0, self.parts.model.device)
-        with self.switch.on(KnockOut([{head} for _, head in pairs], positions="last", scale=scale)):
-            return widened(forward(self.parts, ids, mask, last_only=True)[:, -1])
 
 
 def trace_corrections(parts: Anatomy, repair: CorrectingRepair, traces: Sequence[Trace]) -> list[Corrections]:

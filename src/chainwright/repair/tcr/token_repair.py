@@ -11,28 +11,30 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, Protocol
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput, EditNeverFired
-from chainwright.decode import Corrections
 from chainwright.edits import Head
+from chainwright.edits.run import Run
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import Positions
 from chainwright.models.seam import widened
-from chainwright.repair.base import Cost, Origin, Repair
-from chainwright.repair.tcr._ablated_cache import Branches, Pair
-from chainwright.repair.tcr._following import Rows
+from chainwright.repair.base import Origin, Repair
+from chainwright.repair.run import Cost, Decider, counted
+from chainwright.repair.tcr._ablated_cache import Branches, Pair, is_plain
 from chainwright.repair.tcr._knockout_switch import Switch
-from chainwright.repair.tcr._last_position import last_position_logits, windows_before
+from chainwright.repair.tcr._last_position import last_position_logits, whole_prefix_logits, windows_before
+from chainwright.scoring import Corrections
 from chainwright.traces import Trace
+
+_HOW = "decode with greedy search or sampling and the default cache"
 
 
 class Seen(NamedTuple):
@@ -94,6 +96,8 @@ class CorrectingRepair(Repair):
         max_bytes: What the cached runs without single heads may take together.
     """
 
+    decides_tokens: ClassVar[bool] = True
+
     detector: Detector
     layers: tuple[int, ...]
     positions: Positions
@@ -113,23 +117,29 @@ class CorrectingRepair(Repair):
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
         """Return the logits `[N, V]` to put in place of `seen.logits`; a row may be left as it is."""
 
-    def attached(self, model: nn.Module) -> Any:
-        """Return a context in which `model` decodes with the repair."""
-        return self._attached(model)
-
     @contextmanager
-    def _attached(self, model: nn.Module) -> Iterator[Cost]:
+    def attached(self, model: nn.Module) -> Iterator[Cost]:
+        """Decode with the repair inside this context.
+
+        Raises:
+            BadInput: The repair was made for another model; inside the context, a run that cannot be followed.
+            EditNeverFired: The model only ran without a cache.
+        """
         parts = anatomy(model)
         self.check_model(model)
-        self.cost = Cost()
-        run = _Run(parts, self)
-        with run.hooked():
-            yield self.cost
-        if run.n_uncached and not self.cost.n_forwards:
+        self.cost = cost = Cost(n_changed=0)
+        deciding = _Deciding(parts, self, cost)
+        with counted(parts, cost, deciding) as run, deciding.hooked(run):
+            yield cost
+        if deciding.n_uncached and not deciding.n_decided:
             raise EditNeverFired(
                 f"A {self.kind} repair was attached, but the model only ran without a cache, where nothing is decoded "
                 "token by token; generate with use_cache=True, or use chainwright.score for whole traces."
             )
+
+    def scoring(self, model: nn.Module, traces: Sequence[Trace]) -> Any:
+        """Return an empty context: what is decided otherwise is put in by `corrections`."""
+        return nullcontext()
 
     def corrections(self, model: nn.Module, traces: Sequence[Trace]) -> list[Corrections]:
         """Return for each trace the logits that decoding would have seen at flagged tokens; used by `score`."""
@@ -139,133 +149,176 @@ class CorrectingRepair(Repair):
         return trace_corrections(anatomy(model), self, traces)
 
 
-class _Run:
-    """The hooks of one attachment."""
+class _Deciding(Decider):
+    """The state of one attachment."""
 
-    def __init__(self, parts: Anatomy, repair: CorrectingRepair):
-        self.parts = parts
-        self.repair = repair
-        self.cost = repair.cost
-        self.rows = Rows(repair.end_ids)
+    run: Run
+
+    def __init__(self, parts: Anatomy, repair: CorrectingRepair, cost: Cost):
+        self.parts, self.repair, self.cost = parts, repair, cost
+        # taken now: what watches a detector may go while the repair stays attached
+        self.detector = repair.detector
         self.switch = Switch(parts)
-        self.is_own_pass = False
-        self.n_uncached = 0
+        self.n_uncached = self.n_decided = 0
+        self.is_deciding = False  # whether the pass that runs now is one of decoding with a cache
+        self._n_runs = -1
         self._branches: Branches | None = None
         self._hidden: dict[int, Any] = {}  # what each read layer put out
         self._windows: dict[int, Any] = {}
-        self._call: tuple[Tensor, Any] | None = None
-        self._started = 0.0
+        self._trail: Tensor | None = None
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
-        model = self.parts.model
+    def hooked(self, run: Run) -> Iterator[None]:
+        """Read the layers and be able to knock out heads inside the block."""
+        self.run = run
+        own_ends = frozenset(self.repair.end_ids)
+        run.end_ids |= own_ends
         with ExitStack() as stack:
             stack.enter_context(self.switch.attached())
-            stack.callback(model.register_forward_pre_hook(self.before, with_kwargs=True).remove)
-            stack.callback(model.register_forward_hook(self.after, with_kwargs=True).remove)
             for i in {i % self.parts.n_layers for i in self.repair.layers}:
                 block = self.parts.layers[i].block
                 stack.callback(block.register_forward_hook(self._reader(i)).remove)
-            yield
+            try:
+                yield
+            finally:
+                run.end_ids -= own_ends
 
     def _reader(self, layer: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not self.is_own_pass and self._call is not None:
+            if not self.run.is_aside and self.is_deciding:
                 self._hidden[layer] = output
 
         return read
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.is_own_pass:
-            return
-        input_ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
-        if kwargs.get("use_cache") is False and cache is None:
-            self._call = None
+    def before(self, kwargs: dict[str, Any]) -> None:
+        """Refuse a pass that cannot be followed, and keep what it will drop from the cache."""
+        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        self.is_deciding = kwargs.get("use_cache") is not False or cache is not None
+        if not self.is_deciding:
             self.n_uncached += input_ids is None or input_ids.shape[1] > 1
             return
-        self.rows.check(input_ids, cache)
-        assert input_ids is not None
-        self._call = (input_ids, kwargs.get("attention_mask"))
+        self._check(input_ids, cache)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() != 2:
+            raise BadInput(f"A repair needs an attention mask of shape [rows, tokens]; got {list(mask.shape)}.")
         self._hidden = {}
-        self._windows = windows_before(cache) if self.repair.positions == "last" else {}
-        self._started = time.perf_counter()
+        is_last = self.repair.positions == "last" and not self.run.needs_whole
+        self._windows = windows_before(cache) if is_last else {}
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self.is_own_pass or self._call is None:
+    def _check(self, input_ids: Tensor | None, cache: Any) -> None:
+        """Raise BadInput if a pass that is about to run is none that tokens can be decided in."""
+        if input_ids is None:
+            raise BadInput("A repair reads the tokens, but this model is being run on embeddings; pass input_ids.")
+        if cache is None:
+            return
+        if not is_plain(cache):
+            raise BadInput(f"A repair cannot follow a {type(cache).__name__}; {_HOW}.")
+        run, n_cached = self.run, int(cache.get_seq_length())
+        if n_cached == 0:
+            return
+        if not run.rows:
+            raise BadInput(
+                f"The cache holds {n_cached} tokens from before the repair was attached; start with an empty cache."
+            )
+        now, then = _trail(cache), self._trail
+        is_moved = run.is_reordered or (now is not None and then is not None and not torch.equal(now, then))
+        is_taken_back = n_cached != run.n_slots or (run.is_decoding and input_ids.shape[1] > 1)
+        if is_moved or is_taken_back or len(input_ids) != len(run.rows):
+            raise BadInput(
+                "A repair cannot follow beam search or assisted decoding, in which rows change places and tokens are "
+                f"taken back; {_HOW}."
+            )
+
+    def decide(self, kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the output with the repair's logits at flagged tokens."""
+        if not self.is_deciding:
             return output
-        self.cost.add_seconds(self._started, is_extra=False)
-        (input_ids, mask), self._call = self._call, None
         cache = getattr(output, "past_key_values", None)
         if cache is None:
             raise BadInput(
                 "A repair needs the model's cache and its named outputs; leave return_dict and use_cache on."
             )
-        started = time.perf_counter()
-        is_new = self.rows.follow(input_ids, mask, cache)
-        if is_new and self._branches is not None:
+        if not self.run.rows:
+            raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")
+        self.n_decided += 1
+        if self.run.n_runs != self._n_runs and self._branches is not None:
             self._branches.forget()
-        self.cost.n_forwards += 1
+        self._n_runs, self._trail = self.run.n_runs, _trail(cache)
         self._correct(output, cache)
-        self.cost.add_seconds(started, is_extra=True)
         return output
 
     def _correct(self, output: Any, cache: Any) -> None:
-        live = [i for i, is_done in enumerate(self.rows.is_done) if not is_done]
-        if self._branches is not None and len(live) < len(self.rows.ids):
-            self._branches.forget({i for i, is_done in enumerate(self.rows.is_done) if is_done})
-        self.cost.n_tokens += len(live)
+        rows = self.run.rows
+        # without end tokens of its own it cannot be sure that a row is finished
+        over = {i for i, row in enumerate(rows) if row.is_done} if self.repair.end_ids else set()
+        live = [i for i in range(len(rows)) if i not in over]
+        if self._branches is not None and over:
+            self._branches.forget(over)
         logits = widened(output.logits[:, -1])
         uncertain = self._uncertain(logits, live)
         if not uncertain:
             return
         seen = self._seen(logits).take(uncertain)
-        flagged = self.repair.detector.flags(seen).nonzero()[:, 0].tolist()
+        flagged = self.detector.flags(seen).nonzero()[:, 0].tolist()
         if not flagged:
             return
         doubtful = seen.take(flagged)
-        rows = [uncertain[i] for i in flagged]
-        new = self._in_own_pass(doubtful, rows, cache)
-        self.cost.n_flagged += len(rows)
-        self.cost.n_changed += int((new.argmax(-1) != doubtful.logits.argmax(-1)).sum())
+        chosen = [uncertain[i] for i in flagged]
+        new = self._corrected(doubtful, chosen, cache)
+        is_live = [not rows[i].is_done for i in chosen]
+        is_changed = (new.argmax(-1) != doubtful.logits.argmax(-1)).tolist()
+        self.cost.n_flagged += sum(is_live)
+        self.cost.n_changed = (self.cost.n_changed or 0) + sum(
+            changed and counts for changed, counts in zip(is_changed, is_live, strict=True)
+        )
         changed = output.logits.clone()
-        changed[rows, -1] = new.to(changed.dtype)
+        changed[chosen, -1] = new.to(changed.dtype)
         output.logits = changed
 
     def _uncertain(self, logits: Tensor, live: list[int]) -> list[int]:
         """Return the live rows that the detector might flag."""
-        floor = self.repair.detector.min_entropy
+        floor = self.detector.min_entropy
         if floor < 0 or not live:
             return live
         is_uncertain = (entropy_nats(logits) > floor).tolist()
         return [i for i in live if is_uncertain[i]]
 
     def _seen(self, logits: Tensor) -> Seen:
+        rows = self.run.rows
         read = [self._hidden_at_end(i % self.parts.n_layers).to(logits.device) for i in self.repair.layers]
         hidden = torch.stack(read, dim=1) if read else logits.new_zeros(len(logits), 0, 0)
-        return Seen(hidden, logits, self.rows.ids, self.rows.prompts)
+        return Seen(hidden, logits, [row.ids for row in rows], [row.ids[: row.n_prompt] for row in rows])
 
     def _hidden_at_end(self, layer: int) -> Tensor:
         given = first_tensor(self._hidden[layer])
         assert given is not None
-        return widened(given.reshape(len(self.rows.ids), -1, given.shape[-1])[:, -1])
+        return widened(given.reshape(len(self.run.rows), -1, given.shape[-1])[:, -1])
 
-    def _in_own_pass(self, doubtful: Seen, rows: list[int], cache: Any) -> Tensor:
+    def _corrected(self, doubtful: Seen, rows: list[int], cache: Any) -> Tensor:
         def without(pairs: Sequence[Pair]) -> Tensor:
-            moved = [(rows[i], head) for i, head in pairs]
-            return self._without(moved, cache)
+            return self._without([(rows[i], head) for i, head in pairs], cache)
 
-        self.is_own_pass = True
-        try:
+        with self.run.aside(rows):  # also what the repair itself runs, such as a second unembedding
             return self.repair.corrected(self.parts, doubtful, without)
-        finally:
-            self.is_own_pass = False
 
     def _without(self, pairs: list[tuple[int, Head]], cache: Any) -> Tensor:
-        contexts = [self.rows.ids[row] for row, _ in pairs]
-        if self.repair.positions == "last":
+        contexts = [self.run.rows[row].ids for row, _ in pairs]
+        repair = self.repair
+        if self.run.needs_whole:  # edits that act on whole rows, such as those of StepFlow and back attention
+            return whole_prefix_logits(
+                self.parts, self.switch, pairs, contexts, repair.positions, repair.scale, self.cost
+            )
+        if repair.positions == "last":
             return last_position_logits(
-                self.parts, self.switch, pairs, contexts, cache, self._windows, self.repair.scale, self.cost
+                self.parts, self.switch, pairs, contexts, cache, self._windows, repair.scale, self.cost
             )
         if self._branches is None:
-            self._branches = Branches(self.parts, self.switch, self.repair.scale, self.repair.max_bytes, self.cost)
+            self._branches = Branches(self.parts, self.switch, repair.scale, repair.max_bytes, self.cost)
         return self._branches.logits(pairs, contexts)
+
+
+def _trail(cache: Any) -> Tensor | None:
+    """Return what the last layer keeps of each row's last token: another number when rows change places."""
+    if len(cache.layers[-1].keys) == 1:
+        return None
+    return cache.layers[-1].keys[:, 0, -1].clone()  # type: ignore[no-any-return]

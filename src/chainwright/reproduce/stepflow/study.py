@@ -25,12 +25,13 @@ from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.decode import AttachesToModel, generate
+from chainwright.decode import generate
 from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_as, provenance
+from chainwright.repair.base import Repair
 from chainwright.repair.stepflow.layers import ChosenLayers, choose_layers
 from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn
 from chainwright.repair.stepflow.repair import StepFlow
@@ -112,7 +113,7 @@ class ReproduceStepFlow(Plan):
         self,
         job: Job,
         problems: list[tasks.Problem],
-        repair: AttachesToModel | None,
+        repair: Repair | None,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:

@@ -1,0 +1,504 @@
+"""The run of decoding that a model is in, followed through its forward passes: one object for all edits and repairs.
+
+1. The first edit or repair that opens on a model makes the run, later ones share it, and the last one to close ends it.
+2. Before each pass of the base model the run works out what the pass adds: which tokens each row holds, how many
+   columns of padding come before them, which of them are the prompt, and which rows are finished. A slot is a column of
+   the padded batch. What it holds is known by its number, so a prompt, single tokens, several tokens and a whole trace
+   are all handled alike, and tokens that assisted decoding takes back are forgotten when the next pass starts earlier.
+3. A pass without a cache that repeats the one before and adds one token continues the run, as in `use_cache=False`.
+4. The cache reports when beams change places.
+5. Edits that act on segments and steps hang a `Reading` on the run, which keeps the place of every token.
+
+A row is finished once it has written an end token: one that a repair names, else one of `model.generation_config`
+(where `chainwright.generate` puts its own), unless something other than padding follows.
+
+This is the tracking half. It is here, below repairs, because edits need it too; `repair/run.py` counts costs on top.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chainwright._errors import BadInput
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.seam import Handlers, attach
+from chainwright.traces.live import KnownRow, LiveRow, LiveSteps, Place
+
+_RUN = "_chainwright_run"
+_EMBEDDINGS = "This edit reads the tokens, but the model is being run on embeddings; pass input_ids."
+_UNSEEN = (
+    "The cache holds {} tokens that this edit has not seen; attach it before the prompt is read, and start with an "
+    "empty cache."
+)
+_RIGHT_PADDED = "Rows must be padded on the left: in some row a token stands before a masked position."
+
+
+@dataclass
+class Row:
+    """One row of the batch.
+
+    Attributes:
+        ids: Its tokens, prompt and response, without padding.
+        n_prompt: How many of them are the prompt.
+        is_done: Whether it has written an end token.
+        n_checked: How many of them were searched for end tokens.
+    """
+
+    ids: list[int]
+    n_prompt: int
+    is_done: bool = False
+    n_checked: int = 0
+
+    def copy(self) -> Row:
+        """Return a row that continues from here by itself."""
+        return replace(self, ids=list(self.ids))
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget all tokens from position `n_tokens` on."""
+        if n_tokens < len(self.ids):
+            del self.ids[n_tokens:]
+            self.is_done = self.is_done and self.n_checked <= n_tokens
+            self.n_checked = min(self.n_checked, n_tokens)
+
+    def check_end(self, n_confirmed: int, ends: frozenset[int], pads: frozenset[int] | None) -> bool:
+        """Search the tokens up to `n_confirmed` for end tokens; return whether a row that seemed finished continued.
+
+        Args:
+            n_confirmed: Tokens that can no longer be taken back.
+            ends: The end tokens.
+            pads: What may follow one; None where an end token is certain to end the row.
+        """
+        was_done = self.is_done
+        for token in self.ids[self.n_checked : n_confirmed]:
+            continues = self.is_done and pads is not None and token not in pads
+            self.is_done = token in ends or (self.is_done and not continues)
+        self.n_checked = max(self.n_checked, n_confirmed)
+        return was_done and not self.is_done
+
+
+@dataclass
+class Pass:
+    """One forward pass of the base model.
+
+    Attributes:
+        n_past: Slots that were filled before it.
+        n_new: Slots that it fills.
+        n_candidates: How many of those hold candidates of assisted decoding, which may be taken back.
+        first: The slot of each row's first token; those before it are padding.
+        windows: Slot of the first key that a layer is given, for the layers that look through a sliding window.
+        is_prompt: Whether it continues the prompt, as `generate` does when it reads one in pieces.
+        is_aside: Whether it only asks what the model would say otherwise; see `Run.aside`.
+    """
+
+    n_past: int = 0
+    n_new: int = 0
+    n_candidates: int = 0
+    first: list[int] = field(default_factory=list)
+    windows: dict[int, int] = field(default_factory=dict)
+    is_prompt: bool = False
+    is_aside: bool = False
+
+    @property
+    def n_confirmed(self) -> int:
+        """Return the slots that are filled after it, without candidates."""
+        return self.n_past + self.n_new - self.n_candidates
+
+    def offset(self, layer: int) -> int:
+        """Return the slot of the first key that a layer is given."""
+        return self.windows.get(layer, 0)
+
+
+class Run:
+    """The run so far.
+
+    Attributes:
+        rows: The rows of the batch; empty where they cannot be followed (embeddings, padding on the right).
+        latest: The pass that is running, or ran last.
+        counted: Which new tokens of the latest pass count as touched, `[N, Tq]`: no padding, no finished rows, and
+            none in a pass aside. None where all do.
+        is_decoding: Whether the prompt is over.
+        is_reordered: Whether beams have changed places in this run.
+        n_slots: Columns of the padded batch so far.
+        n_runs: How many runs have begun.
+        n_passes: How many passes have been followed.
+        n_reopened: Rows that seemed finished before the latest pass and continued in it.
+        needs_whole: How many open edits act on whole rows, so that they cannot continue the cache of another run.
+        end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
+        readings: The segments and steps that open edits follow.
+        on_top: What repairs count with; see `repair/run.py`.
+    """
+
+    def __init__(self, model: PreTrainedModel | None = None):
+        self.model = model
+        self.rows: list[Row] = []
+        self.latest = Pass()
+        self.counted: Tensor | None = None
+        self.is_decoding = self.is_reordered = False
+        self.n_slots = self.n_runs = self.n_passes = self.n_reopened = self.needs_whole = 0
+        self.end_ids: frozenset[int] = frozenset()
+        self.readings: list[Reading] = []
+        self.on_top: Any = None
+        self.n_users = 0
+        self.closing = ExitStack()
+        self._aside: list[int] | None = None
+        self._n_kept: int | None = None  # `logits_to_keep` of the causal language model's pass
+        self._cache: Any = None
+
+    @property
+    def is_aside(self) -> bool:
+        """Return whether the passes that run now only ask what the model would say otherwise."""
+        return self._aside is not None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise BadInput("A model cannot be copied or pickled while it is being edited or read; do it outside the block.")
+
+    def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note how many logits the causal language model is asked for: it tells prompts and candidates apart."""
+        if not torch.compiler.is_compiling():
+            kept = kwargs.get("logits_to_keep")
+            self._n_kept = kept if isinstance(kept, int) and kept > 0 else None
+
+    def closed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget it, so that a pass of the base model alone does not take it for its own."""
+        if not torch.compiler.is_compiling():
+            self._n_kept = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take in a pass of the base model that is about to run.
+
+        Raises:
+            BadInput: A reading is open, and the model is run on embeddings, is padded on the right, or continues a
+                cache that was filled before.
+        """
+        by_name = _by_name(module, args, kwargs)
+        ids, cache, mask = (by_name.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        n_past = 0 if cache is None else int(cache.get_seq_length())
+        if ids is None:
+            embeddings = by_name.get("inputs_embeds")
+            self._lose(_EMBEDDINGS, n_past, 0 if embeddings is None else embeddings.shape[1])
+            return
+        n_new = ids.shape[1]
+        windows = _windows(cache, n_new)  # read now, since the layers change the cache as they run
+        if self._aside is None:
+            self._follow(ids, mask, Pass(n_past, n_new, self._n_candidates(n_new), windows=windows))
+            self._watch(cache)
+        else:
+            self._look_aside(ids, mask, Pass(n_past, n_new, windows=windows, is_aside=True), self._aside)
+
+    def _n_candidates(self, n_new: int) -> int:
+        """Return how many new tokens are candidates: assisted decoding keeps the logits of those and of one more."""
+        return 0 if self._n_kept is None or self._n_kept > n_new else self._n_kept - 1
+
+    def _lose(self, why: str, n_past: int, n_new: int, counted: Tensor | None = None) -> None:
+        """Continue without rows, or raise if something reads them."""
+        if self.readings:
+            raise BadInput(why)
+        self.n_passes += 1
+        self.rows, self.counted, self.n_slots, self.n_reopened = [], counted, n_past + n_new, 0
+        self.latest = Pass(n_past, n_new)
+
+    def _follow(self, ids: Tensor, mask: Any, now: Pass) -> None:
+        n_rows, new = len(ids), ids.tolist()
+        if now.n_past > 0:
+            if len(self.rows) != n_rows or now.n_past > self.n_slots:
+                self._lose(_UNSEEN.format(now.n_past), now.n_past, now.n_new)
+                return
+            now.first = list(self.latest.first)
+        else:
+            shown = _shown(mask, n_rows, now.n_new)
+            if shown is not None and not _is_left_padded(shown):
+                self._lose(_RIGHT_PADDED, 0, now.n_new, shown)
+                return
+            now.first = [0] * n_rows if shown is None else [int(n) for n in (~shown).sum(1)]
+            self._begin_or_continue(new, now)
+        self.n_passes += 1
+        self._extend(new, now)
+
+    def _begin_or_continue(self, new: list[list[int]], now: Pass) -> None:
+        """Begin a run, unless each row is one of this run's with one more token: then it is decoded without a cache."""
+        known = {(n, tuple(row.ids)): i for i, (n, row) in enumerate(zip(self.latest.first, self.rows, strict=True))}
+        if known and len(new) == len(self.rows) and now.n_new == self.n_slots + 1:
+            order = [known.get((n, tuple(ids[n:-1]))) for n, ids in zip(now.first, new, strict=True)]
+            if None not in order:
+                now.n_candidates = 0
+                self._take([i for i in order if i is not None])
+                return
+        self.rows = [Row([], 0) for _ in new]
+        self.n_runs += 1
+        self.is_decoding = self.is_reordered = False
+        self.n_slots = 0
+        for reading in self.readings:
+            reading.begin(len(new))
+
+    def _take(self, order: Sequence[int]) -> None:
+        """Put row `order[i]` in the place of row i."""
+        self.rows = [self.rows[i].copy() for i in order]
+        for reading in self.readings:
+            reading.take(order)
+
+    def _extend(self, new: list[list[int]], now: Pass) -> None:
+        is_first = self.n_slots == 0
+        n_confirmed_new = now.n_confirmed - (now.n_past or self.n_slots)
+        self.is_decoding = self.is_decoding or (not is_first and n_confirmed_new == 1)
+        now.is_prompt = not is_first and not self.is_decoding and self._n_kept is not None
+        self.n_reopened = 0
+        ends, pads = self._ends()
+        for row, first, ids in zip(self.rows, now.first, new, strict=True):
+            row.truncate(max(0, now.n_past - first))
+            row.ids += ids[max(0, first - now.n_past) :]
+            if not self.is_decoding:
+                row.n_prompt = row.n_checked = now.n_confirmed - first
+            self.n_reopened += row.check_end(now.n_confirmed - first, ends, pads)
+        self.n_slots = now.n_past + now.n_new
+        self.latest, self.counted = now, self._counted(now)
+        for reading in self.readings:
+            reading.extend(now, new)
+
+    def _ends(self) -> tuple[frozenset[int], frozenset[int] | None]:
+        """Return the end tokens, and what may follow them in a finished row (None: anything, the end is certain)."""
+        if self.end_ids:
+            return self.end_ids, None
+        config = getattr(self.model, "generation_config", None)
+        ends = _as_set(getattr(config, "eos_token_id", None))
+        return ends, _as_set(getattr(config, "pad_token_id", None)) | ends
+
+    def _counted(self, now: Pass) -> Tensor | None:
+        is_padded = any(first > now.n_past for first in now.first)
+        if not is_padded and not any(row.is_done for row in self.rows):
+            return None
+        device = None if self.model is None else self.model.device
+        slots = torch.arange(now.n_past, now.n_past + now.n_new, device=device)
+        first = torch.tensor(now.first, device=device)
+        is_live = torch.tensor([not row.is_done for row in self.rows], device=device)
+        return (slots >= first[:, None]) & is_live[:, None]
+
+    @contextmanager
+    def aside(self, rows: Sequence[int]) -> Iterator[None]:
+        """Run passes inside the block that do not belong to the run: they ask what the model would say otherwise.
+
+        Each is a pass over some of the run's own rows, from their first token on (or, where nothing reads the rows,
+        over a cache of its own). Edits act in it as they do in the run, and count nothing.
+
+        Args:
+            rows: The run's row that each row of such a pass is, or begins.
+        """
+        before = self.latest, self.counted, self._aside, [reading.places for reading in self.readings]
+        self._aside = list(rows)
+        try:
+            yield
+        finally:
+            self.latest, self.counted, self._aside, places = before
+            for reading, own in zip(self.readings, places, strict=True):
+                reading.places = own
+
+    def _look_aside(self, ids: Tensor, mask: Any, now: Pass, rows: Sequence[int]) -> None:
+        shown = None if now.n_past else _shown(mask, len(ids), now.n_new)
+        now.first = [0] * len(ids) if shown is None else [int(n) for n in (~shown).sum(1)]
+        self.latest = now
+        self.counted = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        for reading in self.readings:
+            reading.look(now, rows)
+
+    def _watch(self, cache: Any) -> None:
+        """Have the cache report when its rows change places."""
+        if cache is None or cache is self._cache:
+            return
+        self._cache, own = cache, cache.reorder_cache
+
+        def reorder(beam_idx: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._cache is cache:
+                self.reorder(beam_idx)
+            return own(beam_idx, *args, **kwargs)
+
+        cache.reorder_cache = reorder
+
+    def reorder(self, order: Tensor) -> None:
+        """Put row `order[i]` in the place of row i."""
+        self.is_reordered = True
+        if not self.rows:
+            return
+        chosen = order.tolist()
+        self._take(chosen)
+        self.latest.first = [self.latest.first[i] for i in chosen]
+
+
+class Reading:
+    """The place of every token in its row's segments and steps, for edits that act on those.
+
+    Attributes:
+        run: The run that is read.
+        how: How responses are read; None where the places are known beforehand.
+        n_question: Tokens of each row's question; None where the prompt is the question.
+        known: The places of each row, or None.
+        rows: The tokens and places of each row.
+        places: For each row of the latest pass the places of its new tokens; None for padding. Positions in a place
+            count from the row's first token.
+        on_begin: Called when a run begins.
+        on_take: Called with the indices when rows change places.
+        seconds: Wall seconds that reading took.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        how: LiveSteps | None,
+        n_question: Sequence[int] | None = None,
+        known: Sequence[KnownRow] | None = None,
+    ):
+        self.run = run
+        self.how, self.n_question, self.known = how, n_question, known
+        self.rows: list[LiveRow | KnownRow] = []
+        self.places: list[list[Place | None]] = []
+        self.on_begin: list[Callable[[], None]] = []
+        self.on_take: list[Callable[[Sequence[int]], None]] = []
+        self.seconds = 0.0
+
+    def begin(self, n_rows: int) -> None:
+        """Begin a run of so many rows."""
+        for notify in self.on_begin:
+            notify()
+        lengths: Sequence[int | None] = self.n_question or [None]
+        if self.known is not None:
+            lengths = [0] * len(self.known)
+        if n_rows % len(lengths):
+            raise BadInput(
+                f"The lengths of {len(lengths)} questions were given, but the batch has {n_rows} rows; give one per "
+                "row, or a batch that is a multiple of them."
+            )
+        repeats = n_rows // len(lengths)
+        if self.known is not None:
+            self.rows = [row.copy() for row in self.known for _ in range(repeats)]
+            return
+        if self.how is None:
+            raise BadInput("This edit reads the response while it is written; give it steps=LiveSteps(tokenizer).")
+        self.rows = [self.how.row(n) for n in lengths for _ in range(repeats)]
+
+    def extend(self, now: Pass, new: list[list[int]]) -> None:
+        """Take in the new tokens of a pass."""
+        if len(self.rows) != len(new) or any(
+            now.n_past - first > len(row.ids) for first, row in zip(now.first, self.rows, strict=True)
+        ):
+            raise BadInput(_UNSEEN.format(now.n_past))
+        since = perf_counter()
+        self.places = [
+            self._extended(row, ids, first, now) for row, ids, first in zip(self.rows, new, now.first, strict=True)
+        ]
+        self.seconds += perf_counter() - since
+
+    def _extended(self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass) -> list[Place | None]:
+        n_known = self._n_unchanged(row, new, first, now)
+        row.truncate(max(0, now.n_past - first) + n_known)
+        n_padding = max(0, min(len(new), first - now.n_past))
+        if isinstance(row, LiveRow) and self.n_question is None:
+            if not row.ids:
+                row.n_question = now.n_confirmed - first
+            elif now.is_prompt:
+                row.n_question = len(row.ids) + len(new)
+        old = list(row.places[:n_known]) if isinstance(row, LiveRow) else list(row.all_places[:n_known])
+        return [None] * n_padding + old + list(row.extend(new[n_padding + n_known :]))
+
+    def _n_unchanged(self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass) -> int:
+        """Return how many tokens are those that were read already, in a pass that repeats them for want of a cache."""
+        is_repeated = now.n_past == 0 and row.ids and row.ids == new[first:-1]
+        return len(row.ids) if is_repeated else 0
+
+    def take(self, order: Sequence[int]) -> None:
+        """Put row `order[i]` in the place of row i."""
+        self.rows = [self.rows[i].copy() for i in order]
+        for notify in self.on_take:
+            notify(order)
+
+    def look(self, now: Pass, rows: Sequence[int]) -> None:
+        """Take the places of a pass aside from the rows that it is a part of."""
+        if now.n_past:
+            raise BadInput("Edits that act on steps need whole rows; run the pass without a cache.")
+        self.places = []
+        for first, i in zip(now.first, rows, strict=True):
+            row = self.rows[i]
+            places = row.places if isinstance(row, LiveRow) else row.all_places
+            self.places.append([None] * first + list(places[: now.n_new - first]))
+
+
+@contextmanager
+def following(parts: Anatomy) -> Iterator[Run]:
+    """Follow the run of a model inside the block; blocks share one run, and the last to close ends it."""
+    base = parts.model.base_model
+    run: Run = base.__dict__.setdefault(_RUN, Run(parts.model))
+    if run.n_users == 0:
+        run.closing.enter_context(attach(parts.model, Handlers({}, (run.before,))))
+        opened = parts.model.register_forward_pre_hook(run.opened, with_kwargs=True, prepend=True)
+        closed = parts.model.register_forward_hook(run.closed, always_call=True)
+        run.closing.callback(opened.remove)
+        run.closing.callback(closed.remove)
+    run.n_users += 1
+    try:
+        yield run
+    finally:
+        run.n_users -= 1
+        if run.n_users == 0:
+            run.closing.close()
+            del base.__dict__[_RUN]
+
+
+def current_run(parts: Anatomy) -> Run | None:
+    """Return the run that is being followed on a model, or None if no edit or repair is open."""
+    run: Run | None = parts.model.base_model.__dict__.get(_RUN)
+    return run
+
+
+@contextmanager
+def aside(parts: Anatomy, rows: Sequence[int]) -> Iterator[None]:
+    """Run passes aside of the run that is being followed, if there is one; see `Run.aside`."""
+    run = current_run(parts)
+    if run is None or not run.rows:
+        yield
+        return
+    with run.aside(rows):
+        yield
+
+
+def _as_set(ids: int | Collection[int] | None) -> frozenset[int]:
+    if ids is None:
+        return frozenset()
+    return frozenset([ids]) if isinstance(ids, int) else frozenset(int(i) for i in ids)
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward pass by their names."""
+    if not args:
+        return kwargs
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return {**bound.get("kwargs", {}), **bound}
+
+
+def _windows(cache: Any, n_new: int) -> dict[int, int]:
+    layers = enumerate(getattr(cache, "layers", ()))
+    return {i: int(layer.get_mask_sizes(n_new)[1]) for i, layer in layers if getattr(layer, "is_sliding", False)}
+
+
+def _shown(mask: Any, n_rows: int, n_new: int) -> Tensor | None:
+    """Return which tokens of a pass without a past are no padding, `[N, T]`; None where all are."""
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if mask is None:
+        return None
+    if mask.dim() == 2:
+        shown = mask[:, :n_new].bool()
+    else:  # a token sees itself, padding does not
+        own = mask[:, 0, :, :n_new].diagonal(dim1=1, dim2=2)
+        shown = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        shown = shown.expand(n_rows, -1)
+    return None if bool(shown.all()) else shown
+
+
+def _is_left_padded(shown: Tensor) -> bool:
+    return bool(shown[:, -1].all()) and not bool((shown.long().diff(dim=-1) < 0).any())
