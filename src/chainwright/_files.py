@@ -4,7 +4,7 @@
 2. It is brought to the disk, and only then takes its place in one step.
 3. A folder that is replaced is put aside under a hidden name first, since no step replaces a whole folder;
    readers look there too (`current_folder`), so that a kill between both steps loses nothing.
-4. What the system has against writing is told in one sentence that names the file.
+4. The system's errors are raised as one clear sentence that names the file.
 
 Only a kill leaves drafts behind; `remove_leftovers` clears them away.
 """
@@ -28,7 +28,7 @@ from chainwright._errors import BadInput
 
 _DRAFT, _OLD = ".draft", ".old"
 _HIDDEN = re.compile(rf"\.(?P<name>.+)\.\d+-[0-9a-f]{{8}}({re.escape(_DRAFT)}|{re.escape(_OLD)})")
-# What a user can mend: the place or its name is wrong, or there is no room.
+# Errors that a user can do something about: the path is wrong, or there is no room or no permission.
 _FAULTS_OF_PLACE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -176,7 +176,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def is_draft(path: Path, name: str) -> bool:
-    """Say whether `path` is what a killed run left of writing a file or folder of that name."""
+    """Return whether `path` is what a killed run left while writing a file or folder of that name."""
     found = _HIDDEN.fullmatch(path.name)
     return found is not None and found["name"] == name and path.name.endswith(_DRAFT)
 
@@ -223,7 +223,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        BadInput: It is not there, cannot be read, or is no JSON.
+        BadInput: It does not exist, cannot be read, or is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -130,7 +130,7 @@ def test_status_says_who_is_at_work_and_needs_no_lock(tmp_path: Path) -> None:
     code, printed = call("study", "status", tmp_path / "s")
     assert "At work: nobody" in printed and f"Go on with it: python squares.py {tmp_path / 's'}" in printed
     code, printed = call("study", "run", tmp_path / "s")
-    assert code == 2 and "does not go on from its folder alone, but by: python squares.py" in printed
+    assert code == 2 and "cannot be resumed from its folder alone; resume it with: python squares.py" in printed
     assert "{folder}" not in printed
 
 
@@ -306,6 +306,8 @@ def test_what_a_study_file_may_say(tmp_path: Path) -> None:
 def test_studies_of_other_kinds_go_on_by_their_own_command_or_from_their_folder(tmp_path: Path) -> None:
     Study.make(tmp_path / "s", study_plans.Squares())
     code, printed = call("study", "run", tmp_path / "s")
-    assert code == 2 and "'squares' does not go on from its folder alone, but by: python squares.py" in printed
+    assert (
+        code == 2 and "'squares' cannot be resumed from its folder alone; resume it with: python squares.py" in printed
+    )
     code, printed = call("study", "run", tmp_path / "s", "--overwrite")
     assert code == 2 and "--overwrite makes a study anew, which the command does that made" in printed

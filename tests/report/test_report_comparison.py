@@ -115,7 +115,7 @@ def test_every_kind_of_study_of_ours_is_known() -> None:
 
 def test_studies_without_findings_or_an_end_have_no_report(tmp_path: Path) -> None:
     study = Study.make(tmp_path / "s", Squares())
-    with pytest.raises(BadInput, match=r"is not finished; go on with it by: python squares\.py"):
+    with pytest.raises(BadInput, match=r"is not finished; resume it with: python squares\.py"):
         write_study_report(tmp_path / "s")
     study.run()
     with pytest.raises(BadInput, match="A report needs a diagnosis or a finding that it has a section for; got noth"):

@@ -385,7 +385,7 @@ def test_mistakes_of_plans_are_no_users_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_study_opened_to_be_read_is_not_run(whole: Path) -> None:
-    with pytest.raises(BadInput, match=r"opened to be read; go on with it by: python squares\.py .*whole"):
+    with pytest.raises(BadInput, match=r"opened for reading only; resume it with: python squares\.py .*whole"):
         Study.open(whole).run()
 
 

@@ -143,7 +143,7 @@ def test_ctrl_c_at_any_unit_and_going_on_gives_the_same_bytes(
     plan = DiagnosisPlan(*reasoner, CONFIG)
     with pytest.raises(KeyboardInterrupt):
         Study.make(tmp_path / "s", plan).run(Stopping(at))
-    with pytest.raises(BadInput, match=r"The study in .*s is not finished; go on with it by: chainwright study run"):
+    with pytest.raises(BadInput, match=r"The study in .*s is not finished; resume it with: chainwright study run"):
         open_diagnosis(tmp_path / "s")
     computed: list[str] = []
     real = DiagnosisPlan.compute

@@ -1,14 +1,14 @@
-"""A study: units of work in a folder, each computed once, whatever happens in between.
+"""A study: units of work in a folder, each computed once, even if runs are killed in between.
 
-1. A plan lists units by id. It is asked again when all that it listed are finished, so that later units may depend on
-   what earlier ones found; a study is finished when nothing new is listed.
+1. A plan lists units by id. It lists again when all of them are finished, so that later units may depend on the results
+   of earlier ones; a study is finished when nothing new is listed.
 2. A unit is a pure function of (config, model, id, results of finished units). It writes files into an empty folder,
    which takes its place in one step together with a record of their hashes (`records`).
-3. Nothing else is kept: a run that was killed lists its units again, checks those that are finished, and computes the
-   others. It ends with the same bytes as an undisturbed run.
+3. There is no other state: a run after a kill lists the units again, checks the finished ones and computes the others.
+   It ends with the same bytes as an undisturbed run.
 
-So units of one listing may be computed in any order and place; here they are computed one after the other. Times are
-kept apart, in `study.log`.
+Units of one listing could therefore be computed in any order and place; here they are computed one after the other.
+Times are not part of the result and are kept in `study.log`.
 
     class Squares(Plan):
         kind, again, config = "squares", "python squares.py {folder}", {"up_to": 3}
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitStatus:
-    """How a unit stands.
+    """The state of a unit.
 
     Attributes:
         note: Why it was skipped, or what is wrong with it.
-        seconds: How long it took, where the log says so.
+        seconds: How long it took, if the log says so.
     """
 
     unit: str
@@ -68,12 +68,13 @@ class UnitStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How a study stands.
+    """The state of a study.
 
     Attributes:
-        units: Those known by now; later ones may depend on what they find.
-        holder: Who works on it at this moment.
-        seconds_left: For the missing units among `units`; None if no unit is finished.
+        units: The units listed so far; later ones may depend on their results.
+        holder: The process that computes the study at this moment.
+        seconds_spent: Sum over the finished units.
+        seconds_left: Estimate for the missing units among `units`; None if no unit is finished.
     """
 
     kind: str
@@ -90,7 +91,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Study:
-    """One investigation as a folder: made, gone on with after a kill, and read.
+    """One investigation as a folder, which is made, resumed after a kill, and read.
 
     `Study.make(folder, plan).run()` computes; `Study.open(folder)` reads, also while another process computes.
     """
@@ -103,13 +104,13 @@ class Study:
         """Return the study of a plan in a folder: a new one, or the one that was begun there.
 
         Args:
-            folder: Where it lies or is to lie.
-            plan: What it consists of.
+            folder: Its folder; a new one must be empty or not exist.
+            plan: Its kind, config, model and units.
             overwrite: Replace a study with other settings, or a finished one.
 
         Raises:
             BadInput: The folder holds something else or, without `overwrite`, a study with other settings; another
-                process works on it; or it cannot be written.
+                process computes it; or it cannot be written.
         """
         study = cls(Path(folder), plan)
         new = _manifest(plan)
@@ -118,6 +119,7 @@ class Study:
             return study
         with clear_disk_errors(study.folder):
             study.folder.mkdir(parents=True, exist_ok=True)
+        # Only replacing takes the lock here; a study that is resumed is locked by `run`.
         with locked(study.folder):
             if (study.folder / manifest.STUDY).exists():
                 manifest.clear(study.folder)
@@ -127,7 +129,7 @@ class Study:
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
-        """Return the study in a folder, to be read.
+        """Return the study in a folder for reading; its results are checked when they are asked for.
 
         Raises:
             BadInput: There is none, it is of another schema, or its manifest is damaged.
@@ -137,7 +139,7 @@ class Study:
 
     @property
     def manifest(self) -> Manifest:
-        """Return what `study.json` says now."""
+        """Read `study.json`, which another process may be changing."""
         return manifest.read(self.folder)
 
     @property
@@ -147,12 +149,12 @@ class Study:
 
     @property
     def units(self) -> list[str]:
-        """Return the ids of all units known by now, in order."""
+        """Return the ids of all units listed so far, in order."""
         return list(self.manifest.units)
 
     @property
     def results(self) -> Results:
-        """Return what is finished, every file checked against its record.
+        """Return the finished units, every file checked against its record.
 
         Raises:
             BadInput: A file is missing, cut short or changed.
@@ -163,7 +165,7 @@ class Study:
         return Results(self.folder, found)
 
     def findings(self) -> list[Finding]:
-        """Return what the study found; neither model nor tokenizer is needed.
+        """Return the findings of the study; neither model nor tokenizer is needed.
 
         Raises:
             BadInput: It is not finished, a file is damaged, or no plan has its kind.
@@ -176,8 +178,12 @@ class Study:
     def with_plan(self, *, device: str | None = None, trust_remote_code: bool = False) -> Study:
         """Return the study with the plan that it was begun with, so that it can be run; this loads its model.
 
+        Args:
+            device: As for `load_model`.
+            trust_remote_code: As for `load_model`.
+
         Raises:
-            BadInput: No plan has its kind, or one that goes on by another command, or its model cannot be had.
+            BadInput: The kind of study is unknown or is resumed by another command, or its model cannot be loaded.
         """
         known = self.manifest
         known = known.replace(again=self._again(known))
@@ -188,16 +194,17 @@ class Study:
         """Compute what is missing and return everything; a finished study is checked and returned.
 
         Args:
-            watch: Is told how it gets on.
+            watch: Receives the progress; by default nothing is shown.
             recompute: Compute damaged units again.
 
         Raises:
-            BadInput: Another process works on it, its settings were changed meanwhile, a finished unit is damaged and
-                `recompute` is off, or the disk is full. What is finished stays.
+            BadInput: Another process computes it, its settings were changed meanwhile, a finished unit is damaged and
+                `recompute` is off, or the disk is full. Finished units stay.
         """
         if self.plan is None:
-            raise BadInput(f"{self.folder} was opened to be read; {self._advice(self.manifest)}.")
+            raise BadInput(f"{self.folder} was opened for reading only; {self._advice(self.manifest)}.")
         with locked(self.folder):
+            # Read again under the lock: between `make` and here another process may have replaced the study.
             known = self.manifest
             manifest.check_same(self.folder, known, _manifest(self.plan))
             remove_leftovers(self.folder)
@@ -210,8 +217,10 @@ class Study:
             return Results(self.folder, _Run(self, self.plan, known, found, watch or Watch()).to_the_end())
 
     def status(self) -> Status:
-        """Return how the study stands; takes no lock, so it works while another process computes."""
+        """Return the state of the study; takes no lock, so it works while another process computes."""
         known = self.manifest
+        # Without the lock a unit may appear while it is looked at: it is then counted as missing, never as damaged,
+        # since its folder takes its place in one step.
         found, damage = self._check(known)
         took = timing.seconds_by_unit(self.folder)
         units = [_unit_status(unit, found, damage, took) for unit in known.units]
@@ -222,6 +231,7 @@ class Study:
 
     def _check(self, known: Manifest) -> tuple[dict[str, records.Checked], dict[str, records.Damage]]:
         """Return the sound units and what is wrong with the others; those not yet computed are in neither."""
+        # The key ties each record to this config and model, so that a unit copied from another study is damage.
         key = records.study_key(known.kind, known.config, known.model)
         found: dict[str, records.Checked] = {}
         damage: dict[str, records.Damage] = {}
@@ -249,12 +259,13 @@ class Study:
         return known.again.replace("{folder}", str(self.folder))
 
     def _advice(self, known: Manifest) -> str:
-        return f"go on with it by: {self._again(known)}"
+        return f"resume it with: {self._again(known)}"
 
 
 def _manifest(plan: Plan) -> Manifest:
     from chainwright._version import __version__
 
+    # Through JSON and back, so that tuples compare equal to the lists that were read from `study.json`.
     config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
     return Manifest(
         kind=plan.kind,
@@ -291,11 +302,14 @@ class _Run:
     def to_the_end(self) -> dict[str, records.Checked]:
         """Compute stage after stage, and return the records of all units in order."""
         pending = self._list()
+        # A finished study that is run again is only checked; not even its log changes.
         if pending or not self.known.is_complete:
             timing.note(self.study.folder, "start", pid=os.getpid(), host=socket.gethostname())
         while pending:
             for i, unit in enumerate(pending):
                 self._compute(unit, pending[i + 1 :])
+            # Only now may the plan list units that depend on these: a listing is a function of the config and of
+            # finished results, so that after a kill the same units are listed in the same order.
             pending = self._list()
         self._finish()
         return {unit: self.found[unit] for unit in self.known.units}
@@ -305,15 +319,17 @@ class _Run:
         return records.study_key(self.known.kind, self.known.config, self.known.model)
 
     def _list(self) -> list[str]:
-        """Ask the plan for units, write down those that are new, and return those not yet computed."""
+        """Ask the plan for units, enter the new ones into `study.json`, and return those not yet computed."""
         units = list(self.plan.units(Results(self.study.folder, self.found)))
         check_ids(units)
         for unit in units:
+            # A unit is written into `study.json` before its folder appears, so a folder without an entry is not ours.
             if unit not in self.known.units and (self.study.folder / unit).exists():
                 raise BadInput(
                     f"{self.study.folder / unit} is there, but {manifest.STUDY} does not name that unit; one of them "
                     "was changed by hand. Put it back, or make the study again in another folder."
                 )
+        # Units of later stages, of which an earlier run already knew, keep their entries and with them their hashes.
         later = [unit for unit in self.known.units if unit not in units]
         self._save(units={unit: self.known.units.get(unit) for unit in [*units, *later]})
         pending = [unit for unit in units if unit not in self.found]
@@ -321,6 +337,7 @@ class _Run:
         return pending
 
     def _save(self, **changes: Any) -> None:
+        # Mappings compare equal in any order, but the order of the units is a part of the file.
         new = self.known.replace(**changes)
         if new != self.known or list(new.units) != list(self.known.units):
             new.save(self.study.folder)
@@ -334,12 +351,14 @@ class _Run:
                 self.plan.compute(Job(unit, draft, Results(self.study.folder, self.found), self.watch.ticked))
         except Skip as skip:
             records.write_skipped(place, self._key, str(skip))
+        # Reading back what was just written finds a bad disk, and for a unit that is computed again it compares the
+        # record with the hash that the finished study has pinned.
         try:
             record = records.check(place, self._key, self.known.units[unit])
         except records.Damage as error:
             raise BadInput(
-                f"Unit {unit} of {self.study.folder} was computed again and came out differently ({error}): the "
-                "device or a library must be another; make the study again in another folder."
+                f"Unit {unit} of {self.study.folder} was computed again and came out differently ({error}); the "
+                "device or a library must have changed. Make the study again in another folder."
             ) from error
         assert record is not None
         self.found[unit] = record

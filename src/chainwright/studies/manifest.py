@@ -1,15 +1,15 @@
-"""`study.json`: what a folder holds, checked before anything in it is believed or touched.
+"""`study.json`: what a study's folder holds, checked before anything in it is read or changed.
 
     schema_version  of this file and of the folder's layout
     chainwright     version of the package that made it
     kind            which plan lists and computes the units
-    again           the command that goes on with it, "{folder}" standing for its folder
+    again           the command that resumes it, with "{folder}" for its folder
     is_complete     whether every unit is finished
     config          everything that the units depend on besides the model
     model           what identifies the model: name, revision, shape, fingerprint, versions
     units           ids in order, as far as known; in a finished study with the SHA-256 of each unit's record
 
-It has no times in it, so that the same study gives the same bytes.
+It contains no times, so that the same study gives the same bytes.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def read(folder: Path) -> Manifest:
 
 
 def check_place(folder: Path) -> bool:
-    """Say whether a folder holds a study already, refusing one that holds something else.
+    """Return whether a folder already holds a study, refusing one that holds something else.
 
     Raises:
-        BadInput: It is a file, or a folder with files of somebody else.
+        BadInput: It is a file, or a folder with other files.
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file; choose a folder for the results.")
@@ -92,8 +92,8 @@ def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
     changed = differences(old.record(), new.record(), ("kind", "config", "model", "chainwright"))
     if changed:
         raise BadInput(
-            f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to go on with "
-            "it, --overwrite to replace it, or another folder."
+            f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to "
+            "resume it, --overwrite to replace it, or another folder."
         )
 
 
@@ -108,7 +108,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested mapping as one with dotted names; "config" does not stand in them."""
+    """Return a nested mapping as one with dotted names; "config" is left off them."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         inner = flat(value) if isinstance(value, Mapping) else {"": value}

@@ -1,7 +1,7 @@
-"""What a kind of study says of itself: its units, and how each is computed.
+"""A plan defines a kind of study: which units it has, and how each is computed.
 
-A unit is a pure function of (config, model, id, results of finished units). How units are run, kept and checked is the
-engine's part (`engine`).
+A unit is a pure function of (config, model, id, results of finished units). Running, storing and checking units is the
+work of `engine`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 class Skip(Exception):
-    """Raised by `Plan.compute`: there is nothing to compute for this unit, and why."""
+    """Raised by `Plan.compute` with the reason why there is nothing to compute for this unit."""
 
 
 class Results(Mapping[str, Path]):
@@ -50,7 +50,7 @@ class Results(Mapping[str, Path]):
         return len(self._paths)
 
     def are_finished(self, units: Sequence[str]) -> bool:
-        """Say whether every one of these units is computed or skipped."""
+        """Return whether each of these units is computed or skipped."""
         return all(unit in self._paths or unit in self.skipped for unit in units)
 
 
@@ -60,8 +60,8 @@ class Job(NamedTuple):
     Attributes:
         unit: Its id.
         out: An empty folder for its files; it must not put a `unit.json` there.
-        done: Results of the units that are finished.
-        tick: May be called with (how much of the unit is done, of how much), for the display.
+        done: Results of the finished units.
+        tick: May be called with (amount done, total amount) to show progress within the unit.
     """
 
     unit: str
@@ -74,8 +74,8 @@ class Plan(ABC):
     """A kind of study: which units it has, and how each is computed.
 
     Attributes:
-        kind: Name of the kind, in `study.json`.
-        again: The command that goes on with a study, "{folder}" standing for its folder.
+        kind: Name of the kind, as in `study.json`.
+        again: Command that resumes a study, with "{folder}" for its folder.
         config: Everything that the units depend on besides the model, as plain JSON values.
         source: What identifies the model (`provenance`); empty if there is none.
     """
@@ -87,10 +87,10 @@ class Plan(ABC):
 
     @abstractmethod
     def units(self, done: Results) -> Sequence[str]:
-        """Return the ids of all units known by now, in order, those named before first.
+        """Return the ids of all units that can be listed so far, in order; those listed before come first.
 
-        An id such as "traces/parity-012" is the place of the unit's folder; no unit lies in another one. Must depend
-        on the config and the results alone.
+        An id such as "traces/parity-012" is the path of the unit's folder; no unit lies inside another. The list must
+        depend on the config and the results alone.
         """
 
     @abstractmethod
@@ -102,22 +102,24 @@ class Plan(ABC):
         """
 
     def title(self, unit: str) -> str:
-        """Return a unit's name for readers."""
+        """Return the name that is shown for a unit while it is computed."""
         return unit
 
     @classmethod
     def findings(cls, study: Study) -> Sequence[Finding]:
-        """Return what a finished study of this kind found, for its report; there is no model to ask."""
+        """Return the findings of a finished study of this kind, from its folder alone."""
         return ()
 
     @classmethod
     def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Plan:
-        """Return the plan of a study that was begun, from what its `study.json` says; this loads its model.
+        """Return the plan of a study that was begun, made from its `study.json`; this loads its model.
 
         Raises:
-            BadInput: A study of this kind goes on by another command, or its model cannot be had.
+            BadInput: A study of this kind is resumed by another command, or its model cannot be loaded.
         """
-        raise BadInput(f"A study of kind {known.kind!r} does not go on from its folder alone, but by: {known.again}")
+        raise BadInput(
+            f"A study of kind {known.kind!r} cannot be resumed from its folder alone; resume it with: {known.again}"
+        )
 
 
 def plan_of(kind: str) -> type[Plan]:
@@ -133,23 +135,30 @@ def plan_of(kind: str) -> type[Plan]:
 
 
 class Watch:
-    """Is told how a run gets on; this one does not tell anybody."""
+    """Progress callbacks of a run; this base class ignores them."""
 
     def listed(self, n_done: int, n_units: int) -> None:
-        """So many of the units known by now are finished."""
+        """Called at each listing with the number of finished units and of all units listed so far."""
 
     def started(self, title: str) -> None:
-        """A unit has been begun."""
+        """Called when a unit is begun."""
 
     def ticked(self, done: int, total: int) -> None:
-        """So much of it is done."""
+        """Called while a unit is computed, with the amount done of its total."""
 
     def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-        """It is finished, and the pending ones may take `left` seconds; None if nobody knows."""
+        """Called when a unit is finished.
+
+        Args:
+            title: Its title.
+            seconds: How long it took.
+            skipped: Why nothing was computed; None if it was.
+            left: Estimated seconds for the pending units; None if unknown.
+        """
 
 
 def check_ids(units: Sequence[str]) -> None:
-    """Refuse ids that are no places of their own: a mistake in a plan."""
+    """Refuse ids that are no paths, repeat one another or lie inside one another: a mistake in a plan."""
     known = set(units)
     for unit in units:
         if not _UNIT.fullmatch(unit) or any(str(above) in known for above in Path(unit).parents):

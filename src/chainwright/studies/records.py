@@ -1,7 +1,7 @@
-"""What a finished unit left: a folder with its files and a record of them, checked whenever it is read.
+"""A finished unit: a folder with its files and a record of them, which is checked whenever it is read.
 
-`unit.json` stands among the files and names each with its size and SHA-256, which study it belongs to, and why it was
-skipped if it was. The folder appears in one step, so that a unit is either finished or not begun.
+The record, `unit.json`, names each file with its size and SHA-256, the study that the unit belongs to, and why it was
+skipped, if it was. The folder appears in one step, so that a unit is either finished or not begun.
 """
 
 from __future__ import annotations

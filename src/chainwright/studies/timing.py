@@ -1,6 +1,6 @@
-"""When which unit was computed: `study.log`, one JSON object a line.
+"""When each unit was computed: `study.log`, one JSON object per line.
 
-It is no part of a study's result: it differs from run to run, and may be deleted.
+It is not part of a study's result: it differs from run to run and may be deleted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def note(folder: Path, event: str, **values: Any) -> None:
 
 
 def seconds_by_unit(folder: Path) -> dict[str, float]:
-    """Return how long each unit took when it was last computed; lines that cannot be read are left out."""
+    """Return how long each unit took when it was last computed; unreadable lines are ignored."""
     try:
         lines = (folder / LOG).read_bytes().splitlines()
     except OSError:
@@ -49,9 +49,9 @@ def seconds_by_unit(folder: Path) -> dict[str, float]:
 
 
 def seconds_left(pending: Sequence[str], took: Mapping[str, float]) -> float | None:
-    """Return how long the pending units may take, judged by finished ones of their group; None without any.
+    """Return how long the pending units may take: the mean of finished ones of their group, or else of all.
 
-    The group of a unit is its id up to the last "/".
+    Returns None if no unit is finished. The group of a unit is its id up to the last "/".
     """
     if not took:
         return None
@@ -64,7 +64,7 @@ def seconds_left(pending: Sequence[str], took: Mapping[str, float]) -> float | N
 
 
 def group_of(unit: str) -> str:
-    """Return what units of one kind have in common: the id up to the last "/"."""
+    """Return the part of an id that units of one group share: all up to the last "/"."""
     return unit.rpartition("/")[0] or unit
 
 

@@ -131,7 +131,7 @@ def config_of(study: Study) -> DiagnoseConfig:
     known = study.manifest
     if known.kind != KIND:
         raise BadInput(
-            f"{study.folder} holds a study of kind {known.kind!r}, not a diagnosis; go on with it by: "
+            f"{study.folder} holds a study of kind {known.kind!r}, not a diagnosis; resume it with: "
             f"{known.again.replace('{folder}', str(study.folder))}"
         )
     try:
@@ -163,7 +163,7 @@ def diagnosis_of(study: Study) -> Diagnosis:
     config = config_of(study)
     if not study.is_complete:
         raise BadInput(
-            f"The study in {study.folder} is not finished; go on with it by: chainwright study run {study.folder}"
+            f"The study in {study.folder} is not finished; resume it with: chainwright study run {study.folder}"
         )
     check_instruments(config, f"The report of the study in {study.folder}")
     return _read(config, study.manifest.model, study.results)

@@ -1,6 +1,6 @@
 """A repair as a part of a diagnosis: the same problems answered again with it, and what that gains.
 
-repair                         the repair itself, so that the study goes on with the one that it began with
+repair                         the repair itself, so that a resumed study uses the repair that it began with
 repaired/<task>-<hops>-<seed>  the traces of a cell with it, which tokens it looked at again, and what it counted
 comparison                     `Comparison` and `Flips` of the answers without and with it
 """

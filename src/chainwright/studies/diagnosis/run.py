@@ -59,7 +59,7 @@ def run_diagnosis(
         model: A Transformers decoder.
         tokenizer: Its tokenizer.
         config: What to ask.
-        folder: Where to write. A study of the same config and model is gone on with; a finished one is returned.
+        folder: Where to write. A study of the same config and model is resumed; a finished one is returned.
         overwrite: Replace a study that is there.
         recompute: Compute damaged units again.
         progress: Show what is done and how long the rest may take.

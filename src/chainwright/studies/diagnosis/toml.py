@@ -1,8 +1,8 @@
-"""A study file: a diagnosis written down in TOML.
+"""A study file: the settings of a diagnosis in TOML.
 
     model = "reasoner"
-    tasks = ["parity", "clf"]   # or "all"; left out: those that hops names, or all
-    hops = "10-14"              # or [10, 12], or a table of either by task; left out: the usual ones
+    tasks = ["parity", "clf"]   # or "all"; default: the tasks that hops names, or all
+    hops = "10-14"              # or [10, 12], or a table of either by task; default: the usual ones
     n = 40
     seeds = [0, 1]
 
