@@ -30,7 +30,6 @@ from chainwright.models.padding import left_pad
 from chainwright.repair import EntropyDetector, TCRConfig
 from chainwright.repair.tcr import token_repair as correcting
 from chainwright.repair.tcr.selector import RandomSelector
-from chainwright.tasks.cells import REASONER_HOPS
 
 Decode = Callable[[TCR | None], list[list[int]]]
 """Decodes one batch with a repair or without; returns the tokens that were written."""
@@ -108,7 +107,7 @@ def reasoner_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
     """Return the bundled repair, and the decoding of some problems of each task."""
     model, tokenizer = load_model("reasoner", device="cpu")
     names = [asked.task] if asked.task else tasks.names()
-    cells = [(task, asked.hops or REASONER_HOPS[task][-2]) for task in names]
+    cells = [(task, asked.hops or tasks.usual_hops(task, "short")[-2]) for task in names]
     problems = [p for task, hops in cells for p in tasks.sample(task, hops, asked.n, 5)]
 
     def decoding(batch: list[Any]) -> Decode:

@@ -178,6 +178,12 @@ def name_of(kind: Kind, thing: object) -> str | None:
     return next((name for (k, name), place in _places().items() if k == kind and place[:2] == defined), None)
 
 
+def is_ours(kind: Kind, name: str) -> bool:
+    """Return whether a registered name is defined in Chainwright itself; nothing is imported."""
+    place = _places().get((kind, name))
+    return _is_ours(_owners.get((kind, name), "") if place is None else place.module)
+
+
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == _PACKAGE
 

@@ -154,9 +154,9 @@ def demo(
 ) -> None:
     """Diagnose the bundled reasoner on all seven tasks, decode again with its repair, and write the report."""
     from chainwright.studies.diagnosis import run as study
-    from chainwright.tasks.cells import REASONER_HOPS
+    from chainwright.tasks.cells import choose_cells
 
-    config = study.DiagnoseConfig(model="reasoner", hops=REASONER_HOPS, n=n, repair="tcr-reasoner")
+    config = study.DiagnoseConfig(model="reasoner", hops=choose_cells("all", None, "short"), n=n, repair="tcr-reasoner")
     run_study(config, out_folder, "cpu", overwrite=overwrite)
     print_summary(study.open_diagnosis(out_folder).summary(), out_folder / "report.html")
 

@@ -42,7 +42,7 @@ def tasks_command(
     """List the tasks, or show a problem of one with its gold chain and slots."""
     if task is None:
         table = Table("name", "title", "error types", title="Tasks")
-        for name in tasks.names():
+        for name in tasks.known():
             table.add_row(name, tasks.title(name), ", ".join(tasks.error_types(name)))
         out.print(table)
         return

@@ -9,22 +9,19 @@ import plotly.graph_objects as go
 
 from chainwright._stats import wilson
 from chainwright.figures._panels import Row, beside, in_order, list_layout, list_rows, panel_at, panels
-from chainwright.figures.theme import BLUE, GREY, ORANGE, VIOLET
+from chainwright.figures.theme import BLUE, GREY, ORANGE, TEAL, VIOLET
 from chainwright.figures.words import between, counted, percent, safe
-from chainwright.tasks import UNPARSED
+from chainwright.tasks import family as family_of
 
-FAMILIES = {"recall": BLUE, "computing or copying": ORANGE, "fewer or more hops": VIOLET, "cannot be read": GREY}
+FAMILIES: Mapping[str, str] = {
+    "recall": BLUE,
+    "computing or copying": ORANGE,
+    "fewer or more hops": VIOLET,
+    "other": TEAL,
+    "cannot be read": GREY,
+}
 _PATTERNS = ("", "/", ".", "x", "\\", "+")  # types of the same family beside each other
 _FEW = 5
-
-
-def family_of(kind: str) -> str:
-    """Return the family that an error type belongs to, which gives it its colour."""
-    if kind == UNPARSED:
-        return "cannot be read"
-    if kind.endswith("hops"):
-        return "fewer or more hops"
-    return "recall" if "recall" in kind else "computing or copying"
 
 
 def error_types(by_task: Sequence[Row], *, key_share: float | None = None, is_narrow: bool = False) -> go.Figure:
@@ -40,7 +37,7 @@ def error_types(by_task: Sequence[Row], *, key_share: float | None = None, is_na
     fig = go.Figure()
     at, labels = list_rows(by_task, is_narrow=is_narrow)
     for family, colour in FAMILIES.items():
-        rows = [row for row in by_task if family_of(row["error_type"]) == family]
+        rows = [row for row in by_task if family_of(row["task"], row["error_type"]) == family]
         if rows:
             fig.add_trace(_shares(rows, at, family, colour))
     if key_share is not None:
@@ -105,10 +102,10 @@ def errors_by_hops(
         at = panel_at(i, columns, len(tasks))
         kinds = [str(row["error_type"]) for row in by_task if row["task"] == task]
         for kind in kinds:
-            family = family_of(kind)
-            rank = [k for k in kinds if family_of(k) == family].index(kind)
+            family = family_of(task, kind)
+            rank = [k for k in kinds if family_of(task, k) == family].index(kind)
             found = [row for row in own if row["error_type"] == kind]
-            fig.add_trace(_stack(found, kind, rank, family not in named), **at)
+            fig.add_trace(_stack(found, kind, family, rank, family not in named), **at)
             named.add(family)
         axis = {"type": "category", "categoryorder": "array", "categoryarray": [str(h) for h in counts]}
         fig.update_xaxes(range=[-0.6, len(counts) - 0.4], showgrid=False, **axis, **at)
@@ -119,8 +116,7 @@ def errors_by_hops(
     return fig
 
 
-def _stack(rows: Sequence[Row], kind: str, rank: int, is_first: bool) -> go.Bar:
-    family = family_of(kind)
+def _stack(rows: Sequence[Row], kind: str, family: str, rank: int, is_first: bool) -> go.Bar:
     text = [
         f"{safe(kind)}: {row['n']} of {row['n_traces']} problems at {counted(row['hops'], 'hop')}<br>"
         f"{percent(row['share'])} of the {counted(row['n_errors'], 'error')} there"

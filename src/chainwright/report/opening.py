@@ -7,14 +7,15 @@ from collections import Counter
 from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.evaluation.accuracy import n_exact, n_read
 from chainwright.evaluation.comparison import Comparison
-from chainwright.figures.errors import family_of
 from chainwright.figures.words import counted, head_name, share_of, title_of
 from chainwright.studies.diagnosis.run import Diagnosis
+from chainwright.tasks import family
 
 _FAMILY_SAID = {
     "recall": "a recall error",
     "computing or copying": "an error of computing or copying",
     "fewer or more hops": "a hop too few or too many",
+    "other": "an error of another kind",
     "cannot be read": "something that cannot be read",
 }
 
@@ -42,7 +43,7 @@ def _accuracy(diagnosis: Diagnosis) -> str:
 def _kind(diagnosis: Diagnosis) -> str:
     families: Counter[str] = Counter()
     for row in diagnosis.errors.by_task:
-        families[family_of(row["error_type"])] += row["n"]
+        families[family(row["task"], row["error_type"])] += row["n"]
     if not families:
         return "No chain went wrong, so there is nothing to diagnose; ask for more hops."
     name, n = families.most_common(1)[0]

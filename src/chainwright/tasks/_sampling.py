@@ -1,4 +1,4 @@
-"""Drawing problems from the seven tasks, and writing them again from a record.
+"""Drawing problems from tasks, and writing them again from a record.
 
 1. A problem's key is its task, hop number, seed and index; the key seeds a generator of its own.
 2. The task draws facts from it and writes them as question, gold lines and answer.
@@ -14,39 +14,12 @@ from random import Random
 from typing import Any, get_args
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright.tasks import clf, compass, llc, mdm, moas, nums, objc, parity
+from chainwright.tasks._catalogue import check_rendering, task_of
 from chainwright.tasks._patterns import STEP
 from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
 from chainwright.tasks.base import SCHEMA_VERSION, Draw, Problem, write_chain
 
-_SEVEN: Mapping[str, Task] = {module.TASK.name: module.TASK for module in (parity, mdm, llc, clf, moas, nums, objc)}
-_TASKS: Mapping[str, Task] = {**_SEVEN, compass.TASK.name: compass.TASK}
 _MOST_HOPS_OF_EXAMPLES, _N_CANDIDATES = 4, 8
-
-
-def names() -> list[str]:
-    """Return the names of the seven tasks, in the order of the source paper; "compass" is known besides them."""
-    return list(_SEVEN)
-
-
-def known() -> list[str]:
-    """Return the names of all tasks: the seven, then those made for one method."""
-    return list(_TASKS)
-
-
-def canonical(name: str) -> str:
-    """Return the name of the task that a name or title in any case means; BadInput if there is none such."""
-    return _task(name).name
-
-
-def title(name: str) -> str:
-    """Return a task's name as the source paper writes it, such as "Parity-NL"."""
-    return _task(name).title
-
-
-def error_types(task: str) -> tuple[str, ...]:
-    """Return every error type that a wrong slot of the task can have; "unparsed" is not among them."""
-    return _task(task).error_types
 
 
 def sample(
@@ -61,24 +34,24 @@ def sample(
         hops: Number of hops, from 1; mdm takes at most 12 (digits of the multiplier).
         n: Number of problems.
         seed: Any integer.
-        rendering: "short" or "natural". None leaves it open: the problems are written short, and `generate` asks them
-            in the rendering that its model reads.
+        rendering: "short" or "natural". None leaves it open: the problems are written in the task's first one,
+            and `generate` asks them in the rendering that its model reads.
         n_demonstrations: Worked examples in front of a natural question, of at most 4 hops each; the short
             rendering has none.
 
     Raises:
         BadInput: If a name is unknown or a number is out of its range.
     """
-    spec = _task(task)
+    spec = task_of(task)
     if rendering is not None:
-        _check_rendering(rendering)
+        _check_rendering(spec, rendering)
     _check_int("hops", hops, 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
     _check_int("n", n, 0, None, "it is the number of problems")
     _check_int("seed", seed, None, None, "the same seed gives the same problems")
     _check_int("n_demonstrations", n_demonstrations, 0, None, "it is the number of worked examples")
     draws = [Draw(f"{spec.name}|{hops}|{seed}|{i}", n_demonstrations) for i in range(n)]
     if rendering is None:
-        return [replace(_draw_problem(spec, hops, draw, "short"), draw=draw) for draw in draws]
+        return [replace(_draw_problem(spec, hops, draw, spec.renderings[0]), draw=draw) for draw in draws]
     return [_draw_problem(spec, hops, draw, rendering) for draw in draws]
 
 
@@ -89,9 +62,12 @@ def fix_rendering(problem: Problem, rendering: Rendering) -> Problem:
         BadInput: The rendering is unknown, the task has no such rendering, or the problem was written in the other one
             for good.
     """
-    _check_rendering(rendering)
+    if rendering not in get_args(Rendering):
+        raise unknown_name("rendering", str(rendering), get_args(Rendering))
     if problem.draw is not None:
-        return _draw_problem(_task(problem.task), problem.hops, problem.draw, rendering)
+        spec = task_of(problem.task)
+        check_rendering(spec, rendering)
+        return _draw_problem(spec, problem.hops, problem.draw, rendering)
     if problem.rendering != rendering:
         raise BadInput(
             f"This {problem.task} problem is written in the {problem.rendering} rendering, and cannot become "
@@ -116,8 +92,8 @@ def from_record(record: Mapping[str, Any]) -> Problem:
     missing = [key for key in ("task", "hops", "rendering", "prompt", "chain", "answer", "facts") if key not in record]
     if missing:
         raise BadInput(f"This problem record lacks {', '.join(missing)}; write it with Problem.to_record().")
-    spec = _task(record["task"])
-    _check_rendering(record["rendering"])
+    spec = task_of(record["task"])
+    _check_rendering(spec, record["rendering"])
     _check_int("hops", record["hops"], 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
     try:
         script = spec.write(record["facts"], record["rendering"])
@@ -131,19 +107,10 @@ def from_record(record: Mapping[str, Any]) -> Problem:
     return problem
 
 
-def _task(name: str) -> Task:
-    if not isinstance(name, str):
-        raise BadInput(f"A task is named by a string, got {name!r}; known: {', '.join(_TASKS)}.")
-    wanted = name.strip().lower()
-    for spec in _TASKS.values():
-        if wanted in (spec.name, spec.title.lower()):
-            return spec
-    raise unknown_name("task", name, _TASKS)
-
-
-def _check_rendering(rendering: str) -> None:
+def _check_rendering(spec: Task, rendering: str) -> None:
     if rendering not in get_args(Rendering):
         raise unknown_name("rendering", str(rendering), get_args(Rendering))
+    check_rendering(spec, rendering)  # type: ignore[arg-type]
 
 
 def _check_int(name: str, value: int, least: int | None, most: int | None, meaning: str) -> None:
@@ -158,9 +125,8 @@ def _check_int(name: str, value: int, least: int | None, most: int | None, meani
 
 
 @cache
-def _shapes(name: str, rendering: Rendering) -> tuple[Line, ...]:
+def _shapes(spec: Task, rendering: Rendering) -> tuple[Line, ...]:
     """Return one line of every shape that a task knows, closing lines first."""
-    spec = _TASKS[name]
     lines = list(spec.more_shapes(rendering))
     for facts in spec.exemplars:
         lines.extend(spec.write(facts, rendering).lines)
@@ -186,7 +152,7 @@ def _problem(spec: Task, hops: int, facts: Facts, rendering: Rendering, script: 
         rendering=rendering,
         facts=facts,
         lines=script.lines,
-        shapes=_shapes(spec.name, rendering),
+        shapes=_shapes(spec, rendering),
     )
 
 

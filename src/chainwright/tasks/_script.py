@@ -8,7 +8,7 @@ so that a wrong value is still recognised as the value of that slot.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 from string import Formatter
@@ -21,6 +21,11 @@ Facts = dict[str, Any]
 
 FEWER_HOPS = "fewer hops"
 MORE_HOPS = "more hops"
+
+Family = Literal["recall", "computing or copying", "fewer or more hops", "cannot be read", "other"]
+RECALL: Family = "recall"
+COMPUTING: Family = "computing or copying"
+HOPS: Family = "fewer or more hops"
 
 
 @dataclass(frozen=True)
@@ -172,14 +177,14 @@ class Writer:
         self.add("answer", hop, answer=answer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """What one file of this folder tells the rest about its task.
+    """Everything that the rest of the package knows about a task.
 
     Attributes:
-        name: Lower-case name, also the first word of a short prompt.
+        name: Lower-case name, also the first word of a short prompt and the name it is registered under.
         title: Name as the source paper writes it.
-        error_types: Every type that a wrong slot can have.
+        error_types: Every type that a wrong slot can have, with the family it is counted in.
         goal: What a natural prompt asks for, in a sentence or two.
         unit: What one hop is, in the singular.
         draw: Facts of one problem, from a random generator, a hop number and a rendering.
@@ -187,11 +192,18 @@ class Task:
         exemplars: Facts whose chains together show every shape of a line.
         max_hops: Largest hop number, None without a limit.
         more_shapes: Shapes that no chain of fixed length shows (a list of any length).
+        renderings: The renderings that `draw` and `write` know; an open problem is written in the first of them.
+        usual_hops: Hop counts asked by default, by rendering: short ones below, at and beyond the training range of a
+            small model trained here, natural ones as published for models of 7B and more.
+        fit_hops: Hop counts that repairs are fitted on, by rendering, where the last three usual ones do not do.
+        paper_order: Place among the seven tasks of the source paper, from 0; None for every other task.
+        keywords: Fixed words of the short layout, besides `start`, `end` and `answer`.
+        words: Words that problems in the short rendering are drawn from.
     """
 
     name: str
     title: str
-    error_types: tuple[str, ...]
+    error_types: Mapping[str, Family]
     goal: str
     unit: str
     draw: Callable[[Random, int, Rendering], Facts]
@@ -199,3 +211,9 @@ class Task:
     exemplars: tuple[Facts, ...]
     max_hops: int | None = None
     more_shapes: Callable[[Rendering], tuple[Line, ...]] = lambda _rendering: ()
+    renderings: tuple[Rendering, ...] = ("short", "natural")
+    usual_hops: Mapping[Rendering, tuple[int, ...]] = field(default_factory=dict)
+    fit_hops: Mapping[Rendering, tuple[int, ...]] = field(default_factory=dict)
+    paper_order: int | None = None
+    keywords: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()

@@ -6,33 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright.tasks import _sampling as tasks
+from chainwright.tasks import _catalogue as tasks
+from chainwright.tasks._sampling import sample
 from chainwright.tasks._script import Rendering
 from chainwright.tasks.base import Problem
-
-# Below, at and beyond the training range of the bundled reasoner: the last cells of a row are those that fail.
-REASONER_HOPS: Mapping[str, tuple[int, ...]] = {
-    "parity": (6, 10, 12, 13, 14),
-    "mdm": (1, 2, 3, 4),
-    "llc": (4, 7, 8, 9, 10),
-    "clf": (6, 10, 12, 13, 14),
-    "moas": (6, 10, 11, 12, 13),
-    "nums": (5, 8, 9, 10, 11),
-    "objc": (5, 8, 9, 10, 11),
-}
-
-_COMPASS_HOPS = (8, 16, 24, 32)
-
-# The hop counts that the TCR paper reports for models of 7B and more (arXiv 2601.21214, section 2).
-PAPER_HOPS: Mapping[str, tuple[int, ...]] = {
-    "parity": (10, 20, 30, 40, 50),
-    "mdm": (2, 3, 4, 5, 6),
-    "llc": (2, 4, 6, 8, 10),
-    "clf": (10, 20, 30),
-    "moas": (10, 20, 30, 40, 50),
-    "nums": (5, 10, 15, 20),
-    "objc": (10, 20, 30, 40, 50),
-}
 
 
 def fit_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str, tuple[int, ...]]:
@@ -40,18 +17,14 @@ def fit_cells(task: str, hops: str | None, rendering: Rendering) -> dict[str, tu
 
     Args:
         task: As for `choose_cells`.
-        hops: As for `choose_cells`; None takes the middle to upper ones of the usual.
+        hops: As for `choose_cells`; None takes those that each task states for fitting.
         rendering: As for `choose_cells`.
 
     Raises:
         BadInput: An unknown task, or hops that are no whole numbers from 1.
     """
     cells = choose_cells(task, hops, rendering)
-    if hops is not None:
-        return cells
-    # the short rendering's last cell of MDM is never right
-    is_short = rendering == "short"
-    return {name: counts[1:3] if is_short and name == "mdm" else counts[-3:] for name, counts in cells.items()}
+    return cells if hops is not None else {name: tasks.fit_hops(name, rendering) for name in cells}
 
 
 def choose_cells(
@@ -61,21 +34,21 @@ def choose_cells(
 
     Args:
         task: A task, several separated by commas, or "all".
-        hops: "12", "4,8,12", "4-10" or a mix; None takes the usual ones for the rendering.
+        hops: "12", "4,8,12", "4-10" or a mix; None takes the usual ones of each task for the rendering.
         rendering: Decides which hop counts are usual.
         also: Other names that the command knows, alone, for the message.
 
     Raises:
-        BadInput: An unknown task, or hops that are no whole numbers from 1.
+        BadInput: An unknown task, one without usual hops where none were passed, or hops that are no whole numbers
+            from 1.
     """
     asked = tasks.names() if task.strip().lower() == "all" else [part for part in task.split(",") if part.strip()]
     if not asked:
         raise BadInput(f"No task was named; known: {', '.join(tasks.known())}, or 'all', which is the first seven.")
-    usual = REASONER_HOPS if rendering == "short" else PAPER_HOPS
-    if unknown := [name for name in asked if also and name.strip().lower() not in tasks.names()]:
-        raise unknown_name("task", unknown[0].strip(), [*tasks.names(), *also])
+    if unknown := [name for name in asked if also and name.strip().lower() not in tasks.known()]:
+        raise unknown_name("task", unknown[0].strip(), [*tasks.known(), *also])
     names = [tasks.canonical(name.strip()) for name in asked]
-    return {name: usual.get(name, _COMPASS_HOPS) if hops is None else parse_hops(hops) for name in names}
+    return {name: tasks.usual_hops(name, rendering) if hops is None else parse_hops(hops) for name in names}
 
 
 def parse_hops(text: str) -> tuple[int, ...]:
@@ -107,5 +80,5 @@ def sample_cells(cells: Mapping[str, Sequence[int]], n: int, seed: int, renderin
         problem
         for task, hops in cells.items()
         for h in hops
-        for problem in tasks.sample(task, h, n, seed, rendering=rendering)
+        for problem in sample(task, h, n, seed, rendering=rendering)
     ]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from random import Random
 
-from chainwright.tasks import _words
+from chainwright._registry import register
 from chainwright.tasks._patterns import STEP, Pattern
 from chainwright.tasks._script import (
+    COMPUTING,
     FEWER_HOPS,
+    HOPS,
     MORE_HOPS,
+    RECALL,
     Facts,
     Part,
     Rendering,
@@ -21,8 +24,10 @@ from chainwright.tasks._script import (
     number,
 )
 
+_FOLDERS = "src/ lib/ docs/ bin/ tests/ data/ img/ tmp/ logs/ conf/ assets/ build/ web/ core/".split()
+_PARENT, _STAY = "../", "./"
 _DEEPEST = 20
-_WEIGHTS = {"into": 0.45, _words.PARENT: 0.35, _words.STAY: 0.20}
+_WEIGHTS = {"into": 0.45, _PARENT: 0.35, _STAY: 0.20}
 _OPERATION = Pattern(r"(?<!\w)(?:\.{1,2}|[^\W\d][\w-]*)/(?!\w)")
 _LAYOUT = {
     "short": {
@@ -49,9 +54,9 @@ _FUNCTION = """def folder_depth(operations):
 
 
 def _next_depth(operation: str, depth: int) -> int:
-    if operation == _words.PARENT:
+    if operation == _PARENT:
         return max(depth - 1, 0)
-    return depth if operation == _words.STAY else depth + 1
+    return depth if operation == _STAY else depth + 1
 
 
 def _draw(random: Random, hops: int, rendering: Rendering) -> Facts:
@@ -60,7 +65,7 @@ def _draw(random: Random, hops: int, rendering: Rendering) -> Facts:
     for _ in range(hops):
         kinds = list(_WEIGHTS)[1 if depth == _DEEPEST else 0 :]
         kind = random.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
-        operations.append(random.choice(_words.FOLDERS) if kind == "into" else kind)
+        operations.append(random.choice(_FOLDERS) if kind == "into" else kind)
         depth = _next_depth(operations[-1], depth)
     return {"operations": operations}
 
@@ -93,20 +98,25 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), str(depth))
 
 
-TASK = Task(
-    name="clf",
-    title="CLF",
-    error_types=(
-        "operation recall",
-        "depth copy",
-        "local calculation",
-        FEWER_HOPS,
-        MORE_HOPS,
-        "final depth copy",
-    ),
-    goal="Run the Python function by hand.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"operations": ["src/", "./", "../"]},),
-    unit="operation",
+TASK = register("task", "clf")(
+    Task(
+        name="clf",
+        title="CLF",
+        error_types={
+            "operation recall": RECALL,
+            "depth copy": COMPUTING,
+            "local calculation": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+            "final depth copy": COMPUTING,
+        },
+        goal="Run the Python function by hand.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"operations": ["src/", "./", "../"]},),
+        unit="operation",
+        usual_hops={"short": (6, 10, 12, 13, 14), "natural": (10, 20, 30)},
+        paper_order=3,
+        words=(*_FOLDERS, _PARENT, _STAY),
+    )
 )

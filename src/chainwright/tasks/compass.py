@@ -12,9 +12,20 @@ from __future__ import annotations
 
 from random import Random
 
-from chainwright._errors import BadInput
+from chainwright._registry import register
 from chainwright.tasks._patterns import NUMBER, choice
-from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Facts, Part, Rendering, Script, Task, Writer
+from chainwright.tasks._script import (
+    COMPUTING,
+    FEWER_HOPS,
+    HOPS,
+    MORE_HOPS,
+    Facts,
+    Part,
+    Rendering,
+    Script,
+    Task,
+    Writer,
+)
 
 DIRECTIONS = ("north", "east", "south", "west")
 TURNS = ("stay", "right", "half", "left")
@@ -31,8 +42,6 @@ def vocabulary() -> list[str]:
 
 def draw(random: Random, hops: int, rendering: Rendering = "short") -> Facts:
     """Return the facts of a problem."""
-    if rendering != "short":
-        raise BadInput("The task compass has the short rendering alone; leave --rendering out or pass 'short'.")
     return {
         "turns": [[digit, random.choice(TURNS)] for digit in random.sample(range(10), 10)],
         "from": random.randrange(N_MINUTES - hops + 1),
@@ -63,14 +72,25 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(f"compass {table} {span} at {facts['at']} asks {facts['asks']} ?", tuple(writer.lines), answer)
 
 
-TASK = Task(
-    name="compass",
-    title="Compass",
-    error_types=("minute copy", "turn", FEWER_HOPS, MORE_HOPS, "answer copy"),
-    goal="Follow the needle minute by minute.",
-    draw=draw,
-    write=_write,
-    exemplars=({"turns": [[d, "stay"] for d in range(10)], "from": 1, "at": "north", "asks": "last", "hops": 2},),
-    unit="minute",
-    max_hops=N_MINUTES,
+TASK = register("task", "compass")(
+    Task(
+        name="compass",
+        title="Compass",
+        error_types={
+            "minute copy": COMPUTING,
+            "turn": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+            "answer copy": COMPUTING,
+        },
+        goal="Follow the needle minute by minute.",
+        draw=draw,
+        write=_write,
+        exemplars=({"turns": [[d, "stay"] for d in range(10)], "from": 1, "at": "north", "asks": "last", "hops": 2},),
+        unit="minute",
+        max_hops=N_MINUTES,
+        renderings=("short",),
+        usual_hops={"short": (8, 16, 24, 32)},
+        words=tuple(vocabulary()),
+    )
 )

@@ -7,10 +7,27 @@ from __future__ import annotations
 
 from random import Random
 
-from chainwright.tasks import _words
+from chainwright._registry import register
 from chainwright.tasks._patterns import LETTER, LETTERS, WORD
-from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Facts, Part, Rendering, Script, Task, Writer
+from chainwright.tasks._script import (
+    COMPUTING,
+    FEWER_HOPS,
+    HOPS,
+    MORE_HOPS,
+    RECALL,
+    Facts,
+    Part,
+    Rendering,
+    Script,
+    Task,
+    Writer,
+)
 
+_WORDS = (
+    "cobra crab climb magic bread cloud table stone leaf roof flag king beach moth taxi ski rock desk wheel "
+    "pearl drum farm lemon train piano echo lamp ship river silver glass moss robot forest menu window fox "
+    "honey candy jazz"
+).split()
 _LAYOUT = {
     "short": {"hop": "{word} {letter} : {string}", "end": "{end}", "answer": "answer {answer}"},
     "natural": {
@@ -22,7 +39,7 @@ _LAYOUT = {
 
 
 def _draw(random: Random, hops: int, rendering: Rendering) -> Facts:
-    return {"words": [random.choice(_words.WORDS) for _ in range(hops)]}
+    return {"words": [random.choice(_WORDS) for _ in range(hops)]}
 
 
 def _question(facts: Facts, rendering: Rendering) -> str:
@@ -52,13 +69,24 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), string)
 
 
-TASK = Task(
-    name="llc",
-    title="LLC",
-    error_types=("word recall", "letter", "concatenation", FEWER_HOPS, MORE_HOPS),
-    goal="Go through the words in order and build the string of their last letters.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"words": ["apple", "river"]},),
-    unit="word",
+TASK = register("task", "llc")(
+    Task(
+        name="llc",
+        title="LLC",
+        error_types={
+            "word recall": RECALL,
+            "letter": COMPUTING,
+            "concatenation": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+        },
+        goal="Go through the words in order and build the string of their last letters.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"words": ["apple", "river"]},),
+        unit="word",
+        usual_hops={"short": (4, 7, 8, 9, 10), "natural": (2, 4, 6, 8, 10)},
+        paper_order=2,
+        words=tuple(_WORDS),
+    )
 )

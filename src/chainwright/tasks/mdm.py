@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from random import Random
 
+from chainwright._registry import register
 from chainwright.tasks._patterns import NUMBER, Pattern, choice
 from chainwright.tasks._script import (
+    COMPUTING,
     FEWER_HOPS,
+    HOPS,
     MORE_HOPS,
+    RECALL,
     Facts,
     Line,
     Part,
@@ -108,25 +112,31 @@ def _list_of_any_length(rendering: Rendering) -> tuple[Line, ...]:
     return (fill("parts", _LAYOUT[rendering]["parts"], 0, {"parts": words, "values": values}),)
 
 
-TASK = Task(
-    name="mdm",
-    title="MDM",
-    error_types=(
-        "operand recall",
-        "digit",
-        "digit copy",
-        "local product",
-        "shift",
-        FEWER_HOPS,
-        MORE_HOPS,
-        "local result copy",
-        "addition",
-    ),
-    goal="Multiply digit by digit, from the ones of the second number on, then add the shifted products.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"a": 347, "b": 26},),
-    unit="digit of the multiplier",
-    max_hops=len(_PLACES),
-    more_shapes=_list_of_any_length,
+TASK = register("task", "mdm")(
+    Task(
+        name="mdm",
+        title="MDM",
+        error_types={
+            "operand recall": RECALL,
+            "digit": COMPUTING,
+            "digit copy": COMPUTING,
+            "local product": COMPUTING,
+            "shift": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+            "local result copy": COMPUTING,
+            "addition": COMPUTING,
+        },
+        goal="Multiply digit by digit, from the ones of the second number on, then add the shifted products.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"a": 347, "b": 26},),
+        unit="digit of the multiplier",
+        max_hops=len(_PLACES),
+        more_shapes=_list_of_any_length,
+        usual_hops={"short": (1, 2, 3, 4), "natural": (2, 3, 4, 5, 6)},
+        fit_hops={"short": (2, 3)},  # at 4 hops the bundled reasoner is never right
+        paper_order=1,
+        keywords=("digit", "place", "shift", "parts", "and"),
+    )
 )

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from random import Random
 
+from chainwright._registry import register
 from chainwright.tasks._patterns import SIGN, choice
 from chainwright.tasks._script import (
+    COMPUTING,
     FEWER_HOPS,
+    HOPS,
     MORE_HOPS,
+    RECALL,
     Facts,
     Part,
     Rendering,
@@ -86,21 +90,26 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), str(total))
 
 
-TASK = Task(
-    name="moas",
-    title="MOAS",
-    error_types=(
-        "operand recall",
-        "operation recall",
-        "local result copy",
-        "operand interpretation",
-        "local calculation",
-        FEWER_HOPS,
-        MORE_HOPS,
-    ),
-    goal="Work the expression out from left to right.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"start": 12, "steps": [["add", 7], ["subtract", 15]]},),
-    unit="operand",
+TASK = register("task", "moas")(
+    Task(
+        name="moas",
+        title="MOAS",
+        error_types={
+            "operand recall": RECALL,
+            "operation recall": RECALL,
+            "local result copy": COMPUTING,
+            "operand interpretation": COMPUTING,
+            "local calculation": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+        },
+        goal="Work the expression out from left to right.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"start": 12, "steps": [["add", 7], ["subtract", 15]]},),
+        unit="operand",
+        usual_hops={"short": (6, 10, 11, 12, 13), "natural": (10, 20, 30, 40, 50)},
+        paper_order=4,
+        keywords=("add", "subtract"),
+    )
 )

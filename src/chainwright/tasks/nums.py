@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from random import Random
 
+from chainwright._registry import register
 from chainwright.tasks._patterns import choice
 from chainwright.tasks._script import (
+    COMPUTING,
     FEWER_HOPS,
+    HOPS,
     MORE_HOPS,
+    RECALL,
     Facts,
     Part,
     Rendering,
@@ -94,22 +98,27 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), str(count))
 
 
-TASK = Task(
-    name="nums",
-    title="NumS",
-    error_types=(
-        "time recall",
-        "time copy",
-        "local result copy",
-        "local calculation",
-        "condition judgement",
-        "calculation logic",
-        FEWER_HOPS,
-        MORE_HOPS,
-    ),
-    goal="Run the Python function by hand.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"time": 47, "start": 3, "intervals": [[12, 50], [60, 71]]},),
-    unit="interval",
+TASK = register("task", "nums")(
+    Task(
+        name="nums",
+        title="NumS",
+        error_types={
+            "time recall": RECALL,
+            "time copy": COMPUTING,
+            "local result copy": COMPUTING,
+            "local calculation": COMPUTING,
+            "condition judgement": COMPUTING,
+            "calculation logic": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+        },
+        goal="Run the Python function by hand.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"time": 47, "start": 3, "intervals": [[12, 50], [60, 71]]},),
+        unit="interval",
+        usual_hops={"short": (5, 8, 9, 10, 11), "natural": (5, 10, 15, 20)},
+        paper_order=5,
+        keywords=("time", "to", "in", "out"),
+    )
 )

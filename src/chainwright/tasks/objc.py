@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from random import Random
 
+from chainwright._registry import register
 from chainwright.tasks import _words
 from chainwright.tasks._patterns import WORD
 from chainwright.tasks._script import (
+    COMPUTING,
     FEWER_HOPS,
+    HOPS,
     MORE_HOPS,
+    RECALL,
     Facts,
     Part,
     Rendering,
@@ -22,6 +26,8 @@ from chainwright.tasks._script import (
     number,
 )
 
+_VERBS = "has buys finds gets brings makes picks wins".split()
+_OBJECTS = "apples pears coins books cups stamps shells pens kites keys hats socks plates eggs bells rings".split()
 _LARGEST_START, _LARGEST_TOTAL = 30, 99
 _MOST_OBJECTS = {"short": 9, "natural": 20}
 _LAYOUT = {
@@ -50,7 +56,7 @@ def _draw(random: Random, hops: int, rendering: Rendering) -> Facts:
     total = start = random.randint(0, _LARGEST_START)
     sentences = []
     for i in range(hops):
-        words = [random.choice(words) for words in (_words.NAMES, _words.VERBS, _words.OBJECTS)]
+        words = [random.choice(words) for words in (_words.NAMES, _VERBS, _OBJECTS)]
         if rendering == "short":
             k = _number_of_objects(random, _LARGEST_TOTAL - total, hops - i)
         else:
@@ -90,20 +96,25 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), str(total))
 
 
-TASK = Task(
-    name="objc",
-    title="ObjC",
-    error_types=(
-        "name recall",
-        "object information recall",
-        "local result copy",
-        "local calculation",
-        FEWER_HOPS,
-        MORE_HOPS,
-    ),
-    goal="Count the objects of all sentences together.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"start": 5, "sentences": [["ann", "has", 3, "apples"], ["bob", "buys", 7, "pears"]]},),
-    unit="sentence",
+TASK = register("task", "objc")(
+    Task(
+        name="objc",
+        title="ObjC",
+        error_types={
+            "name recall": RECALL,
+            "object information recall": RECALL,
+            "local result copy": COMPUTING,
+            "local calculation": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+        },
+        goal="Count the objects of all sentences together.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"start": 5, "sentences": [["ann", "has", 3, "apples"], ["bob", "buys", 7, "pears"]]},),
+        unit="sentence",
+        usual_hops={"short": (5, 8, 9, 10, 11), "natural": (10, 20, 30, 40, 50)},
+        paper_order=6,
+        words=(*_words.NAMES, *_VERBS, *_OBJECTS),
+    )
 )

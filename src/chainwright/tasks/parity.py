@@ -8,9 +8,22 @@ from __future__ import annotations
 
 from random import Random
 
+from chainwright._registry import register
 from chainwright.tasks import _words
 from chainwright.tasks._patterns import SIDE, WORD, choice
-from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Facts, Part, Rendering, Script, Task, Writer
+from chainwright.tasks._script import (
+    COMPUTING,
+    FEWER_HOPS,
+    HOPS,
+    MORE_HOPS,
+    RECALL,
+    Facts,
+    Part,
+    Rendering,
+    Script,
+    Task,
+    Writer,
+)
 
 _FLIPS = ("flip", "flips", "flipped", "turns", "turns over")
 _STAYS = ("stay", "stays", "keeps", "does not flip", "doesn't flip", "did not flip", "didn't flip", "leaves")
@@ -67,22 +80,28 @@ def _write(facts: Facts, rendering: Rendering) -> Script:
     return Script(_question(facts, rendering), tuple(writer.lines), state)
 
 
-TASK = Task(
-    name="parity",
-    title="Parity-NL",
-    error_types=(
-        "initial state recall",
-        "name recall",
-        "action recall",
-        "state recall",
-        "state update",
-        FEWER_HOPS,
-        MORE_HOPS,
-        "final state copy",
-    ),
-    goal="Follow the coin through every sentence, in order.",
-    draw=_draw,
-    write=_write,
-    exemplars=({"start": "heads", "people": [["ann", True], ["bob", False]]},),
-    unit="person",
+TASK = register("task", "parity")(
+    Task(
+        name="parity",
+        title="Parity-NL",
+        error_types={
+            "initial state recall": RECALL,
+            "name recall": RECALL,
+            "action recall": RECALL,
+            "state recall": RECALL,
+            "state update": COMPUTING,
+            FEWER_HOPS: HOPS,
+            MORE_HOPS: HOPS,
+            "final state copy": COMPUTING,
+        },
+        goal="Follow the coin through every sentence, in order.",
+        draw=_draw,
+        write=_write,
+        exemplars=({"start": "heads", "people": [["ann", True], ["bob", False]]},),
+        unit="person",
+        usual_hops={"short": (6, 10, 12, 13, 14), "natural": (10, 20, 30, 40, 50)},
+        paper_order=0,
+        keywords=("heads", "tails", "flips", "stays"),
+        words=tuple(_words.NAMES),
+    )
 )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
@@ -166,7 +167,7 @@ def _leading(problem: Problem | None, group: _Group) -> tuple[int, ...]:
     types = {i: problem.slots[i].error_type for i in group.slots[:-1]}
     if problem.task == "mdm":  # the number that is multiplied is the same at every step: the digit is what goes in
         return tuple(i for i, error_type in types.items() if error_type == "digit")[:1]
-    return tuple(takewhile(lambda i: types[i].endswith("recall"), types))
+    return tuple(takewhile(lambda i: tasks.family(problem.task, types[i]) == "recall", types))
 
 
 def _inputs(problem: Problem, groups: Sequence[_Group]) -> list[list[Span]]:

@@ -45,7 +45,7 @@ def _kind(errors: ErrorTable) -> str:
     n_errors = sum(r["n"] for r in errors.by_task)
     if not n_errors:
         return "Kind: no trace has an error, so there is nothing to diagnose; ask for more hops."
-    recall = sum(r["n"] for r in errors.by_task if "recall" in r["error_type"])
+    recall = sum(r["n"] for r in errors.by_task if tasks.family(r["task"], r["error_type"]) == "recall")
     keys = "; ".join(f"{tasks.title(t)} {', '.join(kinds)}" for t, kinds in errors.key_types.items())
     return f"Kind: {recall / n_errors:.0%} of {n_errors} first errors are recall errors; key types: {keys or 'none'}."
 
