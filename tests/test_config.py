@@ -57,9 +57,9 @@ class Study(Config):
         ({"seeds": "01"}, "seeds must be a list of whole numbers, at least one; got '01'."),
         ({"hops": {"clf": 4}}, "hops must be a table of lists of whole numbers; got {'clf': 4}."),
         ({"hops": {"clf": "45"}}, "hops must be a table of lists of whole numbers; got {'clf': '45'}."),
-        ({"lr": 0}, "lr must be a number above 0 below 1; got 0."),
-        ({"lr": float("nan")}, "lr must be a number above 0 below 1; got nan."),
-        ({"lr": True}, "lr must be a number above 0 below 1; got True."),
+        ({"lr": 0}, "lr must be a number above 0 and below 1; got 0."),
+        ({"lr": float("nan")}, "lr must be a number above 0 and below 1; got nan."),
+        ({"lr": True}, "lr must be a number above 0 and below 1; got True."),
         ({"betas": [0.9]}, "betas must be a list of 2 numbers; got [0.9]."),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1, or none; got 0."),
         ({"is_quick": 1}, "is_quick must be true or false; got 1."),
@@ -68,7 +68,7 @@ class Study(Config):
         ({"kinds": ["heads", "step"]}, "Unknown kind 'step'; known: heads, steps. Did you mean 'steps'?"),
         ({"width": 3}, "width is even, or heads would not fit; got 3."),
         ({"is_quick": True, "n": 101}, "A quick run takes at most 100 problems."),
-        ({"n": 0, "lr": 2}, "n must be a whole number from 1; got 0. lr must be a number above 0 below 1; got 2."),
+        ({"n": 0, "lr": 2}, "n must be a whole number from 1; got 0. lr must be a number above 0 and below 1; got 2."),
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused_in_one_sentence(settings: dict[str, Any], says: str) -> None:

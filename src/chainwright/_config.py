@@ -235,4 +235,4 @@ _NOUNS = {
 def _bounds(schema: Mapping[str, Any]) -> str:
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     found = [f" {word} {schema[key]:g}" for key, word in words.items() if key in schema]
-    return "".join(found)
+    return ("" if "minimum" in schema and "maximum" in schema else " and").join(found)

@@ -1,7 +1,5 @@
 """The recipe of the compass model: what its rows count in the loss, and a training that goes on where it stopped."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,12 +23,12 @@ def rows(config: CompassConfig, step: int) -> tuple[list[list[str]], torch.Tenso
 
 
 def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
-    (_, one, _), (_, two, _), (_, other, _) = rows(SMALL, 3), rows(SMALL, 3), rows(replace(SMALL, seed=1), 3)
+    (_, one, _), (_, two, _), (_, other, _) = rows(SMALL, 3), rows(SMALL, 3), rows(SMALL.replace(seed=1), 3)
     assert torch.equal(one, two) and (one.shape != other.shape or not torch.equal(one, other))
 
 
 def test_directions_of_long_chains_do_not_count_and_all_else_does() -> None:
-    words, ids, labels = rows(replace(SMALL, long_share=1.0), 0)
+    words, ids, labels = rows(SMALL.replace(long_share=1.0), 0)
     for row, row_ids, row_labels in zip(words, ids, labels, strict=True):
         start, end = row.index("?") + 2, row.index("<end>") + 1
         counted = [i for i, label in enumerate(row_labels.tolist()) if label != -100]
@@ -41,11 +39,11 @@ def test_directions_of_long_chains_do_not_count_and_all_else_does() -> None:
 
 
 def test_short_chains_count_whole_or_name_the_turns() -> None:
-    words, _, labels = rows(replace(SMALL, long_share=0.0, names_share=0.0), 0)
+    words, _, labels = rows(SMALL.replace(long_share=0.0, names_share=0.0), 0)
     for row, row_labels in zip(words, labels, strict=True):
         start, end = row.index("?") + 2, row.index("<end>") + 1
         assert [i for i, label in enumerate(row_labels.tolist()) if label != -100] == list(range(start, end))
-    words, _, _ = rows(replace(SMALL, long_share=0.0, names_share=1.0), 0)
+    words, _, _ = rows(SMALL.replace(long_share=0.0, names_share=1.0), 0)
     for row in words:
         table = dict(zip(row[2:22:2], row[3:23:2], strict=True))
         start = row.index("?") + 2
@@ -77,16 +75,16 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path, monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_steps": 0}, "n_steps must be above 0; got 0"),
-        ({"names_share": 1.5}, r"names_share is a share from 0 to 1; got 1\.5"),
-        ({"long_hops": (4, 61)}, "long_hops is a range within 1 to 60 lines; got 4, 61"),
+        ({"n_steps": 0}, "n_steps must be a whole number from 1; got 0"),
+        ({"names_share": 1.5}, r"names_share must be a number from 0 to 1; got 1\.5"),
+        ({"long_hops": (4, 61)}, r"long_hops must be a range within 1 to 60 lines; got \(4, 61\)"),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused(change: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        replace(SMALL, **change)
+        SMALL.replace(**change)
 
 
 def test_too_few_positions_are_said(tmp_path) -> None:
     with pytest.raises(BadInput, match="the recipe has n_positions=40; raise that or lower the hops"):
-        train_compass(replace(SMALL, n_positions=40), tmp_path / "it", progress=False)
+        train_compass(SMALL.replace(n_positions=40), tmp_path / "it", progress=False)

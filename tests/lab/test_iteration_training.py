@@ -1,6 +1,5 @@
 """The laboratory: its models, training that is killed and goes on, and what it measures on the way."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from chainwright._errors import BadInput
 from chainwright.cli import app
 from chainwright.diagnose import Emergence, circuit_measures, iteration_scores
-from chainwright.lab import IterationConfig, iteration, train_iteration
+from chainwright.lab import IterationConfig, train_iteration, training
 from chainwright.lab.iteration import held_out_sets
 from chainwright.lab.iteration_data import iteration_problems
 from chainwright.lab.iteration_model import new_iteration_model
@@ -97,7 +96,7 @@ def test_killed_training_goes_on_to_the_same_weights_and_measures(
 def test_a_kill_between_measures_and_state_leaves_no_double_checkpoint(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = iteration.save_optimizer, []
+    real, calls = training.save_optimizer, []
 
     def save(*args: object) -> None:
         calls.append(1)
@@ -106,7 +105,7 @@ def test_a_kill_between_measures_and_state_leaves_no_double_checkpoint(
         real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(iteration, "save_optimizer", save)
+        patch.setattr(training, "save_optimizer", save)
         with pytest.raises(Stopped):
             train(tmp_path / "r")
     assert Emergence.load(tmp_path / "r" / "emergence").steps.tolist() == [0, 4, 8]
@@ -118,7 +117,7 @@ def test_folders_are_refused_unless_they_hold_this_recipe(straight: Path, tmp_pa
     with pytest.raises(BadInput, match="already holds a training; pass --resume"):
         train(straight)
     with pytest.raises(BadInput, match="another recipe; these settings differ: lr"):
-        train(straight, replace(SMALL, lr=1e-3), resume=True)
+        train(straight, SMALL.replace(lr=1e-3), resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="exists and holds no training"):
@@ -126,27 +125,27 @@ def test_folders_are_refused_unless_they_hold_this_recipe(straight: Path, tmp_pa
 
 
 def test_training_goes_on_from_another_task(straight: Path, tmp_path: Path) -> None:
-    config = replace(SMALL, tasks={"parity": 1.0}, start_from=str(straight), n_steps=4)
+    config = SMALL.replace(tasks={"parity": 1.0}, start_from=str(straight), n_steps=4)
     found = train(tmp_path / "r", config, keep_checkpoints=False)
     assert found.tasks == ["parity"] and not (tmp_path / "r" / "checkpoints").exists()
     source = new_iteration_model(config)
     loaded, _ = load_model(straight)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(BadInput, match="was made for another modulus or alphabet"):
-        train(tmp_path / "other", replace(config, modulus=5))
+        train(tmp_path / "other", config.replace(modulus=5))
     with pytest.raises(BadInput, match="length 8 have 19 tokens, more than the 9 positions of the checkpoint"):
-        train(tmp_path / "long", replace(config, max_length=8))
+        train(tmp_path / "long", config.replace(max_length=8))
     assert not (tmp_path / "long").exists()
 
 
 def test_a_mixture_is_measured_task_by_task(tmp_path: Path) -> None:
-    found = train(tmp_path / "r", replace(SMALL, tasks={"copy": 1.0, "parity": 1.0}, n_steps=2))
+    found = train(tmp_path / "r", SMALL.replace(tasks={"copy": 1.0, "parity": 1.0}, n_steps=2))
     assert found.tasks == ["copy", "parity"] and found.lengths == [2, 3], "one bit leaves nothing to hold out"
     assert found.accuracy.shape == (2, 2, 2)
 
 
 def test_without_a_chain_of_thought_there_is_no_circuit_to_measure(tmp_path: Path) -> None:
-    found = train(tmp_path / "r", replace(SMALL, chain_of_thought=False, n_steps=2))
+    found = train(tmp_path / "r", SMALL.replace(chain_of_thought=False, n_steps=2))
     assert found.measures.isnan().all() and found.maps.shape[-1] == 7
     assert "without a chain of thought" in found.summary()
 
@@ -173,7 +172,7 @@ def test_without_a_chain_of_thought_there_is_no_circuit_to_measure(tmp_path: Pat
     ],
 )
 def test_other_position_embeddings_and_other_configs(tmp_path: Path, changes: dict, kind: str) -> None:
-    config = replace(SMALL, n_steps=4, **changes)
+    config = SMALL.replace(n_steps=4, **changes)
 
     def stop(found: Emergence) -> None:
         if len(found.steps) == 2:
@@ -189,7 +188,7 @@ def test_other_position_embeddings_and_other_configs(tmp_path: Path, changes: di
 
 
 def test_embedding_tables_are_as_wide_as_asked() -> None:
-    model = new_iteration_model(replace(SMALL, d_model=64, n_positions=400, embedding_std=0.5))
+    model = new_iteration_model(SMALL.replace(d_model=64, n_positions=400, embedding_std=0.5))
     for table in (model.transformer.wte.weight, model.transformer.wpe.weight):
         assert abs(float(table.detach().std()) - 0.5) < 0.05
     assert abs(float(model.lm_head.weight.detach().std()) - 0.1) < 0.02, "the unembedding is its own"
@@ -199,12 +198,12 @@ def test_embedding_tables_are_as_wide_as_asked() -> None:
     ("changes", "message"),
     [
         ({"n_positions": 20, "max_length": 12}, "length 12 have 27 tokens, more than the 20 positions of the model"),
-        ({"positions": "sinusoidal"}, "Setting positions must be one of learned, rotary, none; got 'sinusoidal'"),
+        ({"positions": "sinusoidal"}, "Unknown positions 'sinusoidal'; known: learned, rotary, none"),
         ({"max_length": 2, "min_length": 3}, "max_length must be at least min_length; got 2 and 3"),
         ({"tasks": {}}, "Setting tasks gives a weight to at least one of copy, parity, polynomial"),
         ({"tasks": {"copy": 0.0}}, "Setting tasks gives a weight to at least one of"),
-        ({"held_out_share": 1.0}, "held_out_share lies between 0 and 1; got 1.0"),
-        ({"n_steps": 0}, "Setting n_steps must be above 0; got 0"),
+        ({"held_out_share": 1.0}, "held_out_share must be a number above 0 and below 1; got 1.0"),
+        ({"n_steps": 0}, "n_steps must be a whole number from 1; got 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(changes: dict, message: str) -> None:
@@ -224,7 +223,7 @@ def test_what_only_shows_when_it_is_made_is_refused_before_anything_is_written(
     tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        train(tmp_path / "r", replace(SMALL, **changes))
+        train(tmp_path / "r", SMALL.replace(**changes))
     assert not (tmp_path / "r").exists()
 
 

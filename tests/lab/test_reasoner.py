@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.lab import ReasonerConfig, reasoner, train_reasoner
-from chainwright.lab.reasoner import Batch, ReasonerData, learning_rate, new_reasoner, reasoner_tokenizer
+from chainwright.lab import ReasonerConfig, reasoner, train_reasoner, training
+from chainwright.lab.reasoner import Batch, ReasonerData, new_reasoner, reasoner_tokenizer
+from chainwright.lab.recipe import learning_rate
 from chainwright.models.load import BUNDLED, load_model
 
 TASKS = {"parity": (2, 4), "clf": (2, 3), "mdm": (1, 2)}
@@ -49,13 +49,13 @@ def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
     assert len(first) == 3 and same_groups(groups(), first)
     assert same_groups(groups(n_workers=2), first), "the number of workers changes nothing"
     assert same_groups(groups(first=1), first[1:]), "nor does where a run goes on"
-    other = groups(replace(SMALL, seed=1))
+    other = groups(SMALL.replace(seed=1))
     assert not any(torch.equal(a[0].input_ids, b[0].input_ids) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("n_steps", [1, 7, 8, 9, 23, 24])
 def test_there_are_as_many_batches_as_steps(n_steps: int) -> None:
-    config = replace(SMALL, n_tokens=n_steps * 256)
+    config = SMALL.replace(n_tokens=n_steps * 256)
     assert config.n_steps == n_steps
     drawn = groups(config)
     assert sum(map(len, drawn)) == n_steps
@@ -64,7 +64,7 @@ def test_there_are_as_many_batches_as_steps(n_steps: int) -> None:
 
 def test_no_batch_is_empty_where_rows_are_longer_than_a_batch() -> None:
     """With few tokens a batch one long row could reach over several, which would shift all later steps."""
-    config = replace(SMALL, batch_tokens=24, n_tokens=24 * 80, hops={"mdm": (1, 6)}, weights={"mdm": 1.0, "copy": 3.0})
+    config = SMALL.replace(batch_tokens=24, n_tokens=24 * 80, hops={"mdm": (1, 6)}, weights={"mdm": 1.0, "copy": 3.0})
     drawn = groups(config)
     assert [len(group) for group in drawn] == [8] * 10
     assert all(len(batch.input_ids) > 0 for group in drawn for batch in group)
@@ -133,29 +133,29 @@ def test_positions_jump_ahead_and_never_too_far() -> None:
     assert max(ends) > 450 and min(ends) >= 39 and max(ends) < SMALL.n_positions
     assert made._jumping(SMALL.n_positions, rng).tolist() == list(range(SMALL.n_positions))
     assert all(torch.equal(b.positions[0], torch.arange(b.positions.shape[1]))
-               for b in groups(replace(SMALL, jump_share=0.0))[0])  # fmt: skip
+               for b in groups(SMALL.replace(jump_share=0.0))[0])  # fmt: skip
 
 
 def test_too_few_positions_are_said() -> None:
     with pytest.raises(BadInput, match=r"A sample has \d+ tokens, but the recipe has n_positions=20; raise that"):
-        groups(replace(SMALL, n_positions=20))
+        groups(SMALL.replace(n_positions=20))
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    config = replace(SMALL, n_tokens=100 * 256, n_warmup=10, decay_share=0.5, lr=2.0)
+    config = SMALL.replace(n_tokens=100 * 256, n_warmup=10, decay_share=0.5, lr=2.0)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10:51] == [2.0] * 41
     assert rates[51:] == pytest.approx([2.0 * (100 - i) / 50 for i in range(51, 100)])
     assert rates[99] > 0 and learning_rate(config, 100) == learning_rate(config, 107) == 0.0
     assert min(rates) > 0
-    assert learning_rate(replace(config, n_warmup=0), 0) == 2.0
-    assert learning_rate(replace(config, n_tokens=1), 0) > 0, "one step at least"
+    assert learning_rate(config.replace(n_warmup=0), 0) == 2.0
+    assert learning_rate(config.replace(n_tokens=1), 0) > 0, "one step at least"
 
 
 def test_an_untrained_reasoner_is_the_same_for_the_same_seed() -> None:
     tokenizer = reasoner_tokenizer(SMALL)
-    first, again, other = (new_reasoner(c, tokenizer).state_dict() for c in (SMALL, SMALL, replace(SMALL, seed=1)))
+    first, again, other = (new_reasoner(c, tokenizer).state_dict() for c in (SMALL, SMALL, SMALL.replace(seed=1)))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not all(torch.equal(first[k], other[k]) for k in first)
 
@@ -189,18 +189,18 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, n_checkpoints: int) -> None:
-    real, seen = reasoner._Trainer._save, []
+    real, seen = training.Training.save, []
 
-    def save(self: reasoner._Trainer, step: int) -> None:
-        real(self, step)
-        seen.append(step)
+    def save(self: training.Training, **recorded: object) -> None:
+        real(self, **recorded)
+        seen.append(self.step)
         if len(seen) == n_checkpoints:
             raise Stopped
 
-    monkeypatch.setattr(reasoner._Trainer, "_save", save)
+    monkeypatch.setattr(training.Training, "save", save)
 
 
-@pytest.mark.parametrize("n_checkpoints", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_checkpoints", [1, 2, 3])
 def test_killed_training_goes_on_to_the_same_weights(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_checkpoints: int
 ) -> None:
@@ -217,10 +217,10 @@ def test_killed_training_goes_on_to_the_same_weights(
 def test_training_takes_the_steps_of_the_recipe_and_ends_at_rate_zero(straight: Path, tmp_path: Path) -> None:
     assert [entry["step"] for entry in log(straight)] == [8, 16, 24]
     assert log(straight)[-1]["lr"] == 0.0 and all(math.isfinite(entry["loss"]) for entry in log(straight))
-    odd = train(tmp_path / "odd", replace(SMALL, n_tokens=11 * 256))
+    odd = train(tmp_path / "odd", SMALL.replace(n_tokens=11 * 256))
     assert [entry["step"] for entry in log(odd)] == [8, 11] and log(odd)[-1]["lr"] == 0.0
     before = weights(odd)
-    train(tmp_path / "odd", replace(SMALL, n_tokens=11 * 256), resume=True)
+    train(tmp_path / "odd", SMALL.replace(n_tokens=11 * 256), resume=True)
     after = weights(odd)
     assert all(torch.equal(before[name], after[name]) for name in before), "a finished training has nothing left to do"
     assert len(log(odd)) == 2
@@ -235,25 +235,23 @@ def test_a_training_killed_while_its_checkpoint_was_replaced_goes_on(
             train(tmp_path / "r")
     (tmp_path / "r" / "training").rename(tmp_path / "r" / ".training.12-0123abcd.old")
     steps: list[int] = []
-    real = reasoner._Trainer._step
-    monkeypatch.setattr(
-        reasoner._Trainer, "_step", lambda self, step, batch: steps.append(step) or real(self, step, batch)
-    )
+    real = training.Training._take
+    monkeypatch.setattr(training.Training, "_take", lambda self, loss: steps.append(self.step) or real(self, loss))
     train(tmp_path / "r", resume=True)
-    assert steps == list(range(16, 24)), "it does not begin anew"
+    assert steps == list(range(16, 24)), "it does not start over"
     same_weights(tmp_path / "r", straight)
 
 
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from chainwright.lab import ReasonerConfig, reasoner, train_reasoner
-real = reasoner._Trainer._save
-def save(self, step):
-    real(self, step)
-    print(step, flush=True)
+from chainwright.lab import ReasonerConfig, train_reasoner, training
+real = training.Training.save
+def save(self, **recorded):
+    real(self, **recorded)
+    print(self.step, flush=True)
     time.sleep(1)
-reasoner._Trainer._save = save
+training.Training.save = save
 config = ReasonerConfig(**json.loads(sys.argv[2]))
 train_reasoner(config, Path(sys.argv[1]), progress=False, seconds_between_checkpoints=0.0)
 """
@@ -261,7 +259,7 @@ train_reasoner(config, Path(sys.argv[1]), progress=False, seconds_between_checkp
 
 @pytest.mark.slow
 def test_sigkill_and_going_on_gives_the_same_weights(straight: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "r"), json.dumps(asdict(SMALL))]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "r"), json.dumps(SMALL.record())]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None and process.stdout.readline() == "8\n"
@@ -274,10 +272,10 @@ def test_sigkill_and_going_on_gives_the_same_weights(straight: Path, tmp_path: P
 
 def test_folders_are_refused_unless_they_hold_this_recipe(straight: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
-    with pytest.raises(BadInput, match=r"straight already holds a training; pass --resume to go on with it"):
+    with pytest.raises(BadInput, match=r"straight already holds a training; pass --resume to resume it"):
         train(straight)
     with pytest.raises(BadInput, match=r"another recipe; these settings differ: hops, lr"):
-        train(straight, replace(SMALL, lr=1e-3, hops={**TASKS, "parity": (2, 5)}), resume=True)
+        train(straight, SMALL.replace(lr=1e-3, hops={**TASKS, "parity": (2, 5)}), resume=True)
     assert {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").write_text("mine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -74,7 +74,8 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
     Raises:
         BadInput: A text without "=", an unknown name, or a value of another type than the default's.
     """
-    known = {field.name: getattr(config, field.name) for field in fields(config)}
+    names = getattr(type(config), "model_fields", None) or [field.name for field in fields(config)]
+    known = {name: getattr(config, name) for name in names}
     new: dict[str, Any] = {}
     for text in settings:
         name, equals, value = text.partition("=")
@@ -83,7 +84,8 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
         if name not in known:
             raise unknown_name("setting", name, known)
         new[name] = _value(name, value, known[name])
-    return replace(config, **new)
+    changed_config: Config = type(config)(**known | new)
+    return changed_config
 
 
 def _value(name: str, text: str, default: Any) -> Any:

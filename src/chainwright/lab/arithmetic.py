@@ -9,85 +9,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput
-from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.recipe import BatchSize, Qwen3Recipe, Share, Steps, WeightDecay, new_qwen3
+from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.lab.training import train_recipe
 from chainwright.tasks.arithmetic import all_composite_problems, held_out_composites
 from chainwright.tasks.base import Problem
 
 _IGNORED = -100
+_N_POSITIONS = 32
 
 
-@dataclass(frozen=True)
-class ArithmeticConfig:
-    """Everything that the recipe depends on.
+class ArithmeticConfig(Qwen3Recipe):
+    """Everything that the recipe depends on."""
 
-    Attributes:
-        held_out_share: Share of the three-operand expressions that are never trained on.
-        split_seed: Decides which.
-        two_operand_share: Share of the rows with two operands.
-    """
-
-    held_out_share: float = 0.2
-    split_seed: int = 1
-    two_operand_share: float = 0.1
-    d_model: int = 64
-    n_layers: int = 4
-    n_heads: int = 4
-    d_head: int = 16
-    d_mlp: int = 192
-    n_steps: int = 3000
-    batch_size: int = 256
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.3
-    clip: float = 1.0
-    n_warmup: int = 50
-    decay_share: float = 0.4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_steps", "batch_size", "lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        for name in ("held_out_share", "two_operand_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+    held_out_share: Share = Field(
+        default=0.2, description="Share of the three-operand expressions that is never trained on."
+    )
+    split_seed: int = Field(default=1, description="Seed of the draw of these expressions.")
+    two_operand_share: Share = Field(default=0.1, description="Share of the rows with two operands.")
+    n_steps: Steps = 3000
+    batch_size: BatchSize = 256
+    weight_decay: WeightDecay = 0.3
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerBase:
     """Return the tokenizer: one token a digit, a sign or a bracket."""
-    return word_tokenizer(["\n", *"0123456789", "+", "-", "*", "(", ")", "="], 32)
-
-
-def new_model(config: ArithmeticConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    """Return an untrained model, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.d_model,
-            intermediate_size=config.d_mlp,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            head_dim=config.d_head,
-            max_position_embeddings=32,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        )
-    )
+    return word_tokenizer(["\n", *"0123456789", "+", "-", "*", "(", ")", "="], _N_POSITIONS)
 
 
 class _Row:
@@ -144,11 +99,12 @@ def train_arithmetic(
             or there is no such device.
     """
     tokenizer = arithmetic_tokenizer()
-    model, rows = new_model(config, tokenizer), _Rows(config, tokenizer)
-    return train_recipe(
-        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
-        device=device, resume=resume, progress=progress,
-    )  # fmt: skip
+    model, rows = new_qwen3(config, tokenizer, _N_POSITIONS), _Rows(config, tokenizer)
+
+    def losses(first: int) -> Iterator[Tensor]:
+        return (_loss(model, *rows.batch(step)) for step in range(first, config.n_steps))
+
+    return train_recipe(config, folder, model, tokenizer, losses, device=device, resume=resume, progress=progress)
 
 
 def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:

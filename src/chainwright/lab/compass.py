@@ -14,17 +14,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from chainwright._config import MustBe
 from chainwright._errors import BadInput
-from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.recipe import BatchTokens, Positions, Positive, Qwen3Recipe, Share, Steps, Warmup, new_qwen3
+from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.lab.training import train_recipe
 from chainwright.tasks import compass
 from chainwright.tasks.base import write_chain
@@ -33,54 +35,32 @@ _IGNORED = -100
 _NAMES = "names"  # the first word of a question whose chain names the turns
 
 
-@dataclass(frozen=True)
-class CompassConfig:
-    """Everything that the recipe depends on.
+def _are_lines(ends: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= ends[0] <= ends[1] <= compass.N_MINUTES:
+        raise ValueError
+    return ends
 
-    Attributes:
-        hops: Lines of a chain of the task and of one that names the turns, both ends included.
-        long_hops: Lines of a chain whose directions do not count.
-        long_share: Share of the batches whose rows are such chains.
-        names_share: Share of the rows of the other batches that name the turns.
-        batch_tokens: Tokens a step, about.
-        embedding_std: Standard deviation of new embeddings.
-    """
 
-    hops: tuple[int, int] = (4, 10)
-    long_hops: tuple[int, int] = (4, 40)
-    long_share: float = 0.25
-    names_share: float = 0.25
-    d_model: int = 64
-    n_layers: int = 4
-    n_heads: int = 4
-    d_head: int = 16
-    d_mlp: int = 192
-    n_positions: int = 512
-    embedding_std: float = 1.0
-    initializer_range: float = 0.1
-    n_steps: int = 1600
-    batch_tokens: int = 2400
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    n_warmup: int = 100
-    decay_share: float = 0.4
-    seed: int = 0
+Lines = Annotated[tuple[int, int], AfterValidator(_are_lines), MustBe(f"a range within 1 to {compass.N_MINUTES} lines")]
 
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        whole = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_positions", "n_steps", "batch_tokens")
-        for name in (*whole, "lr", "embedding_std", "initializer_range"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        for name in ("long_share", "names_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
-        for name in ("hops", "long_hops"):
-            low, high = getattr(self, name)
-            if not 1 <= low <= high <= compass.N_MINUTES:
-                raise BadInput(f"Setting {name} is a range within 1 to {compass.N_MINUTES} lines; got {low}, {high}.")
+
+class CompassConfig(Qwen3Recipe):
+    """Everything that the recipe depends on."""
+
+    hops: Lines = Field(
+        default=(4, 10), description="Lines of a chain of the task and of one that names the turns, both ends included."
+    )
+    long_hops: Lines = Field(default=(4, 40), description="Lines of a chain whose directions do not count in the loss.")
+    long_share: Share = Field(default=0.25, description="Share of the batches whose rows are such long chains.")
+    names_share: Share = Field(
+        default=0.25, description="Share of the rows of the other batches whose chains name the turns."
+    )
+    n_positions: Positions = 512
+    embedding_std: Positive = Field(default=1.0, description="Standard deviation of new embeddings.")
+    initializer_range: Positive = Field(default=0.1, description="Standard deviation of other new weights.")
+    n_steps: Steps = 1600
+    batch_tokens: BatchTokens = 2400
+    n_warmup: Warmup = 100
 
 
 def compass_tokenizer(config: CompassConfig) -> PreTrainedTokenizerBase:
@@ -90,24 +70,7 @@ def compass_tokenizer(config: CompassConfig) -> PreTrainedTokenizerBase:
 
 def new_compass(config: CompassConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     """Return an untrained model, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.d_model,
-            intermediate_size=config.d_mlp,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            head_dim=config.d_head,
-            max_position_embeddings=config.n_positions,
-            initializer_range=config.initializer_range,
-            tie_word_embeddings=False,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        )
-    )
+    model = new_qwen3(config, tokenizer, config.n_positions, is_tied=False, initializer_range=config.initializer_range)
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=config.embedding_std)
     return model
 
@@ -192,10 +155,11 @@ def train_compass(
     """
     tokenizer = compass_tokenizer(config)
     model, rows = new_compass(config, tokenizer), CompassRows(config, tokenizer)
-    return train_recipe(
-        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
-        device=device, resume=resume, progress=progress,
-    )  # fmt: skip
+
+    def losses(first: int) -> Iterator[Tensor]:
+        return (_loss(model, *rows.batch(step)) for step in range(first, config.n_steps))
+
+    return train_recipe(config, folder, model, tokenizer, losses, device=device, resume=resume, progress=progress)
 
 
 def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:

@@ -8,20 +8,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, clear_disk_errors, current_folder, write_json
-from chainwright._progress import Bar, progress_bar
+from chainwright._files import clear_disk_errors
+from chainwright._progress import progress_bar
 from chainwright.diagnose.iteration.emergence import Emergence, circuit_measures
 from chainwright.lab.iteration_data import (
     IGNORED,
@@ -32,10 +30,9 @@ from chainwright.lab.iteration_data import (
     training_batch,
 )
 from chainwright.lab.iteration_model import IterationConfig, new_iteration_model
-from chainwright.lab.optim import load_optimizer, save_optimizer
-from chainwright.lab.training import begin, learning_rate
+from chainwright.lab.training import Training
 from chainwright.models.capture import capture
-from chainwright.models.load import check_device, provenance, quiet
+from chainwright.models.load import provenance, quiet
 
 OnCheckpoint = Callable[[Emergence], None]
 
@@ -89,7 +86,7 @@ def measure(
         measures=torch.stack([torch.stack([found for _, _, found, _ in row]) for row in seen])[None],
         maps=torch.stack([row[-1][3] for row in seen])[None],
         n_sequences=torch.tensor([[len(one.input_ids) for one in row] for row in sets]),
-        config=json.loads(json.dumps(asdict(config))),
+        config=config.record(),
         provenance={**provenance(model), "model": "iteration"},
     )
 
@@ -159,36 +156,11 @@ def train_iteration(
             what a killed run left is damaged, the disk is full, there is no such device, or the recipe does not fit
             its model.
     """
-    place = check_device(device)
     sets, model = held_out_sets(config), new_iteration_model(config)
-    step = begin(config, folder, folder / "training", resume)
-    accelerator = _accelerator(place)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    trainer = _Trainer(config, accelerator, model, optimizer, folder, sets, keep_checkpoints, on_checkpoint)
-    found = trainer.run(step, progress)
-    _save_model(model, config, folder)
+    training = Training(config, model, folder, device=device, resume=resume)
+    found = _Watched(config, training, folder, sets, keep_checkpoints, on_checkpoint).run(progress)
+    _save_model(training.model, config, folder)
     return found
-
-
-def _accelerator(place: torch.device) -> Accelerator:
-    accelerator = Accelerator(cpu=place.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise BadInput(
-            f"The laboratory trains in one process; it was started in {accelerator.num_processes}. Start it without a "
-            "launcher."
-        )
-    if accelerator.device.type != place.type:
-        raise BadInput(
-            f"Accelerate chose {accelerator.device.type} earlier in this process, so {place.type} cannot be used now; "
-            "start a new process."
-        )
-    return accelerator
 
 
 def _save_model(model: PreTrainedModel, config: IterationConfig, folder: Path) -> None:
@@ -198,71 +170,54 @@ def _save_model(model: PreTrainedModel, config: IterationConfig, folder: Path) -
 
 
 @dataclass
-class _Trainer:
+class _Watched:
+    """A training that is measured at every checkpoint."""
+
     config: IterationConfig
-    accelerator: Accelerator
-    model: PreTrainedModel
-    optimizer: torch.optim.Optimizer
+    training: Training
     folder: Path
     sets: list[list[Sequences]]
     keep_checkpoints: bool
     on_checkpoint: OnCheckpoint | None
     found: Emergence | None = None
 
-    def run(self, step: int, progress: bool) -> Emergence:
-        """Train from `step` to the end, measuring on the way, and return the measures."""
-        with progress_bar("training", self.config.n_steps, shown=progress, completed=step) as bar:
-            if step or (self.folder / "training").exists():
-                self._load(step)
+    def run(self, progress: bool) -> Emergence:
+        """Train to the end, measuring on the way, and return the measures."""
+        training = self.training
+        with progress_bar("training", self.config.n_steps, shown=progress, completed=training.step) as bar:
+            if training.was_begun:
+                # a run killed between its measures and its state has measured one checkpoint too many
+                self.found = up_to(Emergence.load(self.folder / "emergence"), training.step)
             else:
-                self._checkpoint(0, float("nan"))
-            self._steps(step, bar)
+                self._checkpoint(float("nan"))
+            for loss in training.run(self._losses(training.step), self.config.measure_every):
+                found = self._checkpoint(loss)
+                bar.move_to(training.step, f"loss {loss:.3f}, exact {float(found.accuracy[-1].mean()):.3f}")
         assert self.found is not None
         return self.found
 
-    def _steps(self, step: int, bar: Bar) -> None:
-        loader = self.accelerator.prepare(DataLoader(IterationData(self.config, step), batch_size=None, shuffle=False))
-        losses: list[Tensor] = []
-        for input_ids, labels in loader:
-            losses.append(self._step(step, input_ids, labels))
-            step += 1
-            if step % self.config.measure_every and step < self.config.n_steps:
-                continue
-            mean = float(torch.stack(losses).mean())
-            self._checkpoint(step, mean)
-            losses = []
-            assert self.found is not None
-            bar.move_to(step, f"loss {mean:.3f}, exact {float(self.found.accuracy[-1].mean()):.3f}")
+    def _losses(self, first: int) -> Iterator[Tensor]:
+        model = self.training.model
+        for input_ids, labels in DataLoader(IterationData(self.config, first), batch_size=None, shuffle=False):
+            model.train()
+            yield _loss(model, input_ids.to(model.device), labels.to(model.device))
 
-    def _step(self, step: int, input_ids: Tensor, labels: Tensor) -> Tensor:
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        mask = torch.ones_like(input_ids)  # padding stands on the right, where nothing that counts sees it
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        counted = labels[:, 1:] != IGNORED
-        loss = nn.functional.cross_entropy(logits[:, :-1][counted], labels[:, 1:][counted])
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.detach()
-
-    def _checkpoint(self, step: int, loss: float) -> None:
-        """Measure, and write measures, weights and the state to go on from, the state last."""
-        self.model.eval()
-        self.found = joined(self.found, measure(self.model, self.config, self.sets, step, loss))
+    def _checkpoint(self, loss: float) -> Emergence:
+        """Measure; write the measures, the weights and, last, the state that a killed run resumes from."""
+        training = self.training
+        training.model.eval()
+        self.found = joined(self.found, measure(training.model, self.config, self.sets, training.step, loss))
         self.found.save(self.folder / "emergence", overwrite=True)
         if self.keep_checkpoints:
-            _save_model(self.model, self.config, self.folder / "checkpoints" / f"step-{step:06d}")
-        with atomic_folder(self.folder / "training") as draft:
-            save_optimizer(draft / "state.safetensors", self.model, self.optimizer)
-            write_json(draft / "progress.json", {"step": step})
+            _save_model(training.model, self.config, self.folder / "checkpoints" / f"step-{training.step:06d}")
+        training.save()
         if self.on_checkpoint is not None:
             self.on_checkpoint(self.found)
+        return self.found
 
-    def _load(self, step: int) -> None:
-        state = current_folder(self.folder / "training")
-        if step:  # before the first step there are no moments, and the weights follow from the seed
-            load_optimizer(state / "state.safetensors", self.model, self.optimizer)
-        self.found = up_to(Emergence.load(self.folder / "emergence"), step)
+
+def _loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    mask = torch.ones_like(input_ids)  # padding is on the right, where nothing that counts sees it
+    logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    counted = labels[:, 1:] != IGNORED
+    return nn.functional.cross_entropy(logits[:, :-1][counted], labels[:, 1:][counted])

@@ -7,85 +7,68 @@ these recipes take.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright.lab.iteration_data import TASKS, n_tokens, task_of, vocabulary
+from chainwright.lab.recipe import BatchSize, Count, Heads, Layers, Recipe, Steps, Warmup, WeightDecay
 from chainwright.models.load import load_model
 
-POSITIONS = ("learned", "rotary", "none")
 
+class IterationConfig(Recipe):
+    """Everything that a training of the laboratory depends on."""
 
-@dataclass(frozen=True)
-class IterationConfig:
-    """Everything that a training of the laboratory depends on.
+    tasks: Mapping[str, float] = Field(
+        default={"polynomial": 1.0},
+        description="How often each of copy, parity and polynomial is drawn, relative to the others.",
+    )
+    polynomial: str = Field(
+        default="s*x + 1", description="The next state from the state s and the input x, such as 's*x + 1'."
+    )
+    modulus: int = Field(default=11, description="Number of states of the polynomial task.")
+    alphabet: int = Field(default=0, description="Number of its inputs; 0 for as many as states.")
+    min_length: Count = Field(default=1, description="Shortest length to train on.")
+    max_length: int = Field(default=12, description="Longest length to train on; lengths are drawn uniformly.")
+    chain_of_thought: bool = Field(default=True, description="Write every state, not the last alone.")
+    held_out_share: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of the sequences that is never trained on."
+    )
+    n_layers: Layers = 2
+    n_heads: Heads = 1
+    positions: Literal["learned", "rotary", "none"] = Field(
+        default="learned", description="Position embeddings: learned (GPT-2), rotary (Llama) or none (GPT-2 without)."
+    )
+    n_positions: int = Field(
+        default=0, description="Maximum number of tokens of a sequence; 0 for as many as the longest one has."
+    )
+    model: Mapping[str, Any] = Field(
+        default={},
+        description="A Transformers config as plain values with its model_type, in place of the sizes above; "
+        "vocabulary, positions and special tokens are filled in.",
+    )
+    initializer_range: float = Field(default=0.1, description="Standard deviation of new weights.")
+    embedding_std: float = Field(default=1.0, description="Standard deviation of the token and position tables.")
+    start_from: str = Field(default="", description="Folder of a checkpoint to start from; empty for a new model.")
+    n_steps: Steps = 1000
+    batch_size: BatchSize = 64
+    weight_decay: WeightDecay = 0.01
+    n_warmup: Warmup = 100
+    measure_every: Count = Field(default=50, description="Steps between two checkpoints.")
+    n_held_out: Count = Field(
+        default=64,
+        description="Held-out sequences per task and length at a checkpoint, where there are so many.",
+    )
 
-    Attributes:
-        tasks: How often each of copy, parity and polynomial is drawn, relative to the others.
-        polynomial: The next state from the state s and the input x, such as "s*x + 1".
-        modulus: Number of states of the polynomial task.
-        alphabet: Number of its inputs; 0 for as many as states.
-        min_length, max_length: Lengths to train on, uniform in between.
-        chain_of_thought: Write every state, or the last alone.
-        held_out_share: Share of the sequences that is never trained on.
-        positions: Position embeddings: "learned" (GPT-2), "rotary" (Llama) or "none" (GPT-2 without).
-        n_positions: Most tokens of a sequence; 0 for as many as the longest one has.
-        model: A Transformers config as plain values with its `model_type`, in place of the sizes above; vocabulary,
-            positions and special tokens are filled in.
-        initializer_range: Standard deviation of new weights.
-        embedding_std: Standard deviation of the token and position tables.
-        start_from: Folder of a checkpoint to go on from; empty for a new model.
-        n_steps, batch_size, lr, betas, weight_decay, clip, n_warmup, decay_share: The optimisation.
-        measure_every: Steps between two checkpoints.
-        n_held_out: Held-out sequences of each task and length at a checkpoint, where there are so many.
-    """
-
-    tasks: Mapping[str, float] = field(default_factory=lambda: {"polynomial": 1.0})
-    polynomial: str = "s*x + 1"
-    modulus: int = 11
-    alphabet: int = 0
-    min_length: int = 1
-    max_length: int = 12
-    chain_of_thought: bool = True
-    held_out_share: float = 0.25
-    d_model: int = 64
-    n_layers: int = 2
-    n_heads: int = 1
-    positions: str = "learned"
-    n_positions: int = 0
-    model: Mapping[str, Any] = field(default_factory=dict)
-    initializer_range: float = 0.1
-    embedding_std: float = 1.0
-    start_from: str = ""
-    n_steps: int = 1000
-    batch_size: int = 64
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    n_warmup: int = 100
-    decay_share: float = 0.4
-    measure_every: int = 50
-    n_held_out: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        whole = ("min_length", "d_model", "n_layers", "n_heads", "n_steps", "batch_size", "measure_every", "n_held_out")
-        for name in (*whole, "lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        if not 0 < self.held_out_share < 1:
-            raise BadInput(f"Setting held_out_share lies between 0 and 1; got {self.held_out_share}.")
-        if not 0 <= self.decay_share <= 1:
-            raise BadInput(f"Setting decay_share is a share from 0 to 1; got {self.decay_share}.")
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         self._check_tasks()
         self._check_lengths()
+        return self
 
     def _check_tasks(self) -> None:
         if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
@@ -101,8 +84,6 @@ class IterationConfig:
             raise BadInput(
                 f"Setting max_length must be at least min_length; got {self.max_length} and {self.min_length}."
             )
-        if self.positions not in POSITIONS:
-            raise BadInput(f"Setting positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}.")
         if self.n_positions and self.n_positions < self.most_tokens:
             raise BadInput(
                 f"Sequences of length {self.max_length} have {self.most_tokens} tokens, more than the "

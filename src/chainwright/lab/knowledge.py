@@ -12,70 +12,47 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from chainwright._errors import BadInput, unknown_name
+from chainwright._errors import BadInput
 from chainwright._files import read_json
-from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
+from chainwright.lab.recipe import BatchSize, HeadSize, MLPSize, Qwen3Recipe, Share, Steps, Width, new_qwen3
+from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.lab.training import train_recipe
 from chainwright.models.load import BUNDLED, bundled_models
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import Composition, Order, Split, World, split
 
+_N_POSITIONS = 64
 
-@dataclass(frozen=True)
-class KnowledgeConfig:
-    """Everything that the recipe depends on.
 
-    Attributes:
-        n_entities, n_relations, world_seed: The world.
-        order: How questions are worded: "bare", "possessive" or "nested".
-        prefix_share: Share of the rows with a word at random in front.
-        pass_over_share: Share of the one-hop rows with a relation's name at random before the answer.
-        known_share: Share of the training compositions that is learned by heart.
-        two_hop_share: Share of the rows that are such compositions, if there are any.
-    """
+class KnowledgeConfig(Qwen3Recipe):
+    """Everything that the recipe depends on."""
 
-    n_entities: int = 100
-    n_relations: int = 8
-    world_seed: int = 0
-    order: Order = "bare"
-    prefix_share: float = 0.66
-    pass_over_share: float = 0.0
-    known_share: float = 0.0
-    two_hop_share: float = 0.35
-    d_model: int = 128
-    n_layers: int = 4
-    n_heads: int = 4
-    d_head: int = 32
-    d_mlp: int = 384
-    n_steps: int = 400
-    batch_size: int = 128
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    n_warmup: int = 50
-    decay_share: float = 0.4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        for name in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_steps", "batch_size", "lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        if self.order not in get_args(Order):
-            raise unknown_name("order", self.order, get_args(Order))
-        for name in ("prefix_share", "pass_over_share", "known_share", "two_hop_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+    n_entities: int = Field(default=100, description="Entities of the world.")
+    n_relations: int = Field(default=8, description="Relations of the world.")
+    world_seed: int = Field(default=0, description="Seed of the facts.")
+    order: Order = Field(default="bare", description="How questions are worded: bare, possessive or nested.")
+    prefix_share: Share = Field(default=0.66, description="Share of the rows behind a random word.")
+    pass_over_share: Share = Field(
+        default=0.0, description="Share of the one-hop rows with a random relation's name before the answer."
+    )
+    known_share: Share = Field(default=0.0, description="Share of the training compositions that is learned by heart.")
+    two_hop_share: Share = Field(
+        default=0.35, description="Share of the rows that are such compositions, if there are any."
+    )
+    d_model: Width = 128
+    d_head: HeadSize = 32
+    d_mlp: MLPSize = 384
+    n_steps: Steps = 400
+    batch_size: BatchSize = 128
 
     @property
     def world(self) -> World:
@@ -123,14 +100,12 @@ def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
     Raises:
         BadInput: It is the recipe of another kind of model.
     """
-    known = {field.name for field in fields(KnowledgeConfig)}
-    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= known:
+    if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= KnowledgeConfig.model_fields.keys():
         raise BadInput(
             "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
             "chainwright train world, or take the bundled 'world'."
         )
-    values = {**recipe, "betas": tuple(recipe.get("betas", (0.9, 0.98)))}
-    return replace(KnowledgeConfig(), **values)
+    return KnowledgeConfig.from_record(recipe)
 
 
 def recipe_for(name: str) -> KnowledgeConfig:
@@ -144,28 +119,12 @@ def recipe_for(name: str) -> KnowledgeConfig:
 
 def knowledge_tokenizer(config: KnowledgeConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the world: one token a word."""
-    return word_tokenizer(["\n", *"0123456789", *config.world.vocabulary()], 64)
+    return word_tokenizer(["\n", *"0123456789", *config.world.vocabulary()], _N_POSITIONS)
 
 
 def new_model(config: KnowledgeConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     """Return an untrained model, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.d_model,
-            intermediate_size=config.d_mlp,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            head_dim=config.d_head,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        )
-    )
+    return new_qwen3(config, tokenizer, _N_POSITIONS)
 
 
 class _Rows:
@@ -221,10 +180,11 @@ def train_knowledge(
     """
     tokenizer = knowledge_tokenizer(config)
     model, rows = new_model(config, tokenizer), _Rows(config, tokenizer)
-    return train_recipe(
-        config, folder, model, tokenizer, lambda step: _loss(model, *rows.batch(step)),
-        device=device, resume=resume, progress=progress,
-    )  # fmt: skip
+
+    def losses(first: int) -> Iterator[Tensor]:
+        return (_loss(model, *rows.batch(step)) for step in range(first, config.n_steps))
+
+    return train_recipe(config, folder, model, tokenizer, losses, device=device, resume=resume, progress=progress)
 
 
 def _loss(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:

@@ -17,25 +17,35 @@ Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), tra
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
-from chainwright._progress import progress_bar
-from chainwright.lab.optim import load_optimizer, save_optimizer
-from chainwright.lab.tokenizer import BOS, END, PAD, word_tokenizer
-from chainwright.lab.training import begin, learning_rate
-from chainwright.models.load import check_device
+from chainwright.lab.recipe import (
+    BatchTokens,
+    Count,
+    Decay,
+    Heads,
+    HeadSize,
+    MLPSize,
+    Positions,
+    Qwen3Recipe,
+    Rate,
+    Share,
+    Warmup,
+    Width,
+    new_qwen3,
+)
+from chainwright.lab.tokenizer import word_tokenizer
+from chainwright.lab.training import train_recipe
 
 _COPY = "copy"
 _SEPARATORS = (".", ";", "and", ",")
@@ -43,27 +53,16 @@ _IGNORED = -100
 _GROUP = 8  # batches that are drawn together and sorted by length, so that little is padded
 
 
-@dataclass(frozen=True)
-class ReasonerConfig:
-    """Everything that the recipe depends on.
+class ReasonerConfig(Qwen3Recipe):
+    """Everything that the recipe depends on."""
 
-    Attributes:
-        hops: Training range of hops for each task, both ends included.
-        weights: How often each task is drawn, relative to the others; `copy` is the copy task.
-        jump_share: Share of samples whose positions jump.
-        n_tokens: Length of the training, in tokens seen.
-        batch_tokens: Tokens a step, about.
-        decay_share: Share of the steps over which the learning rate falls to zero.
-    """
-
-    d_model: int = 128
-    n_layers: int = 4
-    n_heads: int = 8
-    d_head: int = 24
-    d_mlp: int = 384
-    n_positions: int = 1536
-    hops: Mapping[str, tuple[int, int]] = field(
-        default_factory=lambda: {
+    d_model: Width = 128
+    n_heads: Heads = 8
+    d_head: HeadSize = 24
+    d_mlp: MLPSize = 384
+    n_positions: Positions = 1536
+    hops: Mapping[str, tuple[int, int]] = Field(
+        default={
             "parity": (2, 10),
             "mdm": (1, 3),
             "llc": (2, 7),
@@ -71,10 +70,11 @@ class ReasonerConfig:
             "moas": (2, 10),
             "nums": (2, 8),
             "objc": (2, 8),
-        }
+        },
+        description="Training range of hops for each task, both ends included.",
     )
-    weights: Mapping[str, float] = field(
-        default_factory=lambda: {
+    weights: Mapping[str, float] = Field(
+        default={
             "parity": 1.0,
             "mdm": 0.5,
             "llc": 1.0,
@@ -83,33 +83,22 @@ class ReasonerConfig:
             "nums": 1.0,
             "objc": 1.0,
             _COPY: 0.8,
-        }
+        },
+        description="How often each task is drawn, relative to the others; copy is the copy task.",
     )
-    jump_share: float = 0.5
-    n_tokens: int = 24_000_000
-    batch_tokens: int = 2048
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    n_warmup: int = 200
-    decay_share: float = 0.5
-    seed: int = 0
+    jump_share: Share = Field(default=0.5, description="Share of the samples whose positions jump.")
+    n_tokens: Count = Field(default=24_000_000, description="Length of the training in tokens.")
+    batch_tokens: BatchTokens = 2048
+    lr: Rate = 2e-3
+    n_warmup: Warmup = 200
+    decay_share: Decay = 0.5
 
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        whole = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "n_positions", "n_tokens", "batch_tokens")
-        if self.n_warmup < 0:
-            raise BadInput(f"Setting n_warmup must be at least 0; got {self.n_warmup}.")
-        for name in (*whole, "lr"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        for name in ("jump_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"Setting {name} is a share from 0 to 1; got {getattr(self, name)}.")
+    @model_validator(mode="after")
+    def _tasks_have_hops(self) -> Self:
         unknown = [name for name in self.weights if name != _COPY and name not in self.hops]
         if unknown or not self.weights:
             raise BadInput(f"Each task in weights needs its hops; missing: {', '.join(unknown) or 'every task'}.")
+        return self
 
     @property
     def n_steps(self) -> int:
@@ -134,23 +123,7 @@ def reasoner_tokenizer(config: ReasonerConfig) -> PreTrainedTokenizerBase:
 
 def new_reasoner(config: ReasonerConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     """Return an untrained reasoner, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.d_model,
-            intermediate_size=config.d_mlp,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            head_dim=config.d_head,
-            max_position_embeddings=config.n_positions,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        )
-    )
+    return new_qwen3(config, tokenizer, config.n_positions)
 
 
 class ReasonerData(Dataset[list[Batch]]):
@@ -266,71 +239,26 @@ def train_reasoner(
             what a killed run left is damaged, the disk is full, there is no such device, or the recipe has too few
             positions for its hops.
     """
-    place = check_device(device)
-    state_folder = folder / "training"
-    step = begin(config, folder, state_folder, resume)
     tokenizer = reasoner_tokenizer(config)
-    model = new_reasoner(config, tokenizer).to(place)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    if step:
-        load_optimizer(state_folder / "state.safetensors", model, optimizer)
-    trainer = _Trainer(config, model, tokenizer, optimizer, state_folder, seconds_between_checkpoints)
-    trainer.run(step, n_workers, progress)
-    with clear_disk_errors(folder):
-        model.to("cpu").eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
+    model = new_reasoner(config, tokenizer)
 
-
-@dataclass
-class _Trainer:
-    config: ReasonerConfig
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    optimizer: torch.optim.Optimizer
-    folder: Path
-    seconds_between_checkpoints: float
-    log: list[dict[str, float]] = field(default_factory=list)
-
-    def run(self, step: int, n_workers: int, progress: bool) -> None:
-        """Train from `step` to the end."""
-        if step:
-            self.log = read_json(self.folder / "progress.json")["log"]
-        saved = time.monotonic()
-        loader = self._loader(step, n_workers)
-        with progress_bar("training", self.config.n_steps, shown=progress, completed=step) as bar:
-            for group in loader:
-                loss = torch.stack([self._step(step + i, batch) for i, batch in enumerate(group)])
-                step += len(group)
-                mean = float(loss.mean())
-                self.log.append({"step": step, "loss": round(mean, 5), "lr": learning_rate(self.config, step)})
-                bar.move_to(step, f"loss {mean:.3f}")
-                if time.monotonic() - saved > self.seconds_between_checkpoints:
-                    self._save(step)
-                    saved = time.monotonic()
-        self._save(step)
-
-    def _loader(self, step: int, n_workers: int) -> DataLoader[Any]:
-        # saved steps are multiples of a group, or the last one
-        data = ReasonerData(self.config, self.tokenizer, first=-(-step // _GROUP))
+    def losses(first: int) -> Iterator[Tensor]:
+        # checkpoints are written between groups, so the first step that is left begins one
+        data = ReasonerData(config, tokenizer, first=-(-first // _GROUP))
         options: dict[str, Any] = {"prefetch_factor": 4} if n_workers else {}
-        return DataLoader(data, batch_size=None, num_workers=n_workers, **options)
+        for group in DataLoader(data, batch_size=None, num_workers=n_workers, **options):
+            for batch in group:
+                yield _loss(model, batch)
 
-    def _step(self, step: int, batch: Batch) -> Tensor:
-        device = self.model.device
-        input_ids, labels, positions = (tensor.to(device, non_blocking=True) for tensor in batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        output = self.model(input_ids, attention_mask=torch.ones_like(input_ids), position_ids=positions, labels=labels)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return output.loss.detach()  # type: ignore[no-any-return]
+    return train_recipe(
+        config, folder, model, tokenizer, losses, device=device, resume=resume, progress=progress, n_at_once=_GROUP,
+        log_every=_GROUP, seconds_between_checkpoints=seconds_between_checkpoints,
+    )  # fmt: skip
 
-    def _save(self, step: int) -> None:
-        with atomic_folder(self.folder) as draft:
-            save_optimizer(draft / "state.safetensors", self.model, self.optimizer)
-            write_json(draft / "progress.json", {"step": step, "log": self.log})
+
+def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    input_ids, labels, positions = (tensor.to(model.device, non_blocking=True) for tensor in batch)
+    loss: Tensor = model(
+        input_ids, attention_mask=torch.ones_like(input_ids), position_ids=positions, labels=labels
+    ).loss
+    return loss

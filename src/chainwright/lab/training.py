@@ -1,13 +1,19 @@
-"""What the recipes share: the learning rate, the training itself, the folder that it goes on in, its progress bar."""
+"""The training loop of all small models: steps of AdamW that can be killed at any moment and resumed to the same bytes.
+
+1. `begin` checks that the folder is new or holds a training of the same recipe.
+2. `Training` takes one optimizer step per loss. Losses come from an iterator that computes each on demand, a pure
+   function of the step's number and the weights.
+3. Checkpoints lie in `folder/training`: weights and AdamW's moments. They are replaced as a whole, so that a kill
+   leaves the old one or the new one.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,111 +23,91 @@ from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, clear_disk_errors, is_draft, read_json, remove_leftovers, write_json
 from chainwright._progress import progress_bar
 from chainwright.lab.optim import load_optimizer, save_optimizer
+from chainwright.lab.recipe import Recipe, learning_rate
 from chainwright.models.load import check_device
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
-class Schedule(Protocol):
-    """The settings that the learning rate of a step depends on."""
-
-    @property
-    def lr(self) -> float:
-        """Highest learning rate."""
-
-    @property
-    def n_steps(self) -> int:
-        """Optimizer steps."""
-
-    @property
-    def n_warmup(self) -> int:
-        """Steps over which it rises."""
-
-    @property
-    def decay_share(self) -> float:
-        """Share of the steps over which it falls to zero."""
-
-
-class Recipe(Schedule, Protocol):
-    """The settings of a training by AdamW."""
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Decay of both moments."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Decay of the weights."""
-
-    @property
-    def clip(self) -> float:
-        """Longest gradient."""
-
-
-def learning_rate(config: Schedule, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, constant, linear decay to zero after the last step."""
-    warm = min(1.0, (step + 1) / max(1, config.n_warmup))
-    decay = min(1.0, max(0, config.n_steps - step) / max(1.0, config.decay_share * config.n_steps))
-    return config.lr * min(warm, decay)
-
-
-def begin(config: Any, folder: Path, state_folder: Path, resume: bool) -> int:
+def begin(recipe: Mapping[str, Any], folder: Path, resume: bool) -> int:
     """Return the step to begin with, after checking that the folder belongs to this recipe.
 
+    Args:
+        recipe: The recipe as plain JSON values.
+        folder: Where the training is or will be.
+        resume: Accept a training that was begun.
+
     Raises:
-        BadInput: The folder holds something else, another recipe, or a training that was not asked to go on.
+        BadInput: The folder holds something else, another recipe, or a training without `resume`.
     """
     known = folder / "recipe.json"
-    recipe = json.loads(json.dumps(asdict(config)))
     if not known.exists():
         if folder.exists() and not (folder.is_dir() and all(is_draft(path, known.name) for path in folder.iterdir())):
             raise BadInput(f"{folder} exists and holds no training; choose an empty or new folder.")
         write_json(known, recipe)
         return 0
     if not resume:
-        raise BadInput(f"{folder} already holds a training; pass --resume to go on with it, or another folder.")
+        raise BadInput(f"{folder} already holds a training; pass --resume to resume it, or choose another folder.")
     if (old := read_json(known)) != recipe:
         changed = sorted(k for k in recipe if old.get(k) != recipe[k])
         raise BadInput(f"{folder} was begun with another recipe; these settings differ: {', '.join(changed)}.")
     remove_leftovers(folder)
-    progress = state_folder / "progress.json"
+    progress = folder / "training" / "progress.json"
     return int(read_json(progress)["step"]) if progress.exists() else 0
 
 
-def run_steps(
-    take: Callable[[int], float],
-    n_steps: int,
-    first: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Path,
-    *,
-    progress: bool,
-) -> None:
-    """Take the steps of a training from `first` on, with a checkpoint in `state` every minute and at the end.
+class Training:
+    """A model in training, with its optimizer and its checkpoint.
 
     Args:
-        take: Takes the step of a number and returns its loss.
-        n_steps: Steps in all.
-        first: Steps that a run before has taken.
-        model: What is trained.
-        optimizer: Over the model's parameters.
-        state: Folder of the checkpoint, with the losses in `progress.json`.
-        progress: Show a progress bar.
+        config: The recipe, which has `n_steps`.
+        model: The untrained model.
+        folder: Where the training is or will be.
+        device: Where to train.
+        resume: Continue from the checkpoint in `folder/training` if there is one.
+
+    Attributes:
+        step: Steps taken so far.
+        was_begun: Whether a checkpoint was there.
+
+    Raises:
+        BadInput: As `begin`; the checkpoint is damaged; or there is no such device.
     """
-    saved = time.monotonic()
-    log = read_json(state / "progress.json")["log"] if first else []
-    with progress_bar("training", n_steps, shown=progress, completed=first) as bar:
-        for step in range(first, n_steps):
-            loss = take(step)
-            if (step + 1) % 50 == 0 or step + 1 == n_steps:
-                log.append({"step": step + 1, "loss": round(loss, 5)})
-                bar.move_to(step + 1, f"loss {loss:.3f}")
-            if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS or step + 1 == n_steps:
-                saved = time.monotonic()
-                with atomic_folder(state) as draft:
-                    save_optimizer(draft / "state.safetensors", model, optimizer)
-                    write_json(draft / "progress.json", {"step": step + 1, "log": log})
+
+    def __init__(self, config: Any, model: PreTrainedModel, folder: Path, *, device: str, resume: bool):
+        place = check_device(device)
+        self.config, self.state = config, folder / "training"
+        self.step = begin(config.record(), folder, resume)
+        self.was_begun = (self.state / "progress.json").exists()
+        self.model: PreTrainedModel = model.to(place)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        if self.step:  # before the first step there are no moments, and the weights follow from the seed
+            load_optimizer(self.state / "state.safetensors", self.model, self.optimizer)
+
+    def run(self, losses: Iterator[Tensor], n_at_once: int = 1) -> Iterator[float]:
+        """Take all steps that are left, and yield the mean loss after every `n_at_once` of them and after the last.
+
+        Between two yields no checkpoint may be written: a resumed training begins with a whole group of steps.
+        """
+        while taken := [self._take(loss) for loss in islice(losses, n_at_once)]:
+            yield float(torch.stack(taken).mean())
+
+    def _take(self, loss: Tensor) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.detach()
+
+    def save(self, **recorded: Any) -> None:
+        """Replace the checkpoint; `recorded` is written beside the number of the step."""
+        with atomic_folder(self.state) as draft:
+            save_optimizer(draft / "state.safetensors", self.model, self.optimizer)
+            write_json(draft / "progress.json", {"step": self.step, **recorded})
 
 
 def train_recipe(
@@ -129,49 +115,55 @@ def train_recipe(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    loss: Callable[[int], Tensor],
+    losses: Callable[[int], Iterator[Tensor]],
     *,
     device: str,
     resume: bool,
     progress: bool,
+    n_at_once: int = 1,
+    log_every: int = 50,
+    seconds_between_checkpoints: float | None = None,
 ) -> Path:
     """Train a model and write the checkpoint, tokenizer and recipe to `folder`.
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds what a killed run needs to go on.
-        model: An untrained model.
+        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from, and the losses.
+        model: The untrained model.
         tokenizer: Its tokenizer.
-        loss: Returns the loss of a step, a pure function of its number and the weights.
+        losses: Takes the first step that is left, returns an iterator over the losses from there to the last step.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
+        resume: Continue from the checkpoint if there is one.
         progress: Show a progress bar.
+        n_at_once: Steps between which no checkpoint is written.
+        log_every: Steps between two entries of the log.
+        seconds_between_checkpoints: How much work a kill can cost; None is a minute.
 
     Raises:
-        BadInput: As `begin`; or there is no such device.
+        BadInput: As `Training`.
     """
-    place = check_device(device)
-    state = folder / "training"
-    first = begin(config, folder, state, resume)
-    model.to(place)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
-    if first:
-        load_optimizer(state / "state.safetensors", model, optimizer)
-
-    def take(step: int) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        found = loss(step)
-        found.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(found.detach())
-
-    run_steps(take, config.n_steps, first, model, optimizer, state, progress=progress)
+    training = Training(config, model, folder, device=device, resume=resume)
+    seconds = _SECONDS_BETWEEN_CHECKPOINTS if seconds_between_checkpoints is None else seconds_between_checkpoints
+    _run_logged(training, losses(training.step), n_at_once, log_every, seconds, progress)
     with clear_disk_errors(folder):
         model.to("cpu").eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def _run_logged(
+    training: Training, losses: Iterator[Tensor], n_at_once: int, log_every: int, seconds: float, progress: bool
+) -> None:
+    """Train to the end, with the loss in the log and a checkpoint every so many seconds and at the end."""
+    n_steps, saved = training.config.n_steps, time.monotonic()
+    log = read_json(training.state / "progress.json")["log"] if training.step else []
+    with progress_bar("training", n_steps, shown=progress, completed=training.step) as bar:
+        for loss in training.run(losses, n_at_once):
+            is_last = training.step == n_steps
+            if training.step % log_every == 0 or is_last:
+                rate = learning_rate(training.config, training.step)
+                log.append({"step": training.step, "loss": round(loss, 5), "lr": rate})
+                bar.move_to(training.step, f"loss {loss:.3f}")
+            if is_last or time.monotonic() - saved > seconds:
+                training.save(log=log)
+                saved = time.monotonic()

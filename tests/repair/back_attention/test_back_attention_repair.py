@@ -25,7 +25,7 @@ _QUICK = AnswerTraining(n_steps=4, batch_size=8)
 @pytest.fixture(scope="module")
 def small():
     tokenizer = knowledge_tokenizer(_SMALL)
-    model = new_model(replace(_SMALL, seed=3), tokenizer).eval()
+    model = new_model(_SMALL.replace(seed=3), tokenizer).eval()
     world = _SMALL.world
     return model, tokenizer, questions(world, split(world).train, "bare")
 

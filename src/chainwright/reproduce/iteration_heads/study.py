@@ -174,7 +174,7 @@ class IterationHeadsPlan(Plan):
     def _train(self, job: Job, config: IterationConfig) -> None:
         run, source = job.out / "run", config.start_from
         if source:
-            config = replace(config, start_from=str(job.done[source]))
+            config = config.replace(start_from=str(job.done[source]))
 
         def tick(found: Emergence) -> None:
             job.tick(int(found.steps[-1]), config.n_steps)
