@@ -11,7 +11,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.models import load_model
 from chainwright.traces import Trace
-from chainwright.traces.live import LiveSteps, Place, _Response
+from chainwright.traces.live import LiveSteps, Place, _Response, _Settled
 from chainwright.traces.offsets import MarkerDecoder
 from chainwright.traces.segments import ONE_LINE_ONE_STEP, SegmentConfig
 from trace_tokenizers import byte_fallback, byte_level, late_spaces, metaspace
@@ -125,16 +125,17 @@ def test_a_marker_split_over_tokens_counts_when_it_is_complete() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(BadInput, match="Unknown trace style 'thinking'"):
         LiveSteps(TOKENIZER, "thinking")
-    with pytest.raises(BadInput, match="A question takes at least one token; got 0"):
+    with pytest.raises(BadInput, match="A question has at least one token; got 0"):
         LiveSteps(TOKENIZER).row(0)
 
 
 class _ReadAnew(_Response):
-    """Reads all tokens anew at each one, as one would without thinking of time."""
+    """Decodes and cuts all tokens again at each one, as one would without regard to time."""
 
     def append(self, token_id: int) -> Place:
-        self.ids.append(token_id)
-        self._read_again()
+        self.written.ids.append(token_id)
+        self.written.reread()
+        self._settled = _Settled()
         self.place = self._look()
         return self.place
 
@@ -157,7 +158,7 @@ def test_long_responses_are_read_as_if_anew_at_each_token(tokenizer, style, resp
     want, is_whole = [], []
     for token_id in ids:
         want.append(anew.append(token_id))
-        is_whole.append(not anew.text.endswith("\ufffd"))
+        is_whole.append(not anew.written.text.endswith("\ufffd"))
     got = [quick.append(token_id) for token_id in ids]
     assert [place[:2] for place in got] == [place[:2] for place in want]
     # a blank and half a character in one token: read by itself it begins a step, with the next token it does not

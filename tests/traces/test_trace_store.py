@@ -144,7 +144,7 @@ def test_traces_that_break_off_leave_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_traces(tmp_path / "a.parquet", some())
-    with pytest.raises(BadInput, match="write_traces takes traces, got str as number 1"):
+    with pytest.raises(BadInput, match="write_traces takes traces; item 1 is a str"):
         write_traces(tmp_path / "a.parquet", [Trace(*TINY), "text"])
     assert os.listdir(tmp_path) == []
 
@@ -206,10 +206,10 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
     with pytest.raises(BadTrace, match=r"a\.parquet is a Parquet file, but not of traces.*read_jsonl"):
         read_traces(path)
     path.write_text("not parquet at all, whatever its name says")
-    with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file of traces \(.+\); it may be cut"):
+    with pytest.raises(BadTrace, match=r"a\.parquet is not a complete Parquet file of traces .+; it may be truncated"):
         read_traces(path)
     path.write_bytes(b"")
-    with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file"):
+    with pytest.raises(BadTrace, match=r"a\.parquet is not a complete Parquet file"):
         read_traces(path)
 
 
@@ -221,7 +221,7 @@ def test_missing_columns_and_other_types_are_named(tmp_path):
         read_traces(path)
     write_traces(path, [Trace(*TINY)], overwrite=True)
     rewritten(path, lambda t: t.set_column(t.schema.get_field_index("stopped"), "stopped", pa.array(["yes!"])))
-    with pytest.raises(BadTrace, match=r"a\.parquet is no complete Parquet file of traces"):
+    with pytest.raises(BadTrace, match=r"a\.parquet is not a complete Parquet file of traces"):
         read_traces(path)
 
 
@@ -266,5 +266,5 @@ def test_a_row_that_is_no_trace_is_named(tmp_path, column, value, reason):
         return table.set_column(i, table.schema.field(i), pa.array([values[0], value], table.schema.field(i).type))
 
     rewritten(path, change)
-    with pytest.raises(BadTrace, match=rf"Row 1 of .*a\.parquet is no trace: .*({reason})"):
+    with pytest.raises(BadTrace, match=rf"Row 1 of .*a\.parquet is not a valid trace: .*({reason})"):
         read_traces(path)

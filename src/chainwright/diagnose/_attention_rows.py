@@ -1,4 +1,4 @@
-"""Attention from a few positions to everything before them, read while the model runs; no map is ever kept whole."""
+"""Attention from a few positions to everything before them, read while the model runs; no full map is stored."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.capture import forward
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
 
-_BLOCK = 64  # rows that are computed together
+_BLOCK = 64  # query rows that are computed together
 
 ReadRows = Callable[[int, Tensor, Tensor], None]
-"""Takes a layer, some positions `[R]` and their attention `[H, R, T]` (float32 or wider)."""
+"""Called with a layer, some positions `[R]` and their attention weights `[H, R, T]` (float32 or wider)."""
 
 
 @torch.no_grad()
 def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRows, *, innermost: bool = False) -> None:
-    """Run one unpadded row of ids `[T]` and hand over the attention of some of its positions, block by block.
+    """Run one unpadded row of ids `[T]` and pass the attention of some positions to `read`, block by block.
 
-    With `innermost` it is the attention inside of edits that change scores.
+    With `innermost` the attention is read inside attached edits, after they have changed queries, keys or the mask.
     """
     positions = positions.to(parts.model.device)
 
@@ -38,7 +38,7 @@ def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRo
 
 
 def _only(call: AttentionCall, rows: Tensor) -> AttentionCall:
-    """Return the call for some of its query rows."""
+    """Return the call restricted to some of its query rows."""
     n_query, keys = call.q.shape[2], torch.arange(call.k.shape[2], device=call.q.device)
     mask = (keys <= rows[:, None])[None, None] if call.mask is None else call.mask[..., rows, :]
     options = dict(call.options)

@@ -1,4 +1,4 @@
-"""Contexts that end right before a decision: where the model was wrong, and like places where it was right."""
+"""Contexts that end right before a decision: where the model was wrong, and comparable ones where it was right."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SlotContexts:
     """Contexts up to one kind of slot, left-padded, on the CPU.
 
     Attributes:
-        input_ids: Prompt and response up to the slot's deciding token, `[N, T]`.
+        input_ids: Prompt and response before the slot's deciding token, `[N, T]`.
         attention_mask: `[N, T]`.
         predicted_ids: The token that the model wrote there, `[N]`.
         right_ids: The token that would have been right, `[N]`; equal to `predicted_ids` where the model was
             right.
-        hops: Hop of each slot, for matching.
+        hops: Hop of each slot, by which right contexts are matched to erroneous ones.
         traces: Index of each context's trace.
         positions: Position of the slot's deciding token in the trace.
     """
@@ -40,7 +40,7 @@ class SlotContexts:
 
     @property
     def sites(self) -> list[list[int]]:
-        """Return where each context ends, as [trace, position]; empty where that is unknown."""
+        """Return where each context ends, as [trace, position]; empty if unknown."""
         known = len(self.traces) == len(self.positions) == len(self)
         return [list(site) for site in zip(self.traces, self.positions, strict=True)] if known else []
 
@@ -73,8 +73,8 @@ def erroneous_contexts(
 ) -> SlotContexts:
     """Return up to `n` contexts at first errors of one type, spread evenly over the traces that have one.
 
-    A first error is left out when the response ends before the wrong token, or when the right token cannot be
-    told (the expected text is cut into tokens at another place).
+    A first error is skipped if the response ends before the wrong token, or if the right token cannot be determined
+    (the expected text is split into tokens elsewhere).
 
     Raises:
         BadInput: There is no such error, or `n` is below 1.
@@ -98,11 +98,11 @@ def erroneous_contexts(
 
 
 def correct_contexts(traces: Sequence[Trace], like: SlotContexts, n: int) -> SlotContexts:
-    """Return up to `n` contexts at slots that were right, matched to `like` in kind of slot and in hop.
+    """Return up to `n` contexts at slots that were right, matched to `like` by kind of slot and hop.
 
-    For each erroneous context in turn the right slot at the nearest hop is taken, from another trace of the
-    same task where that can be had; no slot is taken twice. Matching matters: later hops differ from earlier
-    ones in more than being wrong.
+    For each erroneous context in turn, the right slot at the nearest hop is taken, if possible from a trace of the
+    same task that was not used yet; no slot is taken twice. Matching matters, since later hops differ from earlier
+    ones in more than their error rate.
 
     Raises:
         BadInput: No slot of that kind was ever right, `like` is empty, or `n` is below 1.
@@ -164,23 +164,23 @@ def _contexts(traces: Sequence[Trace], sites: list[_Site]) -> SlotContexts:
 
 
 def right_token(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
-    """Return the token that should have stood at the first wrong position of a trace, None if it cannot be told.
+    """Return the right token at the first wrong position of a trace, or None if it cannot be determined.
 
-    It is the token that begins there in the right text, and must be the same whether the text ends with the expected
-    value or goes on as the gold chain does: some tokenizers join the end of a value with what follows.
+    It is the token that begins there in the right text. It must be the same whether the text ends with the expected
+    value or continues as the gold chain does, since some tokenizers merge the end of a value with what follows.
     """
     error, position, problem = trace.first_error, trace.first_error_position, trace.problem
     assert error is not None and position is not None and trace.response is not None and problem is not None
     written = token_offsets(tokenizer, trace.response_ids.tolist(), keep_markers=True)
     start = written.offsets[position - trace.response_start].start
     right = trace.response[: error.start] + error.expected
-    goes_on = "" if error.slot is None else problem.chain[problem.slots[error.slot].end :]
-    found = {_token_from(tokenizer, text, start) for text in (right, right + goes_on)}
-    return found.pop() if len(found) == 1 else None
+    continuation = "" if error.slot is None else problem.chain[problem.slots[error.slot].end :]
+    tokens = {_token_from(tokenizer, text, start) for text in (right, right + continuation)}
+    return tokens.pop() if len(tokens) == 1 else None
 
 
 def _token_from(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int | None:
-    """Return the token of a response text that begins at a character, None if none does."""
+    """Return the token of a response text that begins at a character, or None if none does."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     cut = token_offsets(tokenizer, ids, keep_markers=True)
     if cut.text[: start + 1] != text[: start + 1]:

@@ -1,4 +1,4 @@
-"""What else the model might have said: the likeliest tokens where it decided or was not sure."""
+"""The tokens that the model could have written instead: the likeliest ones at slots and where it was unsure."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _LOGITS_AT_ONCE = 2**26
 class Alternatives(Finding):
     """The likeliest tokens at M places of traces.
 
-    The places are those of response tokens: the first token of each slot, the first wrong token, and wherever the model
-    was unsure or something else than its likeliest token stands.
+    The places are response tokens: the first token of each slot, the first wrong token, and every token where the model
+    was unsure or wrote something other than its likeliest token.
 
     Attributes:
-        trace, position: Where, `[M]` each.
+        trace, position: The place, `[M]` each.
         top_ids: The likeliest tokens, best first, `[M, A]`.
         p_top: Their probabilities, `[M, A]`.
-        expected_ids: The token that should stand there, `[M]`; -1 where nobody knows, as outside of slots.
-        p_expected: Its probability, `[M]`; NaN where it is not known.
+        expected_ids: The right token, `[M]`; -1 where it is unknown, as outside slots.
+        p_expected: Its probability, `[M]`; NaN where it is unknown.
         token_strs: The text of each token id in the tensors above.
     """
 
@@ -50,11 +50,11 @@ class Alternatives(Finding):
 
     @classmethod
     def joined(cls, parts: Sequence[Alternatives], n_traces: Sequence[int]) -> Alternatives:
-        """Return several findings as one, of all their traces one after another.
+        """Return several findings as one, with their traces numbered consecutively.
 
         Args:
-            parts: At least one, made with the same settings.
-            n_traces: How many traces each was made of.
+            parts: At least one finding, all made with the same settings.
+            n_traces: How many traces each was made from.
         """
         starts = [sum(n_traces[:i]) for i in range(len(n_traces))]
         names = ("position", "top_ids", "p_top", "expected_ids", "p_expected")
@@ -68,18 +68,18 @@ class Alternatives(Finding):
         )
 
     def summary(self) -> str:
-        """Return how often the expected token is not the likeliest, and how often it is the second then."""
+        """Return how often the expected token is not the likeliest, and how often it is then the second likeliest."""
         known = self.expected_ids >= 0
         off = known & (self.top_ids[:, 0] != self.expected_ids)
         second = off & (self.top_ids[:, 1] == self.expected_ids) if self.top_ids.shape[1] > 1 else off & False
         n_traces = len(set(self.trace.tolist()))
         return (
-            f"{len(self.trace)} places in {n_traces} traces; at {int(off.sum())} of {int(known.sum())} slots another "
-            f"token than the expected is likeliest, and the expected the second then in {int(second.sum())}."
+            f"{len(self.trace)} places in {n_traces} traces. At {int(off.sum())} of {int(known.sum())} slots the "
+            f"expected token is not the likeliest; in {int(second.sum())} of these it is the second likeliest."
         )
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each place and likely token, with its rank from 0."""
+        """Return one row per place and likely token, with its rank from 0."""
         n_places, n_top = self.top_ids.shape
         return pa.table(
             {
@@ -111,29 +111,29 @@ def alternatives(
     """Return the likeliest tokens at the slots of traces, and wherever the model was unsure.
 
     Args:
-        model: The model that the traces were made with.
+        model: The model that generated the traces.
         tokenizer: Its tokenizer.
-        traces: The traces; those without a problem have no slots, but places where the model was unsure.
-        n_top: Likeliest tokens to keep.
-        least_entropy: Nats from which a token counts as unsure.
+        traces: The traces; those without a problem have no slots, only places where the model was unsure.
+        n_top: Likeliest tokens to return per place.
+        least_entropy: Entropy in nats from which the model counts as unsure.
 
     Raises:
         BadInput: No traces, or `n_top` is below 1.
     """
     if not traces or n_top < 1:
-        raise BadInput(f"alternatives need a trace and n_top of at least 1; got {len(traces)} traces, n_top {n_top}.")
+        raise BadInput(f"alternatives needs a trace and n_top of at least 1; got {len(traces)} traces, n_top {n_top}.")
     parts = anatomy(model)
     with evaluating(parts.model), torch.no_grad():
-        found = [_places(parts, tokenizer, trace, min(n_top, parts.d_vocab), least_entropy) for trace in traces]
-    top_ids, expected = torch.cat([f.top_ids for f in found]), torch.cat([f.expected_ids for f in found])
+        places = [_places(parts, tokenizer, trace, min(n_top, parts.d_vocab), least_entropy) for trace in traces]
+    top_ids, expected = torch.cat([p.top_ids for p in places]), torch.cat([p.expected_ids for p in places])
     known = sorted({*top_ids.flatten().tolist(), *expected.tolist()} - {-1})
     return Alternatives(
-        trace=torch.cat([torch.full_like(f.positions, i) for i, f in enumerate(found)]),
-        position=torch.cat([f.positions for f in found]),
+        trace=torch.cat([torch.full_like(p.positions, i) for i, p in enumerate(places)]),
+        position=torch.cat([p.positions for p in places]),
         top_ids=top_ids,
-        p_top=torch.cat([f.p_top for f in found]),
+        p_top=torch.cat([p.p_top for p in places]),
         expected_ids=expected,
-        p_expected=torch.cat([f.p_expected for f in found]),
+        p_expected=torch.cat([p.p_expected for p in places]),
         token_strs={str(i): tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known},
         config={"n_top": n_top, "least_entropy": least_entropy},
         provenance=provenance(parts.model),
@@ -141,13 +141,13 @@ def alternatives(
 
 
 def expected_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> dict[int, int]:
-    """Return the token that should stand at the first token of each right slot, and at the first wrong token."""
-    found = {s.start: int(trace.input_ids[s.start]) for s in trace.slots if s.is_right and s.end > s.start}
-    at = trace.first_error_position
-    right = None if at is None else right_token(tokenizer, trace)
-    if at is not None and right is not None:
-        found[at] = right
-    return found
+    """Return the right token, by position, at the start of each slot that is right and at the first wrong token."""
+    expected = {s.start: int(trace.input_ids[s.start]) for s in trace.slots if s.is_right and s.end > s.start}
+    position = trace.first_error_position
+    right = None if position is None else right_token(tokenizer, trace)
+    if position is not None and right is not None:
+        expected[position] = right
+    return expected
 
 
 def _places(
@@ -156,23 +156,26 @@ def _places(
     device = parts.model.device
     ids = trace.input_ids.to(device)
     expected = torch.full_like(ids, -1)
-    for at, token in expected_tokens(tokenizer, trace).items():
-        expected[at] = token
+    for position, token in expected_tokens(tokenizer, trace).items():
+        expected[position] = token
     is_slot = torch.zeros_like(ids, dtype=torch.bool)
     is_slot[[slot.start for slot in trace.slots if slot.end > slot.start]] = True
     if trace.first_error_position is not None:
         is_slot[trace.first_error_position] = True
     hidden = parts.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
     step = max(1, _LOGITS_AT_ONCE // parts.d_vocab)
-    found = [_Places(ids[:0], ids[:0, None].expand(0, n_top), hidden.new_empty(0, n_top), ids[:0], hidden.new_empty(0))]
+    # starts with an empty part, so that a response without any such place gives empty tensors of the right shapes
+    places = [
+        _Places(ids[:0], ids[:0, None].expand(0, n_top), hidden.new_empty(0, n_top), ids[:0], hidden.new_empty(0))
+    ]
     for start in range(max(1, trace.response_start), len(ids), step):
         where = torch.arange(start, min(start + step, len(ids)), device=device)
         log_probs = unembed(parts, hidden[where - 1]).log_softmax(-1).float()
         is_unsure = torch.special.entr(log_probs.exp()).sum(-1) >= least_entropy
-        kept = is_slot[where] | is_unsure | (log_probs.argmax(-1) != ids[where])
-        where, log_probs = where[kept], log_probs[kept]
+        is_shown = is_slot[where] | is_unsure | (log_probs.argmax(-1) != ids[where])
+        where, log_probs = where[is_shown], log_probs[is_shown]
         best, wanted = log_probs.topk(n_top), expected[where]
         p_expected = log_probs.gather(-1, wanted.clamp(min=0)[:, None])[:, 0].exp()
         p_expected = p_expected.masked_fill(wanted < 0, float("nan"))
-        found.append(_Places(where, best.indices, best.values.exp(), wanted, p_expected))
-    return _Places(*(torch.cat(column).cpu() for column in zip(*found, strict=True)))
+        places.append(_Places(where, best.indices, best.values.exp(), wanted, p_expected))
+    return _Places(*(torch.cat(column).cpu() for column in zip(*places, strict=True)))

@@ -1,4 +1,4 @@
-"""Traces: a question and a response as tokens, cut into segments and steps, and the files that keep them."""
+"""Traces: a question and a response as tokens, cut into segments and steps, and the files that store them."""
 
 from chainwright.traces.jsonl import BadLine, JsonlTraces, read_jsonl
 from chainwright.traces.live import LiveSteps, Place

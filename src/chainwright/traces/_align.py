@@ -1,8 +1,8 @@
 """From characters to tokens: segments, steps, slots and the first error of a response.
 
-A token belongs to the step in which its first character that is no white space stands, so that a token such
-as ` The` begins the sentence that it belongs to. A token that wrote no text stays with the step it stands
-in; at the end of the response (an end-of-text token) that is the last one.
+A token belongs to the step that contains its first character other than white space, so a token such as ` The`
+belongs to the sentence that it begins. A token without text belongs to the step at its place; at the end of the
+response (an end-of-text token) that is the last one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class TokenSegments(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """The characters of a response beside its tokens.
+    """The span of characters of each token of a response.
 
     Attributes:
         text: The response text.
-        starts: First character of each response token, never falling.
-        ends: One past the last character of each, never falling.
+        starts: First character of each response token, never decreasing.
+        ends: One past the last character of each, never decreasing.
     """
 
     text: str
@@ -46,30 +46,30 @@ class Alignment:
 
     @classmethod
     def of(cls, offsets: TokenOffsets) -> Alignment:
-        """Return the alignment that a list of token spans describes."""
+        """Return the alignment of a list of token spans, made non-decreasing."""
         starts = accumulate((span.start for span in offsets.offsets), max)
         ends = accumulate((span.end for span in offsets.offsets), max)
         return cls(offsets.text, tuple(starts), tuple(ends))
 
     def anchors(self) -> list[int]:
-        """Return for each token its first character that is not white space, or its start, never falling."""
-        found = []
+        """Return each token's first character that is not white space, or else its start, never decreasing."""
+        anchors = []
         for start, end in zip(self.starts, self.ends, strict=True):
             piece = self.text[start:end]
             n_blank = len(piece) - len(piece.lstrip())
-            found.append(start + n_blank if n_blank < len(piece) else start)
-        return list(accumulate(found, max))
+            anchors.append(start + n_blank if n_blank < len(piece) else start)
+        return list(accumulate(anchors, max))
 
     def token_span(self, start: int, end: int) -> Span:
-        """Return the response tokens that hold a part of the characters `[start, end)`.
+        """Return the response tokens that contain some of the characters `[start, end)`.
 
-        An empty range of characters gives the empty span before the token that comes next.
+        An empty range of characters gives the empty span before the next token.
         """
         first = bisect_right(self.ends, start)
         return Span(first, max(first, bisect_left(self.starts, end)) if end > start else first)
 
     def token_at(self, position: int) -> int | None:
-        """Return the token that holds a character; past the text the first token after it, or None."""
+        """Return the token that contains a character; past the end of the text, the first token there, or None."""
         token = bisect_right(self.ends, position)
         if token == len(self.ends):
             token = bisect_left(self.starts, position)
@@ -83,8 +83,8 @@ def place_segments(alignment: Alignment, segments: Segments, n_prompt: int, *, o
         alignment: The response, T - n_prompt tokens.
         segments: Its segments in characters.
         n_prompt: Number of tokens before the response.
-        opened: Whether the prompt ends with the opening marker; decides where the tokens of a response
-            without any text go: to the thinking if so, else to the summary.
+        opened: Whether the prompt ends with the opening marker. If so, the tokens of a response without any text belong
+            to the thinking, otherwise to the summary.
     """
     n_opening, n_thinking, steps = _count_tokens(alignment, segments, opened)
     question = Span(0, n_prompt + n_opening)
@@ -96,7 +96,7 @@ def place_segments(alignment: Alignment, segments: Segments, n_prompt: int, *, o
 
 
 class _Counts(NamedTuple):
-    """Numbers of response tokens: in the opening marker, in the thinking, and in each step that has any."""
+    """Numbers of response tokens: in the opening marker, in the thinking, and in each non-empty step."""
 
     n_opening: int
     n_thinking: int
@@ -104,7 +104,7 @@ class _Counts(NamedTuple):
 
 
 def _count_tokens(alignment: Alignment, segments: Segments, opened: bool) -> _Counts:
-    """Return how many response tokens fall to each part, in order."""
+    """Return the number of response tokens in each part, in order."""
     n_tokens = len(alignment.starts)
     pieces = [piece for piece in (segments.opening, *segments.steps) if piece.start < piece.end]
     if not pieces:
@@ -120,15 +120,15 @@ def _count_tokens(alignment: Alignment, segments: Segments, opened: bool) -> _Co
 
 
 def deviation(error: FirstError) -> int:
-    """Return the first character of a response that differs from what was due, given its first error.
+    """Return the first character of a response that differs from the expected text, given its first error.
 
-    `heads` due and `heals` said differ at the `l`. Where what is said is a beginning of what was due, the
-    difference is the character after it. An error that could not be read differs from its start on.
+    Expected `heads` and written `heals` differ at the `l`. Where the written text is a prefix of the expected one, the
+    difference is the character after it. An error that could not be parsed differs from its start.
     """
     if error.error_type == UNPARSED:
         return error.start
     pairs = zip(error.expected.casefold(), error.got.casefold(), strict=False)
-    n_same = next((i for i, (due, said) in enumerate(pairs) if due != said), None)
+    n_same = next((i for i, (expected, written) in enumerate(pairs) if expected != written), None)
     if n_same is None:
         n_same = min(len(error.expected), len(error.got))
     return min(error.start + n_same, error.end)

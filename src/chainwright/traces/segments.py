@@ -1,18 +1,17 @@
-r"""Where the parts of a response begin: its thinking, its summary, and the steps of both.
+r"""The parts of a response: its thinking, its summary, and the steps of both.
 
-Everything here works on characters of the response text; `trace.py` carries the result over to tokens.
+Everything here works on characters of the response text; `_align.py` maps the result to tokens.
 
 1. Find the marker that opens the thinking (`<think>`, a Harmony analysis header) and the one that closes it.
    A marker ends the segment before it: an opening one belongs to the question, a closing one to the thinking.
 2. Cut the thinking into sentences, after `. `, `? `, `! ` and after newlines. Fragments under
-   `SegmentConfig.min_chars` characters, and bare numbers, join the step before them; a first one joins the
-   next.
+   `SegmentConfig.min_chars` characters, and bare numbers, are merged into the step before them, a first one into
+   the next.
 3. Cut the summary into paragraphs, after blank lines.
 
-The first closing marker counts and later markers are ordinary text, so that the segment of a token depends
-only on the tokens before it and decoding cuts a response in the same way as reading it afterwards does. The
-plain style has no markers and is the exception: its summary begins at the answer line, which is known only
-at the end.
+Only the first closing marker counts; later markers are ordinary text. So the segment of a token depends only on the
+tokens before it, and a response is cut during decoding as it is when read afterwards. The plain style, which has no
+markers, is the exception: its summary begins at the answer line, which is known only at the end.
 
 Source: Step-Saliency (arXiv 2604.06695), the definition of segments and steps. Departure: the authors drop
 short fragments, here they are merged, so that the steps tile the text.
@@ -65,8 +64,8 @@ class SegmentConfig:
     """How thinking is cut into steps.
 
     Attributes:
-        min_chars: A fragment with fewer characters (outer white space not counted) is no step of its own.
-        merge_numbers: Whether a fragment that is nothing but a number is no step of its own, at any length.
+        min_chars: A fragment with fewer characters, not counting outer white space, is merged into another step.
+        merge_numbers: Whether a fragment that is only a number is merged into another step, whatever its length.
     """
 
     min_chars: int = 15
@@ -74,16 +73,16 @@ class SegmentConfig:
 
 
 ONE_LINE_ONE_STEP = SegmentConfig(min_chars=1, merge_numbers=False)
-"""For short renderings, where a hop is a line such as `ann flips tails`."""
+"""For short renderings, where each hop is a line such as `ann flips tails`."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The parts of a response, in characters; they follow each other without a gap.
+    """The parts of a response, in characters, without gaps between them.
 
     Attributes:
-        style: The style whose markers were looked for.
-        opening: The start of the text that belongs to the question: an opening marker, or nothing.
+        style: The style of markers that was used.
+        opening: The part at the start that belongs to the question: an opening marker, or nothing.
         thinking: From there to the end of the closing marker (plain: to the answer line).
         summary: The rest.
         steps: Steps of the thinking, then of the summary. They tile `[opening.end, len(text))`.
@@ -97,7 +96,7 @@ class Segments:
 
 
 def detect_style(question: str, response: str) -> Style:
-    """Return the style that the markers in a question's end and in its response speak for."""
+    """Return the style of the markers at the end of a question and in its response; "plain" without any."""
     if "<|channel|>" in response and (_CLOSING["harmony"].search(response) or _OPENING["harmony"].match(response)):
         return "harmony"
     if "</think>" in response or _OPENING["think"].match(response):
@@ -112,7 +111,7 @@ def check_style(style: str) -> Style:
     """Return `style` if it is one of `STYLES`.
 
     Raises:
-        BadInput: It is not; the message lists the known ones.
+        BadInput: It is not; the message lists the allowed ones.
     """
     for known in STYLES:
         if style == known:
@@ -121,7 +120,7 @@ def check_style(style: str) -> Style:
 
 
 def is_opened_by(question: str, style: Style) -> bool:
-    """Return whether a question ends with the opening marker, as chat templates put it there."""
+    """Return whether a question ends with the opening marker, as some chat templates make it."""
     return style != "plain" and _OPEN_AT_END[style].search(question) is not None
 
 
@@ -130,16 +129,16 @@ def segment(
 ) -> Segments:
     """Return the thinking, the summary and the steps of a response text.
 
-    Without a closing marker everything is thinking if it was opened (an unclosed `<think>`), else everything
-    is summary. An opening marker counts at the very start of the text only; further down it is ordinary text.
+    Without a closing marker everything is thinking if it was opened (an unclosed `<think>`), otherwise everything is
+    summary. An opening marker counts only at the very start of the text; elsewhere it is ordinary text.
 
     Args:
         text: The response, without the question; may be empty.
         style: "think", "harmony" or "plain".
         opened: Whether the question already ends with the opening marker.
         config: How the thinking is cut into steps.
-        complete: Whether the response is over. While it is being written the last line is no summary in the plain
-            style, unless it announces an answer.
+        complete: Whether the response is finished. While it is being written, the last line of a plain response is not
+            a summary unless it announces an answer.
 
     Raises:
         BadInput: `style` is unknown.
@@ -152,7 +151,7 @@ def segment(
 
 
 class Borders(NamedTuple):
-    """Where the thinking begins, where its closing marker begins, and where the summary begins."""
+    """The start of the thinking, of its closing marker, and of the summary."""
 
     begin: int
     close: int
@@ -177,9 +176,9 @@ def find_borders(text: str, style: Style, *, opened: bool, complete: bool) -> Bo
 
 
 def _answer_line_start(text: str, complete: bool) -> int:
-    """Return where the last line that announces an answer begins.
+    """Return the start of the last line that announces an answer.
 
-    Without one it is the last line that is not blank, or the end of a text that is not complete.
+    Without one, it is that of the last line that is not blank, or the end of a text that is still being written.
     """
     end, last = len(text), 0
     for line in reversed(text.splitlines(keepends=True)):
@@ -192,12 +191,12 @@ def _answer_line_start(text: str, complete: bool) -> int:
 
 
 def announces_answer(line: str) -> bool:
-    """Return whether a line says that the answer follows."""
+    """Return whether a line announces the answer, such as `Answer: 4` or `#### 4`."""
     return line.lstrip().startswith("####") or _ANSWER.match(line.lstrip(_BEFORE_ANSWERS)) is not None
 
 
 def _thinking_steps(text: str, begin: int, close: int, border: int, config: SegmentConfig) -> list[Span]:
-    """Return the steps of the thinking; the last one takes the closing marker `[close, border)` with it."""
+    """Return the steps of the thinking; the last one includes the closing marker `[close, border)`."""
 
     def is_small(fragment: str) -> bool:
         words = fragment.strip()
@@ -213,7 +212,7 @@ def _thinking_steps(text: str, begin: int, close: int, border: int, config: Segm
 
 
 def _summary_steps(text: str, border: int) -> list[Span]:
-    """Return the paragraphs from `border` on; white space alone is no paragraph."""
+    """Return the paragraphs from `border` on; white space alone is not a paragraph."""
     pieces = _cut(text, border, len(text), _PARAGRAPH_END)
     return _merge(text, pieces, lambda paragraph: not paragraph.strip())
 
@@ -226,7 +225,7 @@ def _cut(text: str, begin: int, end: int, boundary: re.Pattern[str]) -> list[Spa
 
 
 def _merge(text: str, pieces: Sequence[Span], is_small: Callable[[str], bool]) -> list[Span]:
-    """Return the pieces with small ones joined to the one before; the first grows until it is not small."""
+    """Return the pieces with small ones merged into the one before; a small first one is merged with those after it."""
     merged: list[Span] = []
     for piece in pieces:
         first_is_small = len(merged) == 1 and is_small(text[slice(*merged[0])])

@@ -1,11 +1,11 @@
-"""Traces as a Parquet file: one row a trace, flat named columns, readable without this package.
+"""Traces as a Parquet file: one row per trace, flat named columns, readable without this package.
 
-The columns are listed in `SCHEMA`. Positions ending in `_start` and `_end` are half-open token spans;
-characters in `first_error` count from the start of `response`. `problem` and `info` are JSON texts. The
-file's metadata carry `chainwright.schema_version`; a newer version than this module's is refused.
+The columns are listed in `SCHEMA`. Columns ending in `_start` and `_end` are half-open token spans; characters in
+`first_error` count from the start of `response`. `problem` and `info` are JSON texts. The file's metadata have
+`chainwright.schema_version`; a version newer than this module's is refused.
 
-A file is written beside its place and moved there once it is complete, so that a reader, or a process killed
-in between, never meets half of one.
+A file is written under a temporary name and moved into place once it is complete, so there is never a partial file,
+even if the process is killed.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ SCHEMA = pa.schema(_COLUMNS, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode(
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], *, overwrite: bool = False) -> None:
-    """Write traces to a Parquet file, all of them or, if that fails, nothing.
+    """Write traces to a Parquet file; if that fails, no file is written.
 
     Args:
         path: The file; its folder must exist.
         traces: The traces, in the order of the rows; may be empty.
-        overwrite: Whether a file that is already there may be replaced.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        BadInput: The file exists and `overwrite` is off, it cannot be written (the reason is in the message;
-            a file that was there is kept), or something else than a `Trace` was given.
-        BadTrace: A trace holds text that is no valid Unicode, or a number that takes more than 32 bits.
+        BadInput: The file exists and `overwrite` is off, it cannot be written (the message has the reason; an existing
+            file is kept), or an item is not a `Trace`.
+        BadTrace: A trace has text that is not valid Unicode, or a number that needs more than 32 bits.
     """
     path = Path(path)
     with clear_disk_errors(path):
@@ -112,9 +112,9 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
     """Return the traces of a Parquet file in the order of its rows.
 
     Raises:
-        BadInput: There is no such file, or it may not be read.
-        BadTrace: It is broken, was not written by Chainwright or by a newer version of it, or a row of it
-            breaks the rules of a `Trace`.
+        BadInput: The file does not exist or cannot be read.
+        BadTrace: It is damaged, was not written by Chainwright or by a newer version of it, or a row is not a valid
+            `Trace`.
     """
     path = Path(path)
     try:
@@ -134,7 +134,7 @@ def _write_file(path: Path, traces: Iterable[Trace]) -> None:
 
 
 def _table(rows: list[dict[str, Any]], first: int) -> pa.Table:
-    """Return rows as a table; `first` is the number of the first one, for the error that names a bad row."""
+    """Return rows as a table; `first` is the number of the first one, for error messages that name a row."""
     try:
         return pa.Table.from_pylist(rows, schema=SCHEMA)
     except (UnicodeEncodeError, OverflowError, pa.ArrowInvalid) as error:
@@ -145,7 +145,7 @@ def _table(rows: list[dict[str, Any]], first: int) -> pa.Table:
 
 
 def _batches(traces: Iterable[Trace]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows a few at a time."""
+    """Yield rows in batches, so that all traces are never in memory twice."""
     rows = (_to_row(i, trace) for i, trace in enumerate(traces))
     while batch := list(islice(rows, _ROWS_AT_ONCE)):
         yield batch
@@ -154,7 +154,7 @@ def _batches(traces: Iterable[Trace]) -> Iterator[list[dict[str, Any]]]:
 def _to_row(i: int, trace: Trace) -> dict[str, Any]:
     """Return a trace as plain values by column."""
     if not isinstance(trace, Trace):
-        raise BadInput(f"write_traces takes traces, got {type(trace).__name__} as number {i}.")
+        raise BadInput(f"write_traces takes traces; item {i} is a {type(trace).__name__}.")
     problem, error = trace.problem, trace.first_error
     row: dict[str, Any] = {
         "prompt": trace.prompt,
@@ -183,7 +183,7 @@ def _to_row(i: int, trace: Trace) -> dict[str, Any]:
 
 
 def _problem_to_json(problem: Problem) -> str:
-    """Return a problem's record; of one made by hand, its slots too, as no script tells them."""
+    """Return a problem's record; for one made by hand with its slots, since no script gives them."""
     record = problem.to_record()
     if not problem.lines:
         record["slots"] = [asdict(slot) for slot in problem.slots]
@@ -203,15 +203,15 @@ def _problem_from_json(text: str | None) -> Problem | None:
 
 
 def _read_rows(path: Path, file: Any) -> list[dict[str, Any]]:
-    """Return the rows of an open file whose version and columns are known."""
+    """Return the rows of an open file, after checking its version and columns."""
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         _check_schema(path, parquet.schema_arrow)
         return list(parquet.read(columns=SCHEMA.names).cast(SCHEMA).to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadTrace(
-            f"{path} is no complete Parquet file of traces ({_first_line(error)}); "
-            "it may be cut short or of another kind. Write it again, or name another file."
+            f"{path} is not a complete Parquet file of traces ({_first_line(error)}); "
+            "it may be truncated or of another kind. Write it again, or name another file."
         ) from error
 
 
@@ -225,7 +225,7 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
     text = (schema.metadata or {}).get(_VERSION_KEY, b"").decode(errors="replace")
     if not text.isdecimal():
         raise BadTrace(
-            f"{path} is a Parquet file, but not of traces: it carries no {_VERSION_KEY.decode()}. "
+            f"{path} is a Parquet file, but not of traces: it has no {_VERSION_KEY.decode()}. "
             "Name a file that write_traces wrote; texts made elsewhere are read with read_jsonl."
         )
     if int(text) > SCHEMA_VERSION:
@@ -239,7 +239,7 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
 
 
 def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
-    """Return the trace of a row, or raise `BadTrace` that names the file and the row."""
+    """Return the trace of a row; raises `BadTrace` with the file and the row."""
     try:
         error = row["first_error"]
         return Trace(
@@ -261,4 +261,4 @@ def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
             first_error_position=row["first_error_position"],
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadTrace(f"Row {i} of {path} is no trace: {_first_line(error)}.") from error
+        raise BadTrace(f"Row {i} of {path} is not a valid trace: {_first_line(error)}.") from error

@@ -54,7 +54,7 @@ def test_slots_are_marked_with_the_input_and_the_result_before(tokenizer):
     assert [q.token_id for q in right] == [q.conflict_id for q in queries]
     like = slot_queries(tokenizer, wrong, correct_contexts(wrong, contexts, 3))
     assert like and all(q.conflict_id is None for q in like)
-    with pytest.raises(BadInput, match="do not say which trace"):
+    with pytest.raises(BadInput, match="do not record which trace"):
         slot_queries(tokenizer, wrong, replace(contexts, traces=()))
 
 
@@ -104,7 +104,7 @@ def test_marks_that_are_missing_are_refused(tokenizer):
     prompt = flow_prompt(tokenizer, "clf lib/ ../", "1", span=None)
     with pytest.raises(BadInput, match="the relation is not: pass --entity and --relation"):
         marked_prompt(tokenizer, prompt, entity="lib/", relation=None)
-    with pytest.raises(BadInput, match="'web/' does not stand in the prompt"):
+    with pytest.raises(BadInput, match="'web/' is not in the prompt"):
         marked_prompt(tokenizer, prompt, entity="lib/", relation="web/")
 
 

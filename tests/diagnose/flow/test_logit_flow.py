@@ -360,9 +360,9 @@ def test_what_cannot_be_followed_is_refused():
         logit_flow(model, ids, [7, 8])
     with pytest.raises(BadInput, match="conflicting answer of several tokens"):
         logit_flow(model, ids, 7, conflict_id=[8, 9])
-    with pytest.raises(BadInput, match="span must be 'first' or 'sum'"):
+    with pytest.raises(BadInput, match="span must be 'first', 'sum' or None"):
         logit_flow(model, ids, [7, 8], span="all")
-    with pytest.raises(BadInput, match="must be a token's number"):
+    with pytest.raises(BadInput, match="must be a token id"):
         logit_flow(model, ids, [])
     with pytest.raises(BadInput, match="at least one token"):
         logit_flow(model, ids[:, :0], 7)

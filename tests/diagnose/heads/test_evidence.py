@@ -103,7 +103,7 @@ def test_seen_and_held_out_contexts_are_told_apart(evidence: HeadEvidence, found
     assert rows[0]["n_fixed"] == round(float(found.corrected[best]) * found.n_erroneous)
     held_out = evidence.counts(seen=False)[0]
     assert held_out["n_erroneous"] == len(wrong) - found.n_erroneous
-    assert f"{held_out['n_fixed']} of {held_out['n_erroneous']} failing contexts held out" in evidence.summary()
+    assert f"{held_out['n_fixed']} of {held_out['n_erroneous']} wrong contexts held out" in evidence.summary()
 
 
 def test_named_heads_are_different_and_begin_with_the_best(found: RoleFinding) -> None:
@@ -182,4 +182,4 @@ def test_a_trace_without_a_problem_has_no_expected_tokens(reasoner: LoadedModel)
     assert set(found.expected_ids.tolist()) == {-1}
     assert bool(found.p_expected.isnan().all())
     assert found.to_frame().num_rows == 2 * len(found.position)
-    assert "at 0 of 0 slots" in found.summary()
+    assert "At 0 of 0 slots" in found.summary()

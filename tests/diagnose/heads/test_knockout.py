@@ -91,7 +91,7 @@ def test_at_the_last_position_every_family_shares_one_prefix(family: str, monkey
     model.register_forward_pre_hook(lambda *_: forwards.append(True))
     shared = knockout_effects(model, ids, tokens, **asked)
     assert len(forwards) <= 4 * len(rows), "more than a plain pass and a few unembeddings for each group of rows"
-    monkeypatch.setattr("chainwright.diagnose.heads._sweep.last_position.most_off", lambda parts: -1.0)
+    monkeypatch.setattr("chainwright.diagnose.heads._sweep.last_position.rounding_tolerance", lambda parts: -1.0)
     decoded = knockout_effects(model, ids, tokens, **asked)
     assert_close(shared.effect, decoded.effect, family, TOLERANCE)
     want = slow_effects(model, lacking(model, family), rows, tokens, "last")
@@ -132,7 +132,7 @@ def test_what_the_heads_of_a_layer_share_is_computed_once(
     assert used == [n_readers] * 3
     tolerance = 1e-9 if family in ("gpt2", "gpt_neox") else TOLERANCE  # the norms of the others round to float32
     assert_close(got.effect, slow_effects(model, lacking(model, family), rows, tokens, "all"), family, tolerance)
-    monkeypatch.setattr("chainwright.diagnose.heads._sweep.same_layer._MOST_OFF", -1.0)
+    monkeypatch.setattr("chainwright.diagnose.heads._sweep.same_layer._TOLERANCE", -1.0)
     used.clear()
     assert_close(knockout_effects(model, ids, tokens).effect, got.effect, "modules as they are", tolerance)
     assert used == [0] * 3
@@ -153,8 +153,8 @@ def test_of_the_last_layer_queries_are_made_at_the_last_position_only(
 ) -> None:
     model, rows = tiny(family), [random_ids(1, 12, seed=n)[0] for n in range(2)]
     found: list[LastQuery] = []
-    tried = LastQuery._tried
-    monkeypatch.setattr(LastQuery, "_tried", lambda self, *asked: found.append(self) or tried(self, *asked))
+    tried = LastQuery._query_modules
+    monkeypatch.setattr(LastQuery, "_query_modules", lambda self, *asked: found.append(self) or tried(self, *asked))
     got = knockout_effects(model, torch.stack(rows), TOKENS[:2])
     (last,) = found
     own = {module: name for name, module in last.layer.attention.named_modules()}
@@ -271,7 +271,7 @@ def test_what_was_asked_wrongly_is_said() -> None:
         ({"token_ids": TOKENS.float()}, "torch.float32"),
         ({"input_ids": ids[0]}, r"shape \[N, T\]"),
         ({"input_ids": ids[:, :0]}, "T > 0"),
-        ({"input_ids": ids[:0], "token_ids": TOKENS[:0]}, "0 rows, of which there must be one at least"),
+        ({"input_ids": ids[:0], "token_ids": TOKENS[:0]}, "0 rows \\(at least one row"),
         ({"input_ids": ids + 60}, "input_ids must be between 0 and 60"),
         ({"attention_mask": mask[:, :4]}, "attention_mask must have the shape"),
         ({"attention_mask": mask.index_fill(1, torch.tensor([4]), 0)}, "padded on the left"),
@@ -357,7 +357,7 @@ def test_table_and_summary() -> None:
     effect[:, 2, 1], effect[0, 0, 3] = 0.5, 0.25
     found = KnockoutEffects(baseline=torch.tensor([0.9, 0.7]), effect=effect, is_exact=effect > 0)
     summary = found.summary()
-    assert summary.startswith("Mean probability 0.800; lost most without L2H1 +0.500, L0H3 +0.125")
+    assert summary.startswith("Mean probability 0.800; largest mean loss when silenced: L2H1 +0.500, L0H3 +0.125")
     table = found.to_frame().to_pylist()
     assert len(table) == 24
     want = {"row": 1, "layer": 2, "head": 1, "effect": 0.5, "is_exact": True}
@@ -463,7 +463,7 @@ def test_a_plan_says_what_a_sweep_takes(options: dict[str, Any], n_variants: int
 
 
 def test_a_plan_for_nothing_is_refused() -> None:
-    with pytest.raises(BadInput, match="lengths must be whole numbers above 0"):
+    with pytest.raises(BadInput, match="lengths must be positive integers, one per context"):
         plan_knockout_effects(tiny("llama"), [])
     with pytest.raises(BadInput, match="share must be above 0"):
         plan_knockout_effects(tiny("llama"), [3], method="screened", share=2.0)

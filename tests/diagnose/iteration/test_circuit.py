@@ -77,7 +77,7 @@ def test_attention_that_differs_between_sequences_is_less_invariant() -> None:
 def test_attention_of_another_form_is_refused() -> None:
     with pytest.raises(BadInput, match=r"attention must have the shape \[L, N, H, T, T\]; got \[3, 7, 7\]"):
         circuit_measures(torch.zeros(3, 7, 7), 2)
-    with pytest.raises(BadInput, match=r"length 4 has 10 tokens up to its last state.*the attention given covers 9"):
+    with pytest.raises(BadInput, match=r"length 4 has 10 tokens up to its last state.*the attention covers 9"):
         circuit_measures(torch.zeros(1, 1, 1, 9, 9), 4)
     with pytest.raises(BadInput, match="a length is at least 1"):
         circuit_measures(torch.zeros(1, 1, 1, 9, 9), 0)

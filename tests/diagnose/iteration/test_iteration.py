@@ -98,7 +98,7 @@ def test_a_trace_without_a_slot_map_is_refused() -> None:
     tokenizer = load_tokenizer("reasoner")
     model = tiny("llama")
     bare = Trace.from_text(tokenizer, "moas start 3 . add 4 ?\n", "start 3")
-    with pytest.raises(BadInput, match="This trace has no slot map, so its steps are not known; make it with"):
+    with pytest.raises(BadInput, match="This trace has no slot map, so its steps are unknown; make it with"):
         iteration_scores(model, tokenizer, [bare])
     with pytest.raises(BadInput, match="There are no traces; iteration scores need at least one with a slot map"):
         iteration_scores(model, tokenizer, [])

@@ -56,7 +56,7 @@ def test_pairs_are_read_where_the_first_wrong_token_is_decided(judged) -> None:
     assert row["difference"] == pytest.approx(float((wrong - right)[:, 2].mean()), abs=1e-6)
     assert row["low"] <= row["difference"] <= row["high"] and 0 <= row["p"] <= 1
     assert "pairs matched on slot and position" in found.summary()
-    with pytest.raises(BadInput, match="one tensor of masses a trace; got 0 for 24"):
+    with pytest.raises(BadInput, match="one tensor of masses per trace; got 0 for 24"):
         compare_bridges(traces, [])
 
 

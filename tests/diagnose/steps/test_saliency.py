@@ -182,7 +182,7 @@ def test_the_shortest_traces_have_a_map() -> None:
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ((torch.tensor([5]), [(0, 1)]), {}, "one token, so no token is predicted"),
+        ((torch.tensor([5]), [(0, 1)]), {}, "a single token, so no token is predicted"),
         ((torch.tensor([5, 6, 7]), [(0, 1), (2, 3)]), {}, r"step 1 must begin at token 1"),
         ((torch.tensor([5, 6, 7]), [(0, 2)]), {}, r"the last step must end at T = 3"),
         ((torch.tensor([5, 6, 7]), []), {}, "steps is empty"),
@@ -194,7 +194,7 @@ def test_the_shortest_traces_have_a_map() -> None:
         ((torch.tensor([5, 6]), [(0, 2)]), {"target": "span", "span": (1, 3)}, "inside the trace's 2 tokens"),
         ((torch.tensor([5, 6]), [(0, 2)]), {"target": "span", "span": (0, 1)}, "which nothing predicts"),
         ((torch.tensor([5, 6]), [(0, 2)]), {"span": (0, 1)}, "pass target='span'"),
-        ("text", {}, "A trace is given as a Trace"),
+        ("text", {}, "Pass a trace as a Trace"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(given: object, options: dict, message: str) -> None:
@@ -227,7 +227,7 @@ def test_layers_that_cannot_be_run_alone_are_refused() -> None:
         return output * (1 + 0.1 * len(calls))
 
     model.model.layers[1].mlp.register_forward_hook(drifting)
-    with pytest.raises(UnsupportedModel, match="Layer 1 of this llama model, run again by itself, is off by"):
+    with pytest.raises(UnsupportedModel, match="Layer 1 of this llama model, rerun by itself, is off by a share of"):
         step_saliency(model, trace_of())
 
 
@@ -241,7 +241,7 @@ def test_a_finding_comes_back_from_its_folder(tmp_path) -> None:
     row = frame.to_pylist()[21 + 4]
     assert row["saliency"] == pytest.approx(float(found.map[row["layer"], row["step"], row["from_step"]]))
     assert found.step_of(9) == 2
-    with pytest.raises(BadInput, match="Token 23 lies in no step; the trace has tokens 0 to 22"):
+    with pytest.raises(BadInput, match="Token 23 is in no step; the trace has tokens 0 to 22"):
         found.step_of(23)
 
 

@@ -92,9 +92,9 @@ def test_partners_fill_the_same_slot_at_the_same_place(judged) -> None:
 
 def test_groups_without_partners_are_refused(judged) -> None:
     traces, maps = judged
-    with pytest.raises(BadInput, match="one step map a trace; got 0 maps"):
+    with pytest.raises(BadInput, match="one step map per trace; got 0 maps"):
         compare_steps(traces, [])
-    with pytest.raises(BadInput, match="give traces that have one"):
+    with pytest.raises(BadInput, match="pass traces that have one"):
         compare_steps([replace(traces[0], problem=None)], maps[:1])
     wrong = [i for i, trace in enumerate(traces) if trace.first_error is not None]
     with pytest.raises(BadInput, match="No wrong trace has a right partner"):

@@ -1,7 +1,7 @@
 """One pass for the logit flow: the residual stream, queries, keys, values and head outputs of every layer.
 
-Memory: about `L T (4 D + (2 H + 2 G) d)` numbers; attention weights are made again row by row when they are asked for,
-and no tensor of the size neurons x vocabulary or heads x T x T is ever held.
+Memory: about `L T (4 D + (2 H + 2 G) d)` numbers. Attention weights are recomputed row by row when needed, and no
+tensor of size neurons x vocabulary or heads x T x T is ever stored.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from chainwright.models.writers import FeedForward
 
 @dataclass
 class LayerRead:
-    """What one layer did at all positions: each `[T, D]`, z `[T, H, d]`.
+    """One layer's activations at all positions: each `[T, D]`, z `[T, H, d]`.
 
     Attributes:
-        args: The layer's arguments, to run it again.
-        attn_given: What the attention module was given.
-        mlp_given: What the MLP was given.
-        first: What the layer was given when it ran first: of layer 0 the embedding, also if more was added to it since.
+        args, kwargs: The layer's arguments, to rerun it.
+        attn_given: Input of the attention module.
+        mlp_given: Input of the MLP.
+        first: Of layer 0, its input when it first ran: the embedding, even if something was added to it later.
+        call: The call of the attention function.
     """
 
     args: tuple[Any, ...] = ()
@@ -51,7 +52,7 @@ class LayerRead:
         assert self.call is not None
         mask = self.call.mask
         if mask is None:
-            # the row of a causal mask, since one query alone may look at everything
+            # the causal mask's row must be explicit: a single query without a mask would see every key
             seen = torch.arange(self.call.k.shape[2], device=self.call.k.device) <= position
             mask = seen[None, None, None]
         else:
@@ -69,10 +70,10 @@ class LayerRead:
 
 
 def read_pass(parts: Anatomy, ffs: tuple[FeedForward, ...], input_ids: Tensor) -> list[LayerRead]:
-    """Run one row of ids `[1, T]` and return what each layer did; the last run of a layer counts.
+    """Run one row of ids `[1, T]` and return each layer's activations; if a layer runs again, those of its last run.
 
     Raises:
-        UnsupportedModel: What heads and positions write does not add up to the head outputs.
+        UnsupportedModel: Attention weights times values do not add up to the head outputs.
     """
     reads = [LayerRead() for _ in parts.layers]
 
@@ -98,12 +99,12 @@ def attn_write(parts: Anatomy, i: int, read: LayerRead) -> Tensor:
 
 
 def _check_values(parts: Anatomy, i: int, read: LayerRead) -> None:
-    again = torch.einsum("hk,hkd->hd", read.pattern(-1 % read.z.shape[0]).to(read.z.dtype), read.values())
-    off = widened(again - read.z[-1]).norm() / (1e-6 + widened(read.z[-1]).norm())
+    weighted = torch.einsum("hk,hkd->hd", read.pattern(-1 % read.z.shape[0]).to(read.z.dtype), read.values())
+    off = widened(weighted - read.z[-1]).norm() / (1e-6 + widened(read.z[-1]).norm())
     if not off <= {torch.float64: 1e-6, torch.float32: 1e-3}.get(read.z.dtype, 0.1):
         raise UnsupportedModel(
             f"In layer {i} of this {parts.model.config.model_type} model the attention weights times the values miss "
-            f"the head outputs by {float(off):.2g} of their size, so what each position gives cannot be told."
+            f"the head outputs by a share of {float(off):.2g}, so the contribution of each position is unknown."
         )
 
 
@@ -112,7 +113,7 @@ def _hooks(parts: Anatomy, ffs: tuple[FeedForward, ...], reads: list[LayerRead])
     with ExitStack() as stack:
         for i, layer in enumerate(parts.layers):
             stack.callback(layer.block.register_forward_pre_hook(_opener(reads, i), with_kwargs=True).remove)
-            # first of the hooks: one that runs layers again must not hide what they give then
+            # before other hooks: one that reruns layers must not hide their output
             stack.callback(layer.block.register_forward_hook(_closer(reads, i)).remove)
             for name, module in (
                 ("attn_given", layer.attention),
@@ -134,7 +135,7 @@ def _opener(reads: list[LayerRead], i: int) -> Any:
         given = given_tensor(args, kwargs)
         assert given is not None
         pre = _row(given)
-        # the arguments keep our copy, so that the stream is held once
+        # the arguments refer to our copy, so that the stream is stored only once
         args, kwargs = with_hidden(args, kwargs, pre.view_as(given))
         plain = {name: value for name, value in kwargs.items() if name != STATE_KEY}
         first = reads[i].first if reads[i].first.numel() else pre
@@ -165,7 +166,7 @@ def _closer(reads: list[LayerRead], i: int) -> Any:
 def with_hidden(
     args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a module's arguments with another tensor in the place of what it works on."""
+    """Return a module's arguments with `hidden` in place of the tensor that it works on."""
     for k, value in enumerate(args):
         if isinstance(value, Tensor):
             return (*args[:k], hidden, *args[k + 1 :]), kwargs
@@ -173,8 +174,8 @@ def with_hidden(
     return args, {**kwargs, name: hidden}
 
 
-def linear_norm(norm: nn.Module | None, v: Tensor, at: Tensor) -> Tensor:
-    """Return a norm of `v` held at its scale for `at`, without its bias."""
+def linear_norm(norm: nn.Module | None, v: Tensor, reference: Tensor) -> Tensor:
+    """Return a norm of `v` held at its scale for `reference`, without its bias."""
     if norm is None:
         return v
-    return norm_at_scale(norm, v, at) - norm_at_scale(norm, torch.zeros_like(v), at)
+    return norm_at_scale(norm, v, reference) - norm_at_scale(norm, torch.zeros_like(v), reference)

@@ -1,4 +1,4 @@
-"""The flow of an answer of several tokens: that of each token behind those before it, added up."""
+"""The flow of an answer of several tokens: the sum of each token's flow, given the tokens before it."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _all_groups(flows: Sequence[LogitFlow]) -> list[list[str]]:
-    """Return the names of all FFN output matrices of each layer: at each token other experts may be chosen."""
+    """Return the names of all FFN output matrices of each layer: each token may use other experts."""
     layers = zip(*(flow.groups for flow in flows), strict=True)
     return [list(dict.fromkeys(name for names in layer for name in names)) for layer in layers]
 
 
 def _regrouped(neurons: Tensor, old: list[list[str]], new: list[list[str]]) -> Tensor:
-    """Return neurons with the numbers that their matrices have in another list."""
+    """Return neurons with their matrices renumbered by another list of names."""
     out = neurons.clone()
     for row in out:
         layer, kind, group = (int(row[i]) for i in (1, 2, 3))

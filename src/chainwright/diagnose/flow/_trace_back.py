@@ -1,12 +1,12 @@
-"""Query components: what the neurons that write an answer were switched on by, layer by layer and position by position.
+"""Query components: what activated the neurons that write an answer, by layer and position.
 
-1. A traced neuron has a coefficient (its activation, or its entry of z) that is, with the norms held at their scales,
-   a sum over what earlier layers wrote: `coefficient = sum u . c` with one vector u a position.
-   For an attention neuron (h, j) at position p: `u_i = A[p, i] * W_V[h, j] * norm weight / rms` at every i <= p; for an
-   FFN neuron at p: the slope of its activation times norm weight / rms, at p alone.
-2. Its weight (the log-probability that it adds) is dealt out in the proportion of those terms to the cells
-   (position, layer, attention or FFN).
-3. The cells that get most are taken apart into neurons, and these are traced in turn.
+1. A traced neuron has a coefficient (its activation, or its entry of z). With the norms held at their scales, it is a
+   sum over what earlier layers wrote: `coefficient = sum u . c` with one vector u per position. For an attention neuron
+   (h, j) at position p, `u_i = A[p, i] * W_V[h, j] * norm weight / rms` at every i <= p; for an FFN neuron at p, it is
+   the gradient of its activation times norm weight / rms, at p alone.
+2. Its weight (the log-probability that it adds) is distributed over the cells (position, layer, attention or FFN) in
+   proportion to those terms.
+3. The cells with most credit are decomposed into neurons, and these are traced in turn.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Neuron(NamedTuple):
 
 @dataclass(frozen=True)
 class Traced:
-    """What the tracing found.
+    """The result of tracing back.
 
     Attributes:
-        flow: Credit dealt out at each step, `[S, T, L, 2]`, nats.
-        neurons: The best query neurons, with their credit.
+        flow: Credit of each cell at each step, `[S, T, L, 2]`, nats.
+        neurons: The query neurons with their credit, highest first.
     """
 
     flow: Tensor
@@ -63,7 +63,7 @@ class Traced:
 
 @dataclass
 class Tracer:
-    """Deals out the credit of neurons to what switched them on."""
+    """Distributes the credit of neurons over the components that activated them."""
 
     parts: Anatomy
     ffs: tuple[FeedForward, ...]
@@ -72,25 +72,25 @@ class Tracer:
     n_per_cell: int
 
     def trace(self, value_neurons: Sequence[tuple[Neuron, float]], depth: int) -> Traced:
-        """Return the flow; step 0 holds the value neurons themselves."""
+        """Return the flow after `depth` steps; step 0 holds the value neurons themselves."""
         shape = (self.reads[0].z.shape[0], self.parts.n_layers, 2)
-        steps, found = [torch.zeros(shape)], defaultdict[Neuron, float](float)
+        steps, credits = [torch.zeros(shape)], defaultdict[Neuron, float](float)
         for neuron, weight in value_neurons:
             steps[0][neuron.position, neuron.layer, neuron.kind] += weight
-        now = list(value_neurons)
+        frontier = list(value_neurons)
         for _ in range(depth):
-            pulls = self._pulls(now)
+            pulls = self._pulls(frontier)
             cells = self._cells(pulls)
             steps.append(cells.cpu().float())
-            now = self._opened(cells, pulls)
-            del pulls  # before the next ones are made
-            for neuron, credit in now:
-                found[neuron] += credit
-        ranked = sorted(found.items(), key=lambda item: -item[1])
+            frontier = self._opened(cells, pulls)
+            del pulls  # frees the memory before the next ones are allocated
+            for neuron, credit in frontier:
+                credits[neuron] += credit
+        ranked = sorted(credits.items(), key=lambda item: -item[1])
         return Traced(torch.stack(steps), ranked)
 
     def _pulls(self, neurons: Sequence[tuple[Neuron, float]]) -> Tensor:
-        """Return for each cell the vector whose product with what is written there is its credit, `[L, 2, T, D]`."""
+        """Return for each cell the vector whose inner product with the cell's write is its credit, `[L, 2, T, D]`."""
         first = self.reads[0].pre
         pulls = first.new_zeros(self.parts.n_layers, 2, *first.shape)
         for (layer, kind), members in _by_layer(neurons).items():
@@ -104,7 +104,7 @@ class Tracer:
         return pulls
 
     def _attn_pull(self, layer: int, members: Sequence[tuple[Neuron, float]]) -> Tensor:
-        """Return the summed vectors of some attention neurons of a layer, `[T, D]`."""
+        """Return the sum of the vectors u of some attention neurons in one layer, `[T, D]`."""
         read = self.reads[layer]
         rows = _value_rows(self.parts, layer, read)
         patterns = {n.position: read.pattern(n.position) for n, _ in members}
@@ -117,7 +117,7 @@ class Tracer:
 
     @torch.enable_grad()
     def _ffn_pulls(self, layer: int, members: Sequence[tuple[Neuron, float]]) -> list[tuple[int, Tensor]]:
-        """Return for each position the summed vector of some FFN neurons there, `[D]`."""
+        """Return, for each position, the sum of the vectors u of some FFN neurons there, `[D]`."""
         read, out = self.reads[layer], []
         for position in sorted({n.position for n, _ in members}):
             run = self.neurons_at(layer, position)
@@ -133,13 +133,13 @@ class Tracer:
         return out
 
     def neurons_at(self, layer: int, position: int) -> NeuronRun:
-        """Run the MLP of a layer at one position."""
+        """Return the neurons of a layer's MLP at one position, by running it there."""
         with plain_experts(self.parts):
             return run_neurons(self.parts, self.ffs[layer], self.reads[layer].mlp_given[position])
 
     def _cells(self, pulls: Tensor) -> Tensor:
         """Return the credit of each cell, `[T, L, 2]`."""
-        # layer by layer, so that what all of them write is never held at once
+        # layer by layer, so that the writes of all layers are never in memory together
         cells = [
             torch.stack(
                 [(pull[0] * attn_write(self.parts, i, r)).sum(-1), (pull[1] * (r.post - r.mid)).sum(-1)], dim=-1
@@ -149,12 +149,12 @@ class Tracer:
         return torch.stack(cells, dim=1)
 
     def _opened(self, cells: Tensor, pulls: Tensor) -> list[tuple[Neuron, float]]:
-        """Return the best neurons of the best cells, with their credit."""
+        """Return the top neurons of the top cells, with their credit."""
         best = cells.flatten().topk(min(self.n_cells, cells.numel()))
         out = []
-        for credit, at in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        for credit, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             if credit > 0:
-                position, layer, kind = (int(k) for k in torch.unravel_index(torch.tensor(at), cells.shape))
+                position, layer, kind = (int(k) for k in torch.unravel_index(torch.tensor(index), cells.shape))
                 out += self._in_cell(position, layer, kind, pulls[layer, kind, position])
         return out
 
@@ -192,12 +192,12 @@ def _nonzero(value: float) -> float:
 
 
 class _Enough(Exception):
-    """Leaves an attention module once its values are known."""
+    """Raised to leave an attention module once its values are known."""
 
 
 @contextmanager
 def _norms_held(attention: nn.Module) -> Iterator[None]:
-    """Let the norms inside of an attention module (of a compressed key/value, say) keep the scales that they have."""
+    """Hold the norms inside an attention module (such as that of a compressed key/value) at their current scales."""
     busy: list[nn.Module] = []
 
     def hold(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -218,7 +218,7 @@ def _norms_held(attention: nn.Module) -> Iterator[None]:
 
 
 def _value_rows(parts: Anatomy, layer: int, read: LayerRead) -> Callable[[int, int], Tensor]:
-    """Return a function (head, index) -> the slope of that entry of the values in what the attention is given."""
+    """Return a function (head, index) -> gradient of that entry of the values with respect to the attention's input."""
     seen: list[AttentionCall] = []
     leaf = read.attn_given.detach()[None].clone().requires_grad_(True)
 
@@ -245,10 +245,10 @@ def _value_rows(parts: Anatomy, layer: int, read: LayerRead) -> Callable[[int, i
 
     @torch.enable_grad()
     def rows(head: int, index: int) -> Tensor:
-        at = (head // n_rep, index)
-        if at not in known:
-            (slope,) = torch.autograd.grad(seen[0].v[0, at[0], :, index].sum(), leaf, retain_graph=True)
-            known[at] = slope[0]
-        return known[at]
+        key = (head // n_rep, index)  # query heads of one group share their values
+        if key not in known:
+            (slope,) = torch.autograd.grad(seen[0].v[0, key[0], :, index].sum(), leaf, retain_graph=True)
+            known[key] = slope[0]
+        return known[key]
 
     return rows

@@ -1,6 +1,6 @@
-"""Value neurons: every neuron at the last position is ranked by what it adds to the token, a chunk at a time.
+"""Value neurons: every neuron at the last position is ranked by the log-probability that it adds, chunk by chunk.
 
-What is kept is the best neurons so far and their writes, `[K, D]`; of the logits only one chunk is ever there.
+Only the best neurons so far and their writes `[K, D]` are stored, and the logits of one chunk at a time.
 """
 
 from __future__ import annotations
@@ -43,14 +43,12 @@ class Lens(NamedTuple):
         n = min(n, self.parts.d_vocab)
         if not n:
             return torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
-        found = [
-            unembed(self.parts, self.parts.final_norm(part)).topk(n).indices for part in pieces(vectors, self.step)
-        ]
-        return torch.cat(found)
+        top = [unembed(self.parts, self.parts.final_norm(part)).topk(n).indices for part in pieces(vectors, self.step)]
+        return torch.cat(top)
 
 
 class Rows(NamedTuple):
-    """Value neurons: where they are, importance, coefficient, and what they write `[K, D]`."""
+    """Value neurons: location, importance, coefficient, and write `[K, D]`."""
 
     where: Tensor
     importance: Tensor
@@ -58,9 +56,9 @@ class Rows(NamedTuple):
     vectors: Tensor
 
     def best(self, n: int) -> Rows:
-        """Return the `n` most important."""
-        kept = self.importance.topk(min(n, len(self.importance))).indices
-        return Rows(*(part[kept] for part in self))
+        """Return the `n` most important neurons, best first."""
+        top = self.importance.topk(min(n, len(self.importance))).indices
+        return Rows(*(part[top] for part in self))
 
 
 class Values:
@@ -69,7 +67,7 @@ class Values:
     def __init__(
         self, ffs: tuple[FeedForward, ...], reads: list[LayerRead], lens: Lens, tracer: Tracer, n_neurons: int
     ):
-        """Take what one pass read; `n_neurons` of each kind are kept."""
+        """Rank the neurons of one pass (`reads`), of which the best `n_neurons` of each kind are returned."""
         self.ffs, self.reads, self.lens, self.tracer, self.n_neurons = ffs, reads, lens, tracer, n_neurons
         self.groups: list[list[str]] = [[] for _ in reads]
 
@@ -78,21 +76,21 @@ class Values:
         return self._streamed(self._attn_chunks()), self._streamed(self._ffn_chunks())
 
     def _streamed(self, chunks: Iterator[Rows]) -> Rows:
-        kept: Rows | None = None
+        best: Rows | None = None
         for chunk in chunks:
-            kept = chunk if kept is None else Rows(*(torch.cat(pair) for pair in zip(kept, chunk, strict=True)))
-            kept = kept.best(self.n_neurons)
-        assert kept is not None
-        return kept
+            best = chunk if best is None else Rows(*(torch.cat(pair) for pair in zip(best, chunk, strict=True)))
+            best = best.best(self.n_neurons)
+        assert best is not None
+        return best
 
     def _attn_chunks(self) -> Iterator[Rows]:
         for i, read in enumerate(self.reads):
             z, base = read.z[-1], self.lens(read.pre[-1:])
-            for at in pieces(torch.arange(z.numel(), device=z.device), self.lens.step):
-                vectors = attn_writes(self.lens.parts.layers[i], z, at)
-                head, index = at // z.shape[1], at % z.shape[1]
+            for flat in pieces(torch.arange(z.numel(), device=z.device), self.lens.step):
+                vectors = attn_writes(self.lens.parts.layers[i], z, flat)
+                head, index = flat // z.shape[1], flat % z.shape[1]
                 gain = self.lens(read.pre[-1] + vectors) - base
-                yield self._rows(i, ATTN, head, index, gain, z.flatten()[at], vectors)
+                yield self._rows(i, ATTN, head, index, gain, z.flatten()[flat], vectors)
 
     def _ffn_chunks(self) -> Iterator[Rows]:
         for i, read in enumerate(self.reads):
@@ -101,10 +99,10 @@ class Values:
             self.groups[i] = [group.name for group in run.groups]
             for g, group in enumerate(run.groups):
                 activation = group.activation.detach()
-                for at in pieces(torch.arange(len(activation), device=activation.device), self.lens.step):
-                    vectors = mlp_writes(self.ffs[i], group, run.out, at)
+                for index in pieces(torch.arange(len(activation), device=activation.device), self.lens.step):
+                    vectors = mlp_writes(self.ffs[i], group, run.out, index)
                     gain = self.lens(read.mid[-1] + vectors) - base
-                    yield self._rows(i, FFN, torch.full_like(at, g), at, gain, activation[at], vectors)
+                    yield self._rows(i, FFN, torch.full_like(index, g), index, gain, activation[index], vectors)
 
     def _rows(
         self, layer: int, kind: int, group: Tensor, index: Tensor, gain: Tensor, coefficient: Tensor, vectors: Tensor
@@ -113,8 +111,8 @@ class Values:
         where = torch.stack(
             [position, torch.full_like(index, layer), torch.full_like(index, kind), group, index], dim=1
         )
-        kept = gain.topk(min(self.n_neurons, len(gain))).indices
-        return Rows(where[kept], gain[kept], coefficient[kept], vectors[kept])
+        top = gain.topk(min(self.n_neurons, len(gain))).indices
+        return Rows(where[top], gain[top], coefficient[top], vectors[top])
 
 
 def pieces(rows: Tensor, n: int) -> Iterator[Tensor]:

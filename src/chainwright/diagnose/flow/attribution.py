@@ -1,12 +1,12 @@
-"""Logit flow: which layers, heads, positions and neurons write an answer, and which earlier ones switch those on.
+"""Logit flow: which layers, heads, positions and neurons write an answer, and which earlier ones activate those.
 
 1. One pass reads every layer. A component that adds v to the residual stream x at the last position has the importance
    `log lens(x + v)[token] - log lens(x)[token]`.
 2. Attention neurons (one entry of a head's z with its column of the output projection) and FFN neurons (one activation
-   with its column of the down projection) are ranked by it, a chunk of them at a time, and only the best are kept.
-3. The best of both are traced back to what switched them on (`_flow_trace`), which gives a map position x layer x
+   with its column of the down projection) are ranked by importance, in chunks, and only the best are stored.
+3. The best of both are traced back to what activated them (`_trace_back`), which gives a map position x layer x
    {attention, FFN}.
-4. With a second token, the curve of the difference of both log-probabilities over positions and depths.
+4. With a second token, the difference of the two log-probabilities over positions and depths.
 """
 
 from __future__ import annotations
@@ -48,39 +48,39 @@ _MLP, _BETWEEN = -1, -2  # in place of a head
 @register("finding", "LogitFlow")
 @dataclass(frozen=True, kw_only=True)
 class LogitFlow(Finding):
-    """What writes one token at the last position of one context, and what switches that on.
+    """What writes one token at the last position of one context, and what activates it.
 
-    T tokens, L layers, H heads, D depths (2 L + 1: the embedding, then after each attention and each MLP), S steps of
-    the tracing. Importances are in nats of log-probability.
+    T tokens, L layers, H heads, D depths (2 L + 1: the embedding, then after each attention and each MLP), S tracing
+    steps. Importances are in nats of log-probability.
 
     Attributes:
-        input_ids: The context, `[T]`; with `span="sum"` the target's tokens but the last are part of it.
-        token_id: The token whose writing is followed, the first one of a span.
-        target_ids: The tokens that were followed: `token_id`, or a whole span of which everything is added up.
+        input_ids: The context, `[T]`; with `span="sum"` it includes all but the last of the target's tokens.
+        token_id: The token that is followed, the first one of a span.
+        target_ids: The tokens that are followed: `token_id`, or a whole span, over which everything is summed.
         logprob: Log-probability that the model gives them.
         attention: Importance of each layer's attention, `[L]`.
         mlp: Importance of each layer's MLP, `[L]`; with the embedding, `attention` and `between` it adds up to
             `logprob`.
-        between: Importance of what was added in front of each layer (an attached back attention), `[L]`.
+        between: Importance of what an attached edit added in front of each layer (back attention), `[L]`.
         embedding: Log-probability of the token at the embedding.
         head: Importance of each head, `[L, H]`.
-        head_position: Importance of what a head takes from each source position, `[L, H, T]`.
+        head_position: Importance of what a head reads from each source position, `[L, H, T]`.
         neurons: The value neurons, best first, `[K, 5]`: position, layer, kind (0 attention, 1 FFN), group, index. The
             group is the head, or the number of the FFN's output matrix in `groups`.
         importance: Of each value neuron, `[K]`.
         coefficient: Entry of z or activation of each value neuron, `[K]`.
-        words: The tokens that each value neuron pushes most, `[K, W]`.
-        head_words: The tokens that each head's write alone makes likeliest, `[L, H, W]`; of a span at its first token.
-        cell_words: The same for what attention and FFN write at each position, `[T, L, 2, W']`.
+        words: The tokens that each value neuron promotes most, `[K, W]`.
+        head_words: The tokens that each head's write alone makes likeliest, `[L, H, W]`; for a span at its first token.
+        cell_words: The same for the writes of attention and FFN at each position, `[T, L, 2, W']`.
         query_neurons: The query neurons, `[Q, 5]`, as `neurons`.
-        query_credit: Share of the value neurons' importance that each of them accounts for, `[Q]`, nats.
+        query_credit: The part of the value neurons' importance that each of them accounts for, `[Q]`, nats.
         flow: Credit by step, position, layer and kind, `[S, T, L, 2]`; step 0 holds the value neurons themselves.
-        contrast: Log-probability of the token less that of the conflicting one, at each position of the prompt and
+        contrast: Log-probability of the token minus that of the conflicting one, at each position of the prompt and
             depth, `[T, D]`; empty without a conflicting token.
         conflict_id: The conflicting token, -1 without one.
-        groups: Name of each FFN output matrix, by layer, of the last position.
-        token_strs: The context's tokens as text, if a tokenizer was given.
-        texts: Text of every token that the other fields name, by its id as text, if a tokenizer was given.
+        groups: Name of each FFN output matrix at the last position, by layer.
+        token_strs: The context's tokens as text, if a tokenizer was passed.
+        texts: Text of every token named in the other fields, keyed by its id as a string, if a tokenizer was passed.
     """
 
     input_ids: Tensor
@@ -113,7 +113,7 @@ class LogitFlow(Finding):
         return self.texts.get(str(int(token_id)), str(int(token_id)))
 
     def said(self, ids: Tensor) -> str:
-        """Return some tokens as text with spaces between them."""
+        """Return some tokens as text, separated by spaces."""
         return " ".join(self.text(i) for i in ids.flatten().tolist())
 
     def place(self, position: int) -> str:
@@ -121,14 +121,14 @@ class LogitFlow(Finding):
         return f"{position} ({self.token_strs[position]})" if self.token_strs else str(position)
 
     def components(self, n: int = 12) -> list[dict[str, Any]]:
-        """Return the `n` heads, MLPs and additions between layers that raise the target most, with what they write.
+        """Return the `n` heads, MLPs and additions between layers that raise the target most, with their words.
 
         Each row has layer, component, reads (the position that gives a head most of its importance), nats and writes.
         """
-        found = [(float(v), i, h) for i, row in enumerate(self.head) for h, v in enumerate(row)]
-        found += [(float(v), i, _MLP) for i, v in enumerate(self.mlp)]
-        found += [(float(v), i, _BETWEEN) for i, v in enumerate(self.between) if v]
-        return [self._component(*each) for each in sorted(found, reverse=True)[:n]]
+        ranked = [(float(v), i, h) for i, row in enumerate(self.head) for h, v in enumerate(row)]
+        ranked += [(float(v), i, _MLP) for i, v in enumerate(self.mlp)]
+        ranked += [(float(v), i, _BETWEEN) for i, v in enumerate(self.between) if v]
+        return [self._component(*each) for each in sorted(ranked, reverse=True)[:n]]
 
     def _component(self, nats: float, layer: int, head: int) -> dict[str, Any]:
         if head == _BETWEEN:
@@ -142,11 +142,11 @@ class LogitFlow(Finding):
         return {"layer": layer, "component": name, "reads": reads, "nats": nats, "writes": self.said(words)}
 
     def summary(self) -> str:
-        """Return the layers and positions that count most, in two lines."""
+        """Return the most important layers, and the cell that activates them most, in two lines."""
         total = self.attention + self.mlp
         best = total.topk(min(3, len(total)))
-        found = [(float(v), int(i)) for v, i in zip(best.values, best.indices, strict=True)]
-        layers = ", ".join(f"layer {i} ({v:+.2f} nats)" for v, i in found if v > 0)
+        top = [(float(v), int(i)) for v, i in zip(best.values, best.indices, strict=True)]
+        layers = ", ".join(f"layer {i} ({v:+.2f} nats)" for v, i in top if v > 0)
         what = f"{self.said(torch.tensor(self.target_ids))!r}" if self.texts else f"token {self.token_id}"
         text = f"Log-probability of {what}: {self.logprob:.2f}; it rises most in {layers or 'no layer'}."
         if self.flow.shape[0] > 1:
@@ -156,7 +156,7 @@ class LogitFlow(Finding):
         return text
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each value and query neuron."""
+        """Return one row per value neuron and query neuron."""
         both = torch.cat([self.neurons, self.query_neurons])
         n_value = len(self.neurons)
         columns = {name: both[:, i].tolist() for i, name in enumerate(("position", "layer", "kind", "group", "index"))}
@@ -165,10 +165,10 @@ class LogitFlow(Finding):
         return pa.table({"role": role, **columns, "nats": [*self.importance.tolist(), *self.query_credit.tolist()]})
 
     def plot(self, what: Literal["map", "contrast"] = "map") -> Figure:
-        """Return the map of credit over positions and layers, or the curves of right against conflicting token.
+        """Return the map of credit over positions and layers, or the contrast with the conflicting token by depth.
 
         Raises:
-            BadInput: Curves were asked for without a conflicting token.
+            BadInput: `what` is "contrast", but there is no conflicting token.
         """
         from chainwright.figures.flow import contrast_curves, flow_map
 
@@ -198,54 +198,55 @@ def logit_flow(
     n_words: int = 5,
     max_rows: int | None = None,
 ) -> LogitFlow:
-    """Return what writes a token at the end of a context, and what switched that on.
+    """Return what writes a token at the end of a context, and what activated that.
 
     Args:
         model: A Transformers decoder; edits attached when it is called are in force.
         input_ids: One context, `[T]` or `[1, T]`, without padding.
         token_id: The token to follow, or the tokens of an answer together with `span`.
         conflict_id: A token to compare with the first one at every position and depth.
-        tokenizer: Gives the tokens as text.
-        span: What to do with a target of several tokens: "first" follows its first one, "sum" each of them behind those
-            before it, and adds everything up. None refuses such a target.
+        tokenizer: To name tokens by their text.
+        span: How to treat a target of several tokens: "first" follows only its first one, "sum" follows each of them
+            given those before it and sums everything. None refuses such a target.
         norm: As in `logit_lens`; "frozen" makes importances along one residual stream add up.
-        n_neurons: Value neurons kept of each kind.
+        n_neurons: Value neurons to return of each kind.
         n_traced: Value neurons of each kind that are traced back; 0 traces nothing.
-        depth: Steps of the tracing.
-        n_cells: Cells (position, layer, kind) that each step takes apart.
-        n_words: Tokens listed for each value neuron and head, and up to three of them for each cell; 0 lists none.
-        max_rows: Vectors unembedded at once; None keeps the logits under about 256 MB.
+        depth: Tracing steps.
+        n_cells: Cells (position, layer, kind) that each step decomposes.
+        n_words: Tokens listed per value neuron and head, and up to three of them per cell; 0 lists none.
+        max_rows: Vectors unembedded at once; None keeps the logits below about 256 MB.
 
     Raises:
-        BadInput: Wrong shapes, no token or several without `span`, an id outside the vocabulary, or a number below 0.
-        UnsupportedModel: A part of the model was not found, or its neurons cannot be told apart.
+        BadInput: A shape is wrong, there is no token or several without `span`, an id is outside the vocabulary, or a
+            number is too small.
+        UnsupportedModel: A part of the model was not recognised, or its neurons cannot be separated.
 
     Note:
-        Memory above the model's is linear in T and never holds all neurons' logits; the page of the method has the
-        formula and what was measured. The work is one unembedding for each neuron of each layer at the last
-        position, one for each head and position, and with `n_words` two for each position and layer.
+        Memory besides the model is linear in T, and the logits of all neurons are never stored together; the method's
+        page has the formula and measurements. The work is one unembedding per neuron of each layer at the last
+        position, one per head and position, and with `n_words` two per position and layer.
 
     Source: logit flow (arXiv 2502.10835), section 3. Departures: the credit of a query component is the exact share of
-        a coefficient with the norms held (for gated FFN neurons the slope of the activation stands for the input
-        weights), each step takes apart the best cells only, and spans are ours.
+        a coefficient with the norms held (for gated FFN neurons the gradient of the activation replaces the input
+        weights), each step decomposes only the top cells, and spans are an addition.
     """
     parts = anatomy(model)
     ids = _context(parts, input_ids)
     targets = _targets(parts, token_id, span)
     conflict = None if conflict_id is None else _targets(parts, conflict_id, None, "conflict_id")[0]
-    asked = _Asked(norm, n_neurons, n_traced, depth, n_cells, n_words, max_rows)
-    found = []
-    # the seam stays open, since single layers are run again while tracing
+    settings = _Settings(norm, n_neurons, n_traced, depth, n_cells, n_words, max_rows)
+    flows = []
+    # the seam stays open, since single layers are rerun while tracing
     with evaluating(parts.model), attach(parts.model, Handlers({})):
         for k, token in enumerate(targets):
             context = torch.cat([ids, ids.new_tensor(targets[:k])])
-            found.append(_one(parts, context, token, conflict if k == 0 else None, asked))
-    whole = found[0] if len(found) == 1 else added(found, targets)
+            flows.append(_of_token(parts, context, token, conflict if k == 0 else None, settings))
+    whole = flows[0] if len(flows) == 1 else added(flows, targets)
     return whole if tokenizer is None else _with_text(whole, tokenizer)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Settings:
     """The settings of `logit_flow`."""
 
     norm: NormMode
@@ -269,7 +270,7 @@ def _context(parts: Anatomy, input_ids: Tensor) -> Tensor:
     ids = input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids
     if ids.dim() != 1 or not ids.numel():
         raise BadInput(
-            "logit_flow follows one context of at least one token, [T] or [1, T] without padding; got "
+            "logit_flow takes one context of at least one token, [T] or [1, T] without padding; got "
             f"{list(input_ids.shape)}."
         )
     check_ids(ids[None], None)
@@ -282,39 +283,39 @@ def _targets(
     ids = token_id.flatten().tolist() if isinstance(token_id, Tensor) else token_id
     ids = [ids] if isinstance(ids, Integral) else list(ids)  # type: ignore[arg-type]
     if span not in (None, *get_args(SpanMode)):
-        raise BadInput(f"span must be 'first' or 'sum', or left out; got {span!r}.")
+        raise BadInput(f"span must be 'first', 'sum' or None; got {span!r}.")
     if not ids or not all(isinstance(i, Integral) for i in ids):
-        raise BadInput(f"{name} must be a token's number, or several with span='first' or 'sum'; got {ids}.")
+        raise BadInput(f"{name} must be a token id, or several with span='first' or 'sum'; got {ids}.")
     if len(ids) > 1 and span is None:
         how = (
-            "a conflicting answer of several tokens is compared by its first one: pass that"
+            "of a conflicting answer of several tokens only the first is compared: pass that one"
             if name == "conflict_id"
-            else "pass span='first' to follow the first one, or span='sum' to add up what writes each of them"
+            else "pass span='first' to follow the first one, or span='sum' to follow and sum all of them"
         )
         raise BadInput(f"{name} is {len(ids)} tokens, {ids}; {how}.")
     in_vocabulary(parts, name, torch.tensor(ids))
     return [int(i) for i in (ids if span == "sum" else ids[:1])]
 
 
-def _one(parts: Anatomy, ids: Tensor, token: int, conflict: int | None, asked: _Asked) -> LogitFlow:
-    """Return the flow of one token, without text."""
+def _of_token(parts: Anatomy, ids: Tensor, token: int, conflict: int | None, settings: _Settings) -> LogitFlow:
+    """Return the flow of one token, without texts."""
     ffs = feed_forwards(parts)
     reads = read_pass(parts, ffs, ids[None])
-    lens = Lens(parts, token, asked.norm, reads[-1].post[-1], asked.max_rows)
-    tracer = Tracer(parts, ffs, reads, asked.n_cells, max(1, asked.n_traced // max(1, asked.n_cells)))
-    values = Values(ffs, reads, lens, tracer, asked.n_neurons)
+    lens = Lens(parts, token, settings.norm, reads[-1].post[-1], settings.max_rows)
+    tracer = Tracer(parts, ffs, reads, settings.n_cells, max(1, settings.n_traced // max(1, settings.n_cells)))
+    values = Values(ffs, reads, lens, tracer, settings.n_neurons)
     rows = values.measure()
     return _result(
         ids=ids,
         lens=lens,
-        found=components(parts, reads, lens),
+        parts=components(parts, reads, lens),
         rows=rows,
-        traced=_traced(tracer, rows, asked.n_traced, asked.depth),
-        written=written_words(parts, reads, lens, asked.n_words),
+        traced=_traced(tracer, rows, settings.n_traced, settings.depth),
+        written=written_words(parts, reads, lens, settings.n_words),
         contrast=torch.empty(0) if conflict is None else _contrast(reads, lens, conflict),
         conflict=-1 if conflict is None else conflict,
         groups=values.groups,
-        asked=asked,
+        settings=settings,
     )
 
 
@@ -331,7 +332,7 @@ def _traced(tracer: Tracer, rows: tuple[Rows, Rows], n_traced: int, depth: int) 
 def _contrast(reads: list[LayerRead], lens: Lens, conflict: int) -> Tensor:
     """Return the difference of the two log-probabilities at each position and depth, `[T, D]`."""
     depths = [reads[0].first, *(stream for read in reads for stream in (read.mid, read.post))]
-    # the frozen scale is that of each position, so the recomputed one is used here
+    # a frozen scale belongs to the last position alone, so at other positions it is always recomputed
     own = lens._replace(norm="final")
     return torch.stack([own(stream) - own(stream, conflict) for stream in depths], dim=1)
 
@@ -340,14 +341,14 @@ def _result(
     *,
     ids: Tensor,
     lens: Lens,
-    found: Components,
+    parts: Components,
     rows: tuple[Rows, Rows],
     traced: Traced,
     written: Words,
     contrast: Tensor,
     conflict: int,
     groups: list[list[str]],
-    asked: _Asked,
+    settings: _Settings,
 ) -> LogitFlow:
     both = Rows(*(torch.cat(pair) for pair in zip(*rows, strict=True)))
     both = both.best(len(both.importance))
@@ -356,16 +357,16 @@ def _result(
         token_id=lens.token,
         target_ids=[lens.token],
         logprob=float(lens(lens.last[None])),
-        attention=found.attention.cpu(),
-        mlp=found.mlp.cpu(),
-        between=found.between.cpu(),
-        embedding=found.embedding,
-        head=found.head.cpu(),
-        head_position=found.head_position.cpu(),
+        attention=parts.attention.cpu(),
+        mlp=parts.mlp.cpu(),
+        between=parts.between.cpu(),
+        embedding=parts.embedding,
+        head=parts.head.cpu(),
+        head_position=parts.head_position.cpu(),
         neurons=both.where.cpu(),
         importance=both.importance.cpu(),
         coefficient=both.coefficient.cpu(),
-        words=lens.words(both.vectors, asked.n_words).cpu(),
+        words=lens.words(both.vectors, settings.n_words).cpu(),
         head_words=written.head,
         cell_words=written.cell,
         query_neurons=torch.tensor([list(n) for n, _ in traced.neurons], dtype=torch.long).reshape(-1, 5),
@@ -375,7 +376,7 @@ def _result(
         conflict_id=conflict,
         groups=groups,
         token_strs=[],
-        config={"norm": asked.norm, "n_neurons": asked.n_neurons, "depth": traced.flow.shape[0] - 1},
+        config={"norm": settings.norm, "n_neurons": settings.n_neurons, "depth": traced.flow.shape[0] - 1},
         provenance=provenance(lens.parts.model),
     )
 

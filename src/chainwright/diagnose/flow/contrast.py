@@ -1,4 +1,4 @@
-"""Right against conflicting token by position and depth, as the mean over questions of one shape."""
+"""The right token compared with a conflicting one by position and depth, as a mean over questions of one shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @register("finding", "FlowContrast")
 @dataclass(frozen=True, kw_only=True)
 class FlowContrast(Finding):
-    """Log-probability of one token less that of another, mean over the questions of each group.
+    """Log-probability of one token minus that of another, mean over the questions of each group.
 
     Attributes:
         curves: By group, position and depth (embedding, then after each attention and FFN), `[G, T, D]`, nats.
@@ -42,7 +42,7 @@ class FlowContrast(Finding):
     what: str
 
     def summary(self) -> str:
-        """Return where each group ends at the last position."""
+        """Return each group's difference at the last layer and position, in a sentence."""
         ends = [
             f"{name} {float(curve[-1, -1]):+.2f} nats ({n} questions)"
             for name, curve, n in zip(self.groups, self.curves, self.n, strict=True)
@@ -50,13 +50,13 @@ class FlowContrast(Finding):
         return f"{self.what[:1].upper()}{self.what[1:]} at the end of the stack: {'; '.join(ends)}."
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each group, position and depth."""
+        """Return one row per group, position and depth."""
         keys = [(g, p, d) for g in self.groups for p in self.positions for d in range(self.curves.shape[2])]
         columns = dict(zip(("group", "position", "depth"), map(list, zip(*keys, strict=True)), strict=True))
         return pa.table({**columns, "nats": self.curves.flatten().tolist()})
 
     def plot(self) -> Figure:
-        """Return a panel for each position with a curve for each group."""
+        """Return one panel per position, with a curve for each group."""
         from chainwright.figures.back_attention import position_curves
 
         return position_curves(dict(zip(self.groups, self.curves, strict=True)), self.positions)
@@ -70,14 +70,14 @@ def flow_contrast(
 
     Args:
         model: A Transformers decoder; edits attached when it is called are in force.
-        groups: Queries with a conflicting token, by name of the group; empty groups are left out.
-        positions: Names of the positions, one a token.
+        groups: Queries with a conflicting token, by name of the group; empty groups are omitted.
+        positions: Names of the positions, one per token.
         what: Which two tokens are compared, such as "e3 over e2".
 
     Raises:
-        BadInput: No query has a conflicting token, or one has another number of tokens.
+        BadInput: No query has a conflicting token, or one does not have as many tokens as there are positions.
     """
-    found: dict[str, list[Tensor]] = {}
+    by_group: dict[str, list[Tensor]] = {}
     for name, queries in groups.items():
         for query in queries:
             if query.conflict_id is None or query.conflict_id == query.token_id:
@@ -96,13 +96,13 @@ def flow_contrast(
                 n_traced=0,
                 n_words=0,
             )
-            found.setdefault(name, []).append(flow.contrast)
-    if not found:
-        raise BadInput("No query has a token that conflicts with the one that is followed, so nothing can be compared.")
+            by_group.setdefault(name, []).append(flow.contrast)
+    if not by_group:
+        raise BadInput("No query has a conflicting token other than its own, so nothing can be compared.")
     return FlowContrast(
-        curves=torch.stack([torch.stack(rows).mean(0) for rows in found.values()]),
-        groups=list(found),
-        n=[len(rows) for rows in found.values()],
+        curves=torch.stack([torch.stack(rows).mean(0) for rows in by_group.values()]),
+        groups=list(by_group),
+        n=[len(rows) for rows in by_group.values()],
         positions=list(positions),
         what=what,
         provenance=provenance(anatomy(model).model),

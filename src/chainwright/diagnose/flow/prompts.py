@@ -1,4 +1,4 @@
-"""From texts to what `logit_flow` and `flow_stages` take: a prompt with its target, and where words stand in it."""
+"""From text to the inputs of `logit_flow` and `flow_stages`: a prompt with its target, and the positions of words."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ class FlowPrompt:
 def flow_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, *, against: str | None = None, span: SpanMode | None
 ) -> FlowPrompt:
-    """Return a prompt and its target as tokens; the target stands one space behind the prompt, unless either has one.
+    """Return a prompt and its target as tokens; a space is put between them unless either has one there.
 
     Args:
         tokenizer: The model's tokenizer.
-        prompt: The text before the target, as it is: no chat template is put around it.
+        prompt: The text before the target, used as it is, without a chat template.
         target: The answer to follow.
-        against: An answer to compare with; its first token counts.
-        span: As in `logit_flow`: what to do with a target of several tokens, None to refuse it.
+        against: A conflicting answer; only its first token is compared.
+        span: As in `logit_flow`: how to treat a target of several tokens, None to refuse it.
 
     Raises:
-        BadInput: An empty prompt or target, a word that the tokenizer does not know, a target of several tokens without
-            `span`, or a conflicting answer that begins with the same token.
+        BadInput: The prompt or target is empty or has a word that the tokenizer does not know, the target has several
+            tokens without `span`, or the conflicting answer begins with the same token.
     """
     if not prompt.strip():
-        raise BadInput("The prompt is empty; give the text that stands before the target.")
+        raise BadInput("The prompt is empty; give the text before the target.")
     ids = _known(tokenizer, "prompt", prompt, _unclosed(tokenizer, prompt))
     targets = _continuation(tokenizer, prompt, ids, "target", target)
     if len(targets) > 1 and span is None:
         pieces = ", ".join(repr(token_text(tokenizer, i)) for i in targets)
         raise BadInput(
             f"The target {target!r} is {len(targets)} tokens here ({pieces}); choose --span first to follow the "
-            "first one, or --span sum to add up what writes each of them."
+            "first one, or --span sum to follow and sum all of them."
         )
     conflict = None
     if against is not None:
@@ -66,7 +66,7 @@ def flow_prompt(
         if conflict == targets[0]:
             raise BadInput(
                 f"The target {target!r} and the conflicting answer {against!r} begin with the same token, "
-                f"{token_text(tokenizer, conflict)!r}, so nothing tells them apart; put what they share into the "
+                f"{token_text(tokenizer, conflict)!r}, so they cannot be compared; put what they share into the "
                 "prompt."
             )
     return FlowPrompt(prompt, torch.tensor(ids), targets if span == "sum" else targets[:1], conflict)
@@ -79,14 +79,14 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int
     is_spaced = prompt[-1].isspace() or text[0].isspace()
     whole = _unclosed(tokenizer, prompt + ("" if is_spaced else " ") + text)
     if whole[: len(ids)] == ids and len(whole) > len(ids):
-        found = whole[len(ids) :]
-    else:  # the prompt's last token would be another one if the text went on
-        found = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return _known(tokenizer, what, text, found)
+        continuation = whole[len(ids) :]
+    else:  # the tokenizer merges the end of the prompt with the text, so the text is tokenized by itself
+        continuation = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _known(tokenizer, what, text, continuation)
 
 
 def _unclosed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the tokens of a text that goes on; some tokenizers close every text with the end token."""
+    """Return the tokens of a text without the end token that some tokenizers append to every text."""
     ids = list(tokenizer(text)["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -99,7 +99,7 @@ def _known(tokenizer: PreTrainedTokenizerBase, what: str, text: str, ids: list[i
         lost = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False)["input_ids"]]
         raise BadInput(
             f"The {what} has {', '.join(map(repr, lost or [text]))}, which is not in this model's vocabulary of "
-            f"{len(tokenizer)} tokens; use words that it knows."
+            f"{len(tokenizer)} tokens; use words that are in it."
         )
     return ids
 
@@ -112,8 +112,8 @@ def marked_prompt(
     Args:
         tokenizer: The model's tokenizer.
         prompt: From `flow_prompt`.
-        entity: What the prompt says of the entity; its last mention counts.
-        relation: What it says of the relation.
+        entity: The entity as it is written in the prompt; its last mention is marked.
+        relation: The relation as it is written in the prompt.
 
     Raises:
         BadInput: One of them is missing, or not in the prompt.
@@ -132,14 +132,12 @@ def marked_prompt(
 def _place(tokenizer: PreTrainedTokenizerBase, prompt: FlowPrompt, name: str, text: str) -> tuple[int, ...]:
     cut = token_offsets(tokenizer, prompt.input_ids.tolist(), keep_markers=True)
     start = cut.text.rfind(text)
-    found = tuple(
-        i for i, at in enumerate(cut.offsets) if start >= 0 and at.start < start + len(text) and at.end > start
+    positions = tuple(
+        i for i, span in enumerate(cut.offsets) if start >= 0 and span.start < start + len(text) and span.end > start
     )
-    if not found:
-        raise BadInput(
-            f"The {name} {text!r} does not stand in the prompt {prompt.text!r}; give words as they stand there."
-        )
-    return found
+    if not positions:
+        raise BadInput(f"The {name} {text!r} is not in the prompt {prompt.text!r}; give words as written there.")
+    return positions
 
 
 def problem_queries(
@@ -148,16 +146,16 @@ def problem_queries(
     follow: Sequence[str],
     against: Sequence[str | None],
 ) -> list[MarkedQuery]:
-    """Return questions of a made-up world as queries with two words marked.
+    """Return questions about a made-up world as queries with two words marked.
 
-    With one hop these are e1 and r1, the entity and the relation. With two they are r1 and r2 (`hop_marks`):
-    whether the first hop's position has a part in the answer is the question there.
+    With one hop these are e1 and r1, the entity and the relation. With two they are r1 and r2 (`hop_marks`), since the
+    question there is whether the first hop's position contributes to the answer.
 
     Args:
         tokenizer: The model's tokenizer.
         problems: From `World.question`.
-        follow: The answer to follow for each.
-        against: A conflicting answer for each, or None; the same answer counts as none.
+        follow: The answer to follow for each question.
+        against: A conflicting answer for each question, or None; an equal answer counts as None.
 
     Raises:
         BadInput: A word that the tokenizer does not know.
@@ -176,5 +174,5 @@ def problem_queries(
 
 
 def hop_marks(hops: int) -> tuple[str, str]:
-    """Return what the two marked words of a question of a made-up world are called."""
+    """Return the names of the two marked words in a question about a made-up world."""
     return ("first relation", "second relation") if hops == 2 else ("entity", "relation")

@@ -1,6 +1,6 @@
-"""Marked queries at the slots of chains of thought, so that the stages of a step can be looked for as those of a fact.
+"""Marked queries at the slots of chains of thought, to measure the stages of a reasoning step like those of a fact.
 
-The input of the step, x_t, in the question stands for the entity; the result before it, s_{t-1}, for the relation.
+The step's input x_t in the question takes the place of the entity, the result before it, s_{t-1}, that of the relation.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def slot_queries(
 ) -> list[MarkedQuery]:
     """Return the contexts as queries with the input of their step and the result before it marked.
 
-    Contexts of slots that belong to no step, or to a first step with no result before it, are left out.
+    Contexts at slots that belong to no step, or to a first step without a result before it, are omitted.
 
     Args:
         tokenizer: The tokenizer of the traces.
-        traces: The traces that the contexts were taken from.
+        traces: The traces that the contexts come from.
         contexts: From `erroneous_contexts` or `correct_contexts`.
-        follow: The token that the model wrote, or the right one; the other is the conflicting token where they differ.
+        follow: The token that the model wrote, or the right one; where they differ, the other is the conflicting token.
 
     Raises:
-        BadInput: The contexts do not say where they were taken from.
+        BadInput: The contexts have no sites.
     """
     if len(contexts) and not contexts.sites:
-        raise BadInput("These contexts do not say which trace and position they end at, so nothing can be marked.")
+        raise BadInput("These contexts do not record which trace and position they end at, so nothing can be marked.")
     queries = []
     for row, (index, position) in enumerate(contexts.sites):
         trace = traces[index]
@@ -57,7 +57,7 @@ def slot_queries(
 
 
 def result_queries(tokenizer: Tokenizer, traces: Sequence[Trace], n: int) -> list[MarkedQuery]:
-    """Return up to `n` queries at right results of steps, one a trace, at hops spread over its steps.
+    """Return up to `n` queries at right step results, one per trace, at varying hops.
 
     Raises:
         BadInput: `n` is below 1.
@@ -72,9 +72,9 @@ def result_queries(tokenizer: Tokenizer, traces: Sequence[Trace], n: int) -> lis
         if not right:
             continue
         slot = right[len(queries) * 7 % len(right)]
-        at = marks[slot.slot]
+        mark = marks[slot.slot]
         ids = trace.input_ids
-        queries.append(MarkedQuery(ids[: slot.start], int(ids[slot.start]), at.inputs, at.previous))
+        queries.append(MarkedQuery(ids[: slot.start], int(ids[slot.start]), mark.inputs, mark.previous))
         if len(queries) == n:
             break
     return queries

@@ -1,13 +1,13 @@
-"""The stages of an answer: what happens at the entity, at the relation and at the end, and at which depth.
+"""The stages of an answer: what happens at the entity, at the relation and at the end, and in which layers.
 
     A  entity enrichment      FFN query components at the entity
     B  entity extraction      attention query components at the entity
     C  relation enrichment    FFN query components at the relation and the last position
     D  relation extraction    attention query components at the relation and the last position, and the value neurons
 
-The credit of each stage by layer comes from `logit_flow`; a stage's centre is its credit-weighted mean layer. What
-goes to other positions is counted as "elsewhere". In a chain of thought the input of a step stands for the
-entity and the result before it for the relation (`slot_queries`).
+The credit of each stage by layer comes from `logit_flow`; a stage's centre is its credit-weighted mean layer. Credit of
+other positions is counted as "elsewhere". In a chain of thought the input of a step takes the place of the entity, and
+the result before it that of the relation (`slot_queries`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MarkedQuery:
         input_ids: The context, `[T]`.
         token_id: The answer's first token.
         entity: Positions of the entity.
-        relation: Positions of the relation; the last position belongs to it anyway.
+        relation: Positions of the relation; the last position is always added to them.
         conflict_id: A token to compare with, or None.
     """
 
@@ -61,13 +61,13 @@ class FlowStages(Finding):
     """Credit of each stage by layer, mean over queries.
 
     Attributes:
-        credit: `[4, L]`, nats; negative credit is left out.
+        credit: `[4, L]`, nats; negative credit is ignored.
         elsewhere: Credit of all other positions, `[L]`, nats.
         each: Credit of the stages and elsewhere in each query, `[N, 5, L]`.
         sizes: Positions of the first mark, of the second one with the end, and elsewhere, in each query, `[N, 3]`.
-        n_queries: Queries that were followed.
-        name: What the queries are.
-        marks: What the two marked kinds of position are called.
+        n_queries: Number of queries.
+        name: Name of the set of queries.
+        marks: Names of the two marked kinds of position.
     """
 
     credit: Tensor
@@ -90,11 +90,11 @@ class FlowStages(Finding):
 
     @property
     def shares(self) -> list[float]:
-        """The share of each stage in all credit, elsewhere included, which has the rest."""
+        """The share of each stage in all credit; elsewhere has the rest."""
         return (self.credit.sum(-1) / (self.credit.sum() + self.elsewhere.sum())).tolist()
 
     def spans(self, share: float = 0.8) -> list[tuple[int, int]]:
-        """Return for each stage the first and last layer of the middle `share` of its credit."""
+        """Return, for each stage, the first and last layer of the middle `share` of its credit."""
         tail, out = (1 - share) / 2, []
         for row in self.credit:
             total = row.cumsum(0) / row.sum().clamp(min=1e-12)
@@ -105,22 +105,22 @@ class FlowStages(Finding):
     def line(self) -> dict[str, Any]:
         """Return the stage table in one row, as text.
 
-        A stage's cell is the layers of the middle 80% of its credit, its centre in brackets and its share. Behind them:
-        in how many queries A and B, or unmarked positions, lie below C and D; the median share of A and B; and what a
-        token of theirs has for each nat of an unmarked one.
+        A stage's cell gives the layers of the middle 80% of its credit, its centre in brackets, and its share. The
+        other columns: in how many queries A and B, or the unmarked positions, are below C and D; the median share of A
+        and B; and the credit per token of A and B relative to that per unmarked token.
         """
         row: dict[str, Any] = {"n": self.n_queries}
         row |= {each["stage"] or each["what"]: _cell(each) for each in self.rows()}
         row |= {pair: f"{k} of {n}" for pair, (k, n) in self.order().items() if "," in pair}
         row["A + B, median"] = f"{float(self.first_shares.median()):.1%}"
-        row["A + B a token, over elsewhere"] = "none" if self.density != self.density else f"{self.density:.1f}"
+        row["A + B per token, over elsewhere"] = "none" if self.density != self.density else f"{self.density:.1f}"
         return row
 
     def order(self) -> dict[str, tuple[int, int]]:
-        """Return how often one stage's centre lies below another's, as (queries, queries in which both have credit).
+        """Return how often one stage's centre is below another's, as (queries, queries in which both have credit).
 
-        The pairs are those of neighbours, both stages at the first mark (A, B) against both later ones (C, D), and as a
-        control the unmarked positions against C and D: whatever stands earlier is read by later layers.
+        The pairs are neighbouring stages, both stages at the first mark (A, B) with both later ones (C, D), and as a
+        control the unmarked positions with C and D, since anything earlier is read by later layers.
         """
         each = self.each
         halves = torch.stack([each[:, :2].sum(1), each[:, 2:4].sum(1), each[:, 4]], dim=1)
@@ -135,20 +135,20 @@ class FlowStages(Finding):
 
     @property
     def first_shares(self) -> Tensor:
-        """The share of the credit at the first mark (A and B) in each query, `[N]`."""
+        """The share of a query's credit at the first mark (A and B), `[N]`."""
         total = self.each.sum((1, 2))
         return self.each[:, :2].sum((1, 2)) / total.clamp(min=1e-12)
 
     @property
     def density(self) -> float:
-        """Credit of a token of the first mark over that of an unmarked one, median over queries; NaN without such."""
+        """Credit per token of the first mark relative to that per unmarked token, median over queries; may be NaN."""
         first = self.each[:, :2].sum((1, 2)) / self.sizes[:, 0]
         other = self.each[:, 4].sum(1) / self.sizes[:, 2]
         ratio = (first / other)[other > 0]
         return float(ratio.median()) if len(ratio) else float("nan")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the stage table: stage, what, first and last layer, centre and share; the last row is elsewhere."""
+        """Return the stage table: stage, what, first and last layer, centre and share; the last row is "elsewhere"."""
         first, second = self.marks
         what = (f"FFN at the {first}", f"attention at the {first}", f"FFN at the {second} and the end",
                 f"attention at the {second} and the end, and what is written")  # fmt: skip
@@ -169,7 +169,7 @@ class FlowStages(Finding):
         return [*table, {**rest, "share": float(self.elsewhere.sum()) / total if total else float("nan")}]
 
     def summary(self) -> str:
-        """Return where each stage stands."""
+        """Return the layers, centre and share of each stage, in words."""
         parts = [
             f"{name} layers {first}-{last} (centre {centre:.1f}, {share:.0%})"
             for name, (first, last), centre, share in zip(STAGES, self.spans(), self.centres, self.shares, strict=True)
@@ -177,12 +177,12 @@ class FlowStages(Finding):
         k, n = self.order()["A, B below C, D"]
         what = f"{self.n_queries} queries" + (f" ({self.name})" if self.name else "")
         return (
-            f"Stages of {what}: {'; '.join(parts)}; elsewhere {1 - sum(self.shares):.0%}. A and B lie below C and D in "
+            f"Stages of {what}: {'; '.join(parts)}; elsewhere {1 - sum(self.shares):.0%}. A and B are below C and D in "
             f"{k} of {n} queries."
         )
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each stage, and for elsewhere, and layer."""
+        """Return one row per layer and stage, elsewhere included."""
         n_layers = self.credit.shape[1]
         names = [*STAGES, "elsewhere"]
         return pa.table(
@@ -222,19 +222,19 @@ def flow_stages(
     marks: tuple[str, str] = ("entity", "relation"),
     **options: Any,
 ) -> FlowStages:
-    """Return at which layers the stages A to D of a set of queries stand.
+    """Return in which layers the stages A to D of a set of queries take place.
 
     Args:
         model: A Transformers decoder.
         queries: Contexts with marked positions.
-        norm: As in `logit_lens`. With "final" the neurons of the first layers, which add to a small stream, each raise
-            the token by almost all that the layer does, and drown the rest.
-        name: What the queries are, for tables.
-        marks: What the two marked kinds of position are called.
+        norm: As in `logit_lens`. With "final", neurons of the first layers, which add to a stream of small norm, each
+            raise the token by almost as much as their whole layer, and dominate the rest.
+        name: Name of the set of queries, for tables.
+        marks: Names of the two marked kinds of position.
         **options: Passed on to `logit_flow`.
 
     Raises:
-        BadInput: No queries, or one without marked positions or with some outside of it.
+        BadInput: There are no queries, or one has no marked positions or some outside its context.
     """
     if not queries:
         raise BadInput("The stages need at least one marked query; got none.")
@@ -264,16 +264,16 @@ def _check_marks(i: int, query: MarkedQuery, names: tuple[str, str]) -> None:
     for name, marks in zip(names, (query.entity, query.relation), strict=True):
         if not marks:
             raise BadInput(
-                f"Query {i} has no marked {name} positions, so its stages cannot be named; give {names[0]} and "
+                f"Query {i} has no marked {name} positions, so its stages are undefined; mark {names[0]} and "
                 f"{names[1]}, or call logit_flow, which needs no marks."
             )
-        outside = [at for at in marks if not 0 <= at < n_tokens]
+        outside = [position for position in marks if not 0 <= position < n_tokens]
         if outside:
             raise BadInput(f"Query {i} marks position {outside[0]} as {name}, but it has {n_tokens} tokens.")
 
 
 def stage_credit(flow: LogitFlow, entity: Sequence[int], relation: Sequence[int]) -> Tensor:
-    """Return the credit of each stage by layer of one query, and that of all other positions, `[5, L]`."""
+    """Return the credit of each stage by layer for one query, and that of all other positions, `[5, L]`."""
     at_entity, at_relation, others = _places(len(flow.input_ids), entity, relation)
     query, value = flow.flow[1:].clamp(min=0).sum(0), flow.flow[0].clamp(min=0)  # (position, layer, kind)
     return torch.stack(

@@ -1,7 +1,7 @@
-"""Two models of one architecture side by side: do the same heads play the same roles?
+"""Two models of one architecture side by side: do the same heads have the same roles?
 
-Meant for two checkpoints of one training (a base model and its RL-trained offspring, an early and a late stage), whose
-heads correspond one to one because they grew from the same initial weights.
+Meant for two checkpoints with shared ancestry (a base model and its RL-trained version, an early and a late stage of
+training), whose heads correspond one to one because they started from the same weights.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class HeadComparison(Finding):
     """How far the roles of heads agree between two models.
 
     Attributes:
-        roles: One a role: `role`, `first` and `second` (heads that have it), `both`, `overlap` (shared heads over all
-            heads that have it in either; None where nobody has it) and `by_chance` (the overlap that as many heads
-            drawn at random would have on average, about).
-        scores: One a score: `score`, `rank_correlation` (Spearman over all heads) and `p`.
-        disagreement: Rank of each head's erroneous-processing effect in the second model less that in the first, as
-            a share of all heads, `[L, H]`: positive where it pushes the wrong token more in the second.
+        roles: One entry per role: `role`, `first` and `second` (number of heads that have it in each model), `both`,
+            `overlap` (shared heads over all heads that have it in either; None where no head has it) and `by_chance`
+            (approximately the mean overlap of as many heads drawn at random).
+        scores: One entry per score: `score`, `rank_correlation` (Spearman over all heads) and `p`.
+        disagreement: Rank of each head's erroneous-processing effect in the second model minus that in the first, as
+            a share of all heads, `[L, H]`: positive where it supports the wrong token more in the second.
     """
 
     roles: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class HeadComparison(Finding):
     disagreement: Tensor
 
     def summary(self) -> str:
-        """Return the agreement in words."""
+        """Return the shared heads of each role and the rank correlation of each score, in words."""
         parts = []
         for row in self.roles:
             if row["overlap"] is not None:
@@ -51,7 +51,7 @@ class HeadComparison(Finding):
         return f"Heads: {'; '.join(parts)}. Rank correlation: {ranks}."
 
     def to_frame(self) -> pa.Table:
-        """Return one row a role and a score."""
+        """Return one row per role and one per score."""
         empty = {
             "first": None,
             "second": None,
@@ -66,14 +66,14 @@ class HeadComparison(Finding):
 
 
 def compare_heads(first: HeadRoles, second: HeadRoles) -> HeadComparison:
-    """Return how far two models agree on what their heads do at one kind of slot.
+    """Return how far the roles of heads agree between two models, at one kind of slot.
 
     Args:
         first: Roles in one model.
         second: Roles in the other, at the same kind of slot.
 
     Raises:
-        BadInput: The models have other numbers of layers or heads.
+        BadInput: The models have different numbers of layers or heads.
     """
     shapes = [tuple(roles.rectification.shape) for roles in (first, second)]
     if shapes[0] != shapes[1]:
@@ -113,5 +113,5 @@ def _overlap(role: str, first: list[list[int]], second: list[list[int]], n_heads
 
 
 def _correlation(name: str, first: Tensor, second: Tensor) -> dict[str, Any]:
-    found = spearmanr(first.flatten().numpy(), second.flatten().numpy())
-    return {"score": name, "rank_correlation": float(found.statistic), "p": float(found.pvalue)}
+    test = spearmanr(first.flatten().numpy(), second.flatten().numpy())
+    return {"score": name, "rank_correlation": float(test.statistic), "p": float(test.pvalue)}

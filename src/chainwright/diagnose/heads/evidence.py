@@ -1,10 +1,12 @@
-"""What the model says at errors of one type with every head in place, and without each of a few heads.
+"""The model's predictions at errors of one type, with every head in place and without each of a few heads.
 
-1. The heads that a diagnosis named: the best one, then those that push the wrong token, mend most, or write answers.
-2. Every context at such an error, those that the roles were found on and those held out, and as many right ones.
-3. One forward pass a head: the likeliest tokens with their probabilities, and that of the right token.
+1. The heads come from a diagnosis: the best one, then those that support the wrong token, fix most, or write answers.
+2. The contexts are those at such errors, both the ones that the roles were found on and held-out ones, and as many
+   right ones.
+3. One forward pass per head gives the likeliest tokens with their probabilities, and that of the right token.
 
-It is the evidence to `head_roles`: which errors a head would mend, one by one, and which right tokens it would break.
+It is the evidence behind `head_roles`: which errors silencing a head would fix, one by one, and which right tokens it
+would break.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ _TOKENS_AT_ONCE = 2**14
 @register("finding", "HeadEvidence")
 @dataclass(frozen=True, kw_only=True)
 class HeadEvidence(Finding):
-    """What the model says in N contexts, whole (column 0) and without each of K heads (columns 1 to K).
+    """Predictions in N contexts with all heads (column 0) and without each of K heads (columns 1 to K).
 
     Attributes:
-        task, error_type: The errors.
+        task, error_type: Which errors the contexts end at.
         heads: The K heads as [layer, head] pairs, the best first.
-        sites: Where each context ends, as [trace, position] of its deciding token.
+        sites: Where each context ends, as [trace, position] of the token it decides.
         is_erroneous: Whether the model is wrong there, bool `[N]`.
-        is_seen: Whether the context is one that the roles were found on, bool `[N]`; the others are held out.
+        is_seen: Whether the roles were found on this context, bool `[N]`; the others are held out.
         right_ids: The right token, `[N]`.
         p_right: Its probability, `[N, 1 + K]`.
         top_ids: The likeliest tokens, best first, `[N, 1 + K, A]`.
@@ -74,14 +76,14 @@ class HeadEvidence(Finding):
 
     @property
     def has_held_out(self) -> bool:
-        """Return whether some failing contexts had no part in finding the roles."""
+        """Return whether some erroneous contexts were not used to find the roles."""
         return bool((self.is_erroneous & ~self.is_seen).any())
 
     def counts(self, *, seen: bool) -> list[dict[str, Any]]:
-        """Return for each head how many failing contexts it mends and how many right ones it breaks, when silenced.
+        """Return for each head how many erroneous contexts silencing it fixes, and how many right ones it breaks.
 
         Args:
-            seen: In the contexts that the roles were found on, or in those held out.
+            seen: Count the contexts that the roles were found on (True) or the held-out ones (False).
         """
         chosen = self.is_seen == seen
         wrong, right = self.is_right[chosen & self.is_erroneous], self.is_right[chosen & ~self.is_erroneous]
@@ -98,17 +100,17 @@ class HeadEvidence(Finding):
         ]
 
     def summary(self) -> str:
-        """Return what silencing the first head does in contexts held out, or in all if there are none."""
+        """Return the effect of silencing the first head in held-out contexts, or in the others if there are none."""
         first = self.counts(seen=not self.has_held_out)[0]
         where = "held out" if self.has_held_out else "that it was chosen on"
         return (
-            f"{self.task}, {self.error_type}: without L{first['layer']}H{first['head']} {first['n_fixed']} of "
-            f"{first['n_erroneous']} failing contexts {where} are mended and {first['n_broken']} of "
+            f"{self.task}, {self.error_type}: without L{first['layer']}H{first['head']}, {first['n_fixed']} of "
+            f"{first['n_erroneous']} wrong contexts {where} are fixed and {first['n_broken']} of "
             f"{first['n_correct']} right ones broken."
         )
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each context and column, with the likeliest token and the probability of the right one."""
+        """Return one row per context and column: the likeliest token, the right one, and their probabilities."""
         names: list[tuple[int | None, int | None]] = [(None, None), *((layer, head) for layer, head in self.heads)]
         rows = [
             {
@@ -129,7 +131,7 @@ class HeadEvidence(Finding):
         return pa.Table.from_pylist(rows)
 
     def text(self, token_id: Tensor | int) -> str:
-        """Return the text of a token id that stands in this finding."""
+        """Return the text of a token id that occurs in this finding."""
         return self.token_strs[str(int(token_id))]
 
     def plot(self) -> Figure:
@@ -143,23 +145,23 @@ def head_evidence(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
-    found: RoleFinding,
+    finding: RoleFinding,
     *,
     n: int = 32,
     n_heads: int = 6,
     n_top: int = 5,
 ) -> HeadEvidence:
-    """Return what the model says at errors of one type without each of the heads that a diagnosis named.
+    """Return the model's predictions at errors of one type without each of the heads that a diagnosis named.
 
     Args:
-        model: The model that the traces were made with.
+        model: The model that generated the traces.
         tokenizer: Its tokenizer.
-        traces: All traces, in the order that the roles' sites count in.
-        found: The roles at one error type.
-        n: Contexts of each kind at most. With twice the number that the roles were found on, and what the diagnosis
-            held out beside them, they are the same.
-        n_heads: Heads at most.
-        n_top: Likeliest tokens to keep.
+        traces: All traces, in the order in which the roles' sites number them.
+        finding: The roles at one error type.
+        n: At most so many contexts of each kind. Twice the number that the diagnosis used gives its own contexts, those
+            that the roles were found on and those that it held out.
+        n_heads: At most so many heads.
+        n_top: Likeliest tokens to record per prediction.
 
     Raises:
         BadInput: A number below 1, or the traces have no such error.
@@ -167,20 +169,20 @@ def head_evidence(
     for name, value in (("n", n), ("n_heads", n_heads), ("n_top", n_top)):
         if value < 1:
             raise BadInput(f"{name} must be at least 1; got {value}.")
-    wrong = erroneous_contexts(tokenizer, traces, found.task, found.error_type, n)
+    wrong = erroneous_contexts(tokenizer, traces, finding.task, finding.error_type, n)
     right = correct_contexts(traces, wrong, n)
-    heads = named_heads(found, n_heads)
+    heads = named_heads(finding, n_heads)
     parts = anatomy(model)
     with evaluating(parts.model), torch.no_grad():
-        said = [_said(parts, contexts, heads, min(n_top, parts.d_vocab)) for contexts in (wrong, right)]
-    p_right, top_ids, p_top = (torch.cat([one[i] for one in said]) for i in range(3))
+        by_kind = [_predictions(parts, contexts, heads, min(n_top, parts.d_vocab)) for contexts in (wrong, right)]
+    p_right, top_ids, p_top = (torch.cat(column) for column in zip(*by_kind, strict=True))
     right_ids = torch.cat([wrong.right_ids, right.right_ids]).cpu()
     sites = wrong.sites + right.sites
-    seen = [tuple(site) for site in found.sites_erroneous + found.sites_correct]
+    seen = [tuple(site) for site in finding.sites_erroneous + finding.sites_correct]
     known = sorted({*top_ids.flatten().tolist(), *right_ids.tolist()})
     return HeadEvidence(
-        task=found.task,
-        error_type=found.error_type,
+        task=finding.task,
+        error_type=finding.error_type,
         heads=heads,
         sites=sites,
         is_erroneous=torch.arange(len(sites)) < len(wrong),
@@ -198,32 +200,32 @@ def head_evidence(
 def named_heads(roles: HeadRoles, n: int) -> list[list[int]]:
     """Return up to `n` heads that are worth a closer look, the best first.
 
-    After the best head come in turn the erroneous-processing heads, those that mend most, and the correct-processing
-    and answer-writing heads.
+    After the best head come, in turn, the top heads of four lists: erroneous-processing heads, those whose silencing
+    fixes most contexts, correct-processing heads, and answer-writing heads.
     """
     n_columns = roles.corrected.shape[1]
     order = (roles.corrected + 1e-3 * roles.rectification).flatten().argsort(descending=True, stable=True)
-    mending = [[int(i) // n_columns, int(i) % n_columns] for i in order if roles.corrected.flatten()[i] > 0]
-    lists = (roles.erroneous_processing, mending, roles.correct_processing, roles.answer_writing)
-    found = [list(roles.best_head)]
+    fixing = [[int(i) // n_columns, int(i) % n_columns] for i in order if roles.corrected.flatten()[i] > 0]
+    lists = (roles.erroneous_processing, fixing, roles.correct_processing, roles.answer_writing)
+    chosen = [list(roles.best_head)]
     for rank in range(max(len(heads) for heads in lists)):
-        found += [list(heads[rank]) for heads in lists if rank < len(heads)]
-    return [list(head) for head in dict.fromkeys(tuple(head) for head in found)][:n]
+        chosen += [list(heads[rank]) for heads in lists if rank < len(heads)]
+    return [list(head) for head in dict.fromkeys(tuple(head) for head in chosen)][:n]
 
 
-def _said(
+def _predictions(
     parts: Anatomy, contexts: SlotContexts, heads: Sequence[Sequence[int]], n_top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the right token's probability `[N, 1 + K]`, and the likeliest tokens and theirs `[N, 1 + K, A]`."""
+    """Return the right token's probability `[N, 1 + K]`, and the likeliest tokens with theirs `[N, 1 + K, A]`."""
     at_once = max(1, _TOKENS_AT_ONCE // contexts.input_ids.shape[1])
-    found = []
+    batches = []
     for start in range(0, len(contexts), at_once):
         part = contexts.take(slice(start, start + at_once))
         probs = torch.stack([_probs(parts, part, head) for head in (None, *heads)], dim=1)  # (row, column, vocabulary)
         right = part.right_ids.to(probs.device)[:, None, None].expand(-1, probs.shape[1], 1)
         best = probs.topk(n_top)
-        found.append((probs.gather(-1, right)[..., 0].cpu(), best.indices.cpu(), best.values.cpu()))
-    p_right, top_ids, p_top = (torch.cat([one[i] for one in found]) for i in range(3))
+        batches.append((probs.gather(-1, right)[..., 0].cpu(), best.indices.cpu(), best.values.cpu()))
+    p_right, top_ids, p_top = (torch.cat(column) for column in zip(*batches, strict=True))
     return p_right, top_ids, p_top
 
 

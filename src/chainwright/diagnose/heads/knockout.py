@@ -1,10 +1,10 @@
-"""What each head does to the probability of a token: zero it, look again, take the difference.
+"""Each head's causal effect on the probability of a token: silence it and take the difference.
 
 Three ways to the same map, from exact to cheap:
 
 - exact: every head is silenced in turn;
 - gradient: a first-order estimate for all heads from one backward pass;
-- screened: the estimate ranks the heads, and the best-ranked share of them is measured exactly.
+- screened: the estimate ranks the heads, and the top-ranked share of them is measured exactly.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class KnockoutEffects(Finding):
 
     Attributes:
         baseline: Probability of each row's token with every head in place, `[N]`.
-        effect: `baseline` less the probability without the head, `[N, L, H]`; positive: the head pushes the
+        effect: `baseline` minus the probability without the head, `[N, L, H]`; positive: the head supports the
             token.
-        is_exact: Where `effect` was measured and is no estimate, bool `[N, L, H]`.
+        is_exact: Where `effect` was measured rather than estimated, bool `[N, L, H]`.
     """
 
     baseline: Tensor
@@ -53,14 +53,14 @@ class KnockoutEffects(Finding):
     is_exact: Tensor
 
     def summary(self) -> str:
-        """Return the heads with the largest mean effects."""
+        """Return the mean probability and the heads with the largest mean effects, in a sentence."""
         mean = self.effect.mean(0)
         best = mean.flatten().topk(min(5, mean.numel()))
         heads = [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in best.indices]
         named = ", ".join(
             f"L{layer}H{head} {float(value):+.3f}" for (layer, head), value in zip(heads, best.values, strict=True)
         )
-        return f"Mean probability {float(self.baseline.mean()):.3f}; lost most without {named}."
+        return f"Mean probability {float(self.baseline.mean()):.3f}; largest mean loss when silenced: {named}."
 
     def to_frame(self) -> pa.Table:
         """Return one row for each context and head."""
@@ -81,7 +81,7 @@ class KnockoutEffects(Finding):
         """Return the effects as a map, layer against head.
 
         Args:
-            row: One context; left out: the mean over all.
+            row: One context; by default the mean over all.
 
         Raises:
             BadInput: There is no such context.
@@ -110,27 +110,27 @@ def knockout_effects(
     Args:
         model: A Transformers decoder.
         input_ids: Contexts `[N, T]`, left-padded.
-        token_ids: The token whose probability is followed, one a context, `[N]`.
+        token_ids: The token whose probability is measured, one per context, `[N]`.
         attention_mask: `[N, T]`, None if no row is padded.
-        positions: Silence the head at all positions (the paper's way: also what it wrote into earlier tokens
-            is gone) or only at the last.
+        positions: Silence the head at all positions (as in the paper: what it wrote at earlier tokens is removed
+            too) or only at the last.
         method: "exact", "gradient" or "screened".
         share: For "screened", the share of each row's heads that is measured exactly.
-        max_bytes: How much memory the variants that are run side by side may take, roughly and besides the model, and
-            how much is kept of the rows that go together; never less than one row and one variant take. None chooses
-            what is fast on the model's device. `plan_knockout_effects` says beforehand what that comes to.
-        progress: Show a progress bar on a terminal. Interrupted, it leaves the model as it was.
+        max_bytes: Approximate memory, besides the model, for the variants that run side by side, and for the records
+            of the rows that run together; one row and one variant always run. None chooses what is fast on the
+            model's device. `plan_knockout_effects` estimates the result.
+        progress: Show a progress bar on a terminal. If interrupted, the model is restored.
 
     Raises:
-        BadInput: Shapes do not fit, an id outside the vocabulary, an unknown method, a share outside 0..1, or a
-            `max_bytes` below 1.
+        BadInput: Shapes do not fit, an id is outside the vocabulary, the method is unknown, the share is outside
+            0..1, or `max_bytes` is below 1.
         UnsupportedModel: The model's layers cannot be run one by one.
 
     Note:
-        Edits that are attached when it is called stay in force, so it shows what single heads do to the edited model;
-        "exact" is then slower.
-        The gradient estimate is `sum over positions of z . dp/dz`. It ranks heads well and misjudges sizes:
-        silencing a head is a large step, and near p = 1 the slope is flat.
+        Edits that are attached when it is called stay in force, so it measures what single heads do in the edited
+        model; "exact" is then slower.
+        The gradient estimate is `sum over positions of z . dp/dz`. It ranks heads well but misjudges sizes: silencing
+        a head is a large step, and near p = 1 the slope is flat.
 
     Source: TCR (arXiv 2601.21214), section 3, causal indirect effect by zero ablation.
     """
@@ -163,7 +163,7 @@ def check_options(method: str, positions: str, share: float, max_bytes: int | No
 
 
 def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
-    """Return checked contexts on the model's device, with one tracked token a row."""
+    """Return checked contexts on the model's device, with one tracked token per row."""
     check_ids(input_ids, attention_mask)
     tracked = check_token_ids(parts, token_ids, len(input_ids))[:, None]
     input_ids = in_vocabulary(parts, "input_ids", input_ids)
@@ -190,29 +190,29 @@ def _measure(
     """Return baseline `[N]`, effects `[N, L, H]`, and where they were measured."""
     if method == "exact":
         wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
-        knocked = knock_out_each(parts, contexts, wanted, positions, max_bytes, report)
-        baseline = knocked.baseline[:, 0]
-        return baseline, baseline[:, None, None] - knocked.probs[..., 0], wanted
-    choose = partial(_best_ranked, share=share) if method == "screened" else None
-    found = gradient_each(parts, contexts, positions, choose, max_bytes, report)
-    measured = found.baseline[:, None, None] - found.knocked.probs[..., 0]
-    return found.baseline, torch.where(found.wanted, measured, found.estimate), found.wanted
+        results = knock_out_each(parts, contexts, wanted, positions, max_bytes, report)
+        baseline = results.baseline[:, 0]
+        return baseline, baseline[:, None, None] - results.probs[..., 0], wanted
+    choose = partial(_top_ranked, share=share) if method == "screened" else None
+    screened = gradient_each(parts, contexts, positions, choose, max_bytes, report)
+    measured = screened.baseline[:, None, None] - screened.measured.probs[..., 0]
+    return screened.baseline, torch.where(screened.wanted, measured, screened.estimate), screened.wanted
 
 
-def _n_kept(share: float, n_heads: int) -> int:
+def _n_screened(share: float, n_heads: int) -> int:
     return max(1, round(share * n_heads))
 
 
-def _best_ranked(estimate: Tensor, share: float) -> Tensor:
+def _top_ranked(estimate: Tensor, share: float) -> Tensor:
+    """Return where a row's estimate is among its largest, whatever the sign, bool `[N, L, H]`."""
     flat = estimate.flatten(1).abs()
-    n_kept = _n_kept(share, flat.shape[1])
-    kept = torch.zeros_like(flat, dtype=torch.bool)
-    kept.scatter_(1, flat.topk(n_kept, dim=1).indices, True)
-    return kept.view_as(estimate)
+    is_chosen = torch.zeros_like(flat, dtype=torch.bool)
+    is_chosen.scatter_(1, flat.topk(_n_screened(share, flat.shape[1]), dim=1).indices, True)
+    return is_chosen.view_as(estimate)
 
 
 def n_measured(parts: Anatomy, n_rows: int, method: Method, share: float) -> int:
     """Return how many (row, head) pairs a sweep measures."""
     n_heads = parts.n_layers * parts.n_heads
-    per_row = {"exact": n_heads, "gradient": 0, "screened": _n_kept(share, n_heads)}
+    per_row = {"exact": n_heads, "gradient": 0, "screened": _n_screened(share, n_heads)}
     return n_rows * per_row[method]

@@ -1,4 +1,4 @@
-"""The logit lens and what each head writes towards an answer, at the last position."""
+"""The logit lens, and how much each head writes directly towards an answer, at the last position."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class LogitLens(Finding):
 
     Attributes:
         logprob: `[N, 2 L + 1]`, nats: before layer 0, then after each layer's attention and after its MLP.
-        points: What each column is ("embedding", "0 mid", "0 post", ...).
+        points: The name of each column ("embedding", "0 mid", "0 post", ...).
     """
 
     logprob: Tensor
     points: list[str]
 
     def summary(self) -> str:
-        """Return the depth at which the token's mean log-probability rises most."""
+        """Return the step at which the token's mean log-probability rises most, in a sentence."""
         step = self.logprob.mean(0).diff()
         best = int(step.argmax())
         where = f"from {self.points[best]} to {self.points[best + 1]}"
@@ -53,24 +53,24 @@ class LogitLens(Finding):
         )
 
     def plot(self) -> Figure:
-        """Return the log-probability against depth, a thin line a context and a thick one for their mean."""
+        """Return the log-probability against depth: a thin line per context and a thick one for their mean."""
         from chainwright.figures import lens_by_depth
 
         return lens_by_depth(self.logprob, self.points)
 
 
 def check_token_ids(parts: Anatomy, token_ids: Tensor, n_rows: int) -> Tensor:
-    """Return token ids on the model's device; BadInput unless each of the rows has one of the vocabulary."""
+    """Return token ids on the model's device; BadInput unless there is one valid id per row."""
     if n_rows == 0 or token_ids.shape != (n_rows,) or token_ids.is_floating_point():
         raise BadInput(
-            f"token_ids must hold one id for each of {n_rows} rows, of which there must be one at least; got "
-            f"shape {list(token_ids.shape)} of {token_ids.dtype}."
+            f"token_ids must hold one id for each of {n_rows} rows (at least one row); got shape "
+            f"{list(token_ids.shape)} of {token_ids.dtype}."
         )
     return in_vocabulary(parts, "token_ids", token_ids)
 
 
 def in_vocabulary(parts: Anatomy, name: str, ids: Tensor) -> Tensor:
-    """Return ids on the model's device as int64; BadInput if some are outside of the vocabulary."""
+    """Return ids on the model's device as int64; BadInput if some are outside the vocabulary."""
     outside = (ids < 0) | (ids >= parts.d_vocab)
     if bool(outside.any()):
         raise BadInput(f"{name} must be between 0 and {parts.d_vocab - 1}; got {int(ids[outside][0])}.")
@@ -98,18 +98,18 @@ def logit_lens(
     attention_mask: Tensor | None = None,
     norm: NormMode = "final",
 ) -> LogitLens:
-    """Return how likely a token would be if the model ended at each depth.
+    """Return a token's log-probability if the model ended at each depth of the residual stream.
 
     Args:
         model: A Transformers decoder.
         input_ids: Contexts `[N, T]`, left-padded.
-        token_ids: The token to follow, one a context, `[N]`.
+        token_ids: The token to follow, one per context, `[N]`.
         attention_mask: `[N, T]`, None if no row is padded.
         norm: "final" recomputes the final norm's scale at each depth, "frozen" keeps that of the last layer's
             output.
 
     Raises:
-        BadInput: Shapes do not fit, an id is outside the vocabulary, or an unknown norm.
+        BadInput: Shapes do not fit, an id is outside the vocabulary, or the norm is unknown.
 
     Source: the logit lens, with the model's own final norm and unembedding.
     """
@@ -120,7 +120,8 @@ def logit_lens(
     for mid, post in zip(read.resid_mid, read.resid_post, strict=True):
         stream += [mid, post]
     columns = [
-        lens_log_probs(parts, at[:, -1], token_ids, norm=norm, reference=read.resid_post[-1][:, -1]) for at in stream
+        lens_log_probs(parts, resid[:, -1], token_ids, norm=norm, reference=read.resid_post[-1][:, -1])
+        for resid in stream
     ]
     points = ["embedding", *(f"{i} {where}" for i in range(parts.n_layers) for where in ("mid", "post"))]
     return LogitLens(
@@ -140,25 +141,25 @@ def answer_writing_scores(
     attention_mask: Tensor | None = None,
     norm: NormMode = "final",
 ) -> Tensor:
-    """Return how much of a token's lens probability each head writes at the last position, `[N, L, H]`.
+    """Return the share of a token's lens probability that each head writes at the last position, `[N, L, H]`.
 
     The score of head h in layer l is `(p - p without h) / p`, where p is the lens probability of the token
-    after the layer's attention, `lens(resid_mid)`, and `p without h` is that of `resid_mid` less what the
-    head writes. 1 means that without this head nothing is left of it; negative scores push against the token.
-    It is direct: what the head does through later layers is not in it (see `knockout_effects`).
+    after the layer's attention, `lens(resid_mid)`, and `p without h` is that of `resid_mid` minus what the
+    head writes. 1 means that nothing of it is left without this head; a negative score counts against the token.
+    The score is direct: what the head does through later layers is not included (see `knockout_effects`).
 
     Args:
         model: A Transformers decoder.
         input_ids: Contexts `[N, T]`, left-padded.
-        token_ids: The token whose writing is asked for, usually the predicted one, `[N]`.
+        token_ids: The token to score, usually the predicted one, `[N]`.
         attention_mask: `[N, T]`, None if no row is padded.
         norm: As in `logit_lens`.
 
     Raises:
-        BadInput: Shapes do not fit, an id is outside the vocabulary, or an unknown norm.
+        BadInput: Shapes do not fit, an id is outside the vocabulary, or the norm is unknown.
 
-    Source: TCR (arXiv 2601.21214), section 3. Departure: heads whose output passes through a norm before it
-    is added (Gemma) are taken with that norm's scale held.
+    Source: TCR (arXiv 2601.21214), section 3. Departure: for heads whose output passes through a norm before it
+    is added (Gemma), the norm's scale is held fixed.
     """
     parts = anatomy(model)
     token_ids, read = _read(parts, input_ids, token_ids, attention_mask, norm)

@@ -1,11 +1,11 @@
-"""Which heads write answers, which process what is right, and which push the wrong token.
+"""Which heads write answers, which support the right token, and which support the wrong one.
 
-1. Answer-writing heads: highest direct score on the predicted token, on right and on wrong contexts apart.
-2. Every head is silenced at all positions in every context. On contexts where the model is right, the loss of
-   probability of the right token is the correct-processing effect; where it is wrong, that of the wrong token
-   is the erroneous-processing effect.
-3. Basic heads, without which the predicted token is nearly gone in both sets, are in neither role.
-4. Rectification: what the right token gains in wrong contexts without the head.
+1. Answer-writing heads: highest direct score on the predicted token, on right and on wrong contexts separately.
+2. Every head is silenced at all positions in every context. Where the model is right, the right token's loss of
+   probability is the head's correct-processing effect; where it is wrong, the wrong token's loss is its
+   erroneous-processing effect.
+3. Basic heads, without which the predicted token nearly vanishes in both sets, get neither role.
+4. Rectification: the probability that the right token gains in wrong contexts without the head.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
-from chainwright.diagnose.heads._sweep.run import Knocked, knock_out_each
+from chainwright.diagnose.heads._sweep.run import KnockoutResults, knock_out_each
 from chainwright.diagnose.heads.knockout import baseline_probs
 from chainwright.diagnose.heads.lens import answer_writing_scores
 from chainwright.edits import Head
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolesConfig:
-    """How many heads a role takes, and how they are silenced.
+    """How many heads each role gets, and how they are silenced.
 
     Attributes:
         n_answer_writing: Heads counted as answer-writing.
-        share: Share of all heads that a processing role takes (the paper's top 2%) ...
+        share: Share of all heads that a processing role gets (the paper's top 2%) ...
         at_least: ... but no fewer than this, for models with few heads.
         basic_below: A head is basic when, without it, the mean probability of the predicted token falls below
             this share of what it was, in both sets.
@@ -82,12 +82,12 @@ class HeadRoles(Finding):
         answer_writing, correct_processing, erroneous_processing, basic: The heads of each role, best first,
             as [layer, head] pairs.
         n_correct, n_erroneous: Contexts in each set.
-        sites_correct, sites_erroneous: Where each context ends, as [trace, position] of its deciding token; empty
-            where that is unknown.
+        sites_correct, sites_erroneous: Where each context ends, as [trace, position] of the token it decides; empty
+            if unknown.
         right_correct, right_erroneous: The right token of each context, `[N]`.
         first_correct, first_erroneous: The token that comes first in each context without the head, `[N, L, H]`.
         p_right: Probability of the right token in each erroneous context without the head, `[N, L, H]`.
-        p_right_whole: The same with every head in place, `[N]`. The last six are None in findings of older versions.
+        p_right_whole: The same with every head in place, `[N]`. The last six are None in findings from older versions.
     """
 
     writing_correct: Tensor
@@ -113,7 +113,7 @@ class HeadRoles(Finding):
     p_right_whole: Tensor | None = None
 
     def summary(self) -> str:
-        """Return the roles in words."""
+        """Return the heads of each role and the effect of silencing the best head, in words."""
         best = self.best_head
         return (
             f"{self.n_erroneous} wrong against {self.n_correct} right contexts. Erroneous-processing: "
@@ -127,8 +127,8 @@ class HeadRoles(Finding):
     def best_head(self) -> Head:
         """Return the head whose silencing mends most and breaks least: highest `corrected + kept - 1`.
 
-        Ties go to the higher rectification, then to the first head. It is the best of many on few contexts, so its
-        shares are optimistic; see `check_head`.
+        Ties are broken by rectification, then by order. It is the best of many heads on few contexts, so its shares
+        are optimistic; see `check_head`.
         """
         worth = (self.corrected.double() + self.kept).flatten()
         best = (worth > worth.max() - 1e-6).nonzero()[:, 0]
@@ -136,7 +136,7 @@ class HeadRoles(Finding):
         return head_at(self.kept, int(best[int((gains == gains.max()).nonzero()[0, 0])]))
 
     def to_frame(self) -> pa.Table:
-        """Return one row a head with its scores and roles."""
+        """Return one row per head with its scores and roles."""
         n_layers, n_heads = self.rectification.shape
         every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         roles = ("answer_writing", "correct_processing", "erroneous_processing", "basic")
@@ -163,7 +163,7 @@ class HeadRoles(Finding):
         """Return head maps, layer against head.
 
         Args:
-            name: One measurement, such as "rectification", or several; left out: all.
+            name: One measurement, such as "rectification", or several; by default all.
 
         Raises:
             BadInput: There is no such measurement.
@@ -180,7 +180,7 @@ class HeadRoles(Finding):
 
 @dataclass(frozen=True)
 class HeadCheck:
-    """What silencing one head does in contexts that it was not chosen on.
+    """The effect of silencing one head in contexts that it was not chosen on.
 
     Attributes:
         head: [layer, head].
@@ -246,8 +246,8 @@ def head_roles(
     Args:
         model: A Transformers decoder.
         correct: Contexts whose next token the model gets right (see `correct_contexts`).
-        erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`); `right_ids` must say
-            what would have been right.
+        erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`), with the right token of each in
+            `right_ids`.
         config: Sizes of the roles.
 
     Raises:
@@ -257,8 +257,8 @@ def head_roles(
     Note:
         Edits that are attached when it is called stay in force.
 
-    Source: TCR (arXiv 2601.21214), section 3. Departures: a role takes no fewer than three heads, and only heads with
-    a positive effect; "near zero" for basic heads is a tenth of the mean probability.
+    Source: TCR (arXiv 2601.21214), section 3. Departures: a role gets at least three heads if as many have a positive
+    effect, and no others; "near zero" for basic heads is a tenth of the mean probability.
     """
     settings = config or RolesConfig()
     _check_sets(correct, erroneous)
@@ -322,23 +322,25 @@ def check_head(
     *,
     positions: Positions = "all",
 ) -> HeadCheck:
-    """Return what silencing one head mends and breaks; give contexts that it was not chosen on.
+    """Return the shares of contexts that silencing one head fixes and keeps right.
+
+    Use contexts on which the head was not chosen.
 
     Raises:
-        BadInput: There is no such head, or the sets are not as `head_roles` asks for.
+        BadInput: There is no such head, or the sets are not as `head_roles` requires.
     """
     _check_sets(correct, erroneous)
     parts = anatomy(model)
-    layer, at = parts.check_head(*head)
+    layer, index = parts.check_head(*head)
     wanted = torch.zeros(1, parts.n_layers, parts.n_heads, dtype=torch.bool)
-    wanted[:, layer, at] = True
+    wanted[:, layer, index] = True
     shares = []
     with evaluating(parts.model):
         for contexts in (erroneous, correct):
             every = wanted.expand(len(contexts), -1, -1)
-            first = knock_out_each(parts, _tracked(parts, contexts), every, positions).argmax[:, layer, at]
+            first = knock_out_each(parts, _tracked(parts, contexts), every, positions).argmax[:, layer, index]
             shares.append(float((first == contexts.right_ids.cpu()).float().mean()))
-    return HeadCheck([layer, at], shares[0], shares[1], len(erroneous), len(correct))
+    return HeadCheck([layer, index], shares[0], shares[1], len(erroneous), len(correct))
 
 
 def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
@@ -347,8 +349,8 @@ def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
     return Contexts(contexts.input_ids.to(device), contexts.attention_mask.to(device), tracked.to(device))
 
 
-def _sweep(parts: Anatomy, contexts: SlotContexts, positions: Positions) -> tuple[Tensor, Knocked]:
-    """Return the probabilities of the predicted and of the right token, with all heads and without each."""
+def _sweep(parts: Anatomy, contexts: SlotContexts, positions: Positions) -> tuple[Tensor, KnockoutResults]:
+    """Return the probabilities of the predicted and of the right token, with all heads and without each one."""
     moved = _tracked(parts, contexts)
     wanted = torch.ones(len(contexts), parts.n_layers, parts.n_heads, dtype=torch.bool)
     return baseline_probs(parts, moved), knock_out_each(parts, moved, wanted, positions)
@@ -360,16 +362,16 @@ def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
     return scores.mean(0)
 
 
-def _falls(baseline: Tensor, out: Knocked, config: RolesConfig) -> Tensor:
+def _falls(baseline: Tensor, out: KnockoutResults, config: RolesConfig) -> Tensor:
     return out.probs[..., 0].mean(0) < config.basic_below * baseline[:, 0].mean()
 
 
-def _puts_first(out: Knocked, token_ids: Tensor) -> Tensor:
+def _puts_first(out: KnockoutResults, token_ids: Tensor) -> Tensor:
     return (out.argmax == token_ids.cpu()[:, None, None]).float().mean(0)
 
 
-def _top(scores: Tensor, n: int, left_out: Tensor) -> list[list[int]]:
-    """Return the best heads with a positive score as [layer, head] pairs; ties in their own order."""
-    usable = scores.masked_fill(left_out, float("-inf")).flatten()
+def _top(scores: Tensor, n: int, is_excluded: Tensor) -> list[list[int]]:
+    """Return the best heads with a positive score as [layer, head] pairs; ties keep the order of the heads."""
+    usable = scores.masked_fill(is_excluded, float("-inf")).flatten()
     values, order = usable.sort(descending=True, stable=True)
     return [list(head_at(scores, int(i))) for i, value in zip(order[:n], values[:n], strict=True) if value > 0]

@@ -1,13 +1,13 @@
 """The circuit of an iterative task in a small transformer, and how it forms while the model trains.
 
-A sequence is `[task] x_1..x_n [end of input] s_1..s_n`; e = n + 1 is where the input ends. Two kinds of head are looked
-for, each in the attention of every head of every layer:
+A sequence is `[task] x_1..x_n [end of input] s_1..s_n`; e = n + 1 is where the input ends. Every head of every layer is
+measured for two patterns:
 
-- end-of-input: queries e+1..2e-1 (the written states) look at key e, which tells how long the input was;
-- diagonal: query e+j, which is about to write s_(j+1), looks at key 1+j, its input, for j = 0..e-2.
+- end-of-input: queries e+1..2e-1 (the written states) attend to key e, which shows how long the input was;
+- diagonal: query e+j, which is about to write s_(j+1), attends to key 1+j, its input, for j = 0..e-2.
 
-Each has a score (mean attention there, the paper's "peakiness"), a share of entries above one half, and an invariance:
-one less the standard deviation over sequences of each entry, averaged over entries.
+Each has a score (mean attention there, the paper's "peakiness"), the share of entries above one half, and an
+invariance: 1 minus the standard deviation over sequences of each entry, averaged over entries.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CircuitMeasures:
     Attributes:
         end_of_input: Mean attention of the written states on the end of the input.
         end_of_input_thresholded: Share of those entries above one half.
-        end_of_input_invariance: One less their standard deviation over sequences, averaged over positions.
+        end_of_input_invariance: 1 minus their standard deviation over sequences, averaged over positions.
         diagonal: Mean attention from where s_t is about to be written to x_t.
         diagonal_thresholded: As above, for the diagonal.
         diagonal_invariance: As above, for the diagonal.
@@ -57,7 +57,7 @@ class CircuitMeasures:
     diagonal_invariance: Tensor
 
     def stacked(self) -> Tensor:
-        """Return everything as `[2 kinds, 3 measures, L, H]`, in the order of `KINDS` and `MEASURES`."""
+        """Return all measures as `[2 kinds, 3 measures, L, H]`, in the order of `KINDS` and `MEASURES`."""
         flat = [
             self.end_of_input,
             self.end_of_input_thresholded,
@@ -74,14 +74,14 @@ def circuit_measures(attention: Tensor, length: int) -> CircuitMeasures:
 
     Args:
         attention: Attention weights of N sequences of one length, `[L, N, H, T, T]` as `capture` returns them; T is at
-            least 2 n + 2, what comes after is not looked at.
+            least 2 n + 2, later positions are ignored.
         length: n, the number of inputs.
 
     Raises:
-        BadInput: The attention has another form, or is too short for the length.
+        BadInput: The attention has the wrong shape, or is too short for the length.
 
     Note:
-        The standard deviation is that of the N sequences themselves (divided by N), so one sequence has none.
+        The standard deviation is that of the N sequences themselves (divided by N), so it is 0 for one sequence.
 
     Source: Iteration Head (arXiv 2406.02128), section 3 and appendix.
     """
@@ -90,7 +90,7 @@ def circuit_measures(attention: Tensor, length: int) -> CircuitMeasures:
     if length < 1 or attention.shape[-1] < 2 * length + 2:
         raise BadInput(
             f"A sequence of length {length} has {2 * length + 2} tokens up to its last state, and a length is at "
-            f"least 1; the attention given covers {attention.shape[-1]} tokens."
+            f"least 1; the attention covers {attention.shape[-1]} tokens."
         )
     end, j = length + 1, torch.arange(length, device=attention.device)
     at_end = attention[..., end + 1 : 2 * end, end]
@@ -114,13 +114,13 @@ class Emergence(Finding):
 
     Attributes:
         steps: Optimizer steps done at each checkpoint, `[C]`; the first is 0, before training.
-        loss: Mean training loss since the checkpoint before, `[C]`; NaN at the first.
+        loss: Mean training loss since the previous checkpoint, `[C]`; NaN at the first.
         tasks: Names of the tasks.
         lengths: The lengths that have held-out sequences.
         accuracy: Share of held-out sequences with every state and the end right, `[C, K, N]`.
         token_accuracy: Share of their states that are right, given the right ones before, `[C, K, N]`.
         measures: `[C, K, N, 2, 3, L, H]`: kinds of head (end-of-input, diagonal) by measures (score, thresholded,
-            invariance). NaN without a chain of thought, which has no states between to look from.
+            invariance). NaN without a chain of thought, which writes no states from which to attend.
         maps: Attention of every head, averaged over the held-out sequences of the longest length,
             `[C, K, L, H, T, T]`.
         n_sequences: Held-out sequences of each task and length, `[K, N]`.
@@ -147,16 +147,16 @@ class Emergence(Finding):
     def best_head(self, kind: str, task: str | None = None) -> Head:
         """Return the (layer, head) with the highest score of a kind at the last checkpoint."""
         last = self.scores(kind, task)[-1].nan_to_num(0.0)
-        at = int(last.flatten().argmax())
-        return at // last.shape[1], at % last.shape[1]
+        index = int(last.flatten().argmax())
+        return index // last.shape[1], index % last.shape[1]
 
     def curve(self, kind: str, task: str | None = None, measure: str = "score") -> Tensor:
-        """Return how a measure of the head that ends up best moved over the checkpoints, `[C]`."""
+        """Return a measure, at every checkpoint, of the head that is best at the last one, `[C]`."""
         layer, head = self.best_head(kind, task)
         return self.scores(kind, task, measure)[:, layer, head]
 
     def first_step(self, level: float, task: str | None = None) -> int | None:
-        """Return the first step at which the exact share reached `level`, None if it never did."""
+        """Return the first step at which the share of exact sequences reached `level`, or None."""
         reached = (self.exact(task) >= level).nonzero()
         return int(self.steps[reached[0, 0]]) if len(reached) else None
 
@@ -168,7 +168,7 @@ class Emergence(Finding):
 
     @property
     def label(self) -> str:
-        """Return what tells this training from others: task, length, seed, and what is unusual."""
+        """Return a name for this training: task, length, seed, and every setting that is not the default."""
         config = self.config
         parts = [" and ".join(self.tasks), f"length {config.get('max_length', self.lengths[-1])}"]
         if not config.get("chain_of_thought", True):
@@ -178,17 +178,17 @@ class Emergence(Finding):
         if config.get("positions", "learned") != "learned":
             parts.append(f"positions {config['positions']}")
         parts += [
-            f"{config[name]} {said}" for name, said in (("n_layers", "layers"), ("d_model", "wide")) if name in config
+            f"{config[name]} {unit}" for name, unit in (("n_layers", "layers"), ("d_model", "wide")) if name in config
         ]
         return ", ".join([*parts, f"seed {config.get('seed', 0)}"])
 
     @property
     def has_circuit(self) -> bool:
-        """Return whether there were written states to look from: without a chain of thought there are none."""
+        """Return whether the model writes states, from which the circuit attends: not without a chain of thought."""
         return not bool(self.measures.isnan().all())
 
     def run(self, task: str | None = None) -> Run:
-        """Return the curves of a task as a figure draws them."""
+        """Return the curves of a task in the form that the figures take."""
         from chainwright.figures import Run
 
         curves = {"exact": self.exact(task).tolist()}
@@ -200,12 +200,12 @@ class Emergence(Finding):
         """Return a figure of one task.
 
         Args:
-            view: "curves" for accuracy and both scores against steps, "maps" for the attention of both heads with a
-                slider over checkpoints.
+            view: "curves" for accuracy and both scores by step, "maps" for the attention of both heads with a slider
+                over checkpoints.
             task: Which task; None for the first.
 
         Raises:
-            BadInput: An unknown view or task, or maps of a training without a chain of thought.
+            BadInput: The view or task is unknown, or "maps" of a training without a chain of thought.
         """
         from chainwright import figures
 
@@ -230,13 +230,13 @@ class Emergence(Finding):
 
     @property
     def token_strs(self) -> list[str]:
-        """Return what stands at each position of a longest sequence: x1, =, s1, ..."""
+        """Return a label for each position of a sequence of the greatest length: x1, =, s1, ..."""
         n = self.lengths[-1]
         states = [f"s{t}" for t in range(1, n + 1)] if self.has_circuit else [f"s{n}"]
         return ["task", *(f"x{t}" for t in range(1, n + 1)), "=", *states, "end"]
 
     def summary(self) -> str:
-        """Return the last checkpoint in words, one line a task."""
+        """Return the accuracy and the best heads at the last checkpoint, one line per task."""
         return "\n".join(self._line(task) for task in self.tasks)
 
     def _line(self, task: str) -> str:
@@ -252,7 +252,7 @@ class Emergence(Finding):
         return f"{shown}; {', '.join(heads)}."
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each checkpoint, task and length, with the scores of the heads that end up best."""
+        """Return one row per checkpoint, task and length, with the measures of the heads that are best at the end."""
         return pa.Table.from_pylist(
             [
                 self._row(c, task, k, i)
@@ -272,11 +272,11 @@ class Emergence(Finding):
             "accuracy": float(self.accuracy[c, k, i]),
             "token_accuracy": float(self.token_accuracy[c, k, i]),
         }
-        for at, kind in enumerate(KINDS):
+        for which, kind in enumerate(KINDS):
             head = self.best_head(kind, task)
             row[f"{kind}_head"] = f"L{head[0]}H{head[1]}"
             for m, measure in enumerate(MEASURES):
-                row[f"{kind}_{measure}"] = float(self.measures[c, k, i, at, m, head[0], head[1]])
+                row[f"{kind}_{measure}"] = float(self.measures[c, k, i, which, m, head[0], head[1]])
         return row
 
 

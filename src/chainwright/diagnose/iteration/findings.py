@@ -1,4 +1,4 @@
-"""What the search for iteration heads finds: scores of every head, and their overlap with heads that results need."""
+"""Findings about iteration heads: scores of every head, and their overlap with heads that right results depend on."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ MAPS = ("score", "thresholded", "invariance", "null_mean", "null_sd", "p_value")
 @register("finding", "IterationScores")
 @dataclass(frozen=True, kw_only=True)
 class IterationScores(Finding):
-    """How much each head works like an iteration head. K links, L layers, H heads, C silenced heads.
+    """How much each head behaves like an iteration head. K links, L layers, H heads, C silenced heads.
 
     Attributes:
-        links: What was measured: "input" (from where the result is written to the step's input, in the question or said
-            again), "previous" (from there to the result before), "recall" (from where the input is said again to the
-            question). A link that no trace has is left out.
+        links: The measured links: "input" (from where the result is written to the step's input, in the question or
+            restated), "previous" (from there to the result before), "recall" (from where the input is restated to the
+            question). A link that no trace has is omitted.
         score: Mean attention on the link, `[K, L, H]`.
         thresholded: Share of the steps with attention above the threshold, `[K, L, H]`.
-        invariance: One less the standard deviation over problems at the same step of chains of the same length,
-            averaged over steps, `[K, L, H]`; NaN where no two chains are alike.
+        invariance: 1 minus the standard deviation over problems at the same step of chains of the same length,
+            averaged over steps, `[K, L, H]`; NaN where no two chains have the same length.
         null_mean: Mean attention with the steps shuffled, `[K, L, H]`.
         null_sd: Its standard deviation over shuffles, `[K, L, H]`.
-        p_value: Chance that the best of all heads stands out that much under shuffling, `[K, L, H]`.
+        p_value: Probability that the best of all heads stands out this much under shuffling, `[K, L, H]`.
         checked: The silenced heads as [layer, head].
-        checked_for: For each of them the link that it is among the best of, or "control".
+        checked_for: For each of them, the link for which it is among the best, or "control".
         accuracy: Share of the emitted tokens of each link that are predicted with every head, `[K]`.
         accuracy_without: The same without each silenced head, `[C, K]`.
         exact: Share of the traces with every such token predicted.
@@ -72,18 +72,18 @@ class IterationScores(Finding):
         return self.links.index(link)
 
     def ranking(self, link: str = "input") -> list[Head]:
-        """Return every (layer, head), highest score first; ties in their own order."""
+        """Return every (layer, head), highest score first; ties keep the order of the heads."""
         scores = self.score[self.link(link)]
         _, order = scores.flatten().sort(descending=True, stable=True)
         return [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in order]
 
     def above_chance(self, link: str = "input", level: float = 0.05) -> list[Head]:
-        """Return the heads whose p-value is below a level, highest score first."""
+        """Return the heads with a p-value below `level`, highest score first."""
         k = self.link(link)
         return [head for head in self.ranking(link) if float(self.p_value[k][head]) < level]
 
     def summary(self) -> str:
-        """Return the best head of each link in words."""
+        """Return the best head of each link, with its score and p-value, one line per link."""
         return "\n".join(self._line(link) for link in self.links)
 
     def _line(self, link: str) -> str:
@@ -101,7 +101,7 @@ class IterationScores(Finding):
         return f"{shown}; without it {losses[0]:+.2f} accuracy lost." if losses else f"{shown}."
 
     def ranked(self, link: str = "input", title: str | None = None) -> Ranked:
-        """Return every head with its score and null, best first, as a figure draws them."""
+        """Return every head with its score and null, best first, in the form that the figures take."""
         from chainwright.figures import Ranked
 
         k, heads = self.link(link), self.ranking(link)
@@ -109,13 +109,13 @@ class IterationScores(Finding):
         return Ranked(link if title is None else title, heads, *([float(m[k][head]) for head in heads] for m in maps))
 
     def plot(self) -> Figure:
-        """Return the best heads of every link beside what shuffled steps give."""
+        """Return the best heads of every link next to their scores with shuffled steps."""
         from chainwright import figures
 
         return figures.head_ranking([self.ranked(link) for link in self.links], columns=3)
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each link and head; accuracy lost is empty where the head was not silenced."""
+        """Return one row per link and head; `accuracy_lost` is None where the head was not silenced."""
         silenced = {tuple(head): c for c, head in enumerate(self.checked)}
         rows = []
         for k, link in enumerate(self.links):
@@ -137,15 +137,15 @@ class IterationScores(Finding):
 @register("finding", "IterationOverlap")
 @dataclass(frozen=True, kw_only=True)
 class IterationOverlap(Finding):
-    """How far the best iteration heads are the heads that right results need.
+    """How far the best iteration heads are also the heads that right results depend on.
 
     Attributes:
         link: The link that ranks the iteration heads.
-        n: Heads taken from both rankings.
+        n: Heads taken from each ranking.
         iteration, processing: The heads, best first, as [layer, head].
         shared: Those in both.
-        expected: How many chance would share.
-        p_value: Chance to share as many or more (hypergeometric).
+        expected: Number shared by chance.
+        p_value: Probability of sharing as many or more by chance (hypergeometric).
         rank_correlation: Spearman's, over all heads.
         rank_p_value: Its p-value.
     """
@@ -169,7 +169,7 @@ class IterationOverlap(Finding):
         )
 
     def to_frame(self) -> pa.Table:
-        """Return one row a head of either ranking."""
+        """Return one row per head in either ranking."""
         every = sorted({tuple(head) for head in (*self.iteration, *self.processing)})
         return pa.Table.from_pylist(
             [

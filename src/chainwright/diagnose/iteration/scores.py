@@ -1,15 +1,15 @@
-"""Iteration heads in any trained decoder: heads that look from where a step's result is written to what it needs.
+"""Iteration heads in any trained decoder: heads that attend from where a step's result is written to its input.
 
-1. The slot map of each trace gives the steps (`steps`): the positions that emit a result, the tokens of the step's
-   input, the tokens of the result before.
-2. One pass a trace reads the attention of those positions alone. The score of a head is its mean attention there.
-3. Null: the steps are shuffled. Each result is paired with the input of a step drawn from all that its position can
-   see, many times; what a head reaches then is chance. Heads are many, so the p-value compares with the best head of
+1. The slot map of each trace gives the steps (`step_slots`): the positions that emit a result, the tokens of the step's
+   input, and the tokens of the result before.
+2. One pass per trace reads the attention of those positions only. A head's score is its mean attention there.
+3. Null: the steps are shuffled. Each result is paired many times with the input of a random step that its position can
+   see, which gives the score expected by chance. There are many heads, so the p-value compares with the best head of
    each shuffle.
-4. Causal check: the best heads, and others drawn at random, are silenced one at a time; counted is how many tokens of
-   the results are still predicted.
+4. Causal check: the best heads, and random others as controls, are silenced one at a time, and the share of result
+   tokens that are still predicted is counted.
 
-What this module does not know: how small models are trained (`lab`); their own measures are in `circuit`.
+Small models trained on iterative tasks have measures of their own, in `emergence`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from chainwright.models.load import provenance
 from chainwright.traces import Trace
 from chainwright.traces.offsets import Tokenizer
 
-_ROWS_TOGETHER = 8  # knockouts that run side by side
+_ROWS_TOGETHER = 8  # knockouts that run in one batch
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class IterationSettings:
     """How scores are compared with chance, and how many heads are silenced.
 
     Attributes:
-        n_shuffles: How often the steps are shuffled.
-        threshold: Attention above it counts as looking there.
+        n_shuffles: Number of shuffles of the steps.
+        threshold: Attention above which a step counts for `thresholded`.
         n_checked: Best heads of each link that are silenced one at a time.
-        n_controls: Heads among the others that are silenced for comparison.
-        seed: Decides shuffles and controls.
+        n_controls: Other heads that are silenced for comparison.
+        seed: Seed of the shuffles and of the choice of controls.
     """
 
     n_shuffles: int = 500
@@ -55,7 +55,7 @@ class IterationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be counted."""
+        """Raise BadInput for numbers out of range."""
         for name in ("n_checked", "n_controls"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} must be at least 0; got {getattr(self, name)}.")
@@ -73,25 +73,25 @@ def iteration_scores(
     settings: IterationSettings | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> IterationScores:
-    """Return how much each head works like an iteration head on these traces.
+    """Return how much each head behaves like an iteration head on these traces.
 
     Args:
         model: A Transformers decoder.
         tokenizer: The tokenizer of the traces.
         traces: Traces with a slot map, of one task or of several; each is used up to its first error.
         settings: Shuffles, threshold, heads to silence.
-        say: Called with a line at each stage.
+        say: Called with a line of text at each stage.
 
     Raises:
         BadInput: There are no traces, one has no slot map, or none has a step.
-        UnsupportedModel: The model does not go through the seam.
+        UnsupportedModel: The model's attention does not run through the seam.
 
     Note:
-        Edits that are attached when it is called stay in force. A position's attention to itself is not counted: it
-        moves nothing.
+        Edits that are attached when it is called stay in force. A position's attention to itself is not counted, since
+        it moves no information between positions.
 
-    Source: Iteration Head (arXiv 2406.02128), the measures of section 3 carried over to slot maps. Departures: null and
-    causal check are ours; a result of several tokens counts with each of them.
+    Source: Iteration Head (arXiv 2406.02128), the measures of section 3 applied to slot maps. Departures: the null and
+    the causal check are additions; of a result of several tokens each token counts.
     """
     chosen = settings or IterationSettings()
     if not traces:
@@ -105,14 +105,14 @@ def iteration_scores(
         tallies = {link: _Tally(parts, chosen) for link in LINKS}
         for trace, its_steps in zip(traces, steps, strict=True):
             _read(parts, trace, its_steps, tallies)
-        found = [link for link in LINKS if tallies[link].n]
-        maps = [tallies[link].maps() for link in found]
-        scores = {name: torch.stack([one[name] for one in maps]) for name in MAPS}
-        checked = _heads_to_check(found, scores["score"], chosen)
+        links = [link for link in LINKS if tallies[link].n]
+        maps = [tallies[link].maps() for link in links]
+        scores = {name: torch.stack([of_link[name] for of_link in maps]) for name in MAPS}
+        checked = _heads_to_check(links, scores["score"], chosen)
         say(f"Silencing {len(checked)} heads one at a time")
-        causal = _silenced(parts, traces, steps, found, [head for head, _ in checked])
+        causal = _silenced(parts, traces, steps, links, [head for head, _ in checked])
     return IterationScores(
-        links=list(found),
+        links=list(links),
         **scores,
         checked=[list(head) for head, _ in checked],
         checked_for=[why for _, why in checked],
@@ -120,7 +120,7 @@ def iteration_scores(
         accuracy_without=causal.right[1:],
         exact=float(causal.exact[0]),
         exact_without=causal.exact[1:],
-        n_steps=[tallies[link].n for link in found],
+        n_steps=[tallies[link].n for link in links],
         n_traces=len(traces),
         config=asdict(chosen),
         provenance=provenance(parts.model),
@@ -136,12 +136,12 @@ def _targets(step: Step, link: str) -> tuple[int, ...]:
 
 
 def _linked(steps: Sequence[Step], link: str) -> list[Step]:
-    # where every target is the emitting position itself there is nothing to look at: the residual stream has it
+    # if the only target is the emitting position itself no attention is needed: the residual stream already has it
     return [step for step in steps if _queries(step, link) and {*_targets(step, link)} - {*_queries(step, link)}]
 
 
 def _read(parts: Anatomy, trace: Trace, steps: Sequence[Step], tallies: dict[Link, _Tally]) -> None:
-    """Add one trace to the tally of every link."""
+    """Read the attention of one trace and add it to the tally of every link."""
     linked = {link: _linked(steps, link) for link in tallies}
     positions = sorted({i for link, those in linked.items() for step in those for i in _queries(step, link)})
     if not positions:
@@ -153,7 +153,8 @@ def _read(parts: Anatomy, trace: Trace, steps: Sequence[Step], tallies: dict[Lin
         mass[link] = torch.zeros(shape, dtype=torch.double)
 
     def read(layer: int, rows: Tensor, pattern: Tensor) -> None:
-        pattern[:, torch.arange(len(rows), device=rows.device), rows] = 0  # looking at oneself moves nothing
+        # attention of a position to itself moves no information between positions
+        pattern[:, torch.arange(len(rows), device=rows.device), rows] = 0
         for link in linked:
             reached = weigh[link][:, rows] @ (pattern.double() @ collect[link])
             mass[link][layer] += reached.cpu()
@@ -165,27 +166,27 @@ def _read(parts: Anatomy, trace: Trace, steps: Sequence[Step], tallies: dict[Lin
 
 
 def _weights(parts: Anatomy, trace: Trace, steps: Sequence[Step], link: str) -> tuple[Tensor, Tensor]:
-    """Return how positions make up a step's queries `[S, T]`, and which tokens are its targets `[T, S]`."""
+    """Return the weight of each position among a step's queries `[S, T]`, and which tokens are its targets `[T, S]`."""
     queries = torch.zeros(len(steps), trace.n_tokens, dtype=torch.double)
     targets = torch.zeros(trace.n_tokens, len(steps), dtype=torch.double)
     for i, step in enumerate(steps):
-        at = list(_queries(step, link))
-        queries[i, at] = 1 / len(at)
+        positions = list(_queries(step, link))
+        queries[i, positions] = 1 / len(positions)
         targets[list(_targets(step, link)), i] = 1
     return queries.to(parts.model.device), targets.to(parts.model.device)
 
 
 def _visible(steps: Sequence[Step], link: str) -> Tensor:
-    """Return which steps' targets all stand where a step's first query can see them, `[S, S]`."""
+    """Return whether a step's first query can see all targets of another step, `[S, S]`."""
     first = torch.tensor([min(_queries(step, link)) for step in steps])
     last = torch.tensor([max(_targets(step, link)) for step in steps])
-    # a step's own targets count even where its result has begun
+    # a step's own targets always count, even where one of them lies within its result
     return (last[None] <= first[:, None]) | torch.eye(len(steps), dtype=torch.bool)
 
 
 @dataclass
 class _Tally:
-    """Sums of one link over traces."""
+    """The attention of one link collected over traces, and its sums under shuffling."""
 
     parts: Anatomy
     settings: IterationSettings
@@ -212,11 +213,11 @@ class _Tally:
         self.shuffled = reached if self.shuffled is None else self.shuffled + reached
 
     def maps(self) -> dict[str, Tensor]:
-        """Return every map, `[L, H]` in float32."""
+        """Return every map by name, `[L, H]` in float32."""
         assert self.shuffled is not None
         entries, null = torch.cat(self.entries), self.shuffled / self.n
         score, mean, sd = entries.mean(0), null.mean(0), null.std(0, unbiased=False)
-        found = {
+        maps = {
             "score": score,
             "thresholded": (entries > self.settings.threshold).double().mean(0),
             "invariance": self._invariance(entries),
@@ -224,7 +225,7 @@ class _Tally:
             "null_sd": sd,
             "p_value": _p_values(score, null, mean, sd),
         }
-        return {name: value.float() for name, value in found.items()}
+        return {name: value.float() for name, value in maps.items()}
 
     def _invariance(self, entries: Tensor) -> Tensor:
         groups: dict[tuple[str, int, int], list[int]] = {}
@@ -237,7 +238,7 @@ class _Tally:
 
 
 def _p_values(score: Tensor, null: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
-    """Return family-wise p-values: each head against the head that stands out most in each shuffle."""
+    """Return family-wise p-values: each head is compared with the head that stands out most in each shuffle."""
     floor = sd.clamp(min=1e-12)
     stands_out = torch.where(sd > 1e-12, (score - mean) / floor, torch.zeros_like(score))
     most = torch.where(sd > 1e-12, (null - mean) / floor, torch.zeros_like(null)).flatten(1).amax(1)
@@ -245,7 +246,7 @@ def _p_values(score: Tensor, null: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
 
 
 def _heads_to_check(links: Sequence[str], scores: Tensor, settings: IterationSettings) -> list[tuple[Head, str]]:
-    """Return the best heads of each link, and others drawn at random, each with why it is there."""
+    """Return the best heads of each link and random controls, each with its link or "control"."""
     n_heads = scores.shape[-1]
     best = []
     for link, score in zip(links, scores, strict=True):
@@ -269,7 +270,7 @@ class _Causal:
 def _silenced(
     parts: Anatomy, traces: Sequence[Trace], steps: Sequence[Sequence[Step]], links: Sequence[str], heads: list[Head]
 ) -> _Causal:
-    """Return what is predicted right with every head, and without each."""
+    """Return the shares predicted right with every head, and with each of `heads` silenced."""
     variants: list[set[Head]] = [set(), *({head} for head in heads)]
     right, total = torch.zeros(len(variants), len(links)), torch.zeros(len(links))
     exact, n_traces = torch.zeros(len(variants)), 0
@@ -291,28 +292,28 @@ def _silenced(
 def _hits(parts: Anatomy, trace: Trace, positions: list[int], variants: Sequence[set[Head]]) -> Tensor:
     """Return whether the token after each position is predicted without each set of heads, `[V, P]`."""
     device = parts.model.device
-    ids, at = trace.input_ids.to(device), torch.tensor(positions, device=device)
+    ids, index = trace.input_ids.to(device), torch.tensor(positions, device=device)
     cuts = [*range(0, len(variants), _ROWS_TOGETHER), len(variants)]
-    found = []
+    hits = []
     for start, end in pairwise(cuts):
         rows = ids.expand(end - start, -1)
         with edit(parts.model, KnockOut(list(variants[start:end])), strict=False):
-            logits = parts.model(input_ids=rows, use_cache=False, logits_to_keep=at).logits
-        found.append(logits.argmax(-1).eq(ids[at + 1]).cpu())
-    return torch.cat(found)
+            logits = parts.model(input_ids=rows, use_cache=False, logits_to_keep=index).logits
+        hits.append(logits.argmax(-1).eq(ids[index + 1]).cpu())
+    return torch.cat(hits)
 
 
 def iteration_overlap(
     scores: IterationScores, effect: Tensor, *, link: Link = "input", n: int | None = None
 ) -> IterationOverlap:
-    """Return how far the best iteration heads are those that right tokens lose most without.
+    """Return how far the best iteration heads are also those without which right tokens lose most probability.
 
     Args:
-        scores: What `iteration_scores` found.
+        scores: From `iteration_scores`.
         effect: Probability that right tokens lose without each head, `[L, H]`: `HeadRoles.effect_correct`, or the mean
             of `knockout_effects` over contexts.
         link: The link that ranks the iteration heads.
-        n: How many heads to take of both; None for 2% and at least three, as head roles do.
+        n: How many heads to take from each ranking; None means 2%, but at least three, as in head roles.
 
     Raises:
         BadInput: The maps have different shapes, the link was not measured, or `n` is not between 1 and all heads.
@@ -320,8 +321,8 @@ def iteration_overlap(
     of_link = scores.score[scores.link(link)]
     if effect.shape != of_link.shape:
         raise BadInput(
-            f"The effects are of a model with {list(effect.shape)} layers and heads, the scores of one with "
-            f"{list(of_link.shape)}; take both from the same model."
+            f"The effects have {list(effect.shape)} layers and heads, the scores {list(of_link.shape)}; take both from "
+            "the same model."
         )
     n_heads = of_link.numel()
     count = max(3, round(0.02 * n_heads)) if n is None else n

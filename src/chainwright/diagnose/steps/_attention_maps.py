@@ -1,17 +1,17 @@
 r"""Attention whose backward pass also sums `|A dL/dA|` between steps, a block of queries at a time.
 
-With `z = A V` the gradient of a loss by an attention weight is `dA = dz V^T`, so `A`, `dA` and their product are
-needed for one block of queries only, long enough to
+With `z = A V` the gradient of a loss with respect to the attention weights is `dA = dz V^T`, so `A`, `dA` and their
+product are needed for one block of queries at a time, to
 
-1. compute the block's scores and weights again from queries and keys (softcap, sinks, masks and biases followed);
+1. recompute the block's scores and weights from queries and keys (with softcap, sinks, masks and biases);
 2. compute `dA`, multiply, take the mean over heads and add it up by the steps of query and key;
 3. add the block's part to the gradients of queries, keys and values.
 
-Blocks are as wide as the keys that they can see, so half of the work of a full matrix is left out, and a sliding
-window costs what the window costs. The two or three block buffers are allocated once and written in place: an
-allocator that is asked for blocks of ever new sizes fragments until it holds as much as the full matrix.
+Blocks are as wide as the keys that their queries can see, which saves half of the work of a full matrix, and with a
+sliding window only the window is computed. The two or three block buffers are allocated once and written in place: with
+a new allocation of another size for each block, the allocator fragments until it holds as much as the full matrix.
 
-What this module does not know: layers, traces, how a loss is made.
+This module knows nothing of layers, traces, or how the loss is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from chainwright.models.attention_weights import attention_sinks
 from chainwright.models.seam import Attend, AttentionCall, widened
 
 BLOCK_BYTES = 2**22
-"""Size of one buffer: small enough that a processor's caches help, large enough that matrix products pay."""
+"""Size of one buffer: small enough for a processor's caches, large enough for efficient matrix products."""
 
 
 class Block(NamedTuple):
@@ -45,7 +45,7 @@ class Steps(NamedTuple):
 
     Attributes:
         of_token: `[N, T]`; padding has the step `n_steps`.
-        n_steps: Steps of the row that has most of them (S).
+        n_steps: Steps of the row with the most (S).
     """
 
     of_token: Tensor
@@ -60,34 +60,34 @@ class Workspace:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def view(self, name: str, shape: tuple[int, ...], like: Tensor, largest: int) -> Tensor:
-        """Return a contiguous tensor of `shape` in the buffer of that name; what stood there is lost.
+        """Return a contiguous tensor of `shape` in the named buffer; its former content is overwritten.
 
         Args:
-            name: Buffers of other names do not overlap.
+            name: Buffers of different names do not overlap.
             shape: The shape.
-            like: Gives the number type and the device.
-            largest: Numbers in the largest tensor that will be asked for, so that the buffer never has to grow.
+            like: Gives the dtype and the device.
+            largest: Numbers in the largest tensor that will be requested, so that the buffer never has to grow.
         """
-        kept = self.buffers.get(name)
-        if kept is None or kept.numel() < largest or kept.dtype != like.dtype or kept.device != like.device:
-            self.buffers[name] = kept = torch.empty(largest, dtype=like.dtype, device=like.device)
-        return kept[: math.prod(shape)].view(shape)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < largest or buffer.dtype != like.dtype or buffer.device != like.device:
+            self.buffers[name] = buffer = torch.empty(largest, dtype=like.dtype, device=like.device)
+        return buffer[: math.prod(shape)].view(shape)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One layer's attention in the number type it is computed in, key/value heads not repeated.
+    """One layer's attention in the dtype it is computed in, key/value heads not repeated.
 
     Attributes:
-        q: Scaled queries `[N, G, R, T, d]`, R query heads a key/value head.
+        q: Scaled queries `[N, G, R, T, d]`, R query heads per key/value head.
         k: `[N, G, T, d]`.
         v: `[N, G, T, dv]`.
         mask: As in `AttentionCall`.
         softcap: Bound of the scores, or None.
         sinks: Logits of the heads' sinks `[G, R]`, or None.
         bias: Added to the scores `[1 or N, H, T, T]`, or None.
-        block_size: Queries a block.
-        scale: What the queries were multiplied by.
+        block_size: Queries per block.
+        scale: The factor that the queries were multiplied by.
     """
 
     q: Tensor
@@ -102,7 +102,7 @@ class Attention:
 
     @classmethod
     def of(cls, call: AttentionCall, block_bytes: int) -> Attention:
-        """Return the attention that a layer asked for."""
+        """Return the attention of a layer's call, in blocks of about `block_bytes`."""
         _check_square(call)
         n_rows, n_heads, n_tokens, _ = call.q.shape
         n_kv = call.k.shape[1]
@@ -125,7 +125,7 @@ class Attention:
 
     @property
     def largest(self) -> int:
-        """Return how many weights the largest block has."""
+        """Return the number of weights in the largest block."""
         n_rows, n_kv, n_rep, n_tokens, _ = self.q.shape
         return n_rows * n_kv * n_rep * self.block_size * n_tokens
 
@@ -143,16 +143,16 @@ class Attention:
         return int(seen[0]) if len(seen) else 0
 
     def _visible(self, block: Block) -> Tensor:
-        """Return which keys the block's queries may look at, `[1 or N, 1, B, K]`; a mask must be given."""
+        """Return which keys the block's queries can see, `[1 or N, 1, B, K]`; the call must have a mask."""
         assert self.mask is not None
         mask = self.mask[:, :, block.start : block.end, block.first_key : block.end]
-        # a float mask hides with the smallest number of its type
+        # a float mask hides a key by adding the smallest number of its dtype
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
     def weights(self, block: Block, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
-        """Return the weights `[N * G, R * B, K]` in the buffer "weights", and the slope of the softcap or None.
+        """Return the weights `[N * G, R * B, K]` in the buffer "weights", and the derivative of the softcap or None.
 
-        The buffer "scores" is free again afterwards.
+        The buffer "scores" may be reused afterwards.
         """
         n_rows, n_kv, n_rep, _, d = self.q.shape
         n_queries, n_keys = block.end - block.start, block.end - block.first_key
@@ -165,18 +165,19 @@ class Attention:
         if self.softcap is not None:
             slope = workspace.view("slope", shape, self.q, self.largest)
             scores.div_(self.softcap).tanh_()
-            torch.mul(scores, scores, out=slope).neg_().add_(1)
+            torch.mul(scores, scores, out=slope).neg_().add_(1)  # d tanh(x) = 1 - tanh(x)^2
             scores.mul_(self.softcap)
         self._hide(block, scores.view(n_rows, n_kv * n_rep, n_queries, n_keys))
         weights = torch.softmax(scores, -1, out=workspace.view("weights", shape, self.q, self.largest))
         if self.sinks is not None:
+            # a sink takes part in the softmax but has no value: the other weights shrink to their share of the mass
             total = scores.logsumexp(-1).view(n_rows, n_kv, n_rep, n_queries)
             share = (total - self.sinks[None, :, :, None]).sigmoid()
             weights.mul_(share.view(n_rows * n_kv, n_rep * n_queries, 1))
         return weights, slope
 
     def _hide(self, block: Block, scores: Tensor) -> None:
-        """Add biases to the scores `[N, H, B, K]` and hide what a query may not look at."""
+        """Add biases to the scores `[N, H, B, K]` and hide the keys that a query cannot see, in place."""
         keys = slice(block.first_key, block.end)
         if self.bias is not None:
             scores.add_(self.bias[:, :, block.start : block.end, keys])
@@ -200,13 +201,13 @@ def _by_kv_head(heads: Tensor, n_kv: int) -> Tensor:
 def _check_square(call: AttentionCall) -> None:
     if call.q.shape[2] != call.k.shape[2]:
         raise UnsupportedModel(
-            f"Layer {call.layer} attends from {call.q.shape[2]} positions to {call.k.shape[2]}; step saliency reads a "
-            "whole trace in one uncached pass, in which both are the same."
+            f"Layer {call.layer} attends from {call.q.shape[2]} positions to {call.k.shape[2]}; step saliency runs a "
+            "whole trace in one uncached pass, where the two must be equal."
         )
 
 
 def blockwise(call: AttentionCall, workspace: Workspace) -> Tensor:
-    """Return z `[N, T, H, dv]` of an uncached call, without ever holding all weights."""
+    """Return z `[N, T, H, dv]` of an uncached call, without storing all weights at once."""
     attention = Attention.of(call, workspace.block_bytes)
     n_rows, n_kv, n_rep, n_tokens, _ = attention.q.shape
     z = torch.empty(n_rows, n_kv, n_rep, n_tokens, call.v.shape[-1], dtype=attention.q.dtype, device=call.q.device)
@@ -234,9 +235,9 @@ class StepSums:
 
     @classmethod
     def of(cls, steps: Steps) -> StepSums:
-        """Return sums that stand at zero."""
+        """Return empty sums for traces with these steps."""
         n_rows, n = len(steps.of_token), steps.n_steps + 1
-        # mps has no float64, and nothing else lacks it
+        # mps is the only device without float64
         dtype = torch.float32 if steps.of_token.device.type == "mps" else torch.float64
         return cls(steps, torch.zeros(n_rows, n, n, dtype=dtype, device=steps.of_token.device))
 
@@ -256,12 +257,12 @@ class StepSums:
 
 @dataclass(frozen=True)
 class Recorder:
-    """What the backward pass of one layer needs besides tensors.
+    """The state that the backward pass of one layer needs besides tensors.
 
     Attributes:
         sums: Where the layer's influence is added up.
         workspace: The shared buffers.
-        wants_gradients: Whether something below this layer needs gradients.
+        wants_gradients: Whether any layer below needs gradients.
     """
 
     sums: StepSums
@@ -269,13 +270,13 @@ class Recorder:
     wants_gradients: bool
 
     def record(self, forward: Attend, call: AttentionCall) -> Tensor:
-        """Return z of `forward(call)`, and have the call's influence added up when its backward pass runs."""
+        """Return z of `forward(call)`; when its backward pass runs, the call's influence is added to `sums`."""
         z: Tensor = _Recorded.apply(call.q, call.k, call.v, call, forward, self)  # type: ignore[no-untyped-call]
         return z
 
 
 class _Recorded(torch.autograd.Function):
-    """Attention by any means forward, block by block backward."""
+    """Attention with any forward function, and a backward pass block by block."""
 
     @staticmethod
     def forward(
@@ -289,14 +290,14 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         call = AttentionCall(ctx.call.module, ctx.call.layer, q, k, v, ctx.call.mask, ctx.call.options)
-        found = _backward(Attention.of(call, ctx.recorder.workspace.block_bytes), grads[0], ctx.recorder)
-        if found is None:
+        gradients = _backward(Attention.of(call, ctx.recorder.workspace.block_bytes), grads[0], ctx.recorder)
+        if gradients is None:
             return None, None, None, None, None, None
-        return found[0].to(q.dtype), found[1].to(k.dtype), found[2].to(v.dtype), None, None, None
+        return gradients[0].to(q.dtype), gradients[1].to(k.dtype), gradients[2].to(v.dtype), None, None, None
 
 
 def _backward(attention: Attention, grad: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Add up the influence, and return the gradients of queries `[N, H, T, d]`, keys and values if they are wanted."""
+    """Add up the influence, and return the gradients of queries `[N, H, T, d]`, keys and values if needed."""
     n_rows, n_kv, n_rep, _, d = attention.q.shape
     dz = _by_kv_head(widened(grad).transpose(1, 2), n_kv)  # (batch, kv head, repeat, query, dv)
     dk, dv = torch.zeros_like(attention.k), torch.zeros_like(attention.v)
@@ -313,6 +314,7 @@ def _backward(attention: Attention, grad: Tensor, recorder: Recorder) -> tuple[T
         if dq is None:
             continue
         _add_product(recorder.workspace, dv, block, weights, dz_here)
+        # the softmax's backward pass, A (dA - sum A dA), with the product A dA already in the buffer
         d_scores = product.addcmul_(weights, product.sum(-1, keepdim=True), value=-1)
         if slope is not None:
             d_scores.mul_(slope)
@@ -330,7 +332,7 @@ def _add_product(workspace: Workspace, total: Tensor, block: Block, a: Tensor, b
 
 
 def _add_influence(recorder: Recorder, block: Block, product: Tensor, largest: int) -> None:
-    """Add the mean over heads of `|product|`, `[N, H, B, K]`."""
+    """Add the mean over heads of `|product|`, with `product` `[N, H, B, K]`."""
     n_rows, n_heads, n_queries, n_keys = product.shape
     out = recorder.workspace.view("influence", (n_rows, n_queries, n_keys), product, largest // n_heads)
     torch.linalg.vector_norm(product, ord=1, dim=1, out=out)

@@ -1,12 +1,12 @@
-"""The gradient of a loss, one layer at a time: memory for the inputs of all layers and the insides of one.
+"""The gradient of a loss, one layer at a time: memory for the inputs of all layers but the activations of only one.
 
-1. One pass without gradients keeps what each layer was called with.
-2. The loss and its gradient by the last layer's output are made a stretch of positions at a time, so that the logits
-   of a long trace never stand in memory together.
-3. From the last layer to the first: run the layer again, with gradients, and pull the gradient through it.
+1. One pass without gradients records each layer's arguments.
+2. The loss and its gradient with respect to the last layer's output are computed for one range of positions at a time,
+   so the logits of a long trace are never in memory together.
+3. From the last layer to the first: rerun the layer with gradients, and pull the gradient through it.
 
-This is activation checkpointing with every layer a segment, without the model's own switch for it, which in
-Transformers only works in training mode.
+This is activation checkpointing with every layer as a segment. The model's own checkpointing is not used, since in
+Transformers it only works in training mode.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Handler, Handlers, widened
 
 LOGITS_AT_ONCE = 2**19
-_LEAST_POSITIONS = 64  # a stretch costs one pass of one token besides its logits
-# how far a layer that is run again may be off, of the largest number; sums in another order differ by rounding
+_LEAST_POSITIONS = 64  # each range costs one pass of one token besides its logits, so ranges are not too small
+# how far the output of a rerun layer may be off, relative to the largest number: another kernel rounds differently
 _MOST_OFF = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 @dataclass
 class LayerCall:
-    """What one layer was called with; `hidden` is taken out of `args` and `kwargs`."""
+    """The arguments of one layer's call; `hidden` is stored apart from `args` and `kwargs`."""
 
     hidden: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def again(self, block: nn.Module, hidden: Tensor, handlers: Handlers) -> Tensor:
-        """Return the block's output for other hidden states, with these handlers in force."""
+    def rerun(self, block: nn.Module, hidden: Tensor, handlers: Handlers) -> Tensor:
+        """Return the block's output for new hidden states, with these handlers in force."""
         kwargs = {**self.kwargs, STATE_KEY: handlers}
         if self.args:
             output = first_tensor(block(hidden, *self.args[1:], **kwargs))
@@ -61,33 +61,33 @@ class Recorded:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter ask for gradients, and each ask again as it did."""
-    asking = [p for p in model.parameters() if p.requires_grad]
+    """Turn gradients of all parameters off inside this context, and back on afterwards where they were on."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     try:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 @torch.no_grad()
 def record_layers(parts: Anatomy, input_ids: Tensor, mask: Tensor | None) -> Recorded:
-    """Return what each layer is called with in one uncached pass; the seam must be open."""
+    """Return each layer's arguments in one uncached pass; the seam must be open."""
     calls: list[LayerCall] = []
     last: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        # a copy, since some layers go on in place
+        # a copy, since some layers add to the residual stream in place
         calls.append(LayerCall(hidden.clone(), (None, *args[1:]) if args else (), dict(kwargs)))
         calls[-1].kwargs.pop("hidden_states", None)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found = first_tensor(output)
-        assert found is not None
-        last.append(found.clone())
+        hidden = first_tensor(output)
+        assert hidden is not None
+        last.append(hidden.clone())
 
     options: dict[str, Any] = {"use_cache": False}
     if mask is not None:
@@ -101,13 +101,13 @@ def record_layers(parts: Anatomy, input_ids: Tensor, mask: Tensor | None) -> Rec
 
 
 def loss_gradient(parts: Anatomy, output: Tensor, input_ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of each row `[N]`, and the gradient of their sum by the last layer's output.
+    """Return the loss of each row `[N]`, and the gradient of their sum with respect to the last layer's output.
 
     Args:
         parts: Anatomy of the model.
         output: The last layer's output `[N, T, D]`.
         input_ids: `[N, T]`.
-        weight: How much the cross-entropy of each token counts, `[N, T]`; position 0 counts nothing.
+        weight: Weight of each token's cross-entropy, `[N, T]`; that of position 0 is ignored.
     """
     n_rows, n_tokens, d_model = output.shape
     gradient = torch.zeros_like(output)
@@ -136,18 +136,18 @@ def pull_back(
     attached: Handlers,
     done: Callable[[int], None],
 ) -> None:
-    """Run the layers again from last to first, each with its handler innermost, and pull the gradient through.
+    """Rerun the layers from last to first, each with its handler innermost, and pull the gradient through them.
 
     Args:
-        parts: Anatomy of the model; its parameters should not ask for gradients (`frozen`).
-        recorded: What `record_layers` returned; the inputs are dropped as they are used.
-        gradient: By the last layer's output, `[N, T, D]`.
-        handler_of: The handler of a layer.
-        attached: What is attached to the model besides.
+        parts: Anatomy of the model; its parameters should not require gradients (see `frozen`).
+        recorded: The result of `record_layers`; each input is freed once it has been used.
+        gradient: Gradient with respect to the last layer's output, `[N, T, D]`.
+        handler_of: Returns the handler of a layer.
+        attached: Handlers that the caller has attached to the model.
         done: Called with each layer when it is finished.
 
     Raises:
-        UnsupportedModel: A layer, run again, does not give what it gave.
+        UnsupportedModel: A rerun layer does not reproduce its output.
     """
     expected = recorded.output
     for layer in range(parts.n_layers - 1, -1, -1):
@@ -155,8 +155,8 @@ def pull_back(
         handlers = Handlers({layer: (handler_of(layer), *attached.by_layer.get(layer, ()))})
         with torch.enable_grad():
             hidden = call.hidden.detach().requires_grad_()
-            # a copy, since some layers go on in place
-            output = call.again(parts.layers[layer].block, hidden.clone(), handlers)
+            # a copy, since some layers add to the residual stream in place
+            output = call.rerun(parts.layers[layer].block, hidden.clone(), handlers)
             _check_same(parts, layer, output.detach(), expected)
             (gradient,) = torch.autograd.grad(output, hidden, gradient.view_as(output))
         expected = call.hidden
@@ -167,7 +167,7 @@ def _check_same(parts: Anatomy, layer: int, again: Tensor, expected: Tensor) -> 
     off = float((again.view_as(expected) - expected).abs().max()) / max(1e-6, float(expected.abs().max()))
     if not off <= _MOST_OFF.get(expected.dtype, 0.1):
         raise UnsupportedModel(
-            f"Layer {layer} of this {parts.model.config.model_type} model, run again by itself, is off by {off:.2g} of "
-            "what it gave (its layers share more than the residual stream, or something changes it at random), so the "
-            "gradient cannot be taken layer by layer."
+            f"Layer {layer} of this {parts.model.config.model_type} model, rerun by itself, is off by a share of "
+            f"{off:.2g} of its output (its layers share more than the residual stream, or it is random), so the "
+            "gradient cannot be computed layer by layer."
         )

@@ -1,8 +1,8 @@
-"""Partners of wrong traces: ones of the same task and hop count that fill the same slot right, near in tokens.
+"""Partners of wrong traces: traces of the same task and hop count that fill the same slot right at a nearby position.
 
-Early steps look at the question more than late ones, and some slots do by their nature. A comparison of all steps of
-right traces with all steps of wrong ones measures that. So each wrong trace is taken at the slot of its first error,
-and its partner is the trace that fills this slot right and nearest to it; no trace is a partner twice.
+Early steps attend to the question more than late ones, and so do some slots. Comparing all steps of right traces with
+all steps of wrong ones would measure that. So each wrong trace is taken at the slot of its first error, and its partner
+is the trace that fills this slot right at the nearest position; no trace is a partner twice.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from chainwright.traces import Trace
 
 
 class Pair(NamedTuple):
-    """A trace that is right at a slot and one that is wrong there, as indices, and the slot's first token in each."""
+    """Indices of a trace that is right at a slot and of one that is wrong there, with the slot's start in each."""
 
     right: int
     wrong: int
-    right_at: int
-    wrong_at: int
+    right_start: int
+    wrong_start: int
 
 
 def partners(traces: Sequence[Trace], max_distance: int, *, whole: bool = True) -> tuple[list[Pair], int]:
     """Return the pairs, and how many wrong traces have no partner.
 
-    With `whole` partners are right to their end. Without it they may fail later, which leaves more of them where few
-    long chains are right; they are still right at the slot and up to it.
+    With `whole`, partners are right to their end. Without it they may fail after the slot, which gives more pairs where
+    few long chains are right.
 
     Raises:
-        BadInput: Traces without problems, or no pair that matches.
+        BadInput: A trace has no problem, or no pair matches.
     """
     if any(trace.problem is None for trace in traces):
-        raise BadInput("Traces are matched by the slots of their problems; give traces that have one.")
+        raise BadInput("Traces are matched by the slots of their problems; pass traces that have one.")
     free = {i for i, trace in enumerate(traces) if trace.first_error is None or not whole}
     pairs, n_unmatched = [], 0
     for i, trace in enumerate(traces):
@@ -48,14 +48,14 @@ def partners(traces: Sequence[Trace], max_distance: int, *, whole: bool = True) 
         pairs.append(Pair(j, i, start, own))
     if not pairs:
         raise BadInput(
-            "No wrong trace has a right partner of the same task, hops, slot and position; give more traces of one "
+            "No wrong trace has a right partner with the same task, hops, slot and position; pass more traces of one "
             "task and hop count, or a larger max_distance."
         )
     return pairs, n_unmatched
 
 
 def _near(wrong: Trace, traces: Sequence[Trace], free: set[int], max_distance: int) -> list[tuple[int, int, int, int]]:
-    """Return (distance, right trace, its slot's first token, the wrong one's) of everything that would match."""
+    """Return (distance, right trace, its slot's first token, the wrong trace's) of each possible partner."""
     failed = next((slot for slot in wrong.slots if not slot.is_right), None)
     if failed is None or failed.start >= len(wrong):
         return []
@@ -68,8 +68,8 @@ def _near(wrong: Trace, traces: Sequence[Trace], free: set[int], max_distance: i
 
 
 def _slot_start(wrong: Trace, right: Trace, slot: int) -> int | None:
-    """Return where a trace of the same task and hops fills a slot right."""
+    """Return the first token of a slot that `right` fills right; None if it does not, or has another task or hops."""
     assert wrong.problem is not None and right.problem is not None
     if (wrong.problem.task, wrong.problem.hops) != (right.problem.task, right.problem.hops):
         return None
-    return next((one.start for one in right.slots if one.slot == slot and one.is_right), None)
+    return next((filled.start for filled in right.slots if filled.slot == slot and filled.is_right), None)

@@ -1,13 +1,13 @@
-"""Does a step map tell what matters? Cut the attention from one step to another and see what the answer loses.
+"""Does a step map show what matters? Cut the attention from one step to another and measure what the answer loses.
 
 1. Draw pairs (step i, earlier step j) of a trace.
-2. For each pair cut the attention from i's tokens to j's, in one band of layers at a time, and measure how much the
+2. For each pair, cut the attention from i's tokens to j's in one band of layers at a time, and measure how much the
    log-probability of a span (the summary) falls.
-3. Correlate, by rank, the falls with the saliency of the pairs in that band.
+3. Correlate these effects with the saliency of the pairs in that band, by rank.
 
-Where the correlation is near zero the map says nothing about what the answer needs. A cut also lets the query spread
-its attention over the rest, and later steps may carry the same information, so a zero effect of one cut does not prove
-that a step is useless.
+Where the correlation is near zero, the map says nothing about what the answer depends on. A cut also redistributes the
+query's attention over the other tokens, and later steps may carry the same information, so an effect of zero does not
+prove that a step is useless.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _TOKENS_AT_ONCE = 2**13
 @register("finding", "StepCauses")
 @dataclass(frozen=True, kw_only=True)
 class StepCauses(Finding):
-    """What cutting step pairs does, beside their saliency; P pairs, B bands of layers.
+    """The causal effect of cutting step pairs, next to their saliency; P pairs, B bands of layers.
 
     Attributes:
-        effect: Fall of the mean log-probability of the span when a pair is cut in a band, nats, `[P, B]`.
+        effect: Drop in the mean log-probability of the span when a pair is cut in a band, nats, `[P, B]`.
         saliency: Mean saliency of the pair over the band's layers, `[P, B]`.
         pairs: (trace, step, earlier step).
         bands: First and last layer (half-open) of each band.
-        rank_correlation: Spearman's, for each band `[B]`; NaN where one side does not vary.
-        p: Its p-value `[B]`; pairs of one trace are not independent, so take it as a guide.
+        rank_correlation: Spearman's, per band `[B]`; NaN where one side is constant.
+        p: Its p-value `[B]`; only a guide, since pairs of one trace are not independent.
     """
 
     effect: Tensor
@@ -58,7 +58,7 @@ class StepCauses(Finding):
     p: Tensor
 
     def summary(self) -> str:
-        """Return the rank correlation of each band."""
+        """Return the rank correlation of each band, in a sentence."""
         each = [
             f"layers {first}-{last - 1}: {rho:+.2f}"
             for (first, last), rho in zip(self.bands, self.rank_correlation.tolist(), strict=True)
@@ -66,9 +66,9 @@ class StepCauses(Finding):
         return f"Rank correlation of saliency with causal effect over {len(self.pairs)} step pairs: {', '.join(each)}."
 
     def intervals(self, n_resamples: int = 500, seed: int = 0) -> Tensor:
-        """Return 95% bootstrap intervals of `rank_correlation` `[B, 2]`; whole traces are drawn, not pairs.
+        """Return 95% bootstrap intervals of `rank_correlation` `[B, 2]`, resampling whole traces rather than pairs.
 
-        NaN for a band without a correlation, or with fewer than two traces.
+        NaN for a band without a correlation, and for all bands with fewer than two traces.
         """
         rows: dict[int, list[int]] = {}
         for i, (trace, _, _) in enumerate(self.pairs):
@@ -85,16 +85,16 @@ class StepCauses(Finding):
         )
 
     def separation(self, least: float = 0.01) -> Tensor:
-        """Return how well saliency tells the pairs that matter from the others, `[B, 2]`.
+        """Return how well saliency separates the pairs that matter from the others, `[B, 2]`.
 
-        First how many pairs cost at least `least` nats when they are cut, then the probability that such a pair has a
-        higher saliency than another (NaN where there are none of either). Most cuts cost nothing but rounding, and a
-        rank correlation over all pairs is mostly one over these.
+        The first column is the number of pairs that cost at least `least` nats when cut; the second is the probability
+        that such a pair has a higher saliency than another one (NaN if either group is empty). Most cuts change
+        nothing but rounding, and these dominate a rank correlation over all pairs.
         """
         return torch.stack([_separated(s, e >= least) for s, e in zip(self.saliency.T, self.effect.T, strict=True)])
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each pair and band."""
+        """Return one row per pair and band."""
         rows: list[dict[str, Any]] = [
             {
                 "trace": trace,
@@ -113,19 +113,19 @@ class StepCauses(Finding):
 def step_causes(
     model: nn.Module, traces: Sequence[Trace], *, n_pairs: int = 40, n_bands: int = 2, seed: int = 0
 ) -> StepCauses:
-    """Return how far the step maps of some traces agree with what cuts do.
+    """Return how far the step maps of some traces agree with the effects of cuts.
 
-    The saliency is that of the summary's loss, the effect that on the summary's log-probability.
+    Saliency is computed for the summary's loss, the effect on the summary's log-probability.
 
     Args:
         model: A Transformers decoder.
         traces: Traces with a summary and at least two steps before it.
         n_pairs: Step pairs drawn over all traces.
-        n_bands: Parts of equal size that the layers are cut into.
-        seed: Decides the pairs.
+        n_bands: Number of equal bands that the layers are divided into.
+        seed: Seed of the draw.
 
     Raises:
-        BadInput: A trace without a summary or with a single earlier step, or numbers below 1.
+        BadInput: A trace has no summary or a single step, or a number is below 1.
     """
     parts = anatomy(model)
     if not traces or n_pairs < 1 or not 1 <= n_bands <= parts.n_layers:
@@ -142,14 +142,14 @@ def step_causes(
             mine = [row for row, pair in enumerate(pairs) if pair[0] == i]
             effect[mine] = _effects(parts, traces[i], [pairs[row] for row in mine], bands)
     saliency = torch.stack([_of_pair(maps[trace], step, earlier, bands) for trace, step, earlier in pairs])
-    found = [_spearman(saliency[:, b], effect[:, b]) for b in range(n_bands)]
+    correlations = [_spearman(saliency[:, b], effect[:, b]) for b in range(n_bands)]
     return StepCauses(
         effect=effect,
         saliency=saliency,
         pairs=[list(pair) for pair in pairs],
         bands=bands,
-        rank_correlation=torch.tensor([rho for rho, _ in found]),
-        p=torch.tensor([p for _, p in found]),
+        rank_correlation=torch.tensor([rho for rho, _ in correlations]),
+        p=torch.tensor([p for _, p in correlations]),
         config={"n_pairs": n_pairs, "n_bands": n_bands, "seed": seed},
         provenance=provenance(parts.model),
     )
@@ -163,27 +163,27 @@ def _separated(saliency: Tensor, matters: Tensor) -> Tensor:
 def _spearman(a: Tensor, b: Tensor) -> tuple[float, float]:
     if len(a) < 3 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
         return float("nan"), float("nan")
-    found = spearmanr(a.numpy(), b.numpy())
-    return float(found.statistic), float(found.pvalue)
+    test = spearmanr(a.numpy(), b.numpy())
+    return float(test.statistic), float(test.pvalue)
 
 
 def _draw(traces: Sequence[Trace], n_pairs: int, seed: int) -> list[tuple[int, int, int]]:
     every: list[tuple[int, int, int]] = []
     for i, trace in enumerate(traces):
         if trace.summary.start == trace.summary.end or len(trace.steps) < 2:
-            raise BadInput(f"Trace {i} has no summary, or no step before it, so no answer can be lost; leave it out.")
+            raise BadInput(f"Trace {i} has no summary, or no step before it, so no effect can be measured; omit it.")
         every += [(i, step, earlier) for step in range(1, len(trace.steps)) for earlier in range(step)]
     return sorted(Random(seed).sample(every, min(n_pairs, len(every))))
 
 
-def _of_pair(found: StepSaliency, step: int, earlier: int, bands: Sequence[Sequence[int]]) -> Tensor:
-    return torch.stack([found.map[first:last, step, earlier].mean() for first, last in bands])
+def _of_pair(saliency: StepSaliency, step: int, earlier: int, bands: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack([saliency.map[first:last, step, earlier].mean() for first, last in bands])
 
 
 def _effects(
     parts: Anatomy, trace: Trace, pairs: Sequence[tuple[int, int, int]], bands: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Return `[pairs, bands]` for one trace, several cuts a pass."""
+    """Return the effects of cuts in one trace `[pairs, bands]`, several cuts per pass."""
     whole = float(_mean_logprob(parts, trace, 1)[0])
     at_once = max(1, _TOKENS_AT_ONCE // len(trace))
     effects = torch.zeros(len(pairs), len(bands))

@@ -1,4 +1,4 @@
-"""Right traces against wrong ones, by step measures, matched on slot and position (`_partners.py`).
+"""Step measures of right and wrong traces compared, matched on slot and position (`_matched_pairs.py`).
 
 Each wrong trace is taken at the step of its first error, its partner at the step that fills the same slot.
 """
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 @register("finding", "StepGroups")
 @dataclass(frozen=True, kw_only=True)
 class StepGroups(Finding):
-    """Right against wrong, matched on slot and position; P pairs.
+    """Right and wrong traces compared, matched on slot and position; P pairs.
 
     Attributes:
-        right: Measures of the right partners, `[P, L, 3]`: lock-in, reach, and the share of the row on the question.
-        wrong: The same of the wrong traces.
-        rows: One a measure and layer: means, U, p (Mann-Whitney, two-sided), and `effect` (probability that a wrong
-            trace's value is larger, less the reverse: -1 to 1) with its bootstrap interval over pairs, 95%.
+        right: Measures of the right partners, `[P, L, 3]`: lock-in, reach, and the row's share on the question.
+        wrong: The same for the wrong traces.
+        rows: One entry per measure and layer: means, U, p (Mann-Whitney, two-sided), and `effect` (the probability that
+            a wrong trace's value is larger, minus the reverse: -1 to 1) with its 95% bootstrap interval over pairs.
         n_unmatched: Wrong traces without a partner.
     """
 
@@ -47,19 +47,19 @@ class StepGroups(Finding):
     n_unmatched: int
 
     def summary(self) -> str:
-        """Return the largest effect."""
+        """Return the number of pairs and the largest effect, in words."""
         best = max(self.rows, key=lambda row: abs(row["effect"]))
         return (
             f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} wrong traces without a partner. "
-            f"Largest difference: {best['measure']} in layer {best['layer']}, {best['wrong']:.3f} where wrong against "
-            f"{best['right']:.3f}, effect {best['effect']:+.2f} ({best['low']:+.2f} to {best['high']:+.2f}), "
-            f"p {best['p']:.2g} of {len(self.rows)} tests."
+            f"Largest difference: {best['measure']} in layer {best['layer']}, {best['wrong']:.3f} where wrong and "
+            f"{best['right']:.3f} where right, effect {best['effect']:+.2f} ({best['low']:+.2f} to "
+            f"{best['high']:+.2f}), p {best['p']:.2g} of {len(self.rows)} tests."
         )
 
     def curves(self, n_resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
-        """Return a row for each measure, layer and side: the mean with a bootstrap interval over pairs, 95%.
+        """Return one row per measure, layer and side: the mean with a 95% bootstrap interval over pairs.
 
-        A side without any value in a layer has no row; the interval is empty where there are fewer than two.
+        A side without any value in a layer has no row; with fewer than two values the interval is None.
         """
         return [
             {"measure": name, "layer": layer, "side": side, **_mean(values[:, layer, m], n_resamples, seed)}
@@ -70,7 +70,7 @@ class StepGroups(Finding):
         ]
 
     def plot(self, *, columns: int = 3) -> Figure:
-        """Return the means of right and wrong traces by layer with their intervals, a panel a measure."""
+        """Return the means of right and wrong traces by layer with their intervals, one panel per measure."""
         from chainwright import figures
 
         return figures.step_curves(self.curves(), columns=columns)
@@ -91,23 +91,23 @@ def compare_steps(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> StepGroups:
-    """Return what differs between right and wrong traces at the step of the first error.
+    """Return how step measures differ between right and wrong traces at the step of the first error.
 
     Args:
         traces: Judged traces of problems, right and wrong ones.
         maps: Their step maps, in the same order.
-        max_distance: Tokens by which the slots of two partners may lie apart.
+        max_distance: Largest distance in tokens between the slots of two partners.
         n_resamples: Bootstrap samples.
-        seed: Decides them.
+        seed: Seed of the bootstrap.
 
     Raises:
-        BadInput: Other maps than traces, traces without problems, or no pair that matches.
+        BadInput: Maps and traces differ in number, a trace has no problem, or no pair matches.
     """
     if len(traces) != len(maps):
-        raise BadInput(f"There must be one step map a trace; got {len(maps)} maps and {len(traces)} traces.")
+        raise BadInput(f"There must be one step map per trace; got {len(maps)} maps and {len(traces)} traces.")
     pairs, n_unmatched = partners(traces, max_distance)
-    right = torch.stack([_row(maps[one.right], one.right_at) for one in pairs])
-    wrong = torch.stack([_row(maps[one.wrong], one.wrong_at) for one in pairs])
+    right = torch.stack([_row(maps[pair.right], pair.right_start) for pair in pairs])
+    wrong = torch.stack([_row(maps[pair.wrong], pair.wrong_start) for pair in pairs])
     rows = [
         {"measure": name, "layer": layer, **_tested(right[:, layer, m], wrong[:, layer, m], n_resamples, seed)}
         for m, name in enumerate(_MEASURES)
@@ -119,10 +119,10 @@ def compare_steps(
     )
 
 
-def _row(found: StepSaliency, position: int) -> Tensor:
-    """Return the measures of the step that holds a token, `[L, 3]`."""
-    step = found.step_of(position)
-    values = found.map.double()
+def _row(saliency: StepSaliency, position: int) -> Tensor:
+    """Return the measures of the step that contains a token, `[L, 3]`."""
+    step = saliency.step_of(position)
+    values = saliency.map.double()
     lock_in, reach = row_shares(values)
     on_question = values[:, step, 0] / values[:, step].sum(-1)
     return torch.stack([lock_in[:, step], reach[:, step], on_question], dim=-1).float()
@@ -130,10 +130,10 @@ def _row(found: StepSaliency, position: int) -> Tensor:
 
 def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
     known = values[~values.isnan()].double().numpy()
-    found: dict[str, Any] = {"n": len(known), "mean": float(known.mean()), "low": None, "high": None}
+    row: dict[str, Any] = {"n": len(known), "mean": float(known.mean()), "low": None, "high": None}
     if len(known) > 1:
-        found |= bootstrap_interval(known, n_resamples=n_resamples, seed=seed)._asdict()
-    return found
+        row |= bootstrap_interval(known, n_resamples=n_resamples, seed=seed)._asdict()
+    return row
 
 
 def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
@@ -153,5 +153,5 @@ def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[s
 
 
 def _effect(right: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> float:
-    """Return the share of (right, wrong) pairs in which the wrong value is larger, less the share of the reverse."""
+    """Return the share of (right, wrong) pairs with a larger wrong value, minus the share with a smaller one."""
     return float(np.sign(wrong[:, None] - right[None]).mean())

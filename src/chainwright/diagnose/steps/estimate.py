@@ -1,4 +1,4 @@
-"""What step maps will take, estimated before anything long is run."""
+"""Time and memory of step maps, estimated before they are computed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from chainwright.traces import Trace
 
 
 class SaliencyPlan(NamedTuple):
-    """An estimate made before anything long is run.
+    """The estimated cost of `step_saliency`.
 
     Attributes:
         n_tokens: Tokens of the longest trace.
-        n_steps: Steps of the trace that has most.
-        n_traces: Traces.
-        mebibytes: Memory above the model's own.
-        seconds: Time for all of them, good to a factor of two or so.
+        n_steps: Steps of the trace with the most.
+        n_traces: Number of traces.
+        mebibytes: Memory besides the model.
+        seconds: Time for all traces, right within about a factor of two.
     """
 
     n_tokens: int
@@ -38,13 +38,13 @@ class SaliencyPlan(NamedTuple):
         """Return the estimate as a sentence."""
         what = "1 trace" if self.n_traces == 1 else f"{self.n_traces} traces"
         return (
-            f"{what} of up to {self.n_tokens} tokens in {self.n_steps} steps: about {self.mebibytes:.0f} MiB above the "
-            f"model's own and {self.seconds:.1f} s."
+            f"{what} of up to {self.n_tokens} tokens in {self.n_steps} steps: about {self.mebibytes:.0f} MiB besides "
+            f"the model and {self.seconds:.1f} s."
         )
 
 
 class _Sizes(NamedTuple):
-    """What the estimate needs to know of a model; `n_block` is the number of weights of one layer."""
+    """The sizes of a model that the estimate uses; `n_block` is the number of weights in one layer."""
 
     n_weights: int
     n_layers: int
@@ -58,13 +58,13 @@ def plan_step_saliency(
     block_bytes: int = BLOCK_BYTES,
     device: str | torch.device | None = None,
 ) -> SaliencyPlan:
-    """Return what `step_saliency` will need, from the model's sizes and a matrix product timed for an instant.
+    """Return the estimated time and memory of `step_saliency`, from the model's sizes and a timed matrix product.
 
     Args:
-        model: The model, or one without weights (`models.load.empty_model`), whose sizes are then those of its config.
+        model: The model, or one without weights (`models.load.empty_model`), whose sizes are read from its config.
         trace: As in `step_saliency`.
         block_bytes: As in `step_saliency`.
-        device: Where it is to run; None takes the model's, and for one without weights CUDA if there is some.
+        device: Where it will run; None means the model's device, or for one without weights CUDA if available.
 
     Raises:
         BadTrace: As `step_saliency`.
@@ -73,18 +73,17 @@ def plan_step_saliency(
     parts = _of_config(model) if is_empty else anatomy(model)
     sizes = _sizes(parts)
     place = check_device(device) if is_empty or device is not None else parts.model.device
-    given = list(trace) if isinstance(trace, list) else [trace]
-    jobs = [job_of(parts, as_trace(one), "sequence", None) for one in given]
+    jobs = [job_of(parts, as_trace(t), "sequence", None) for t in (trace if isinstance(trace, list) else [trace])]
     lengths = [len(job.trace) for job in jobs]
     flops = sum(_flops(parts, sizes, n) for n in lengths)
     n_tokens, n_steps = max(lengths), max(len(job.trace.steps) for job in jobs)
     n_at_once = max(n_tokens, min(TOKENS_AT_ONCE, sum(lengths)))
     n_bytes = _bytes(parts, sizes, n_at_once, n_tokens, n_steps, block_bytes)
-    return SaliencyPlan(n_tokens, n_steps, len(jobs), n_bytes / 2**20, flops / _flops_a_second(parts, place))
+    return SaliencyPlan(n_tokens, n_steps, len(jobs), n_bytes / 2**20, flops / _flops_per_second(parts, place))
 
 
 def _of_config(model: nn.Module) -> Anatomy:
-    """Return the sizes of a model that cannot be run, by its config; it has no layers to be looked at."""
+    """Return an anatomy without layers, with the sizes in the config, for a model that has no weights to run."""
     inner = causal_lm(model)
     config = inner.config.get_text_config()
     n_heads = int(config.num_attention_heads)
@@ -105,24 +104,24 @@ def _sizes(parts: Anatomy) -> _Sizes:
 
 
 def _flops(parts: Anatomy, sizes: _Sizes, n_tokens: int) -> float:
-    """Return the multiplications and additions of two forward passes and one backward pass to the activations."""
+    """Return the floating-point operations of two forward passes and one backward pass to the activations."""
     attention = 7.0 * sizes.n_layers * parts.n_heads * parts.d_head * n_tokens * n_tokens
     return 6.0 * sizes.n_weights * n_tokens + attention
 
 
 def _bytes(parts: Anatomy, sizes: _Sizes, n_tokens: int, longest: int, n_steps: int, block_bytes: int) -> float:
-    """Return the bytes of all layers' inputs, one layer's insides, some logits, the buffers and the maps."""
+    """Return the bytes of all layers' inputs, one layer's activations, some logits, the buffers and the maps."""
     size = parts.model.dtype.itemsize
-    insides = n_tokens * (sizes.n_block / parts.d_model + 8 * parts.d_model) * 2 * size
-    wide = n_tokens * parts.n_heads * parts.d_head * 4 * 8
-    kept = n_tokens * parts.d_model * size * (sizes.n_layers + 4)
+    activations = n_tokens * (sizes.n_block / parts.d_model + 8 * parts.d_model) * 2 * size
+    widened_heads = n_tokens * parts.n_heads * parts.d_head * 4 * 8
+    inputs = n_tokens * parts.d_model * size * (sizes.n_layers + 4)
     logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * parts.d_vocab)
     buffers = 3 * min(block_bytes, 4 * parts.n_heads * longest * longest)
-    return float(kept + insides + wide + logits + buffers + 16 * sizes.n_layers * n_steps * n_steps)
+    return float(inputs + activations + widened_heads + logits + buffers + 16 * sizes.n_layers * n_steps * n_steps)
 
 
-def _flops_a_second(parts: Anatomy, device: torch.device) -> float:
-    """Return how fast a device multiplies matrices of the model's width, timed for about 50 ms."""
+def _flops_per_second(parts: Anatomy, device: torch.device) -> float:
+    """Return the speed of matrix products of the model's width on a device, timed for about 50 ms."""
     width = max(64, parts.d_model)
     a = torch.ones(256, width, dtype=parts.model.dtype, device=device)
     b = torch.ones(width, width, dtype=parts.model.dtype, device=device)
@@ -130,5 +129,5 @@ def _flops_a_second(parts: Anatomy, device: torch.device) -> float:
     while (spent := time.perf_counter() - start) < 0.05:
         float((a @ b)[0, 0])
         n += 1
-    # about half of the time goes to what is no matrix product
+    # about half of the time goes to operations other than matrix products
     return float(n * 256 * width * width / spent)

@@ -1,12 +1,12 @@
-"""How much attention a token pays to the segment that it builds on, right against wrong: lock-in read off directly.
+"""How much attention a token pays to the segment that it builds on, in right and wrong traces: lock-in seen directly.
 
-1. A query of the thinking builds on the question, one of the summary on the thinking; its bridge mass is the share of a
-   head's attention that goes there. StepFlow's bridge puts a floor under exactly this.
-2. The mass is taken where a token is decided: at the position before it.
+1. A query in the thinking builds on the question, one in the summary on the thinking; its bridge mass is the share of a
+   head's attention that goes there. StepFlow's bridge sets a lower bound on exactly this mass.
+2. The mass is read where a token is decided: at the position before it.
 3. Wrong traces are compared, at the first wrong token, with traces that are right there, matched on slot and position
-   (`_partners.py`), since early tokens see more of the question whatever becomes of them.
+   (`_matched_pairs.py`), since early tokens attend to the question more, right or wrong.
 
-Attention says where a head looks, not what it takes from there, and a mass that differs need not be the cause.
+Attention shows where a head looks, not what it reads there, and a mass that differs need not be the cause.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from chainwright.traces import Trace
 @register("finding", "BridgeGroups")
 @dataclass(frozen=True, kw_only=True)
 class BridgeGroups(Finding):
-    """Bridge masses where wrong traces fail, and of their right partners; P pairs.
+    """Bridge masses at the first error of wrong traces, and of their right partners; P pairs.
 
     Attributes:
-        right: `[P, L, H]`.
-        wrong: `[P, L, H]`.
+        right: Masses of the right partners `[P, L, H]`.
+        wrong: Masses of the wrong traces `[P, L, H]`.
         segments: "thinking" (mass on the question) or "summary" (mass on the thinking) for each pair.
-        rows: One a segment and layer, over heads and pairs: means, the difference wrong less right with its bootstrap
-            interval over pairs, 95%, and `p` of Wilcoxon's signed ranks that wrong is lower. Then for the head whose
-            mean differs most: `head`, `head_right`, `head_wrong`.
+        rows: One entry per segment and layer, over heads and pairs: means, the difference wrong minus right with its
+            95% bootstrap interval over pairs, and `p` of Wilcoxon's signed-rank test that wrong is lower. Also, for the
+            head whose mean falls most: `head`, `head_right`, `head_wrong`.
         n_unmatched: Wrong traces without a partner.
     """
 
@@ -55,12 +55,12 @@ class BridgeGroups(Finding):
     n_unmatched: int
 
     def of(self, segment: str) -> tuple[Tensor, Tensor]:
-        """Return the right and wrong masses of the pairs of "thinking" or of "summary"."""
-        here = torch.tensor([one == segment for one in self.segments], dtype=torch.bool)
+        """Return the right and wrong masses of the pairs in one segment, "thinking" or "summary"."""
+        here = torch.tensor([name == segment for name in self.segments], dtype=torch.bool)
         return self.right[here], self.wrong[here]
 
     def summary(self) -> str:
-        """Return the lowest difference of each segment."""
+        """Return the layer where wrong traces fall furthest below right ones, for each segment, in words."""
         lines = [f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} without a partner."]
         for segment, target in ((THINKING, "question"), (SUMMARY, "thinking")):
             rows = [row for row in self.rows if row["segment"] == segment]
@@ -68,8 +68,9 @@ class BridgeGroups(Finding):
                 continue
             row = min(rows, key=lambda row: row["difference"])
             lines.append(
-                f"Mass on the {target} differs most in layer {row['layer']}: {row['wrong']:.3f} where wrong against "
-                f"{row['right']:.3f} ({row['low']:+.3f} to {row['high']:+.3f}; {row['n']} pairs, p {row['p']:.2g})."
+                f"Mass on the {target} differs most in layer {row['layer']}: {row['wrong']:.3f} where wrong and "
+                f"{row['right']:.3f} where right ({row['low']:+.3f} to {row['high']:+.3f}; {row['n']} pairs, "
+                f"p {row['p']:.2g})."
             )
         return " ".join(lines)
 
@@ -82,9 +83,9 @@ class BridgeGroups(Finding):
 def bridge_mass(model: nn.Module, trace: Trace) -> Tensor:
     """Return each head's attention on the segment that a token builds on, `[L, H, T]`; NaN where there is none.
 
-    The value at t is that of the query at t, which decides token t + 1. The tokens of the question have none, nor has
-    the summary of a trace without thinking. Edits that change scores or hidden states are in force if they are
-    attached; the bridge itself changes weights, and these are the weights before it.
+    The value at t is that of the query at t, which decides token t + 1. Tokens of the question have none, nor does the
+    summary of a trace without thinking. Attached edits that change scores or hidden states are in force; a bridge
+    changes the weights themselves, and the mass is that before it.
 
     Raises:
         BadTrace: The trace does not fit the model.
@@ -99,8 +100,8 @@ def bridge_mass(model: nn.Module, trace: Trace) -> Tensor:
     def read(layer: int, rows: Tensor, attention: Tensor) -> None:
         sums = torch.cat([attention.new_zeros(len(attention), len(rows), 1), attention.cumsum(-1)], dim=-1)
         ends = torch.tensor([_bridge(trace, t) for t in rows.tolist()], device=attention.device)  # (row, start and end)
-        at = sums.gather(-1, ends.expand(len(attention), -1, -1))
-        masses[layer][:, rows.cpu()] = (at[..., 1] - at[..., 0]).float().cpu()
+        cumulative = sums.gather(-1, ends.expand(len(attention), -1, -1))
+        masses[layer][:, rows.cpu()] = (cumulative[..., 1] - cumulative[..., 0]).float().cpu()
 
     with evaluating(parts.model):
         read_rows(parts, trace.input_ids, torch.tensor(is_read), read, innermost=True)
@@ -108,7 +109,7 @@ def bridge_mass(model: nn.Module, trace: Trace) -> Tensor:
 
 
 def _bridge(trace: Trace, position: int) -> tuple[int, int] | None:
-    """Return the tokens that a query of the response builds on."""
+    """Return the span of tokens that a query in the response builds on, or None."""
     if position < trace.thinking.end:
         return (0, trace.question.end)
     return (trace.thinking.start, trace.thinking.end) if trace.thinking.start < trace.thinking.end else None
@@ -123,54 +124,55 @@ def compare_bridges(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> BridgeGroups:
-    """Return how bridge masses differ between right and wrong traces where the first wrong token is decided.
+    """Return how bridge masses differ between right and wrong traces at the query that decides the first wrong token.
 
     Args:
         traces: Judged traces of problems, right and wrong ones.
         masses: `bridge_mass` of each, in the same order.
-        whole: Take only partners that are right to their end. Otherwise they are right at the slot and before it and
-            may fail later, which leaves more of them where few long chains are right. Needed if the masses of the
-            wrong traces come from a changed model.
-        max_distance: Tokens by which the slots of two partners may lie apart.
+        whole: Take only partners that are right to their end. Otherwise partners may fail after the slot, which gives
+            more pairs where few long chains are right. Needed if the masses of the wrong traces come from an edited
+            model.
+        max_distance: Largest distance in tokens between the slots of two partners.
         n_resamples: Bootstrap samples.
-        seed: Decides them.
+        seed: Seed of the bootstrap.
 
     Raises:
-        BadInput: Other masses than traces, traces without problems, or no pair that matches.
+        BadInput: Masses and traces differ in number, a trace has no problem, or no pair matches.
     """
     if len(traces) != len(masses):
-        raise BadInput(f"There must be one tensor of masses a trace; got {len(masses)} for {len(traces)} traces.")
+        raise BadInput(f"There must be one tensor of masses per trace; got {len(masses)} for {len(traces)} traces.")
     pairs, n_unmatched = partners(traces, max_distance, whole=whole)
     read = [(_deciding(traces, pair), pair) for pair in pairs]
-    kept = [(right, wrong, pair) for (right, wrong), pair in read if _has(masses, pair, right, wrong)]
-    if not kept:
-        raise BadInput("No pair fails in its response, where a token has something to build on.")
-    right = torch.stack([masses[pair.right][..., at] for at, _, pair in kept])
-    wrong = torch.stack([masses[pair.wrong][..., at] for _, at, pair in kept])
-    segments = [THINKING if at < traces[pair.wrong].thinking.end else SUMMARY for _, at, pair in kept]
+    usable = [(right, wrong, pair) for (right, wrong), pair in read if _has(masses, pair, right, wrong)]
+    if not usable:
+        raise BadInput("No pair has its first error in the response, at a token with a segment to build on.")
+    right = torch.stack([masses[pair.right][..., position] for position, _, pair in usable])
+    wrong = torch.stack([masses[pair.wrong][..., position] for _, position, pair in usable])
+    segments = [THINKING if position < traces[pair.wrong].thinking.end else SUMMARY for _, position, pair in usable]
     rows = []
     for segment in (THINKING, SUMMARY):
-        here = torch.tensor([one == segment for one in segments])
+        here = torch.tensor([name == segment for name in segments])
         if bool(here.any()):
             rows += _rows(segment, right[here], wrong[here], n_resamples, seed)
     config = {"matched_on": "task, hops, slot, position", "whole": whole, "max_distance": max_distance, "seed": seed}
     return BridgeGroups(
-        right=right, wrong=wrong, segments=segments, rows=rows, n_unmatched=n_unmatched + len(pairs) - len(kept),
+        right=right, wrong=wrong, segments=segments, rows=rows, n_unmatched=n_unmatched + len(pairs) - len(usable),
         config=config,
     )  # fmt: skip
 
 
 def _deciding(traces: Sequence[Trace], pair: Pair) -> tuple[int, int]:
-    """Return the positions of the right and the wrong trace that decide the first wrong token."""
-    at = traces[pair.wrong].first_error_position
-    into = 0 if at is None else max(0, at - pair.wrong_at)
-    return pair.right_at + into - 1, pair.wrong_at + into - 1
+    """Return the positions in the right and the wrong trace that decide the first wrong token."""
+    error = traces[pair.wrong].first_error_position
+    into = 0 if error is None else max(0, error - pair.wrong_start)
+    return pair.right_start + into - 1, pair.wrong_start + into - 1
 
 
 def _has(masses: Sequence[Tensor], pair: Pair, right: int, wrong: int) -> bool:
-    one, two = masses[pair.right], masses[pair.wrong]
-    inside = right < one.shape[-1] and wrong < two.shape[-1]
-    return inside and not bool(one[..., right].isnan().any() or two[..., wrong].isnan().any())
+    """Return whether both traces of a pair have masses at these positions."""
+    of_right, of_wrong = masses[pair.right], masses[pair.wrong]
+    inside = right < of_right.shape[-1] and wrong < of_wrong.shape[-1]
+    return inside and not bool(of_right[..., right].isnan().any() or of_wrong[..., wrong].isnan().any())
 
 
 def _rows(segment: str, right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -181,7 +183,7 @@ def _rows(segment: str, right: Tensor, wrong: Tensor, n_resamples: int, seed: in
 
 
 def _compared(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
-    """Return the figures of one layer, of masses `[P, H]`."""
+    """Return the entries of one row, from one layer's masses `[P, H]`."""
     differences = (wrong - right).mean(1).double().numpy()
     low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
     head = int((wrong - right).mean(0).argmin())
@@ -200,7 +202,7 @@ def _compared(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict
 
 
 def lower(differences: np.ndarray[Any, Any]) -> float:
-    """Return the p-value of Wilcoxon's signed ranks that paired differences lie below 0; 1 if all are 0."""
+    """Return the p-value of Wilcoxon's signed-rank test that paired differences are below 0; 1 if all are 0."""
     if not np.any(differences):
         return 1.0
     return float(wilcoxon(differences, alternative="less").pvalue)

@@ -1,7 +1,7 @@
-"""What a step map says in a few numbers a layer: shallow lock-in, reach, deep decay, and the authors' intensities.
+"""A step map in a few numbers per layer: shallow lock-in, reach, deep decay, and the authors' intensities.
 
-The measures read the map's rows as they are: a row's mass is the sum over key steps of the mean influence of a pair
-of tokens. A row without any mass is left out of the means of shares; where no row is left the value is NaN.
+The measures use the map's rows as they are: a row's mass is the sum over key steps of the mean influence per pair of
+tokens. Rows without any mass are omitted from the means of shares; where no row remains, the value is NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SEGMENTS = (QUESTION, THINKING, SUMMARY)
 
 @dataclass(frozen=True)
 class StepMeasures:
-    """Measures of one trace, each `[L]` float64 unless said otherwise; NaN where the trace has no such steps.
+    """Measures of one trace, each `[L]` float64 unless noted otherwise; NaN where the trace has no such steps.
 
     Attributes:
         lock_in: Share of a thinking row's mass on its own and the previous step, mean over the thinking rows.
@@ -26,11 +26,11 @@ class StepMeasures:
             the first thinking step the previous step is the question, which then counts in both.
         decay: Mass from thinking to summary: a summary row's mass on thinking steps, mean over the summary rows.
         decay_share: The same as a share of the rows' mass, which can be compared between layers.
-        decay_slope: Slope of `decay` a layer over the deepest half of the layers, a scalar.
-        decay_share_slope: The same of `decay_share`.
+        decay_slope: Slope of `decay` per layer over the deepest half of the layers, a scalar.
+        decay_share_slope: The same for `decay_share`.
         summary_self: A summary row's mass on summary steps, mean over the summary rows.
         summary_self_share: The same as a share.
-        summary_intensity: Mean influence of a pair of tokens inside the summary, pairs that causality hides left out.
+        summary_intensity: Mean influence per pair of tokens inside the summary, without pairs hidden by causality.
         thinking_intensity: The same inside the thinking.
         intensity_ratio: `summary_intensity / thinking_intensity`.
 
@@ -50,7 +50,7 @@ class StepMeasures:
     intensity_ratio: Tensor
 
     def by_layer(self) -> dict[str, Tensor]:
-        """Return the measures that have one value a layer."""
+        """Return the measures that have one value per layer."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value.dim() == 1}
 
@@ -62,7 +62,7 @@ def step_measures(step_map: Tensor, sizes: Sequence[int], segments: Sequence[str
         step_map: `[L, S, S]`.
         sizes: Tokens of each step.
         segments: The segment of each step, of `SEGMENTS`.
-        pairs: Which token pairs the means of the map's diagonal were taken over, as in `step_saliency`.
+        pairs: Which token pairs the means on the map's diagonal are over, as in `step_saliency`.
     """
     values = step_map.double()
     thinking = torch.tensor([name == THINKING for name in segments])
@@ -88,7 +88,7 @@ def step_measures(step_map: Tensor, sizes: Sequence[int], segments: Sequence[str
 
 
 def pair_counts(sizes: Sequence[int], pairs: str = "all") -> Tensor:
-    """Return how many token pairs the mean of each entry of a map is over, `[S, S]` float64."""
+    """Return how many token pairs each entry of a map is the mean over, `[S, S]` float64."""
     n = torch.tensor(sizes, dtype=torch.float64)
     counts = n[:, None] * n
     if pairs == "causal":
@@ -113,7 +113,7 @@ def _mean_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _mass_on(values: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mass of some rows on some columns and its share of all their mass, means over the rows `[L]`."""
+    """Return the mass of some rows on some columns, and its share of their whole mass, as means over the rows `[L]`."""
     if not bool(rows.any() and columns.any()):
         nothing = torch.full(values.shape[:1], float("nan"), dtype=values.dtype)
         return nothing, nothing

@@ -1,12 +1,12 @@
-r"""Step-to-step saliency: at every layer, how much each step of a trace draws on each earlier one.
+r"""Step-to-step saliency: at every layer, how strongly each step of a trace depends on each earlier one.
 
 1. The influence of key token k on query token t is `I[t, k] = mean over heads |A[t, k] dL/dA[t, k]|`, with attention
    weights A and the next-token cross-entropy L.
 2. The step map is the mean of I over (tokens of step i) x (tokens of step j), for every layer.
-3. Both come out of one backward pass that goes layer by layer (`_layer_by_layer.py`) and, inside a layer, block of
-   queries by block (`_step_maps.py`): memory grows linearly with the length of the trace, plus S^2.
+3. One backward pass gives the maps of all layers. It runs layer by layer (`_backward.py`) and, in each layer, one block
+   of queries at a time (`_attention_maps.py`), so memory grows linearly with the length of the trace, plus S^2.
 
-A map shows where the loss is sensitive, which is not the same as where the answer comes from: `step_causes` measures
+A map shows where the loss is sensitive, which is not necessarily where the answer comes from: `step_causes` measures
 how far the two agree.
 """
 
@@ -58,7 +58,7 @@ class StepSaliency(Finding):
             triangular.
         steps: Start and end token of each step, half-open.
         segments: The segment of each step: "question", "thinking" or "summary".
-        loss: The loss whose gradient was taken, nats.
+        loss: The loss that was differentiated, nats.
     """
 
     map: Tensor
@@ -73,11 +73,11 @@ class StepSaliency(Finding):
 
     @property
     def measures(self) -> StepMeasures:
-        """Return lock-in, reach, decay and intensities by layer."""
+        """Return lock-in, reach, decay and intensities per layer."""
         return step_measures(self.map, self.sizes, self.segments, self.config["pairs"])
 
     def step_of(self, position: int) -> int:
-        """Return the step that holds a token.
+        """Return the index of the step that contains a token.
 
         Raises:
             BadInput: The trace has no such token.
@@ -85,19 +85,19 @@ class StepSaliency(Finding):
         for i, (start, end) in enumerate(self.steps):
             if start <= position < end:
                 return i
-        raise BadInput(f"Token {position} lies in no step; the trace has tokens 0 to {self.steps[-1][1] - 1}.")
+        raise BadInput(f"Token {position} is in no step; the trace has tokens 0 to {self.steps[-1][1] - 1}.")
 
     def summary(self) -> str:
-        """Return the layers where rows look back least and where the summary draws least on the thinking."""
-        found, n_layers = self.measures, len(self.map)
+        """Return the layers where lock-in is highest and where the summary depends least on the thinking."""
+        measures, n_layers = self.measures, len(self.map)
         lines = [f"{len(self.steps)} steps, {self.steps[-1][1]} tokens, {n_layers} layers, loss {self.loss:.3f} nats."]
-        if not bool(found.lock_in.isnan().all()):
-            worst = int(found.lock_in.nan_to_num(-1).argmax())
-            lines.append(f"Lock-in is highest in layer {worst}: {float(found.lock_in[worst]):.2f}.")
-        if not bool(found.decay_share.isnan().all()):
-            least = int(found.decay_share.nan_to_num(2).argmin())
-            lines.append(f"The summary draws least on the thinking in layer {least}: "
-                         f"{float(found.decay_share[least]):.2f} of its mass.")  # fmt: skip
+        if not bool(measures.lock_in.isnan().all()):
+            worst = int(measures.lock_in.nan_to_num(-1).argmax())
+            lines.append(f"Lock-in is highest in layer {worst}: {float(measures.lock_in[worst]):.2f}.")
+        if not bool(measures.decay_share.isnan().all()):
+            least = int(measures.decay_share.nan_to_num(2).argmin())
+            lines.append(f"The summary depends least on the thinking in layer {least}: "
+                         f"{float(measures.decay_share[least]):.2f} of its mass.")  # fmt: skip
         return " ".join(lines)
 
     def plot(self) -> Figure:
@@ -107,7 +107,7 @@ class StepSaliency(Finding):
         return figures.step_map(self.map, self.segments)
 
     def to_frame(self) -> pa.Table:
-        """Return one row for each layer and pair of steps that causality allows."""
+        """Return one row per layer and pair of steps (a step with itself or an earlier one)."""
         n_layers, n_steps = self.map.shape[:2]
         to, from_ = torch.tril_indices(n_steps, n_steps)
         layer = torch.arange(n_layers).repeat_interleave(len(to))
@@ -153,50 +153,49 @@ def step_saliency(
     block_bytes: int = BLOCK_BYTES,
     progress: bool = False,
 ) -> StepSaliency | list[StepSaliency]:
-    """Return the step maps of a trace, or of each trace of a list.
+    """Return the step maps of a trace, or of each trace in a list.
 
-    Edits that are attached when it is called stay in force, so it shows the map of the edited model.
+    Edits that are attached when it is called stay in force, so it gives the map of the edited model.
 
     Args:
         model: A Transformers decoder.
-        trace: A trace, `(input_ids, steps)` with steps that tile the ids and of which the first is the question, or a
-            list of such. Traces of a list run side by side where they are short.
+        trace: A trace, or `(input_ids, steps)` with steps that tile the ids and the question as first step, or a list
+            of either. Short traces of a list run side by side.
         target: "sequence": the mean cross-entropy of all tokens but the first. "span": the mean over one span.
         span: For "span", half-open token positions; None takes the trace's summary.
-        pairs: What the mean of an entry is over: "all" token pairs of the two steps, or the "causal" ones. They differ
-            on the diagonal, where causality hides half of the pairs.
+        pairs: What an entry is the mean over: "all" token pairs of the two steps, or the "causal" ones. They differ on
+            the diagonal, where causality hides half of the pairs.
         block_bytes: Size of one buffer.
-        progress: Show a progress bar on the error stream.
+        progress: Show a progress bar on stderr.
 
     Raises:
-        BadInput: An unknown target, a span outside the trace, without tokens to predict, or missing.
-        BadTrace: Steps that do not tile the trace, ids outside the vocabulary, more tokens than the model has
-            positions, or a single token.
+        BadInput: The target is unknown, or the span is missing, outside the trace, or has no token to predict.
+        BadTrace: The steps do not tile the trace, an id is outside the vocabulary, or the trace is a single token or
+            longer than the model's context.
         UnsupportedModel: The model's layers cannot be run one by one.
 
     Note:
-        Number types below float32 are widened inside the attention's backward pass, and sums are float64. A model with
-        sliding windows is given a mask of T x T bits by Transformers (one for all heads), 256 MB at 16k tokens.
+        Dtypes below float32 are widened inside the attention's backward pass, and sums are float64. For a model with
+        sliding windows Transformers builds a mask of T x T bytes (one for all heads), 256 MB at 16k tokens.
 
-    Source: Step-Saliency (arXiv 2604.06695). "sequence" is the authors' code, which backpropagates the mean loss once;
-    the paper writes the loss of each token.
+    Source: Step-Saliency (arXiv 2604.06695). "sequence" follows the authors' code, which backpropagates the mean loss
+    once; the paper writes the loss of each token.
     """
     _check_choice("target", target, get_args(Target))
     _check_choice("pairs", pairs, get_args(Pairs))
     if span is not None and target != "span":
-        raise BadInput("span is given, but target is 'sequence', which takes every token; pass target='span'.")
+        raise BadInput("A span was passed, but target 'sequence' takes every token; pass target='span' with it.")
     parts = anatomy(model)
     many = isinstance(trace, list)
-    given = list(trace) if isinstance(trace, list) else [trace]
-    jobs = [job_of(parts, as_trace(one), target, span) for one in given]
+    jobs = [job_of(parts, as_trace(t), target, span) for t in (trace if isinstance(trace, list) else [trace])]
     run = _Run(parts, pairs, target, Workspace(block_bytes))
-    found: dict[int, StepSaliency] = {}
+    by_trace: dict[int, StepSaliency] = {}
     bar = progress_bar("step saliency", parts.n_layers * len(jobs), shown=progress)
     with evaluating(parts.model), frozen(parts.model), bar as shown:
         for batch in batches_of(jobs):
             maps = run.maps([jobs[i] for i in batch], partial(_layer_done, shown, len(batch)))
-            found.update(zip(batch, maps, strict=True))
-    return [found[i] for i in range(len(jobs))] if many else found[0]
+            by_trace.update(zip(batch, maps, strict=True))
+    return [by_trace[i] for i in range(len(jobs))] if many else by_trace[0]
 
 
 def _layer_done(bar: Bar, n_traces: int, layer: int) -> None:
@@ -218,7 +217,7 @@ class _Run:
     workspace: Workspace
 
     def maps(self, jobs: list[Job], done: Any) -> list[StepSaliency]:
-        """Return the maps of traces that are run side by side."""
+        """Return the maps of traces that run side by side in one batch."""
         traces, device = [job.trace for job in jobs], self.parts.model.device
         ids, mask = left_pad([trace.input_ids.tolist() for trace in traces], 0, device)
         steps = _steps(traces, ids.shape[1]).to(device)
@@ -236,13 +235,13 @@ class _Run:
                 return partial(_recording, recorder, forward)
 
             pull_back(self.parts, recorded, gradient, handler_of, attached, done)
-        unread = [i for i, one in enumerate(sums) if not one.n_blocks]
+        unread = [i for i, layer_sums in enumerate(sums) if not layer_sums.n_blocks]
         if unread:
             raise UnsupportedModel(
-                f"An edit that is attached replaces the attention of layer {unread[0]}, so it has no weights whose "
-                "influence could be taken; leave its block first."
+                f"An attached edit replaces the attention of layer {unread[0]}, so it has no weights whose influence "
+                "could be measured; leave the edit's block first."
             )
-        totals = torch.stack([one.total.cpu() for one in sums], dim=1)  # (row, layer, step, step)
+        totals = torch.stack([layer_sums.total.cpu() for layer_sums in sums], dim=1)  # (row, layer, step, step)
         return [self._finding(job, totals[i], float(losses[i])) for i, job in enumerate(jobs)]
 
     def _finding(self, job: Job, totals: Tensor, loss: float) -> StepSaliency:
@@ -260,13 +259,13 @@ class _Run:
 
 
 def segments_of(trace: Trace) -> list[str]:
-    """Return the segment of each step of a trace."""
+    """Return the segment ("question", "thinking" or "summary") of each step of a trace."""
     ends = ((QUESTION, trace.question.end), (THINKING, trace.thinking.end), (SUMMARY, len(trace)))
     return [next(name for name, end in ends if step.start < end) for step in trace.steps]
 
 
 def _steps(traces: Sequence[Trace], width: int) -> Tensor:
-    """Return the step of each token of left-padded traces `[N, T]`; padding has the step after the last of all."""
+    """Return the step of each token of left-padded traces `[N, T]`; padding gets an index after every real step."""
     padding = max(len(trace.steps) for trace in traces)
     steps = torch.full((len(traces), width), padding)
     for row, trace in zip(steps, traces, strict=True):
@@ -276,7 +275,7 @@ def _steps(traces: Sequence[Trace], width: int) -> Tensor:
 
 
 def _weights(jobs: Sequence[Job], ids: Tensor) -> Tensor:
-    """Return what each token's cross-entropy counts, `[N, T]`: one over the length of the span inside it."""
+    """Return the weight of each token's cross-entropy, `[N, T]`: 1 / length inside the span, 0 outside."""
     weights = torch.zeros(ids.shape)
     for row, job in zip(weights, jobs, strict=True):
         n_padding = len(row) - len(job.trace)
@@ -285,11 +284,11 @@ def _weights(jobs: Sequence[Job], ids: Tensor) -> Tensor:
 
 
 def _attention(kind: str, workspace: Workspace, call: AttentionCall, attend: Attend) -> Tensor:
-    """Return z without holding all weights: by the library's kernel where it has one for these sizes."""
+    """Return z without storing all weights: by the library's fused kernel where it supports these sizes."""
     if kind == "sdpa" and call.q.shape[-1] == call.v.shape[-1]:
         return attend(call)
     return blockwise(call, workspace)
 
 
 def _recording(recorder: Recorder, forward: Any, call: AttentionCall, attend: Attend) -> Tensor:
-    return recorder.record(lambda asked: forward(asked, attend), call)
+    return recorder.record(lambda inner_call: forward(inner_call, attend), call)

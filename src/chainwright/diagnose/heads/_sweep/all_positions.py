@@ -1,6 +1,6 @@
-"""Knockouts at all positions: the layers from the silenced head's on, several variants side by side in the batch.
+"""Knockouts at all positions: rerun the layers from the silenced head's onwards, several variants per batch.
 
-Of the last layer only the last query, and what comes after it, is needed; only that position is unembedded.
+In the last layer only the last query and what follows from it is needed; only that position is unembedded.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from torch import Tensor
 
 from chainwright._errors import UnsupportedModel
 from chainwright.diagnose.heads._sweep.baseline_pass import (
+    BaselinePass,
     Contexts,
-    Found,
     LayerCall,
-    Plain,
-    attached,
+    VariantLogits,
     for_rows,
     is_edited,
-    most_off,
     record,
     returning,
+    rounding_tolerance,
     total_variation,
 )
 from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
@@ -31,15 +30,17 @@ from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
 from chainwright.models.capture import Positions
 from chainwright.models.residual import unembed
-from chainwright.models.seam import Handlers, attach
+from chainwright.models.seam import Handlers, attach, attached_handlers
 
 
 class _Variants(NamedTuple):
-    """Which rows to run again from a layer on, and what to silence there.
+    """Which rows to rerun from a layer onwards, and which head to silence in each.
 
     Attributes:
+        layer: The layer of the silenced heads.
         pairs: (row, head) `[R, 2]`; head -1 silences nothing.
-        n_rows: Rows of the plain pass.
+        positions: Where to silence them.
+        n_rows: Rows of the baseline pass.
     """
 
     layer: int
@@ -53,17 +54,17 @@ def from_layer(
     contexts: Contexts,
     wanted: Tensor,
     max_bytes: int,
-    plain: Plain | None = None,
+    plain: BaselinePass | None = None,
     *,
     positions: Positions,
     sharing: Sharing,
-) -> Iterator[Found]:
-    """Yield the logits with each wanted head `[N, L, H]` silenced, and with none."""
+) -> Iterator[VariantLogits]:
+    """Yield the logits of the baseline pass, then those with each wanted head `[N, L, H]` silenced alone."""
     n_rows, n_tokens = contexts.input_ids.shape
     at_once = max(1, max_bytes // bytes_per_variant(parts, n_tokens))
     with attach(parts.model, Handlers({})):
-        plain = plain or record(parts, contexts, attached(parts))
-        yield Found(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
+        plain = plain or record(parts, contexts, attached_handlers(parts.model))
+        yield VariantLogits(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
         _check_replay(parts, plain, n_rows, sharing)
         for layer in range(parts.n_layers):
             chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
@@ -76,20 +77,21 @@ def from_layer(
             )
             del shared
             where = torch.stack([pairs[:, 0], torch.full_like(pairs[:, 0], layer), pairs[:, 1]], dim=1)
-            asked = wanted[tuple(where.T)]
-            yield from _unembedded(parts, where[asked], hidden[asked.to(hidden.device)])
+            # an edited model runs all rows together, also those that were not wanted
+            is_wanted = wanted[tuple(where.T)]
+            yield from _unembedded(parts, where[is_wanted], hidden[is_wanted.to(hidden.device)])
 
 
 def bytes_per_variant(parts: Anatomy, n_tokens: int) -> int:
-    """Return what a block holds of one variant at its widest point: about eight residual streams."""
+    """Return the memory that one variant takes inside a block at its widest point: about eight residual streams."""
     return n_tokens * parts.d_model * int(parts.model.dtype.itemsize) * 8
 
 
-def _unembedded(parts: Anatomy, where: Tensor, hidden: Tensor) -> Iterator[Found]:
+def _unembedded(parts: Anatomy, where: Tensor, hidden: Tensor) -> Iterator[VariantLogits]:
     step = max(1, 2**25 // parts.d_vocab)
     for start in range(0, len(where), step):
         rows = slice(start, start + step)
-        yield Found(where[rows], unembed(parts, parts.final_norm(hidden[rows])))
+        yield VariantLogits(where[rows], unembed(parts, parts.final_norm(hidden[rows])))
 
 
 def _chunks(wanted: Tensor, at_once: int, *, in_rows: bool) -> Iterator[Tensor]:
@@ -103,14 +105,14 @@ def _chunks(wanted: Tensor, at_once: int, *, in_rows: bool) -> Iterator[Tensor]:
         yield torch.stack([rows, head.expand_as(rows)], dim=1)
 
 
-def _check_replay(parts: Anatomy, plain: Plain, n_rows: int, sharing: Sharing) -> None:
-    """Check on the first row that the layers called one by one do what the model did."""
+def _check_replay(parts: Anatomy, plain: BaselinePass, n_rows: int, sharing: Sharing) -> None:
+    """Raise UnsupportedModel unless the layers run one by one give what the model gave, on the first row."""
     n_rerun = n_rows if is_edited(parts) else 1
     every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
     for layer in {0, parts.n_layers - 1}:
         hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows), sharing)
         off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
-        if not off <= most_off(parts):
+        if not off <= rounding_tolerance(parts):
             raise UnsupportedModel(
                 f"The layers of this {parts.model.config.model_type} model, called one by one, move {off:.3g} of the "
                 "probability that the whole model gives, so single knockouts cannot share what they have in common; "
@@ -124,10 +126,10 @@ def _rerun(
     """Return the last layer's output at the last position `[R, D]` with each variant's head silenced."""
     rows = variants.pairs[:, 0]
     hidden: Tensor | None = None
-    for at in range(variants.layer, parts.n_layers):
-        layer, call = parts.layers[at], calls[at]
+    for i in range(variants.layer, parts.n_layers):
+        layer, call = parts.layers[i], calls[i]
         args, kwargs = for_rows(call, rows, variants.n_rows, hidden)
-        is_first, is_last = at == variants.layer, at == parts.n_layers - 1 and call.is_positionwise
+        is_first, is_last = i == variants.layer, i == parts.n_layers - 1 and call.is_positionwise
         with ExitStack() as stack:
             if is_last:
                 z = _silenced(call.z[:, -1:], variants) if is_first else sharing.last_query.z(args, kwargs)
@@ -143,7 +145,7 @@ def _rerun(
 
 
 def _silenced(z: Tensor, variants: _Variants) -> Tensor:
-    """Return z of each variant `[R, P, H, d]`, without its head."""
+    """Return z of each variant `[R, P, H, d]` with its head set to zero."""
     rows, heads = variants.pairs.T
     z = z[rows.to(z.device)]
     (silenced,) = (heads >= 0).nonzero(as_tuple=True)
@@ -153,9 +155,9 @@ def _silenced(z: Tensor, variants: _Variants) -> Tensor:
 
 
 def _attention_gives(layer: Layer, call: LayerCall, z: Tensor) -> AbstractContextManager[None]:
-    """Let the layer's attention module, instead of attending, return the projection of `z`."""
-    given = as_output(call, layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
-    return returning(layer.attention, lambda *args, **kwargs: given)
+    """Make the layer's attention module return the projection of `z` instead of attending."""
+    output = as_output(call, layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
+    return returning(layer.attention, lambda *args, **kwargs: output)
 
 
 def _at_last_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""The plain pass of a sweep: what every layer was called with, and what its heads gave.
+"""The baseline pass of a sweep: the model run once with every head in place, and what each layer was called with.
 
-What the single knockouts have in common is read here once: the arguments of each layer, the heads' outputs (for
-knockouts at all positions) or the keys and values (for knockouts at the last one), and the logits.
+A single-head knockout shares most of its work with this pass. So it is recorded once: the arguments of each layer, the
+head outputs (for knockouts at all positions) or the keys and values (for knockouts at the last position), and the
+logits. `for_rows` then repeats a layer's call for some rows with new hidden states.
 """
 
 from __future__ import annotations
@@ -17,33 +18,34 @@ from transformers.pytorch_utils import Conv1D
 
 from chainwright.models.anatomy import Anatomy, Layer
 from chainwright.models.capture import forward
-from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, SeamHook, attach, widened
+from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attached_handlers, widened
 
 PER_TOKEN = ("hidden_states", "attention_mask", "position_ids", "position_embeddings", "cache_position")
-# total variation between the model and its layers one by one that is still rounding; half precision allows more
-_MOST_OFF = {torch.float32: 1e-3, torch.float64: 1e-3}
-_MOST_OFF_HALF = 0.25
-# rows whose lengths differ by less than this share go together
+# largest total variation between the model and its layers run one by one that counts as rounding
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+# bfloat16 and float16: another batch size alone can change the kernel, and with it this much probability
+_HALF_TOLERANCE = 0.25
+# the shortest row of a group has at least this share of the longest row's tokens, so little is spent on padding
 _SHORTEST = 0.9
 
 
 class Contexts(NamedTuple):
-    """Left-padded contexts `[N, T]`, their mask, and the tokens to track at the position after them `[N, K]`."""
+    """Left-padded contexts `[N, T]`, their mask, and the tokens whose probability is tracked after them `[N, K]`."""
 
     input_ids: Tensor
     mask: Tensor
     tracked: Tensor
 
 
-class Found(NamedTuple):
-    """Logits `[R, V]` at the last position, which (row, layer, head) each is for `[R, 3]`; head -1: none is out."""
+class VariantLogits(NamedTuple):
+    """Logits at the last position `[R, V]`, and the (row, layer, head) of each `[R, 3]`; head -1 is no knockout."""
 
     where: Tensor
     logits: Tensor
 
 
 class Group(NamedTuple):
-    """Rows of about one length, without the padding that they share, and their places among all rows."""
+    """Rows of similar length, without the padding that they share, and their indices among all rows."""
 
     rows: Tensor
     contexts: Contexts
@@ -51,54 +53,49 @@ class Group(NamedTuple):
 
 @dataclass
 class LayerCall:
-    """What one layer was called with in the plain pass, and what its attention was given and gave.
+    """One layer's call in the baseline pass, and the input and output of its attention.
 
     Attributes:
-        args: Positional arguments; the hidden states, wherever they stand, are of the last position alone where keys
-            and values were kept.
+        args: Positional arguments. The hidden states, whether positional or a keyword, are those of the last position
+            only if keys and values were recorded.
+        kwargs: Keyword arguments.
         z: Head outputs before the output projection `[N, T, H, d]`.
         attn_output: What the attention module returned.
-        seen: The attention's call, where keys and values were to be kept.
-        mid_readers: The linear modules that were given what the norm in front of the MLP returned.
-        is_positionwise: Nothing that the layer was given is per position but what its attention alone reads, so
-            that the rest of it can be run for the last position only.
+        attn_call: The call of the attention function, if keys and values were recorded.
+        mid_readers: The linear modules that read the output of the norm in front of the MLP.
+        is_positionwise: Whether everything per position among the arguments is read by the attention alone, so that
+            the rest of the layer can be run for the last position only.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     z: Tensor = field(default_factory=lambda: torch.empty(0))
     attn_output: Any = None
-    seen: AttentionCall | None = None
+    attn_call: AttentionCall | None = None
     mid_readers: list[nn.Module] = field(default_factory=list)
     is_positionwise: bool = False
 
     @property
     def hidden(self) -> Tensor:
-        """Return the layer's input."""
+        """Return the layer's input, `[N, T, D]`."""
         hidden: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
         return hidden
 
 
-class Plain(NamedTuple):
-    """The plain pass: each layer's call, and the logits at the last position `[N, V]`."""
+class BaselinePass(NamedTuple):
+    """Each layer's call in the baseline pass, and the logits at the last position `[N, V]`."""
 
     calls: list[LayerCall]
     logits: Tensor
 
 
-def attached(parts: Anatomy) -> Handlers:
-    """Return what is attached to the model from outside."""
-    hooks = parts.model.base_model._forward_pre_hooks.values()
-    return next((hook.handlers for hook in hooks if isinstance(hook, SeamHook)), Handlers({}))
-
-
 def is_edited(parts: Anatomy) -> bool:
-    """Say whether something is attached to the model from outside."""
-    return bool(attached(parts).by_layer)
+    """Return whether the caller has attached an edit to the model."""
+    return bool(attached_handlers(parts.model).by_layer)
 
 
 def groups(contexts: Contexts, max_tokens: int) -> Iterator[Group]:
-    """Yield rows of about equal length, longest first, at most `max_tokens` tokens together (or one row)."""
+    """Yield rows of similar length, longest first, at most `max_tokens` tokens together (or one row)."""
     lengths = contexts.mask.sum(-1).cpu()
     order = lengths.argsort(descending=True, stable=True).tolist()
     n_tokens = contexts.input_ids.shape[1]
@@ -107,35 +104,40 @@ def groups(contexts: Contexts, max_tokens: int) -> Iterator[Group]:
         n = max(1, max_tokens // longest)
         rows = [row for row in order[:n] if int(lengths[row]) >= _SHORTEST * longest]
         order = order[len(rows) :]
-        at = torch.tensor(sorted(rows))
-        own = at.to(contexts.input_ids.device)
-        start = n_tokens - longest
-        cut = Contexts(contexts.input_ids[own, start:], contexts.mask[own, start:], contexts.tracked[own])
-        yield Group(at, cut)
+        index = torch.tensor(sorted(rows))
+        on_device = index.to(contexts.input_ids.device)
+        start = n_tokens - longest  # rows are left-padded: columns before this are padding in the whole group
+        yield Group(index, Contexts(*(part[on_device] for part in _from_column(contexts, start))))
 
 
-def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool = False) -> Plain:
-    """Run the model once and keep each layer's call: with what its heads gave, or with keys and values.
+def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool = False) -> BaselinePass:
+    """Run the model once and record each layer's call, with its head outputs or with its keys and values.
 
-    `outside` is what was attached before the sweep began, and is to be in force when a layer is run again.
+    Args:
+        parts: Anatomy of the model.
+        contexts: Rows to run.
+        outside: The handlers that the caller had attached before the sweep; they are in force when a layer is rerun.
+        keys: Record keys and values, for knockouts at the last position, instead of head outputs.
     """
     calls: list[LayerCall] = []
     options: dict[int, dict[str, Any]] = {}
 
-    def kept(hidden: Tensor) -> Tensor:
-        # a copy, since some layers go on in place
+    def copied(hidden: Tensor) -> Tensor:
+        # a copy, since some layers add to the residual stream in place
         return (hidden[:, -1:] if keys else hidden).detach().clone()
 
     def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        own = {name: kept(value) for name, value in kwargs.items() if name == "hidden_states"}
-        calls.append(LayerCall((*(kept(value) for value in args[:1]), *args[1:]), {**kwargs, **own}))
+        # hidden states are the first argument: positional in most models, a keyword in some
+        own = {name: copied(value) for name, value in kwargs.items() if name == "hidden_states"}
+        calls.append(LayerCall((*(copied(value) for value in args[:1]), *args[1:]), {**kwargs, **own}))
 
     def read_heads(call: AttentionCall, attend: Attend) -> Tensor:
         z = attend(call)
         options[call.layer] = call.options
         if keys:
             k, v = call.k.detach(), call.v.detach()
-            calls[-1].seen = replace(call, q=call.q[:, :, :0].detach(), k=k, v=v)
+            # queries are dropped: each variant brings its own
+            calls[-1].attn_call = replace(call, q=call.q[:, :, :0].detach(), k=k, v=v)
         else:
             calls[-1].z = z.detach().clone()
         return z
@@ -148,19 +150,25 @@ def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool 
         for layer in parts.layers:
             stack.callback(layer.block.register_forward_pre_hook(read_call, with_kwargs=True).remove)
             if not keys:
-                # the first of the hooks, so that what others change is not taken for the module's own
+                # before other hooks, which will run again in every replay and must not be counted twice
                 stack.callback(layer.attention.register_forward_hook(read_output, prepend=True).remove)
-                stack.enter_context(_watching_readers(layer, calls))
+                stack.enter_context(_recording_readers(layer, calls))
         logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)
-    for i, call in enumerate(calls):  # they were recorded with the readers among their handlers
+    for i, call in enumerate(calls):
+        # the recorded keywords hold this pass's own readers; a replay must run the caller's handlers alone
         call.kwargs[STATE_KEY] = outside
         call.is_positionwise = not outside.by_layer and _is_positionwise(parts, i, call, options[i])
-    return Plain(calls, widened(logits[:, -1]))
+    return BaselinePass(calls, widened(logits[:, -1]))
+
+
+def _from_column(contexts: Contexts, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    return contexts.input_ids[:, start:], contexts.mask[:, start:], contexts.tracked
 
 
 @contextmanager
-def _watching_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
-    """Note in the current call which linear modules are given what the norm in front of the MLP returns."""
+def _recording_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
+    """Record in the current call which linear modules read the output of the norm in front of the MLP."""
+    # a module with a forward of its own (weights moved between devices, an adapter) need not be linear
     linear = [m for m in layer.block.modules() if type(m) in (nn.Linear, Conv1D) and "forward" not in m.__dict__]
     if layer.mid_reader is None or is_hooked(layer.block, but=2):
         yield
@@ -171,9 +179,9 @@ def _watching_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
         normed[:] = [output] if isinstance(output, Tensor) else []
 
     def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
-        # the norm's output is held here, so that nothing else can have got its place in memory
-        given = args[0] if args else None
-        if normed and isinstance(given, Tensor) and _is_view(given, normed[0]):
+        # recognised by its memory, not its numbers; `normed` keeps that memory from being reused meanwhile
+        read = args[0] if args else None
+        if normed and isinstance(read, Tensor) and _is_view(read, normed[0]):
             calls[-1].mid_readers.append(module)
 
     def forget(*_: Any) -> None:
@@ -190,7 +198,7 @@ def _watching_readers(layer: Layer, calls: list[LayerCall]) -> Iterator[None]:
 def _detached(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.detach()
-    return type(output)(_detached(one) for one in output) if type(output) in (tuple, list) else output
+    return type(output)(_detached(item) for item in output) if type(output) in (tuple, list) else output
 
 
 def _is_view(tensor: Tensor, of: Tensor) -> bool:
@@ -203,11 +211,12 @@ def _is_view(tensor: Tensor, of: Tensor) -> bool:
 
 
 def is_hooked(block: nn.Module, but: int = 0) -> bool:
-    """Say whether more hooks are on a layer than the given number, which are our own."""
+    """Return whether a layer has more hooks than `but`, the number that the sweep itself has put there."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in block.modules()) > but
 
 
 def _is_positionwise(parts: Anatomy, layer: int, call: LayerCall, options: dict[str, Any]) -> bool:
+    # tensors of unknown meaning might be per position, a hook might read other positions: then nothing is cut
     extra = [*call.args[1:], *(value for name, value in call.kwargs.items() if name not in PER_TOKEN)]
     per_query = any(isinstance(value, Tensor) and value.dim() > 2 for value in options.values())
     return not (is_hooked(parts.layers[layer].block) or per_query or any(isinstance(value, Tensor) for value in extra))
@@ -215,8 +224,8 @@ def _is_positionwise(parts: Anatomy, layer: int, call: LayerCall, options: dict[
 
 @contextmanager
 def returning(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module return what `forward` does; hooks on it are still called."""
-    before = module.__dict__.get("forward")  # there is one where weights are moved between devices
+    """Replace a module's forward function inside this context; hooks on the module are still called."""
+    before = module.__dict__.get("forward")  # accelerate sets one where weights are moved between devices
     module.forward = forward
     try:
         yield
@@ -228,32 +237,40 @@ def returning(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def total_variation(logits: Tensor, plain: Tensor) -> float:
-    """Return how much probability stands elsewhere than in the plain pass, in the worst row."""
+    """Return the total variation distance to the baseline pass, 0 to 1, in the worst row."""
     return float((logits.softmax(-1) - plain.softmax(-1)).abs().sum(-1).max()) / 2
 
 
-def most_off(parts: Anatomy) -> float:
-    """Return how much probability rounding may move."""
-    return _MOST_OFF.get(parts.model.dtype, _MOST_OFF_HALF)
+def rounding_tolerance(parts: Anatomy) -> float:
+    """Return the largest total variation that counts as rounding, for the model's dtype."""
+    return _TOLERANCE.get(parts.model.dtype, _HALF_TOLERANCE)
 
 
 def for_rows(
     call: LayerCall, rows: Tensor, n_rows: int, hidden: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a layer's arguments for the given rows of the batch, with new hidden states if there are some."""
+    """Return a layer's arguments for some rows of the recorded batch.
+
+    Args:
+        call: The layer's call in the baseline pass.
+        rows: Row of each variant `[R]`; a row may come several times.
+        n_rows: Rows of the baseline pass.
+        hidden: New hidden states `[R, T, D]` (or `[1, T, D]` for all); None takes the recorded ones.
+    """
     is_whole = len(rows) == n_rows and bool((rows == torch.arange(n_rows)).all())
 
     def pick(value: Any, name: str = "") -> Any:
         if isinstance(value, tuple):
             return tuple(pick(v) for v in value)
+        # the length of the first axis alone does not prove that it is the batch: a rotary table may have as many rows
         per_row = isinstance(value, Tensor) and n_rows > 1 and len(value) == n_rows and not is_whole
         if per_row and (value.dim() > 2 or name in ("position_ids", "attention_mask")):
             return value[rows.to(value.device)]
         return value
 
-    given = pick(call.hidden, "hidden_states") if hidden is None else hidden
-    given = given.repeat(len(rows), 1, 1) if len(given) == 1 else given
+    own = pick(call.hidden, "hidden_states") if hidden is None else hidden
+    own = own.repeat(len(rows), 1, 1) if len(own) == 1 else own
     kwargs = {name: pick(value, name) for name, value in call.kwargs.items() if name != "hidden_states"}
     if call.args:
-        return (given, *(pick(value) for value in call.args[1:])), kwargs
-    return (), {**kwargs, "hidden_states": given}
+        return (own, *(pick(value) for value in call.args[1:])), kwargs
+    return (), {**kwargs, "hidden_states": own}

@@ -1,4 +1,4 @@
-"""What a sweep will take, said before it runs: a short plain pass is timed, and the rest is arithmetic."""
+"""The cost of a sweep, estimated before it runs: a short forward pass is timed, and the rest is arithmetic."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from chainwright.diagnose.heads.knockout import Method, check_options, n_measure
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, forward
 
-# shares of a layer's time: what follows the attention in the silenced head's layer, and what the last layer still does
+# shares of a layer's time: the silenced head's layer after its attention, and what still runs of the last layer
 _OWN_LAYER, _LAST_LAYER = 0.4, 0.3
-# a forward and a backward pass, in plain passes
+# a forward and a backward pass, in baseline passes
 _GRADIENT = 2.5
 _MOST_TIMED = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """What `knockout_effects` will do with contexts of given lengths.
+    """The estimated cost of `knockout_effects` for contexts of given lengths.
 
     Attributes:
         n_variants: How many (row, head) pairs are measured.
-        n_groups: Groups of rows that go together, each with one plain pass.
-        plain_passes: The work, in plain passes over all contexts; one hook a head would take `n_layers x n_heads`.
-        bytes: Roughly the largest memory at a time, besides the model.
-        seconds: Roughly the time, from a plain pass that was timed now.
+        n_groups: Groups of rows that run together, each with one baseline pass.
+        plain_passes: The work, in forward passes over all contexts; one pass per head would be `n_layers x n_heads`.
+        bytes: Approximate peak memory besides the model.
+        seconds: Approximate time, from a forward pass timed for this estimate.
     """
 
     n_variants: int
@@ -46,13 +46,14 @@ class SweepPlan:
     def summary(self) -> str:
         """Return the plan in a sentence."""
         return (
-            f"{self.n_variants} knockouts in {self.n_groups} groups of rows: the work of {self.plain_passes:.1f} plain "
-            f"passes over the contexts, about {self.seconds:.1f} s and {self.bytes / 2**20:.0f} MiB besides the model."
+            f"{self.n_variants} knockouts in {self.n_groups} groups of rows: the work of {self.plain_passes:.1f} "
+            f"forward passes over the contexts, about {self.seconds:.1f} s and {self.bytes / 2**20:.0f} MiB besides "
+            "the model."
         )
 
 
 class _Work(NamedTuple):
-    """Plain passes for each row of a kind of sweep, and how often what a plain pass keeps is needed."""
+    """Forward passes per row of a kind of sweep, and how many times the records of one baseline pass are needed."""
 
     passes: float
     times_kept: int
@@ -67,7 +68,9 @@ def plan_knockout_effects(
     share: float = 0.25,
     max_bytes: int | None = None,
 ) -> SweepPlan:
-    """Return what a sweep over contexts of these lengths takes, after timing one short plain pass.
+    """Return the estimated time and memory of a sweep over contexts of these lengths.
+
+    One short forward pass is timed for it.
 
     Args:
         model: A Transformers decoder.
@@ -81,18 +84,18 @@ def plan_knockout_effects(
         BadInput: No length, a length below 1, or an option that `knockout_effects` would refuse.
 
     Note:
-        A model of the work, not a promise: expect the seconds to be right within a factor of two. Attention is counted
-        as growing with the length, not with its square.
+        Expect the seconds to be right within a factor of two. Attention is counted as linear in the length, not
+        quadratic.
     """
     check_options(method, positions, share, max_bytes)
     if not len(lengths) or min(lengths) < 1:
-        raise BadInput(f"lengths must be whole numbers above 0, one a context; got {list(lengths)[:8]}.")
+        raise BadInput(f"lengths must be positive integers, one per context; got {list(lengths)[:8]}.")
     parts = anatomy(model)
     work = _work(parts, lengths, positions, method, share)
     per_token = bytes_per_token(parts) * work.times_kept
-    kept, at_once = (max_bytes or table[kind_of(parts)] for table in (BYTES_KEPT, BYTES_AT_ONCE))
+    recorded, at_once = (max_bytes or table[kind_of(parts)] for table in (BYTES_KEPT, BYTES_AT_ONCE))
     longest = max(lengths)
-    sizes = [int(group.contexts.mask.sum()) for group in groups(_dummy(lengths), kept // per_token)]
+    sizes = [int(group.contexts.mask.sum()) for group in groups(_dummy(lengths), recorded // per_token)]
     variants = 0 if method == "gradient" else max(at_once, bytes_per_variant(parts, longest))
     return SweepPlan(
         n_variants=n_measured(parts, len(lengths), method, share),
@@ -116,8 +119,8 @@ def _work(parts: Anatomy, lengths: Sequence[int], positions: Positions, method: 
 
 
 def _dummy(lengths: Sequence[int]) -> Contexts:
-    at = torch.arange(max(lengths))
-    mask = (at >= max(lengths) - torch.tensor(list(lengths))[:, None]).long()
+    columns = torch.arange(max(lengths))
+    mask = (columns >= max(lengths) - torch.tensor(list(lengths))[:, None]).long()
     return Contexts(mask, mask, mask[:, :1])
 
 

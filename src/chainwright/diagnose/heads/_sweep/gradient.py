@@ -1,8 +1,8 @@
-"""All heads at once from one backward pass: the slope of a probability along each head's gate.
+"""All heads at once from one backward pass: the derivative of a probability with respect to each head's gate.
 
-Every head's z is multiplied by a gate of one; the gradient of the probability with respect to the gate is the sum over
-positions of z . dp/dz, the first-order estimate of what silencing the head takes away. The weights need no gradient, so
-none is kept for them. The forward pass is also the plain pass of the exact forms.
+Every head's z is multiplied by a gate of 1; the gradient of the probability with respect to the gate is the sum over
+positions of z . dp/dz, the first-order estimate of the loss when the head is silenced. No gradients are computed for
+the weights. The forward pass also serves as the baseline pass of the exact forms.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, Plain, attached, record
+from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
 
 
 class Slopes(NamedTuple):
-    """The plain pass, the probability of the first tracked token `[N]`, and its slopes `[N, L, H]`."""
+    """The baseline pass, the probability of the first tracked token `[N]`, and its derivatives `[N, L, H]`."""
 
-    plain: Plain
+    plain: BaselinePass
     probs: Tensor
     slopes: Tensor
 
 
 def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> Slopes:
-    """Run the model forward and back once."""
+    """Return the derivatives for all heads from one forward and one backward pass."""
     n_rows = len(contexts.input_ids)
     dtype = torch.promote_types(parts.model.dtype, torch.float32)
     gates: dict[int, Tensor] = {
@@ -44,18 +44,18 @@ def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> S
             return z * gate
         return torch.cat([z[:, :-1], z[:, -1:] * gate], dim=1)
 
-    outside = attached(parts)
+    outside = attached_handlers(parts.model)
     with torch.enable_grad(), _frozen(parts.model), attach(parts.model, Handlers({i: (gated,) for i in gates})):
         plain = record(parts, contexts, outside, keys=positions == "last" and not outside.by_layer)
         probs = plain.logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
         slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
-    plain = Plain(plain.calls, plain.logits.detach())
+    plain = BaselinePass(plain.calls, plain.logits.detach())
     return Slopes(plain, probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1))
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Let no weight need a gradient, and put it back as it was."""
+    """Turn gradients of the weights off inside this context."""
     wanting = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         for weight in wanting:

@@ -1,8 +1,9 @@
-"""What the heads of the last layer put out at the last position, without what other queries would need.
+"""Head outputs of the last layer at the last position, without computing the other queries.
 
-Only the last query of the last layer is read. So the attention gets keys and values of all positions and one query;
-and the linear modules that make queries alone run at the last position only. Which they are is tried out once, on
-random input: those that may return the last position's output everywhere without moving the last query's z.
+Only the last query of the last layer matters for the logits. So its attention gets the keys and values of all
+positions but one query, and the linear modules that serve the queries alone run at the last position only. Which
+modules those are is tested once on random input: a module qualifies if it may return the last position's output at
+every position without changing the last query's z.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 
 
 class _Enough(Exception):
-    """Leaves a layer with z of the last query, `[R, 1, H, d]`."""
+    """Raised to leave a layer early, with z of the last query, `[R, 1, H, d]`."""
 
     def __init__(self, z: Tensor):
         super().__init__()
@@ -29,7 +30,7 @@ class _Enough(Exception):
 
 
 class LastQuery:
-    """Runs the attention of the last layer for the last query."""
+    """Runs the attention of the last layer for the last query only."""
 
     def __init__(self, layer: Layer):
         self.layer = layer
@@ -37,30 +38,30 @@ class LastQuery:
         self.n_short = 0  # how often a module ran at the last position only
 
     def z(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return what the heads put out at the last position, `[R, 1, H, d]`, and run nothing else of the layer."""
+        """Return the head outputs at the last position, `[R, 1, H, d]`; the rest of the layer does not run."""
         if self.makes_queries is None:
-            self.makes_queries = self._tried(args, kwargs)
-        return self._without(self.makes_queries, args, kwargs)
+            self.makes_queries = self._query_modules(args, kwargs)
+        return self._shortened(self.makes_queries, args, kwargs)
 
-    def _tried(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
+    def _query_modules(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         if hidden.shape[1] < 2:
             return []
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
         args, kwargs = ((noise, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": noise})
-        want = self._without([], args, kwargs)
+        want = self._shortened([], args, kwargs)
         linear = [m for m in self.layer.attention.modules() if type(m) is nn.Linear and m is not self.layer.out_proj]
         close = 1e-5 * want.abs().max()
-        found: list[nn.Module] = []
+        query_modules: list[nn.Module] = []
         for module in linear:
             self.n_short = 0
             if "forward" not in module.__dict__:
-                off = (self._without([module], args, kwargs) - want).abs().max()
-                found += [module] if self.n_short and bool(off <= close) else []
-        return found
+                off = (self._shortened([module], args, kwargs) - want).abs().max()
+                query_modules += [module] if self.n_short and bool(off <= close) else []
+        return query_modules
 
-    def _without(self, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return z of the last query while some modules run at the last position only."""
+    def _shortened(self, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return z of the last query, with some modules run at the last position only."""
 
         def attend_once(call: AttentionCall, attend: Attend) -> Tensor:
             mask = call.mask if call.mask is None else call.mask[:, :, -1:]
@@ -80,7 +81,7 @@ class LastQuery:
         forward = module.forward
 
         def last(given: Tensor) -> Tensor:
-            if given.dim() != 3:  # positions may stand elsewhere
+            if given.dim() != 3:  # another layout: the second axis need not be the positions
                 return forward(given)  # type: ignore[no-any-return]
             self.n_short += 1
             out: Tensor = forward(given[:, -1:])

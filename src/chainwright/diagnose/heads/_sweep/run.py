@@ -1,16 +1,16 @@
-"""Running the model once more for many single-head knockouts, without repeating what they share.
+"""Many single-head knockouts without repeating the work that they share.
 
-The exact forms return the same numbers as one full forward pass a head:
+The exact forms return the same numbers as one full forward pass per head:
 
-- all positions: up to layer l nothing changes, and in layer l all heads but one do not, so that layer goes on from
-  what the plain pass gave, and the layers after it follow with several variants side by side in the batch
-  (`_sweep_layers`);
-- last position: the prefix does not change at all, so its keys and values are computed once and are shared by all
-  variants, of which each is one more query (`_sweep_last`).
+- all positions: below layer l nothing changes, and in layer l all heads but one stay the same, so that layer starts
+  from the baseline pass, and the layers above it run with several variants side by side in the batch
+  (`all_positions`);
+- last position: the prefix does not change at all, so its keys and values are computed once and shared by all
+  variants, each of which is one more query (`last_position`).
 
-Rows of about one length go together, without the padding that they share. Edits that are attached from outside stay
-in force. As they may treat rows differently, the rows then keep their places: all together, one head silenced in all
-of them at a time.
+Rows of similar length run together, without the padding that they share. Edits that the caller has attached stay in
+force. They may treat rows differently, so the batch then keeps its rows in place: all rows run together, with one head
+silenced in all of them at a time.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ import torch
 from torch import Tensor
 
 from chainwright.diagnose.heads._sweep.all_positions import from_layer
-from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, Group, Plain, groups, is_edited
+from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, Group, groups, is_edited
 from chainwright.diagnose.heads._sweep.gradient import gradient_pass
 from chainwright.diagnose.heads._sweep.last_position import last_position
 from chainwright.diagnose.heads._sweep.same_layer import Sharing
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
 
-# variants at once: a layer's tensors should stay in a processor's caches; a GPU wants large batches
+# memory of the variants that run at once: on a CPU it should fit the processor's caches, a GPU needs large batches
 BYTES_AT_ONCE = {"cpu": 2**23, "other": 2**30}
-# what is kept of a plain pass
+# memory of the records of one baseline pass
 BYTES_KEPT = {"cpu": 2**28, "other": 2**33}
 
-# what a backward pass needs of a layer, compared with what is kept of a plain pass
+# memory that a backward pass takes per layer, relative to the records of a baseline pass
 BACKWARD = 4
 Choose = Callable[[Tensor], Tensor]
 Report = Callable[[int], None]
 
 
-class Knocked(NamedTuple):
-    """What the last position says after each knockout.
+class KnockoutResults(NamedTuple):
+    """The prediction at the last position after each knockout.
 
     Attributes:
         baseline: Probability of the tracked tokens with every head in place `[N, K]`.
@@ -56,23 +56,23 @@ class Knocked(NamedTuple):
 
 
 class Screened(NamedTuple):
-    """First-order estimates for all heads, and what was measured.
+    """First-order estimates for all heads, and measured effects of those that were chosen.
 
     Attributes:
         baseline: Probability of the first tracked token with every head in place `[N]`.
         estimate: Slope along each head's gate `[N, L, H]`.
         wanted: Which heads were chosen for which row `[N, L, H]`.
-        knocked: What was measured there.
+        measured: The predictions after those knockouts.
     """
 
     baseline: Tensor
     estimate: Tensor
     wanted: Tensor
-    knocked: Knocked
+    measured: KnockoutResults
 
 
 class _Sweep:
-    """Runs variants group by group and writes what they say into one table."""
+    """Runs variants group by group and collects their predictions."""
 
     def __init__(
         self, parts: Anatomy, contexts: Contexts, positions: Positions, max_bytes: int | None, report: Report | None
@@ -88,28 +88,29 @@ class _Sweep:
         dtype = torch.promote_types(parts.model.dtype, torch.float32)
         baseline = torch.full((n_rows, n_tracked), float("nan"), dtype=dtype)
         probs, argmax = torch.full((*shape, n_tracked), float("nan"), dtype=dtype), torch.full(shape, -1)
-        self.knocked = Knocked(baseline, probs, argmax)
+        self.results = KnockoutResults(baseline, probs, argmax)
 
     def groups(self, times: int = 1) -> Iterator[Group]:
-        """Yield rows that go together; `times`: what is kept of them, in plain passes."""
+        """Yield groups of rows that fit in memory, where each row takes `times` the records of a baseline pass."""
         if is_edited(self.parts):
             yield Group(torch.arange(len(self.contexts.input_ids)), self.contexts)
             return
-        kept = self.max_bytes or BYTES_KEPT[kind_of(self.parts)]
-        yield from groups(self.contexts, kept // (bytes_per_token(self.parts) * times))
+        max_bytes = self.max_bytes or BYTES_KEPT[kind_of(self.parts)]
+        yield from groups(self.contexts, max_bytes // (bytes_per_token(self.parts) * times))
 
-    def measure(self, group: Group, wanted: Tensor, plain: Plain | None = None) -> None:
-        """Run the wanted heads `[n, L, H]` of a group."""
-        baseline, probs, argmax = self.knocked
+    def measure(self, group: Group, wanted: Tensor, plain: BaselinePass | None = None) -> None:
+        """Silence the wanted heads `[n, L, H]` of a group, one at a time, and fill in their results."""
+        baseline, probs, argmax = self.results
         for where, logits in self.run(self.parts, group.contexts, wanted, self.at_once, plain):
             tracked = group.contexts.tracked[where[:, 0].to(logits.device)]
-            found = logits.softmax(-1).gather(-1, tracked).cpu()
-            is_out = where[:, 2] >= 0
-            at = torch.cat([group.rows[where[:, :1]], where[:, 1:]], dim=1)
-            probs[tuple(at[is_out].T)] = found[is_out]
-            argmax[tuple(at[is_out].T)] = logits.argmax(-1).cpu()[is_out]
-            baseline[at[~is_out, 0]] = found[~is_out]
-            self.report(int(is_out.sum()))
+            p_tracked = logits.softmax(-1).gather(-1, tracked).cpu()
+            is_knockout = where[:, 2] >= 0
+            # `where` counts rows within the group, the tables count them within all contexts
+            index = torch.cat([group.rows[where[:, :1]], where[:, 1:]], dim=1)
+            probs[tuple(index[is_knockout].T)] = p_tracked[is_knockout]
+            argmax[tuple(index[is_knockout].T)] = logits.argmax(-1).cpu()[is_knockout]
+            baseline[index[~is_knockout, 0]] = p_tracked[~is_knockout]
+            self.report(int(is_knockout.sum()))
 
 
 def knock_out_each(
@@ -119,7 +120,7 @@ def knock_out_each(
     positions: Positions,
     max_bytes: int | None = None,
     report: Report | None = None,
-) -> Knocked:
+) -> KnockoutResults:
     """Return the effect of silencing each wanted head alone.
 
     Args:
@@ -127,18 +128,18 @@ def knock_out_each(
         contexts: What to run.
         wanted: Which heads to run for which row, bool `[N, L, H]`.
         positions: Where to silence them.
-        max_bytes: How much memory the variants that run side by side may take, roughly, and how much is kept of the
-            rows that go together; None chooses by device.
-        report: Told how many heads of a row were measured, whenever some were.
+        max_bytes: Approximate memory for the variants that run side by side, and for the records of the rows that run
+            together; None chooses by device.
+        report: Called with the number of heads of a row that were measured, whenever some were.
 
     Raises:
-        UnsupportedModel: The layers, run one by one, do not give what the model gives.
+        UnsupportedModel: The layers run one by one do not reproduce the model.
     """
     sweep, wanted = _Sweep(parts, contexts, positions, max_bytes, report), wanted.cpu()
     with torch.no_grad():
         for group in sweep.groups():
             sweep.measure(group, wanted[group.rows])
-    return sweep.knocked
+    return sweep.results
 
 
 def gradient_each(
@@ -149,31 +150,31 @@ def gradient_each(
     max_bytes: int | None = None,
     report: Report | None = None,
 ) -> Screened:
-    """Return every head's first-order estimate, and measure those that `choose` picks from the estimates `[n, L, H]`.
+    """Return every head's first-order estimate, and the measured effect of those that `choose` picks from it.
 
-    One pass over a group serves both.
+    `choose` maps estimates `[n, L, H]` to a bool tensor of that shape. One baseline pass per group serves both.
     """
     sweep = _Sweep(parts, contexts, positions, max_bytes, report)
-    estimate = torch.full_like(sweep.knocked.probs[..., 0], float("nan"))
+    estimate = torch.full_like(sweep.results.probs[..., 0], float("nan"))
     wanted = torch.zeros(estimate.shape, dtype=torch.bool)
-    baseline = torch.full_like(sweep.knocked.baseline[:, 0], float("nan"))
+    baseline = torch.full_like(sweep.results.baseline[:, 0], float("nan"))
     for group in sweep.groups(BACKWARD):
         plain, baseline[group.rows], estimate[group.rows] = gradient_pass(parts, group.contexts, positions)
         if choose is not None:
             wanted[group.rows] = choose(estimate[group.rows])
             with torch.no_grad():
                 sweep.measure(group, wanted[group.rows], plain)
-    return Screened(baseline, estimate, wanted, sweep.knocked)
+    return Screened(baseline, estimate, wanted, sweep.results)
 
 
 def kind_of(parts: Anatomy) -> str:
-    """Return the kind of device that memory bounds are chosen for."""
+    """Return the kind of device by which memory bounds are chosen, "cpu" or "other"."""
     return "cpu" if parts.model.device.type == "cpu" else "other"
 
 
 def bytes_per_token(parts: Anatomy) -> int:
-    """Return what is kept of a token: a layer's input, its heads' outputs and what its attention gave, of all layers.
+    """Return the memory of one token's records: input, head outputs and attention output of every layer.
 
-    Keys and values, which are kept in their place for the last position, are no more.
+    Keys and values, recorded instead of head outputs for the last position, take no more.
     """
     return parts.n_layers * (2 * parts.d_model + parts.n_heads * parts.d_head) * int(parts.model.dtype.itemsize)

@@ -1,15 +1,15 @@
-"""What the knockouts in one layer have in common inside that layer, so that it is computed once for all its heads.
+"""Work that the knockouts in one layer share inside that layer, computed once for all its heads.
 
-Silencing head h takes z_h W_h from what the attention writes, and nothing else. So
+Silencing head h removes z_h W_h from the attention's output and changes nothing else. So
 
-1. the attention's output is the recorded one less z_h W_h, a product of d_head rows instead of all heads' rows;
-2. where a norm reads the sum and linear modules read the norm, each of those is, up to a scale for each token, linear
-   in the sum: y' = s' (P - z_h M_h) + c with P from the plain pass, M_h = W_h diag(w) V, the norm's weights w, the
-   module's V, the norm's scale s' and a constant c.
+1. the attention's output is the recorded one minus z_h W_h, a product with d_head rows instead of all heads' rows;
+2. where a norm reads the sum and linear modules read the norm, the output of each such module is, up to one scale per
+   token, linear in the sum: y' = s' (P - z_h M_h) + c, with P from the baseline pass, M_h = W_h diag(w) V, the norm's
+   weights w, the module's weights V, the norm's new scale s' and a constant c.
 
-No norm and no MLP is named. Which linear modules read the norm is watched in the plain pass; weights, bias and
-centring of the norm are measured; and the whole formula is compared, on some tokens, with what the modules return.
-Where it does not hold, the modules run as they are.
+No norm or MLP is named. Which linear modules read the norm is recorded in the baseline pass; weights, bias and centring
+of the norm are measured; and the formula is compared on some tokens with what the modules return. Where it does not
+hold, the modules run as usual.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from chainwright.diagnose.heads._sweep.last_layer_query import LastQuery
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
 
-_N_COMPARED = 16
-_MOST_OFF = 1e-5  # of the largest output
+_N_COMPARED = 16  # tokens on which the formula is compared with the module
+_TOLERANCE = 1e-5  # largest difference, relative to the largest output
 
 
 class _Norm(NamedTuple):
@@ -39,12 +39,15 @@ class _Norm(NamedTuple):
     is_centred: bool
 
     def direction(self, x: Tensor) -> Tensor:
-        """Return the norm's output but for scale and bias."""
+        """Return the norm's output up to its scale and bias."""
         centred = x - x.mean(-1, keepdim=True) if self.is_centred else x
         return torch.mul(centred, self.weight)
 
     def scale(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Return the scale that turned `x` into `normed`, `[..., 1]`."""
+        """Return the scale that turned `x` into `normed`, `[..., 1]`, by comparing lengths.
+
+        Read from the norm's own output, so its epsilon and any clamping are included without knowing them.
+        """
         size = torch.linalg.vector_norm(self.direction(x), dim=-1, keepdim=True)
         without_bias = normed - self.bias if bool(self.bias.any()) else normed
         scale: Tensor = torch.linalg.vector_norm(without_bias, dim=-1, keepdim=True) / size.clamp(min=1e-30)
@@ -52,9 +55,10 @@ class _Norm(NamedTuple):
 
 
 class _Reader(NamedTuple):
-    """A linear module that reads the norm.
+    """A linear module that reads the norm, in the terms of the formula above.
 
     Attributes:
+        module: The module.
         plain: P `[N, T, out]`.
         per_head: M `[H, d, out]`.
         constant: c `[out]`, or None where it is zero.
@@ -67,7 +71,7 @@ class _Reader(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What does not depend on the contexts: W `[H, d, D]`, the norm, and M and c of each module."""
+    """The terms that depend on the model alone: W `[H, d, D]`, the norm, and M and c of each module."""
 
     writes: Tensor
     norm: _Norm | None
@@ -77,12 +81,14 @@ class _Weights(NamedTuple):
 
 @dataclass
 class Shared:
-    """What the variants of one layer share.
+    """The terms that the variants of one layer share.
 
     Attributes:
-        z: `[N, T, H, d]`.
-        attn_out: What the attention gave `[N, T, D]`.
-        readers: The modules whose output is computed from the plain pass.
+        layer: The layer.
+        call: Its call in the baseline pass.
+        attn_out: The attention's output there `[N, T, D]`.
+        weights: The terms that depend on the model alone.
+        readers: The modules whose output is computed by the formula.
     """
 
     layer: Layer
@@ -93,7 +99,12 @@ class Shared:
 
     @contextmanager
     def given(self, rows: Tensor, heads: Tensor) -> Iterator[None]:
-        """Let the layer's modules return what they would without one head in each row."""
+        """Make the layer's modules return what they would with one head silenced in each row.
+
+        Args:
+            rows: Row of each variant in the baseline pass `[R]`.
+            heads: Its silenced head `[R]`; -1 for none.
+        """
         z = self._z(rows, heads)
         attn_out = _less(self.attn_out, rows, z, self.weights.writes[heads])
         with ExitStack() as stack:
@@ -103,6 +114,7 @@ class Shared:
             yield
 
     def _z(self, rows: Tensor, heads: Tensor) -> Tensor:
+        # head -1 reads the last head's z, which is then set to zero: nothing is subtracted
         z = self.call.z[rows, :, heads]  # (variant, position, d_head)
         return z * (heads >= 0)[:, None, None].to(z.device) if bool((heads < 0).any()) else z
 
@@ -111,6 +123,7 @@ class Shared:
         assert norm is not None and mid_reader is not None
         scale: list[Tensor] = []
 
+        # the norm itself runs on the variant's own sum, so the only term that is not linear in z is exact
         def read_scale(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             scale.append(norm.scale(args[0], output))
 
@@ -129,7 +142,7 @@ class Shared:
 
 
 def as_output(call: LayerCall, attn_out: Tensor) -> Any:
-    """Return `attn_out` `[R, T, D]` in the form in which the attention module returned its own."""
+    """Return `attn_out` `[R, T, D]` in the form in which the attention module returned its own output."""
     recorded = first_tensor(call.attn_output)
     assert recorded is not None
     attn_out = attn_out if recorded.dim() > 2 else attn_out.flatten(0, 1)
@@ -138,47 +151,49 @@ def as_output(call: LayerCall, attn_out: Tensor) -> Any:
 
 
 def _less(plain: Tensor, rows: Tensor, z: Tensor, per_head: Tensor) -> Tensor:
-    """Return `plain[rows] - z per_head`."""
-    if bool((rows == rows[0]).all()):
+    """Return `plain[rows] - z per_head`, `[R, T, out]`."""
+    if bool((rows == rows[0]).all()):  # variants of one row: expand is free, indexing would copy
         row = int(rows[0])
         return torch.baddbmm(plain[row : row + 1].expand(len(rows), -1, -1), z, per_head, alpha=-1)
     return plain[rows].baddbmm_(z, per_head, alpha=-1)
 
 
 class Sharing:
-    """Finds what the variants of a layer share; keeps what depends on the model alone from one group to the next."""
+    """Computes the shared terms of a layer; those that depend on the model alone are reused between groups."""
 
     def __init__(self, parts: Anatomy):
         self.parts = parts
-        self.kept: dict[int, _Weights] = {}
+        self.weights: dict[int, _Weights] = {}
         self.last_query = LastQuery(parts.layers[-1])
 
     def of_layer(self, layer: int, call: LayerCall, n_variants: int) -> Shared | None:
-        """Return what `n_variants` variants of a layer share, or None where sharing would round too much.
+        """Return the terms that `n_variants` variants of a layer share, or None where that would round too much.
 
-        Half precision would round the recorded output and the head's part one after the other.
+        In half precision the recorded output and the head's part would each be rounded before they are subtracted.
         """
-        recorded, at = first_tensor(call.attn_output), self.parts.layers[layer]
+        recorded, block = first_tensor(call.attn_output), self.parts.layers[layer]
         if recorded is None or recorded.dtype not in (torch.float32, torch.float64):
             return None
         attn_out = recorded.reshape(*call.z.shape[:2], -1)
-        weights = self.kept.get(layer)
+        weights = self.weights.get(layer)
         if weights is None:
-            weights = self.kept[layer] = self._weights(at, call)
-        shared = Shared(at, call, attn_out, weights, [])
+            weights = self.weights[layer] = self._measure_weights(block, call)
+        shared = Shared(block, call, attn_out, weights, [])
         n_rows, n_tokens, n_heads, d_head = call.z.shape
+        # token products saved over all variants, against those spent once on P and on M
         saved = n_variants * n_tokens * (1 - d_head / attn_out.shape[-1])
         if weights.norm is not None and saved > n_rows * n_tokens + n_heads * d_head:
             shared.readers = self._readers(shared)
         return shared
 
-    def _weights(self, layer: Layer, call: LayerCall) -> _Weights:
+    def _measure_weights(self, layer: Layer, call: LayerCall) -> _Weights:
         n_heads, d_head = call.z.shape[2:]
+        # the projection of each unit vector, minus that of zero, gives W in any layout and with any adapter
         basis = torch.eye(n_heads * d_head, dtype=call.z.dtype, device=call.z.device)
         writes = (layer.out_proj(basis) - layer.out_proj(torch.zeros_like(basis[:1]))).unflatten(0, (n_heads, d_head))
         norm = None
         if layer.post_attn is None and layer.mid_reader is not None and call.mid_readers:
-            norm = _measured(layer.mid_reader, call.hidden.shape[-1], writes)
+            norm = _measured_norm(layer.mid_reader, call.hidden.shape[-1], writes)
         return _Weights(writes, norm, {}, {})
 
     def _readers(self, shared: Shared) -> list[_Reader]:
@@ -188,9 +203,10 @@ class Sharing:
         mid = call.hidden + layer.multiplier * shared.attn_out
         normed = mid_reader(mid)
         scale = norm.scale(mid, normed)
-        found = []
+        readers = []
         for module in call.mid_readers:
             weight = module.weight
+            # quantised or offloaded weights are left to the module itself
             if not isinstance(weight, Tensor) or weight.dtype != normed.dtype or weight.is_meta:
                 continue
             if module not in weights.per_head:
@@ -201,14 +217,14 @@ class Sharing:
             per_head, constant = weights.per_head[module], weights.constant[module]
             plain = module(normed)
             plain = (plain if constant is None else plain - constant).div_(scale)
-            found.append(_Reader(module, plain, per_head, constant))
-        return found if all(_holds(shared, reader) for reader in found) else []
+            readers.append(_Reader(module, plain, per_head, constant))
+        return readers if all(_holds(shared, reader) for reader in readers) else []
 
 
-def _measured(module: nn.Module, d_model: int, like: Tensor) -> _Norm | None:
-    """Return weights, bias and centring of a norm, or None if it is none."""
+def _measured_norm(module: nn.Module, d_model: int, like: Tensor) -> _Norm:
+    """Return weights, bias and centring of a norm; whether it is one is left to the check of the whole formula."""
     zero = torch.zeros(1, 1, d_model, dtype=like.dtype, device=like.device)
-    # no coordinate is near zero or near the mean
+    # every weight is a quotient by this vector, so none of its coordinates is near zero or near the mean
     signs = 1 - 2 * (torch.arange(d_model, device=like.device) % 2)
     vector = (signs * torch.linspace(1, 2, d_model, device=like.device)).to(like.dtype) + zero
     bias = module(zero)[0, 0]
@@ -216,12 +232,12 @@ def _measured(module: nn.Module, d_model: int, like: Tensor) -> _Norm | None:
     moved = module(vector + 1)[0, 0] - bias
     is_centred = bool((moved - own).norm() < 1e-3 * own.norm())
     centred = vector - vector.mean() if is_centred else vector
-    # the scale of this vector goes into the weights, whose size does not matter: `scale` is relative to them
+    # the norm's scale for this vector ends up in the weights, which is harmless: `scale` is measured relative to them
     return _Norm(own / centred[0, 0], bias, is_centred)
 
 
 def _holds(shared: Shared, reader: _Reader) -> bool:
-    """Say whether the formula gives what the module returns, on the first row's first tokens without the first head."""
+    """Return whether the formula gives what the module returns: first row, first tokens, first head silenced."""
     layer, norm = shared.layer, shared.weights.norm
     assert norm is not None and layer.mid_reader is not None
     some = slice(0, _N_COMPARED)
@@ -231,4 +247,4 @@ def _holds(shared: Shared, reader: _Reader) -> bool:
     want = reader.module(normed)
     got = norm.scale(mid, normed) * (reader.plain[:1, some] - z @ reader.per_head[0])
     got = got if reader.constant is None else got + reader.constant
-    return bool((got - want).abs().max() <= _MOST_OFF * want.abs().max())
+    return bool((got - want).abs().max() <= _TOLERANCE * want.abs().max())
