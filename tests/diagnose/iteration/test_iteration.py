@@ -111,7 +111,7 @@ def test_a_trace_without_a_slot_map_is_refused() -> None:
 def test_a_question_in_other_tokens_is_refused() -> None:
     (trace,) = gold("parity", 3, 1)
     other = replace(trace, problem=tasks.sample("parity", 3, 1, 77)[0])
-    with pytest.raises(BadInput, match=r"The question of a parity trace is not found in its first \d+ tokens"):
+    with pytest.raises(BadInput, match=r"The question of a parity trace is not in its first \d+ tokens"):
         trace_steps(load_tokenizer("reasoner"), other)
 
 
@@ -329,7 +329,7 @@ def test_overlap_counts_shared_heads_and_says_what_chance_would() -> None:
 
 def test_overlap_with_maps_of_another_model_is_refused() -> None:
     score = torch.rand(2, 3)
-    with pytest.raises(BadInput, match=r"The effects are of a model with \[3, 2\] layers and heads"):
+    with pytest.raises(BadInput, match=r"The effects have \[3, 2\] layers and heads"):
         iteration_overlap(scored(score), torch.rand(3, 2))
     with pytest.raises(BadInput, match="n must be from 1 to all 6 heads; got 7"):
         iteration_overlap(scored(score), score, n=7)
