@@ -13,7 +13,7 @@ from chainwright._errors import BadInput, OtherRendering
 from chainwright.decode import generate
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models import LoadedModel, load_model
-from chainwright.models.load import bundled_models
+from chainwright.models.sources import bundled_models
 from chainwright.prompts import as_asked, describe, prompt_ids, prompts_of, reads_short, rendering_for, thinks
 from chainwright.tasks import Problem, vocabulary
 from chainwright.traces import Trace

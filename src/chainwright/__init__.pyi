@@ -29,8 +29,8 @@ from .evaluation.accuracy import evaluate as evaluate
 from .evaluation.comparison import compare as compare
 from .models.capture import Capture as Capture
 from .models.capture import capture as capture
-from .models.load import bundled_models as bundled_models
 from .models.load import load_model as load_model
+from .models.sources import bundled_models as bundled_models
 from .repair.back_attention.repair import BackAttention as BackAttention
 from .repair.base import Repair as Repair
 from .repair.base import bundled_repairs as bundled_repairs

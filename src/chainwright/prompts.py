@@ -23,8 +23,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput, OtherRendering
-from chainwright.models.load import bundled_models
 from chainwright.models.seam import causal_lm
+from chainwright.models.sources import bundled_models, source_of
 from chainwright.tasks import fix_rendering
 from chainwright.tasks.base import Problem, Rendering
 
@@ -239,7 +239,9 @@ def rendering_for(requested: str, model: str) -> Rendering:
         BadInput: Neither "auto" nor a rendering.
     """
     if requested == "auto":
-        is_ours = model in bundled_models() or (Path(model) / "recipe.json").is_file()
+        source = source_of(model)
+        place = model if source is None else source.place
+        is_ours = model in bundled_models() or (Path(place) / "recipe.json").is_file()
         return "short" if is_ours else "natural"
     if requested not in get_args(Rendering):
         raise BadInput(f"--rendering must be auto, {' or '.join(get_args(Rendering))}; got {requested!r}.")

@@ -13,9 +13,13 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from chainwright import _registry
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.models import anatomy, bundled_models, load_model, provenance
 from chainwright.models.load import load_tokenizer
+from chainwright.models.sources import ModelSource, known_models
+from chainwright.plugins import register
+from chainwright.prompts import rendering_for
 from families import FAMILIES, random_ids, tiny
 from reference import assert_equal
 
@@ -130,7 +134,7 @@ def test_provenance_names_what_was_loaded(good: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainwright.models.load.bundled_models", lambda: ["arithmetic", "reasoner"])
+    monkeypatch.setattr("chainwright.models.sources.bundled_models", lambda: ["arithmetic", "reasoner"])
     assert refusal("reasonr") == ("Unknown model 'reasonr'; known: arithmetic, reasoner. Did you mean 'reasoner'?")
     assert refusal("zzzzzz") == "Unknown model 'zzzzzz'; known: arithmetic, reasoner."
 
@@ -310,3 +314,22 @@ def test_the_fingerprint_tells_other_weights_apart() -> None:
     with torch.no_grad():
         next(model.parameters()).flatten()[0].add_(0.5)
     assert provenance(model)["fingerprint"] != before
+
+
+def test_a_registered_name_leads_to_its_model(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Path(shutil.copytree(good, tmp_path / "mine"))
+    monkeypatch.setattr(_registry, "_live", dict(_registry._live))
+    monkeypatch.setattr(_registry, "_owners", dict(_registry._owners))
+    register("model", "mine")(ModelSource(good))
+    register("model", "wrong")(str(good))
+    found = load_model("mine", device="cpu")
+    assert provenance(found.model)["model"] == str(good)
+    assert load_tokenizer("mine").get_vocab() == found.tokenizer.get_vocab()
+    assert "mine" in known_models() and "mine" not in bundled_models()
+    assert refusal("min").startswith("Unknown model 'min'; known: ") and "Did you mean 'mine'?" in refusal("min")
+    assert refusal("wrong") == "What is registered as model 'wrong' is a str, not a ModelSource."
+    register("model", "reasoner")(ModelSource(good))
+    assert "is the name of a bundled one" in refusal("reasoner")
+    assert rendering_for("auto", "mine") == "natural"
+    (good / "recipe.json").write_text("{}")
+    assert rendering_for("auto", "mine") == "short"

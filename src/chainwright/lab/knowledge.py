@@ -26,7 +26,7 @@ from chainwright._files import read_json
 from chainwright.lab.recipe import BatchSize, HeadSize, MLPSize, Qwen3Recipe, Share, Steps, Width, new_qwen3
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.lab.training import train_recipe
-from chainwright.models.load import BUNDLED, bundled_models
+from chainwright.models.sources import BUNDLED, bundled_models
 from chainwright.tasks.base import Problem
 from chainwright.tasks.knowledge import Composition, Order, Split, World, split
 

@@ -23,8 +23,8 @@ from transformers.utils import logging as hf_logging
 from chainwright._errors import BadInput, unknown_name
 from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
+from chainwright.models.sources import BUNDLED, known_models, source_of
 
-BUNDLED = Path(__file__).parent / "bundled"
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError, struct.error)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -34,11 +34,6 @@ class LoadedModel(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-
-
-def bundled_models() -> list[str]:
-    """Return the names of the checkpoints that come with the package."""
-    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def load_model(
@@ -52,8 +47,8 @@ def load_model(
     """Return a model in evaluation mode and its tokenizer, after checking that its heads can be read and edited.
 
     Args:
-        name: A bundled name (see `bundled_models`), a folder with a checkpoint, or a Hub id. A folder takes precedence
-            over a Hub id of the same name, a bundled name over both.
+        name: A bundled name (see `bundled_models`), one that a plugin registers, a folder with a checkpoint, or a Hub
+            id. A bundled or registered name takes precedence over a folder, and a folder over a Hub id.
         device: Where to put the model; None means CUDA if available, otherwise the CPU.
         dtype: Number type of the weights; None means that of the checkpoint.
         revision: Branch, tag or commit on the Hub.
@@ -67,7 +62,7 @@ def load_model(
             incomplete or do not fit the config, or there is no usable tokenizer.
         UnsupportedModel: Its layers do not call the registered attention function.
     """
-    where = _resolve(str(name))
+    where, revision = _resolve(str(name), revision)
     device = check_device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
@@ -99,7 +94,7 @@ def empty_model(
     Raises:
         BadInput: The model does not exist, or cannot be built from its config.
     """
-    where = _resolve(str(name))
+    where, revision = _resolve(str(name), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
         try:
@@ -122,7 +117,7 @@ def load_tokenizer(
     Raises:
         BadInput: The model does not exist, or has no readable tokenizer.
     """
-    where = _resolve(str(name))
+    where, revision = _resolve(str(name), revision)
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
@@ -174,22 +169,23 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _resolve(name: str) -> str:
-    """Return what Transformers loads from: a folder that was checked, or the Hub id unchanged."""
-    if name in bundled_models():
-        return str(BUNDLED / name)
+def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Return what Transformers is to load from, a checked folder or a Hub id as it is, and of which revision."""
+    source = source_of(name)
+    if source is not None:
+        name, revision = str(source.place), revision or source.revision
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder)
-        return str(folder)
+        return str(folder), revision
     if folder.exists():
         raise BadInput(f"{name} is a file; give the folder that holds config.json and the safetensors weights.")
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if looks_like_hub_id:
-        return name
+        return name, revision
     if "/" in name:
         raise BadInput(f"There is no folder {name}; give a bundled name, an existing folder, or a Hub id 'owner/name'.")
-    raise unknown_name("model", name, bundled_models())
+    raise unknown_name("model", name, known_models())
 
 
 def _check_folder(folder: Path) -> None:
@@ -228,7 +224,7 @@ def _why_not(name: str, where: str, error: BaseException) -> str:
     problem = f"Model {name!r} could not be loaded: {_sentence(error)}"
     if Path(where).is_dir():
         return problem
-    known = ", ".join(bundled_models())
+    known = ", ".join(known_models())
     return f"{problem} Bundled names: {known}; otherwise give a folder or a Hub id that can be reached."
 
 
