@@ -21,7 +21,7 @@ from chainwright.models.load import load_model
 from chainwright.studies import Study
 from chainwright.studies.diagnosis.diff import difference, paired, unpaired
 from chainwright.studies.diagnosis.run import DiagnoseConfig
-from chainwright.studies.diagnosis.toml import read_study_file
+from chainwright.studies.diagnosis.toml import read_study_file, study_file_text
 from command_line import call
 from study_plans import files
 
@@ -230,6 +230,19 @@ def test_the_example_of_the_docs_is_the_one_that_is_shipped() -> None:
     rows = re.findall(r"^\| (`.*?) \|", docs.partition("## Keys")[2], re.MULTILINE)
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert named == set(DiagnoseConfig.model_fields) | {"tasks"}
+
+
+def test_the_study_file_of_a_report_asks_for_the_same_diagnosis(tmp_path: Path) -> None:
+    plain = {"model": 'a "model"', "hops": {"parity": (4, 8), "clf": (5,)}, "rendering": "short"}
+    for more in (
+        {},
+        {"n": 7, "seeds": (3, 4), "temperature": 0.5, "repair": "C:\\x", "min_errors": 3, "dtype": "bfloat16"},
+    ):
+        config = DiagnoseConfig(**plain, **more)
+        again = read_study_file(written(tmp_path, study_file_text(config)))
+        assert again.record() == config.record()
+    text = study_file_text(DiagnoseConfig(model="reasoner", hops={"parity": (4, 8)}, rendering="short"))
+    assert text == 'model = "reasoner"\nrendering = "short"\n\n[hops]\n"parity" = [4, 8]\n', "no more than it must"
 
 
 BAD_FILES = [

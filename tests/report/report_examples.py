@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from chainwright import tasks
+from chainwright import Finding, tasks
 from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, HeadRoles, RoleFinding, first_errors
 from chainwright.evaluation.accuracy import evaluate
+from chainwright.report.gather import gather
+from chainwright.report.page import render
 from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis
 from chainwright.traces import Trace
@@ -192,13 +195,26 @@ def make_diagnosis(
     ]
     strings = [[tok.decode([i]) for i in trace.input_ids.tolist()] for trace in traces]
     return Diagnosis(
-        config,
-        {"model": model, "revision": "none", "dtype": "float32"},
-        traces,
-        scores,
-        strings,
-        evaluate(traces),
-        errors,
-        roles if has_roles else [],
-        [] if has_roles or not keys else [f"{keys[0][0]}, {keys[0][1]}: only 3 contexts {extra}"],
+        config=config,
+        provenance={"model": model, "revision": "none", "dtype": "float32"},
+        findings=[evaluate(traces), errors, *(roles if has_roles else [])],
+        traces=traces,
+        scores=scores,
+        token_strs=strings,
+        skipped=[] if has_roles or not keys else [f"{keys[0][0]}, {keys[0][1]}: only 3 contexts {extra}"],
     )
+
+
+def page_of(findings: Sequence[Finding] | Finding, **options: Any) -> str:
+    """Return the report of findings as a string."""
+    return render(gather(findings, **options))
+
+
+def with_findings(diagnosis: Diagnosis, *more: Finding) -> Diagnosis:
+    """Return a diagnosis with more findings."""
+    return replace(diagnosis, findings=[*diagnosis.findings, *more])
+
+
+def full(diagnosis: Diagnosis) -> Diagnosis:
+    """Return a diagnosis with alternatives and with evidence for its heads."""
+    return with_findings(diagnosis, make_alternatives(diagnosis), *make_evidence(diagnosis))

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Page, browser
-from report_examples import EVIL
+from report_examples import EVIL, page_of
 
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
 from chainwright.models.load import load_model
-from chainwright.report.page import render
 from outcomes import outcome, ten_problems, two_ways
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
@@ -24,7 +23,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ways |= {f"way {i}": ways["none"] for i in range(8)}
     moved = flips(ways, load_model("reasoner").tokenizer, flagged={"repair": [[0, 3]] * 10})
     file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(render(None, findings=[compare(ways), moved]), encoding="utf-8")
+    file.write_text(page_of([compare(ways), moved]), encoding="utf-8")
     return file
 
 

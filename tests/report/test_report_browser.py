@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Page, browser
-from report_examples import EVIL, make_alternatives, make_diagnosis, make_evidence
+from report_examples import EVIL, full, make_diagnosis, page_of
 
 from chainwright._stats import wilson
-from chainwright.report.page import render
 from chainwright.studies.diagnosis.run import Diagnosis
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
@@ -27,8 +26,7 @@ def diagnosis() -> Diagnosis:
 @pytest.fixture(scope="module")
 def path(diagnosis: Diagnosis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    findings = [make_alternatives(diagnosis), *make_evidence(diagnosis)]
-    file.write_text(render(diagnosis, findings=findings), encoding="utf-8")
+    file.write_text(page_of(full(diagnosis)), encoding="utf-8")
     return file
 
 

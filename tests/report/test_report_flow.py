@@ -18,7 +18,7 @@ def test_flow_and_stages_stand_in_the_page(tmp_path):
     model, ids = tiny("llama"), random_ids(1, 6)[0]
     flow = logit_flow(model, ids, 7, n_neurons=5, n_traced=4)
     stages = flow_stages(model, [MarkedQuery(ids, 7, (1,), (3,))], n_neurons=5, n_traced=4)
-    text = write_report(None, tmp_path / "report.html", findings=[flow, stages]).read_text()
+    text = write_report([flow, stages], tmp_path / "report.html").read_text()
     assert 'id="flow"' in text and "flow-map-0" in text and "flow-stages" in text
     assert flow.summary().splitlines()[0].split(";")[0] in text
     assert len(flow.plot().data) == 2
@@ -29,7 +29,7 @@ def test_what_a_reader_sees_of_a_flow(tmp_path):
     ids = loaded.tokenizer("puvu father boss", return_tensors="pt")["input_ids"]
     token, other = loaded.tokenizer.convert_tokens_to_ids(["zage", "tumo"])
     flow = logit_flow(loaded.model, ids, token, conflict_id=other, tokenizer=loaded.tokenizer)
-    text = write_report(None, tmp_path / "report.html", findings=[flow]).read_text()
+    text = write_report([flow], tmp_path / "report.html").read_text()
     assert "&ldquo;zage&rdquo;, against &ldquo;tumo&rdquo;" in text and "flow-contrast-0" in text
     best = flow.components(1)[0]
     assert f"<td>{best['reads']}</td>" in text and f"<td>{best['writes']}</td>" in text
@@ -66,7 +66,7 @@ def back_attention_finding() -> BackAttentionFinding:
 
 def test_back_attention_stands_in_the_page(tmp_path):
     found = back_attention_finding()
-    text = write_report(None, tmp_path / "report.html", findings=[found]).read_text()
+    text = write_report([found], tmp_path / "report.html").read_text()
     assert "back-attention-fits" in text and "back-attention-read" in text
     assert all(f'data-figure="back-attention-{name}"' in text for name in ("source", "size", "conflict"))
     assert "-1.50 nats against e2" in text and "+2.50 with it" in text

@@ -29,7 +29,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = [flow_stages(model, queries, name=f"set; part {i}", n_traced=4) for i in range(3)]
     contrast = flow_contrast(model, {"some": queries}, ["start", "e1", "r1", "r2"], "one over the other")
     file = tmp_path_factory.mktemp("report") / "report.html"
-    return write_report(None, file, findings=[flow, *stages, contrast, back_attention_finding()])
+    return write_report([flow, *stages, contrast, back_attention_finding()], file)
 
 
 @pytest.fixture(scope="module")

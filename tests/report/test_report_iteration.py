@@ -42,7 +42,7 @@ SHOWN = """
 
 @pytest.mark.parametrize("width", [1200, 420])
 def test_the_slider_moves_over_checkpoints(tmp_path: Path, width: int) -> None:
-    path = write_report(None, tmp_path / "report.html", findings=[emergence()])
+    path = write_report([emergence()], tmp_path / "report.html")
     with browser(tmp_path / "home") as page:
         page.open(path, width)
         page.settle()

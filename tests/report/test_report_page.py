@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_examples import EVIL, make_alternatives, make_diagnosis, make_evidence, make_roles
+from report_examples import EVIL, full, make_diagnosis, page_of
 
 from chainwright import BadInput
+from chainwright.evaluation.accuracy import evaluate
 from chainwright.report import write_report
-from chainwright.report.page import as_json, render
-from chainwright.studies.diagnosis.run import Diagnosis
+from chainwright.report.page import as_json
 
 SECTIONS = ["found", "accuracy", "errors", "heads", "traces", "limits"]
 
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return Page(render(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
+    return Page(page_of(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
 
 
 def data_of(page: Page) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_every_section_and_figure_is_there(page: Page) -> None:
     assert page.figures == ["accuracy", "error-types", "errors-by-hops", "entropy"]
     assert [a[1:] for a in page.addresses if a != "#main"] == SECTIONS
     assert set(data_of(page)["figures"]) == set(page.figures)
-    for said in ("Where the chains of", "How sure this is", "Held out: without", "Not checked", "run_diagnosis("):
+    for said in ("Where the chains of", "How sure this is", "Held out: without", "Not checked", "study.toml"):
         assert said in page.text
 
 
@@ -89,7 +89,7 @@ def test_an_old_report_stays_when_the_place_cannot_be_written(tmp_path: Path) ->
 
 def test_text_of_models_and_users_is_escaped() -> None:
     diagnosis = make_diagnosis(model=EVIL, extra=EVIL, has_roles=False)
-    source = render(diagnosis)
+    source = page_of(diagnosis)
     page = Page(source)
     assert EVIL not in source
     assert "img" not in page.tags
@@ -108,7 +108,7 @@ def test_json_cannot_end_its_element() -> None:
 
 
 def test_without_errors_the_report_says_so() -> None:
-    page = Page(render(make_diagnosis(n_wrong=0)))
+    page = Page(page_of(make_diagnosis(n_wrong=0)))
     assert page.sections == SECTIONS
     assert page.figures == ["accuracy"]
     for said in ("No chain of toy broke", "No chain has an error", "No heads were located", "no error"):
@@ -117,18 +117,14 @@ def test_without_errors_the_report_says_so() -> None:
 
 
 def test_without_roles_the_reasons_are_given() -> None:
-    page = Page(render(make_diagnosis(has_roles=False, extra="é 日本 ")))
+    page = Page(page_of(make_diagnosis(has_roles=False, extra="é 日本 ")))
     assert "No heads were located: parity, name recall: only 3 contexts é 日本" in page.text
     assert data_of(page)["sections"]["heads"] == []
 
 
 def test_one_task_at_one_hop_count_with_one_problem() -> None:
-    page = Page(render(make_diagnosis({"parity": (4,)}, n=1, n_wrong=1)))
+    page = Page(page_of(make_diagnosis({"parity": (4,)}, n=1, n_wrong=1)))
     assert page.sections == SECTIONS
-
-
-def full_report(diagnosis: Diagnosis) -> str:
-    return render(diagnosis, findings=[make_alternatives(diagnosis), *make_evidence(diagnosis)])
 
 
 @pytest.mark.slow
@@ -138,7 +134,7 @@ def test_500_long_traces_of_a_7b_model_stay_below_10_megabytes() -> None:
     assert len(diagnosis.traces) == 500
     n_tokens = sum(len(trace) for trace in diagnosis.traces)
     assert n_tokens > 500_000
-    source = full_report(diagnosis)
+    source = page_of(full(diagnosis))
     assert len(source.encode()) < 10e6
     said = re.search(r"(\d+) of 500 traces; the others would make this file too large", source)
     assert said is not None and int(said[1]) > 100
@@ -146,23 +142,23 @@ def test_500_long_traces_of_a_7b_model_stay_below_10_megabytes() -> None:
 
 def test_500_traces_of_the_short_tasks_are_all_there() -> None:
     diagnosis = make_diagnosis({"parity": (6, 10, 12, 13, 14), "objc": (5, 8, 9, 10, 11)}, n=50, shape=(4, 8))
-    source = full_report(diagnosis)
+    source = page_of(full(diagnosis))
     assert len(source.encode()) < 10e6
     assert "All 500 traces" in source
 
 
 def test_findings_fill_the_heads_and_the_reader() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4), "objc": (3, 5)})
-    page = Page(full_report(diagnosis))
+    page = Page(page_of(full(diagnosis)))
     assert page.figures[-2:] == ["heads-parity-name-recall", "heads-objc-name-recall"]
-    plain = Page(render(diagnosis))
+    plain = Page(page_of(diagnosis))
     assert "heads-parity-name-recall" not in plain.figures
-    assert "kept no alternatives" in plain.text and "kept no alternatives" not in page.text
+    assert "There are no alternatives" in plain.text and "There are no alternatives" not in page.text
 
 
 def test_what_a_head_fixes_and_breaks_is_shown_context_by_context() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4)})
-    (pair,) = data_of(Page(full_report(diagnosis)))["sections"]["heads"]
+    (pair,) = data_of(Page(page_of(full(diagnosis))))["sections"]["heads"]
     roles = diagnosis.roles[0]
     assert [line[:2] for line in pair["seen"]["wrong"]] == roles.sites_erroneous
     first = diagnosis.traces[pair["seen"]["wrong"][0][0]]
@@ -179,21 +175,26 @@ def test_what_a_head_fixes_and_breaks_is_shown_context_by_context() -> None:
 def test_roles_of_an_older_version_have_no_contexts_to_show() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4)})
     roles = replace(diagnosis.roles[0], first_correct=None, first_erroneous=None, p_right=None)
-    page = Page(render(replace(diagnosis, roles=[roles])))
+    page = Page(page_of(replace(diagnosis, findings=[diagnosis.accuracy, diagnosis.errors, roles])))
     assert data_of(page)["sections"]["heads"][0]["seen"] is None
 
 
 def test_a_report_of_nothing_is_refused() -> None:
-    with pytest.raises(BadInput, match="needs a diagnosis or a finding that it has a section for; got HeadRoles"):
-        render(None, findings=[make_roles(2, 2)])
+    with pytest.raises(BadInput, match="needs at least one finding; got none"):
+        page_of([])
+    traces = make_diagnosis().traces
+    with pytest.raises(BadInput, match="made from findings; got Trace"):
+        page_of(traces)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="one score per trace; got 0 scores and 8 traces"):
+        page_of([evaluate(traces)], traces=traces, scores=[])
 
 
 def test_the_opening_says_how_sure_each_number_is() -> None:
-    page = Page(render(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
+    page = Page(page_of(make_diagnosis({"parity": (2, 4), "objc": (3, 5)})))
     assert "toy got 10 of 16 whole chains (62%; 95% interval 39% to 82%) right" in page.text
     assert "a recall error: 6 of 6 wrong chains" in page.text
-    assert "which the one type with enough of them allowed" in page.text
+    assert "which the one type had enough of" in page.text
     assert "2 of 4 failing contexts (50%; 95% interval 15% to 85%)" in page.text
     assert "no answer was decoded again" in page.text
-    plain = Page(render(make_diagnosis(n_wrong=0)))
+    plain = Page(page_of(make_diagnosis(n_wrong=0)))
     assert "No chain went wrong, so there is nothing to diagnose" in plain.text

@@ -1,18 +1,19 @@
 import pytest
-from report_examples import make_alternatives, make_diagnosis, make_evidence
+from report_examples import full, make_diagnosis
 
+from chainwright.report.gather import gather
 from chainwright.report.readings import extras, group_traces, reader_data, with_spaces
 from chainwright.studies.diagnosis.run import Diagnosis
 
 
-def read(diagnosis: Diagnosis, **options: int) -> dict[str, object]:
-    found = extras(diagnosis, make_alternatives(diagnosis), make_evidence(diagnosis))
-    return reader_data(diagnosis, found, **options)
+def read(findings: Diagnosis, **options: int) -> dict[str, object]:
+    material = gather(findings)
+    return reader_data(material, extras(material), **options)
 
 
 def test_traces_are_grouped_by_task_and_error_and_none_is_left_out() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4), "objc": (3, 5)})
-    groups = group_traces(diagnosis)
+    groups = group_traces(gather(diagnosis))
     assert [(g.task, g.label, g.is_key, len(g.indices)) for g in groups] == [
         ("Parity-NL", "name recall", True, 3),
         ("Parity-NL", "no error", False, 5),
@@ -20,27 +21,27 @@ def test_traces_are_grouped_by_task_and_error_and_none_is_left_out() -> None:
         ("ObjC", "no error", False, 5),
     ]
     assert sorted(i for g in groups for i in g.indices) == list(range(16))
-    data = reader_data(diagnosis, extras(diagnosis))
+    data = read(diagnosis)
     assert [trace["number"] for trace in data["traces"]] == list(range(16))
     assert data["n_all"] == 16
 
 
 def test_when_not_all_fit_each_group_keeps_its_shortest_and_wrong_ones_come_first() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4), "objc": (3, 5)})
-    whole = reader_data(diagnosis, extras(diagnosis))
-    data = reader_data(diagnosis, extras(diagnosis), max_bytes=4000)
+    whole = read(diagnosis)
+    data = read(diagnosis, max_bytes=4000)
     assert 0 < len(data["traces"]) < len(whole["traces"])
     assert all(trace["error"] for trace in data["traces"])
     assert [group["label"] for group in data["groups"]] == ["name recall", "name recall"]
     assert [group["n"] for group in data["groups"]] == [3, 3]
-    for group, every in zip(data["groups"], (g for g in group_traces(diagnosis) if g.is_key), strict=True):
+    for group, every in zip(data["groups"], (g for g in group_traces(gather(diagnosis)) if g.is_key), strict=True):
         shown = [data["traces"][i]["number"] for i in group["traces"]]
         assert shown == every.indices[: len(shown)]
 
 
 def test_the_first_error_stands_at_its_tokens() -> None:
     diagnosis = make_diagnosis()
-    data = reader_data(diagnosis, extras(diagnosis))
+    data = read(diagnosis)
     wrong = data["traces"][data["groups"][0]["traces"][0]]
     error = wrong["error"]
     pieces = [data["texts"][i] for i in wrong["pieces"]]
@@ -53,7 +54,7 @@ def test_the_first_error_stands_at_its_tokens() -> None:
 
 def test_numbers_are_in_thousandths() -> None:
     diagnosis = make_diagnosis()
-    trace = reader_data(diagnosis, extras(diagnosis))["traces"][0]
+    trace = read(diagnosis)["traces"][0]
     scores = diagnosis.scores[trace["number"]]
     assert trace["lost"][3] == round(-1000 * float(scores.logprob[trace["start"] + 3]))
     assert trace["entropy"][3] == round(1000 * float(scores.entropy[trace["start"] + 3]))
@@ -61,12 +62,12 @@ def test_numbers_are_in_thousandths() -> None:
 
 def test_a_likeliest_token_that_stands_nowhere_is_named_by_its_number() -> None:
     diagnosis = make_diagnosis()
-    assert "token 999999" in reader_data(diagnosis, extras(diagnosis))["texts"]
+    assert "token 999999" in read(diagnosis)["texts"]
 
 
 def test_alternatives_stand_at_slots_with_the_expected_token_where_it_is_another() -> None:
     diagnosis = make_diagnosis()
-    data = read(diagnosis)
+    data = read(full(diagnosis))
     texts = data["texts"]
     wrong = data["traces"][data["groups"][0]["traces"][0]]
     tokens, shares, expected = wrong["others"][str(wrong["error"]["at"])]
@@ -79,7 +80,7 @@ def test_alternatives_stand_at_slots_with_the_expected_token_where_it_is_another
 
 
 def test_a_first_error_says_what_is_said_without_each_head() -> None:
-    data = read(make_diagnosis())
+    data = read(full(make_diagnosis()))
     wrong = data["traces"][data["groups"][0]["traces"][0]]
     said = [[layer, head, data["texts"][piece], *rest] for layer, head, piece, *rest in wrong["without"]]
     assert said == [[-1, -1, " wrong", 700, 250, 0], [1, 1, " right", 700, 610, 1], [0, 1, " wrong", 700, 20, 0]]

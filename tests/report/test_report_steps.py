@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from browser import CHROMIUM, Page, browser
-from report_examples import EVIL, make_diagnosis
+from report_examples import EVIL, make_diagnosis, with_findings
 
 from chainwright.diagnose import StepSaliency
 from chainwright.diagnose.steps.saliency import segments_of
@@ -43,7 +42,7 @@ def diagnosis() -> Diagnosis:
 def path(diagnosis: Diagnosis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("steps") / "report.html"
     maps = [made(diagnosis, i) for i in range(len(diagnosis.traces))]
-    return write_report(replace(diagnosis, findings=[]), file, findings=maps)
+    return write_report(with_findings(diagnosis, *maps), file)
 
 
 @pytest.fixture
@@ -106,6 +105,6 @@ def test_a_click_on_a_cell_goes_to_its_step(page: Page, path: Path, diagnosis: D
 
 
 def test_maps_without_traces_have_no_links(page: Page, diagnosis: Diagnosis, tmp_path: Path) -> None:
-    page.open(write_report(None, tmp_path / "bare.html", findings=[made(diagnosis, 0)]))
+    page.open(write_report([made(diagnosis, 0)], tmp_path / "bare.html"))
     assert page.run(f"document.querySelectorAll('{PANEL} a').length") == 0
     assert page.text("#step-trace option") == "map 0"

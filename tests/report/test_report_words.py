@@ -1,13 +1,16 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from report_examples import make_diagnosis
 
+from chainwright import Finding
 from chainwright.diagnose import HeadCheck
+from chainwright.diagnose.summary import facts_of
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.figures import words as plain
 from chainwright.report import words
-from chainwright.studies.diagnosis.run import DiagnoseConfig
+from chainwright.report.gather import gather
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def test_breaking_points_name_the_fewest_hops_below_a_half() -> None:
 
     rows = [row("parity", 4, 1.0), row("parity", 8, 0.4), row("parity", 9, 0.2), row("objc", 5, 0.9)]
     said = words.breaking_points(Accuracy(rows=rows))
-    assert said.endswith("Parity-NL 8; 1 task never fell that far.")
+    assert said.endswith("Parity-NL 8; 1 task never fell below half.")
     assert words.breaking_points(Accuracy(rows=rows[:1])).startswith("At every hop count")
 
 
@@ -56,30 +59,18 @@ def test_easily_guessed_answers_are_named() -> None:
     assert words.chance_note({"objc": 0.1}) == ""
 
 
+def certainty_of(findings: Sequence[Finding]) -> list[str]:
+    return words.certainty(facts_of(findings), gather(findings))
+
+
 def test_certainty_counts_traces_and_warns_of_cut_responses() -> None:
     diagnosis = make_diagnosis({"parity": (2, 4), "objc": (3,)})
-    said = " ".join(words.certainty(diagnosis))
+    said = " ".join(certainty_of(diagnosis))
     assert "12 traces in 3 cells" in said
     assert "4 problems each; 6 chains went wrong" in said
     assert "a measured 50% is compatible with 15% to 85%" in said
     assert "2 of 4 is compatible with" in said
     cut = [replace(trace, stopped=False) for trace in diagnosis.traces]
     rows = [row | {"n_cut": row["n"]} for row in diagnosis.accuracy.rows]
-    diagnosis = replace(diagnosis, traces=cut, accuracy=Accuracy(rows=rows))
-    assert "12 responses met the token limit" in " ".join(words.certainty(diagnosis))
-
-
-def test_the_command_says_only_what_differs() -> None:
-    config = DiagnoseConfig(model="my model", hops={"parity": [4, 8], "objc": (4, 8)}, n=20, seeds=[3], temperature=0.7)
-    assert words.command(config) == (
-        "chainwright diagnose --model 'my model' --task parity,objc --hops 4,8 -n 20 --rendering short --seed 3 "
-        "--temperature 0.7"
-    )
-
-
-def test_what_no_command_can_say_is_said_in_python() -> None:
-    said = words.command(DiagnoseConfig(model="toy", hops={"parity": (4,), "objc": (5,)}, min_errors=3))
-    assert "DiagnoseConfig(" in said
-    assert "hops={'parity': [4], 'objc': [5]}" in said
-    assert "min_errors=3" in said
-    compile(said, "<command>", "exec")
+    diagnosis = replace(diagnosis, traces=cut, findings=[Accuracy(rows=rows), *diagnosis.findings[1:]])
+    assert "12 responses met the token limit" in " ".join(certainty_of(diagnosis))

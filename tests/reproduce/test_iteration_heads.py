@@ -1,5 +1,6 @@
 """The reproduction of iteration heads: its units, what it says, and its report, on trainings of a few steps."""
 
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from chainwright.cli import app
 from chainwright.diagnose import Emergence
 from chainwright.lab import IterationConfig
 from chainwright.models.load import load_model
+from chainwright.report.gather import gather
 from chainwright.report.page import render
 from chainwright.reproduce.iteration_heads import study as iteration_heads
 from chainwright.reproduce.iteration_heads.claims import claims, length_rows, markdown, run_rows, tables
@@ -141,16 +143,15 @@ def test_tables_have_a_row_a_training(found: IterationHeads) -> None:
 
 def test_the_report_shows_every_figure(found: IterationHeads) -> None:
     overlaps = [one for by_link in found.overlaps.values() for one in by_link.values()]
-    page = render(None, findings=[*found.runs.values(), *found.scores.values(), *overlaps])
+    page = render(gather([*found.runs.values(), *found.scores.values(), *overlaps]))
     shown = re.findall(r'data-figure="([^"]+)"', page)
     assert shown == [
         "emergence", "circuit-maps", "transfer", "exact-by-length",
         "iteration-heads-recall", "iteration-heads-input", "iteration-heads-previous",
     ]  # fmt: skip
     assert "Parity-NL" in page and "of the 3 best heads by" in page
-    assert 'id="iteration"' in render(None, findings=list(found.scores.values()))
-    with pytest.raises(BadInput, match="needs a diagnosis or a finding that it has a section for"):
-        render(None, findings=overlaps)
+    assert 'id="iteration"' in render(gather(list(found.scores.values())))
+    assert overlaps[0].summary() in html.unescape(render(gather(overlaps)))
 
 
 def test_the_slider_shows_the_maps_of_one_checkpoint_at_a_time(found: IterationHeads) -> None:

@@ -18,7 +18,7 @@ import torch
 import study_nursery
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.diagnose import Alternatives, HeadCheck
+from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, RoleFinding
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.studies import Job, Study, Watch
 from chainwright.studies.diagnosis import run as study
@@ -71,8 +71,8 @@ def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis]) ->
     for trace, strings in zip(found.traces, found.token_strs, strict=True):
         assert len(strings) == len(trace)
     assert found.token_strs[0][0] == "<bos>"
-    others, *evidence = found.findings
-    assert isinstance(others, Alternatives)
+    (others,), evidence = found.of(Alternatives), found.of(HeadEvidence)
+    assert list(found) == found.findings and len(found) == 3 + 2 * len(evidence)
     assert sorted(set(others.trace.tolist())) == list(range(24)), "cells are joined in their order"
     for i, (trace, at) in enumerate(zip(others.trace.tolist(), others.position.tolist(), strict=True)):
         assert int(others.top_ids[i, 0]) == int(found.scores[trace].argmax[at])
@@ -355,7 +355,7 @@ def test_cells_do_not_share_their_sampling_noise(reasoner: LoadedModel) -> None:
     assert seeds[0] == 593328818
 
 
-KEYS = ["Where: ", "Kind: ", "Doubt: ", "Heads: ", "Reach: "]
+KEYS = ["Where: ", "Kind: ", "Uncertainty: ", "Heads: ", "Reach: "]
 
 
 def test_five_lines_without_errors_and_without_roles(reasoner: LoadedModel, tmp_path: Path) -> None:
@@ -373,25 +373,30 @@ def test_five_lines_without_errors_and_without_roles(reasoner: LoadedModel, tmp_
     assert none.roles == [] and none.skipped[0].endswith("more than 0 key types")
 
 
+def with_roles(found: Diagnosis, *roles: RoleFinding) -> Diagnosis:
+    return replace(found, findings=[found.accuracy, found.errors, *roles])
+
+
 def test_five_lines_with_heads(whole: tuple[Path, Diagnosis, list[str]]) -> None:
     found = whole[1]
     assert [line[: len(key)] for line, key in zip(found.summary(), KEYS, strict=True)] == KEYS
     one = replace(found.roles[0], check=HeadCheck([2, 5], 0.75, 0.5, 4, 2))
     other = replace(found.roles[0], check=HeadCheck([0, 1], 0.0, 1.0, 12, 6))
     unchecked = replace(found.roles[0], check=None)
-    lines = replace(found, roles=[other, one, unchecked]).summary()
+    lines = with_roles(found, other, one, unchecked).summary()
     assert "silencing layer 2 head 5 alone puts the right token first in 75% of 4 failing contexts" in lines[3]
     assert "keeps it first in 50% of 2 right ones" in lines[3]
     assert "over the 2 error types searched, the best single head of each fixes 19% of 16" in lines[4]
     assert "keeps 88% of the right ones" in lines[4]
-    assert "too few contexts were left" in replace(found, roles=[unchecked]).summary()[3]
+    assert "too few contexts were left" in with_roles(found, unchecked).summary()[3]
 
 
 def test_kinds_without_a_key_type_are_said(whole: tuple[Path, Diagnosis, list[str]]) -> None:
     found = whole[1]
     rows = [row | {"is_key": False} for row in found.errors.by_task]
-    lines = replace(found, errors=replace(found.errors, by_task=rows, entropy=[])).summary()
-    assert lines[1].endswith("key types: none.") and lines[2].startswith("Doubt: no wrong token")
+    errors = replace(found.errors, by_task=rows, entropy=[])
+    lines = replace(found, findings=[found.accuracy, errors]).summary()
+    assert lines[1].endswith("key types: none.") and lines[2].startswith("Uncertainty: no wrong token")
 
 
 def test_a_model_that_writes_nonsense_is_diagnosed_too(reasoner: LoadedModel, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from chainwright._errors import BadInput
 from chainwright.cli import app
 from chainwright.diagnose import StepGroups, StepSaliency, compare_steps, step_saliency
 from chainwright.models.load import LoadedModel, load_model
+from chainwright.report.gather import gather
+from chainwright.report.page import render
 from chainwright.report.sections.steps import map_data
 from chainwright.studies import Study
 from chainwright.studies.diagnosis.plan import DiagnosisPlan
@@ -100,7 +102,7 @@ def test_a_map_is_drawn_for_every_layer_with_its_borders(found: tuple[Path, Diag
 def test_the_page_holds_the_numbers_of_the_maps(found: tuple[Path, Diagnosis]) -> None:
     folder, diagnosis = found
     maps = [one for one in diagnosis.findings if isinstance(one, StepSaliency)]
-    data = map_data(maps, diagnosis)
+    data = map_data(maps, gather(diagnosis))
     assert [one["trace"] for one in data] == [one.config["trace"] for one in maps]
     for one, shown in zip(maps, data, strict=True):
         tril = torch.tril_indices(len(one.steps), len(one.steps))
@@ -108,15 +110,13 @@ def test_the_page_holds_the_numbers_of_the_maps(found: tuple[Path, Diagnosis]) -
         back = 10 ** (torch.tensor(shown["values"]).double() / 100 - 4)
         assert float((back / true).log10().abs().max()) <= 0.00501
         assert shown["layers"] == list(range(len(one.map))) and len(shown["texts"]) == len(one.steps)
-    thin = map_data(maps, diagnosis, max_bytes=len(maps) * 800)
+    thin = map_data(maps, gather(diagnosis), max_bytes=len(maps) * 800)
     assert thin
     assert all(one["layers"][0] == 0 and len(one["layers"]) == len(one["values"]) < one["n_layers"] for one in thin)
-    assert map_data(maps, diagnosis, max_bytes=len(maps) * 10) == []
-    from chainwright.report.page import render
-
-    page = render(open_diagnosis(folder))
+    assert map_data(maps, gather(diagnosis), max_bytes=len(maps) * 10) == []
+    page = render(gather(open_diagnosis(folder)))
     assert 'id="steps"' in page and "step-curves" in page and "matched on slot and position" in page
-    assert 'id="steps"' in render(None, findings=maps[:2]), "maps without a diagnosis have a section too"
+    assert 'id="steps"' in render(gather(maps[:2])), "maps without a diagnosis have a section too"
 
 
 def test_no_pair_that_matches_is_said(reasoner: LoadedModel, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def compare(
         _print("By task", by_task(found))
     _print("Whole chains right", by_cell(found))
     if moved is not None and out_file is not None:
-        write_report(None, out_file, findings=[found, moved])
+        write_report([found, moved], out_file)
         out.print(f"Report: {out_file}", soft_wrap=True, highlight=False)
 
 

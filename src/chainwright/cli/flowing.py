@@ -79,7 +79,7 @@ def flow(
             found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)
-    write_report(None, path, findings=found)
+    write_report(found, path)
     out.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 

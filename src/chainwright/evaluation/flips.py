@@ -17,6 +17,7 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.evaluation.comparison import check_paired
+from chainwright.evaluation.numbered import Numbered
 from chainwright.traces import Trace
 from chainwright.traces.offsets import Tokenizer, token_offsets
 
@@ -116,17 +117,17 @@ def flips(
         problems=[_problem(i, first[i]) for i in kept],
         answers=[[_answer(traces[n][i], book, marks[n][i] if n in marks else None) for n in names] for i in kept],
         chains=book.chains,
-        texts=list(book.texts),
+        texts=book.texts.texts,
         title=title,
     )
 
 
 class _Book:
-    """Responses and texts, each kept once."""
+    """Responses as numbers of texts, each response and each text stored once."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.texts: dict[str, int] = {}
+        self.texts = Numbered()
         self.chains: list[list[int]] = []
         self._known: dict[tuple[int, ...], int] = {}
 
@@ -135,7 +136,7 @@ class _Book:
         key = tuple(ids)
         if key not in self._known:
             self._known[key] = len(self.chains)
-            self.chains.append([self.texts.setdefault(text, len(self.texts)) for text in self._pieces(ids)])
+            self.chains.append([self.texts.number(text) for text in self._pieces(ids)])
         return self._known[key]
 
     def _pieces(self, ids: list[int]) -> list[str]:

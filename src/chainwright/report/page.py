@@ -1,6 +1,6 @@
 """The HTML report: one file with styles, scripts, Plotly and all data in it.
 
-1. Every section (`sections`) says in Python everything that is words and draws its figures.
+1. Every registered section says in Python everything that is words and draws its figures.
 2. Its template lays the words out; figures and other data go into the page as JSON.
 3. The page's scripts draw them in the reader's theme and width, and answer clicks and keys.
 
@@ -10,67 +10,104 @@ The same material gives the same bytes. Nothing is loaded from elsewhere.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from chainwright import _registry
 from chainwright._errors import BadInput
 from chainwright._files import atomic_file
 from chainwright._finding import Finding
 from chainwright._tables import cell, numeric_columns
 from chainwright.figures import template, words
-from chainwright.report.section import Material, Section
-from chainwright.report.sections import SECTIONS
-from chainwright.studies.diagnosis.run import Diagnosis
-from chainwright.studies.manifest import Manifest
+from chainwright.report import others
+from chainwright.report.gather import gather
+from chainwright.report.section import Builder, Material, Origin, Section
+from chainwright.scoring import TokenScores
+from chainwright.traces import Trace
+from chainwright.traces.offsets import Tokenizer
+
+
+class _Built(NamedTuple):
+    """A section with the function that made it, beside which its files lie."""
+
+    section: Section
+    builder: Builder
 
 
 def write_report(
-    diagnosis: Diagnosis | None, path: Path, *, findings: Sequence[Finding] = (), study: Manifest | None = None
+    findings: Sequence[Finding] | Finding,
+    path: str | Path,
+    *,
+    traces: Sequence[Trace] = (),
+    scores: Sequence[TokenScores] | None = None,
+    tokenizer: Tokenizer | None = None,
+    title: str | None = None,
+    study: Origin | None = None,
 ) -> Path:
     """Write a report as one HTML file that opens offline, and return its path.
 
+    Every finding is shown: in the section for its kind, or else with its summary, its figure and its table.
+
     Args:
-        diagnosis: What `run_diagnosis` or `open_diagnosis` returned; None for a report of findings alone.
-        path: The file to write; one that is there is replaced when the new one is complete.
-        findings: More findings. Those that no section knows are left out.
-        study: What `study.json` says of the study that the findings are of; None if they are of none.
+        findings: What instruments returned, one or several; or a `Diagnosis`, which brings its own traces.
+        path: The file to write; an existing one is replaced when the new one is complete.
+        traces: The traces that the findings were made from, in the order in which they were passed there. With them
+            the report has a reader of traces, and what findings say of a token links into it.
+        scores: `score` of each trace, by which the reader shades tokens.
+        tokenizer: The tokenizer of the traces. Without it the reader shows their text, but not token by token.
+        title: The title of the page.
+        study: The study that the findings come from (see `write_study_report`).
 
     Raises:
-        BadInput: Nothing was given that a report can show, the disk is full, or the place cannot be written.
+        BadInput: There is no finding, something else was passed, the disk is full, or the place cannot be written.
     """
-    page = render(diagnosis, findings=findings, study=study)
+    material = gather(findings, traces=traces, scores=scores, tokenizer=tokenizer, title=title, origin=study)
+    page = render(material)
     with atomic_file(Path(path)) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return Path(path)
 
 
-def render(diagnosis: Diagnosis | None, *, findings: Sequence[Finding] = (), study: Manifest | None = None) -> str:
+def render(material: Material) -> str:
     """Return the report as a string."""
-    material = Material(diagnosis, (*(diagnosis.findings if diagnosis else ()), *findings), study)
-    sections = [section for build in SECTIONS if (section := build(material)) is not None]
-    if {section.name for section in sections} <= {"study"}:
-        kinds = ", ".join(sorted({type(f).__name__ for f in findings})) or "nothing"
-        raise BadInput(f"A report needs a diagnosis or a finding that it has a section for; got {kinds}.")
+    built = _build(material)
+    sections = [item.section for item in built]
     environment = _environment()
     return environment.get_template("page.html").render(
-        title=_title(diagnosis, study),
-        style=Markup(_all("page", sections, "css")),  # ours, not a reader's: nothing in it needs escaping
-        scripts=[Markup(get_plotlyjs()), Markup(_all("page", sections, "js"))],
+        title=_title(material),
+        style=Markup(_all("page", built, "css")),  # ours, not a reader's: nothing in it needs escaping
+        scripts=[Markup(get_plotlyjs()), Markup(_all("page", built, "js"))],
         data=as_json(_data(sections)),
-        sections=[{"name": s.name, "nav": s.nav, "html": _html(environment, s)} for s in sections],
+        sections=[{"name": b.section.name, "nav": b.section.nav, "html": _html(environment, b)} for b in built],
+        contents=others.contents(material),
     )
 
 
-def _title(diagnosis: Diagnosis | None, study: Manifest | None) -> str:
-    if diagnosis is not None:
-        return f"diagnosis of {diagnosis.config.model}"
-    return "report" if study is None else f"{study.kind} with {study.model.get('model', 'no model')}"
+def _build(material: Material) -> list[_Built]:
+    """Return the sections in their order; findings that none of them shows get one together."""
+    builders: list[Builder] = list(_registry.load_all("section").values())
+    built = [_Built(section, build) for build in builders if (section := build(material)) is not None]
+    shown = {id(finding) for item in built for finding in item.section.shows}
+    rest = [finding for finding in material.findings if id(finding) not in shown]
+    if (section := others.section(replace(material, findings=rest))) is not None:
+        built.append(_Built(section, others.section))
+    return sorted(built, key=lambda item: (item.section.order, item.section.name))
+
+
+def _title(material: Material) -> str:
+    if material.title or material.origin is None:
+        return material.title or "report"
+    origin = material.origin
+    return f"{origin.kind} {'of' if origin.is_diagnosis else 'with'} {origin.model or 'no model'}"
 
 
 def _environment() -> jinja2.Environment:
@@ -91,8 +128,19 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _html(environment: jinja2.Environment, section: Section) -> Markup:
-    return Markup(environment.get_template(f"sections/{section.name}.html").render(section.words))
+def _html(environment: jinja2.Environment, item: _Built) -> Markup:
+    beside = _beside(item.builder, "html")
+    if not beside.is_file():
+        raise BadInput(f"The report section {item.section.name!r} has no template; write {beside}.")
+    return Markup(environment.from_string(beside.read_text(encoding="utf-8")).render(item.section.words))
+
+
+def _beside(builder: Builder, kind: str) -> Traversable:
+    """Return the file of a kind that belongs to a section: beside its module, with the module's name."""
+    package, _, name = builder.__module__.rpartition(".")
+    # a module outside any package has no resources that `files` could find
+    folder = files(package) if package else Path(str(sys.modules[name].__file__)).parent
+    return folder / f"{name}.{kind}"
 
 
 def as_json(value: Any) -> Markup:
@@ -114,10 +162,10 @@ def _data(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def _all(first: str, sections: Sequence[Section], kind: str) -> str:
+def _all(first: str, built: Sequence[_Built], kind: str) -> str:
     """Return the page's file of a kind, and those of its sections that have one, one after another."""
-    found = [files("chainwright.report") / "sections" / f"{section.name}.{kind}" for section in sections]
-    return "\n".join([_read(f"{first}.{kind}"), *(f.read_text(encoding="utf-8") for f in found if f.is_file())])
+    beside = [_beside(item.builder, kind) for item in built]
+    return "\n".join([_read(f"{first}.{kind}"), *(f.read_text(encoding="utf-8") for f in beside if f.is_file())])
 
 
 def _read(name: str) -> str:

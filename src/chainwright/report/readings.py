@@ -1,11 +1,11 @@
 """Whole traces for the report's reader: which ones are shown, and what a page needs to show them.
 
-Which: all of them, in groups by task and type of the first error, while they fit into a number of bytes; else of each
-group the shortest, wrong chains before right ones.
+Which: all of them, in groups by task and type of the first error, while they fit into a number of bytes; else the
+shortest of each group, wrong chains before right ones.
 
 What: pieces of text that add up to the trace as it reads (a piece is a token with the white space before it), numbers
-of the response's tokens in thousandths, steps, the first error, what else might have been said, and what is said
-without a head.
+of the response's tokens in thousandths, steps, the first error, the likeliest other tokens, and what the model says
+there without a head.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.evidence import HeadEvidence
 from chainwright.diagnose.other_tokens import Alternatives
+from chainwright.evaluation.numbered import Numbered
 from chainwright.figures.words import title_of
-from chainwright.studies.diagnosis.run import Diagnosis
+from chainwright.report.section import Material
 from chainwright.traces import Trace
+from chainwright.traces.offsets import Tokenizer
 
 MAX_BYTES = 3_000_000
 _MOST = 99_999
 _FIND_WITHIN = 12
+NO_PROBLEM = "Traces without a problem"
 
 
 class Group(NamedTuple):
@@ -36,36 +40,24 @@ class Group(NamedTuple):
         task: Title of the task.
         label: What they have in common.
         is_key: Whether the type is a key type.
-        indices: Their places in `Diagnosis.traces`, the shortest first.
+        has_error: Whether they have a first error.
+        indices: Their places in `Material.traces`, the shortest first.
     """
 
     task: str
     label: str
     is_key: bool
+    has_error: bool
     indices: list[int]
-
-
-class Pieces:
-    """Texts that are stored once and named by number; a page is much smaller for it."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._known: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        """Return the number of a text, which is stored if it is new."""
-        if text not in self._known:
-            self._known[text] = len(self.texts)
-            self.texts.append(text)
-        return self._known[text]
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is known of traces besides their scores.
+    """What findings say of single tokens of the traces.
 
     Attributes:
-        names: The text of each token id that stands somewhere.
+        names: The text of each token id that occurs somewhere.
+        alternatives: The likeliest tokens at some positions.
         places: For a trace and a position, the row of `alternatives` there.
         evidence: For a trace and a position, the finding that has a context there, and its row.
     """
@@ -76,70 +68,103 @@ class Extras:
     evidence: Mapping[tuple[int, int], tuple[HeadEvidence, int]]
 
     def name(self, token_id: int | Tensor) -> str:
-        """Return the text of a token id, or its number where nobody knows the text."""
+        """Return the text of a token id, or its number where the text is unknown."""
         return self.names.get(int(token_id), f"token {int(token_id)}")
 
 
-def extras(
-    diagnosis: Diagnosis, alternatives: Alternatives | None = None, evidence: Sequence[HeadEvidence] = ()
-) -> Extras:
-    """Return what findings say of the traces of a diagnosis."""
+def extras(material: Material) -> Extras:
+    """Return what the findings of a report say of single tokens."""
+    alternatives = next(iter(material.of(Alternatives)), None)
+    evidence = material.of(HeadEvidence)
     names: dict[int, str] = {}
-    for texts in (
-        *([] if alternatives is None else [alternatives.token_strs]),
-        *(found.token_strs for found in evidence),
-    ):
+    for texts in ([alternatives.token_strs] if alternatives else []) + [each.token_strs for each in evidence]:
         names |= {int(i): text for i, text in texts.items()}
-    for trace, strings in zip(diagnosis.traces, diagnosis.token_strs, strict=True):
-        names.update(zip(trace.input_ids.tolist(), strings, strict=True))
+    if material.has_tokens:
+        for trace, strings in zip(material.traces, material.token_strs, strict=True):
+            names.update(zip(trace.input_ids.tolist(), strings, strict=True))
     places: dict[tuple[int, int], int] = {}
     if alternatives is not None:
         sites = zip(alternatives.trace.tolist(), alternatives.position.tolist(), strict=True)
         places = {site: row for row, site in enumerate(sites)}
     known = {
-        (trace, at): (found, row)
-        for found in evidence
-        for row, (trace, at) in enumerate(found.sites)
-        if bool(found.is_erroneous[row])
+        (trace, at): (each, row)
+        for each in evidence
+        for row, (trace, at) in enumerate(each.sites)
+        if bool(each.is_erroneous[row])
     }
     return Extras(names, alternatives, places, known)
 
 
-def group_traces(diagnosis: Diagnosis) -> list[Group]:
-    """Return all traces of problems by task and type of the first error; right chains come last in each task."""
-    found: dict[tuple[str, str | None], list[int]] = {}
-    for i, trace in enumerate(diagnosis.traces):
-        if trace.problem is not None:
-            kind = None if trace.first_error is None else trace.first_error.error_type
-            found.setdefault((trace.problem.task, kind), []).append(i)
-    order = {(row["task"], row["error_type"]): at for at, row in enumerate(diagnosis.errors.by_task)}
-    tasks = list(dict.fromkeys(task for task, _ in found))
-    keys = sorted(found, key=lambda key: (tasks.index(key[0]), order.get((key[0], key[1] or ""), len(order))))
+def token_texts(trace: Trace, tokenizer: Tokenizer | None) -> list[str]:
+    """Return the text of each token; without a tokenizer the text is cut only where the trace says where.
+
+    Ids alone do not tell which characters a token wrote. So the first token then holds the whole question, the first of
+    the response all of it, and the tokens of the first error what is wrong and what follows.
+    """
+    if tokenizer is not None:
+        return [tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in trace.input_ids]
+    texts, response = [""] * len(trace), trace.response or ""
+    texts[0] = trace.prompt or ""
+    cuts = {trace.response_start: 0}
+    error = trace.first_error
+    start, end = error_span(trace)
+    if error is not None and start is not None and end is not None and start > trace.response_start:
+        cuts |= {start: error.start, end: error.end}
+    cuts = {at: place for at, place in cuts.items() if at < len(trace)}
+    ends = [*list(cuts.values())[1:], len(response)]
+    for (at, place), stop in zip(cuts.items(), ends, strict=True):
+        texts[at] += response[place:stop]
+    return texts
+
+
+def error_span(trace: Trace) -> tuple[int | None, int | None]:
+    """Return the tokens that the first error stands in; (None, None) if the response ends before."""
+    wrong = next((slot for slot in trace.slots if not slot.is_right and slot.end > slot.start), None)
+    if wrong is not None:
+        return wrong.start, wrong.end
+    at = trace.first_error_position
+    return at, None if at is None else at + 1
+
+
+def group_traces(material: Material) -> list[Group]:
+    """Return all traces by task and type of the first error; the most frequent type of a task first, right ones last.
+
+    Traces without a problem form groups of their own.
+    """
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for i, trace in enumerate(material.traces):
+        task = "" if trace.problem is None else trace.problem.task
+        kind = None if trace.first_error is None else trace.first_error.error_type
+        groups.setdefault((task, kind), []).append(i)
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    keys = sorted(groups, key=lambda key: (tasks.index(key[0]), key[1] is None, -len(groups[key])))
+    key_types = {task: kinds for table in material.of(ErrorTable)[:1] for task, kinds in table.key_types.items()}
     return [
         Group(
-            title_of(task),
-            "no error" if kind is None else kind,
-            kind in diagnosis.errors.key_types.get(task, []),
-            sorted(found[task, kind], key=lambda i: (diagnosis.traces[i].n_tokens, i)),
+            title_of(task) if task else NO_PROBLEM,
+            (("no error" if task else "all") if kind is None else kind),
+            kind in key_types.get(task, []),
+            kind is not None,
+            sorted(groups[task, kind], key=lambda i: (material.traces[i].n_tokens, i)),
         )
         for task, kind in keys
     ]
 
 
-def reader_data(diagnosis: Diagnosis, known: Extras, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Return plain values for the page: groups, texts by number, and the traces that fit, with how many do not.
+def reader_data(material: Material, known: Extras, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Return plain values for the page: groups, texts by number, and the traces that fit, with how many there are.
 
     Args:
-        diagnosis: Where the traces are.
-        known: What else is known of them.
+        material: Where the traces are.
+        known: What findings say of their tokens.
         max_bytes: Bytes that the traces may take as JSON.
     """
-    groups = group_traces(diagnosis)
-    pieces = Pieces()
+    groups = group_traces(material)
+    pieces = Numbered()
     kept: dict[int, dict[str, Any]] = {}
     left = max_bytes
     for i in _by_worth(groups):
-        data = _trace_data(diagnosis, i, pieces, known)
+        data = _trace_data(material, i, pieces, known)
         size = len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
         if size > left:
             break
@@ -158,32 +183,33 @@ def reader_data(diagnosis: Diagnosis, known: Extras, max_bytes: int = MAX_BYTES)
 def _by_worth(groups: Sequence[Group]) -> list[int]:
     """Return traces in the order in which they are to be kept: of each group the first, then the second ..."""
     ranked = [
-        (group.label == "no error", rank, at, i)
-        for at, group in enumerate(groups)
-        for rank, i in enumerate(group.indices)
+        (not group.has_error, rank, at, i) for at, group in enumerate(groups) for rank, i in enumerate(group.indices)
     ]
     return [i for *_, i in sorted(ranked)]
 
 
-def _trace_data(diagnosis: Diagnosis, index: int, pieces: Pieces, known: Extras) -> dict[str, Any]:
-    trace, scores = diagnosis.traces[index], diagnosis.scores[index]
-    assert trace.problem is not None
-    spaced = with_spaces(diagnosis.token_strs[index], (trace.prompt or "") + (trace.response or ""))
+def _trace_data(material: Material, index: int, pieces: Numbered, known: Extras) -> dict[str, Any]:
+    trace, problem = material.traces[index], material.traces[index].problem
+    scores = None if material.scores is None else material.scores[index]
+    spaced = list(material.token_strs[index])
+    if material.has_tokens:
+        spaced = with_spaces(spaced, (trace.prompt or "") + (trace.response or ""))
     start = max(1, trace.response_start)
+    unknown = [None] * (len(trace) - start)
     data = {
         "number": index,
-        "task": title_of(trace.problem.task),
-        "hops": trace.problem.hops,
-        "answer": trace.problem.answer,
+        "task": NO_PROBLEM if problem is None else title_of(problem.task),
+        "hops": None if problem is None else problem.hops,
+        "answer": None if problem is None else problem.answer,
         "is_correct": trace.is_correct,
         "stopped": trace.stopped,
         "pieces": [pieces.number(text) for text in spaced],
         "start": start,
-        "lost": _thousandths(-scores.logprob[start:]),
-        "entropy": _thousandths(scores.entropy[start:]),
-        "steps": [[step.start, step.end, _segment(trace, step.start)] for step in trace.steps],
+        "lost": unknown if scores is None else _thousandths(-scores.logprob[start:]),
+        "entropy": unknown if scores is None else _thousandths(scores.entropy[start:]),
+        "steps": _steps(trace) if material.has_tokens else [[0, start, "question"], [start, len(trace), "response"]],
         "error": _error_data(trace),
-        "others": _others(trace, scores.argmax, index, pieces, known),
+        "others": _others(trace, None if scores is None else scores.argmax, index, pieces, known),
     }
     at = trace.first_error_position
     if at is not None and (index, at) in known.evidence:
@@ -191,38 +217,42 @@ def _trace_data(diagnosis: Diagnosis, index: int, pieces: Pieces, known: Extras)
     return data
 
 
-def _others(trace: Trace, argmax: Tensor, index: int, pieces: Pieces, known: Extras) -> dict[str, Any]:
+def _steps(trace: Trace) -> list[list[Any]]:
+    return [[step.start, step.end, _segment(trace, step.start)] for step in trace.steps]
+
+
+def _others(trace: Trace, argmax: Tensor | None, index: int, pieces: Numbered, known: Extras) -> dict[str, Any]:
     """Return by position `[likeliest tokens, their thousandths]`, and the expected token with its own if it is another.
 
-    Without alternatives, the likeliest token where it is not the one that stands there.
+    Without alternatives, the likeliest token where it is not the one that was written.
     """
     start = max(1, trace.response_start)
-    found: dict[str, Any] = {}
+    by_position: dict[str, Any] = {}
     ids = trace.input_ids.tolist()
     for at in range(start, len(ids)):
         row = known.places.get((index, at))
         if row is not None and known.alternatives is not None:
-            found[str(at)] = _likely(known.alternatives, row, ids[at], pieces, known)
-        elif int(argmax[at]) not in (-1, ids[at]):
-            found[str(at)] = [[pieces.number(known.name(argmax[at]))], []]
-    return found
+            by_position[str(at)] = _likely(known.alternatives, row, ids[at], pieces, known)
+        elif argmax is not None and int(argmax[at]) not in (-1, ids[at]):
+            by_position[str(at)] = [[pieces.number(known.name(argmax[at]))], []]
+    return by_position
 
 
-def _likely(table: Alternatives, row: int, own: int, pieces: Pieces, known: Extras) -> list[Any]:
+def _likely(table: Alternatives, row: int, own: int, pieces: Numbered, known: Extras) -> list[Any]:
     p_top = [_thousandth(p) for p in table.p_top[row].tolist()]
     kept = [rank for rank, p in enumerate(p_top) if p or rank == 0]
     tokens = [pieces.number(known.name(table.top_ids[row, rank])) for rank in kept]
-    said: list[Any] = [tokens, [p_top[rank] for rank in kept]]
+    row_data: list[Any] = [tokens, [p_top[rank] for rank in kept]]
     expected = int(table.expected_ids[row])
     if expected not in (-1, own):
-        said.append([pieces.number(known.name(expected)), _thousandth(float(table.p_expected[row]))])
-    return said
+        row_data.append([pieces.number(known.name(expected)), _thousandth(float(table.p_expected[row]))])
+    return row_data
 
 
-def _without(found: HeadEvidence, row: int, pieces: Pieces) -> list[list[int]]:
-    """Return for the whole model (layer and head -1) and without each head what is said, and whether it is right.
+def _without(found: HeadEvidence, row: int, pieces: Numbered) -> list[list[int]]:
+    """Return for the whole model (layer and head -1) and without each head what it says, and whether that is right.
 
-    Layer, head, what is said, its thousandths, those of the right token, and 1 where that is the one.
+    Layer, head, the token, its thousandths, those of the right token, and 1 where it is the right token.
     """
     names = [[-1, -1], *found.heads]
     return [
@@ -273,13 +303,11 @@ def _error_data(trace: Trace) -> dict[str, Any] | None:
     error = trace.first_error
     if error is None:
         return None
-    wrong = next((slot for slot in trace.slots if not slot.is_right and slot.end > slot.start), None)
-    at = trace.first_error_position
-    start, end = (wrong.start, wrong.end) if wrong is not None else (at, None if at is None else at + 1)
+    start, end = error_span(trace)
     return {
         "start": start,
         "end": end,
-        "at": at,
+        "at": trace.first_error_position,
         "type": error.error_type,
         "hop": None if error.hop is None else error.hop + 1,
         "expected": error.expected,

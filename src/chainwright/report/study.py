@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chainwright._files import atomic_file
+from chainwright.report.gather import origin_of_study
 from chainwright.report.lines import lines_of
 from chainwright.report.page import write_report
 from chainwright.studies import Study
@@ -22,18 +23,17 @@ def write_study_report(folder: str | Path, path: str | Path | None = None) -> Pa
         path: The file to write; None for `report.html` in the folder.
 
     Raises:
-        BadInput: No study there, an unfinished or damaged one, one whose kind has no report, or a place that cannot
-            be written.
+        BadInput: There is no study, it is unfinished or damaged, it has no findings, or the place cannot be written.
     """
     study = Study.open(folder)
     place = study.folder / REPORT if path is None else Path(path)
     if study.manifest.kind == KIND:
         return write_report(diagnosis_of(study), place)
-    return write_report(None, place, findings=study.findings(), study=study.manifest)
+    return write_report(study.findings(), place, study=origin_of_study(study.manifest))
 
 
 def write_tables(study: Study) -> list[str]:
-    """Write what a finished study found as `tables.md` into its folder, and return the lines."""
+    """Write what a finished study measured as `tables.md` into its folder, and return the lines."""
     lines = list(lines_of(study.findings()))
     with atomic_file(study.folder / TABLES) as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -41,7 +41,7 @@ def write_tables(study: Study) -> list[str]:
 
 
 def summary_of(study: Study) -> list[str]:
-    """Return what a finished study found in words, a few lines."""
+    """Return the results of a finished study in a few lines of words."""
     if study.manifest.kind == KIND:
         return diagnosis_of(study).summary()
     return [line for finding in study.findings() for line in finding.summary().splitlines()]

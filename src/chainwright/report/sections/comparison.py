@@ -1,4 +1,4 @@
-"""Ways of decoding beside each other: the table, the gains, and curves over hops."""
+"""Ways of decoding compared: the table, the gains, and curves over hops."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from chainwright import figures
+from chainwright._registry import register
 from chainwright.evaluation.comparison import Comparison
 from chainwright.figures.words import counted, listed, percent
 from chainwright.report.section import Material, Section, drawn
 
 
+@register("section", "comparison")
 def section(material: Material) -> Section | None:
     """Return the section; None without a comparison."""
     found = material.of(Comparison)
@@ -18,7 +20,7 @@ def section(material: Material) -> Section | None:
         return None
     charts: dict[str, Any] = {}
     shown = [_shown(one, f"-{k}" if k else "", charts) for k, one in enumerate(found)]
-    return Section("comparison", "Comparison", {"comparisons": shown}, charts)
+    return Section("comparison", "Comparison", {"comparisons": shown}, charts, order=350, shows=found)
 
 
 def _shown(found: Comparison, suffix: str, charts: dict[str, Any]) -> dict[str, Any]:
@@ -49,14 +51,18 @@ def _shown(found: Comparison, suffix: str, charts: dict[str, Any]) -> dict[str, 
 
 
 def verdict(found: Comparison) -> list[str]:
-    """Return in sentences which ways gain, lose, or cannot be told from the baseline, by whole chains, in points."""
+    """Return in sentences which ways gain, lose, or do not differ clearly from the baseline, in whole chains."""
     base = found.overall(found.baseline)
     said = [f"{found.baseline} gets {percent(base['exact'])} of {counted(base['n'], 'whole chain')} right."]
     others = [found.overall(name) for name in found.names if name != found.baseline]
     better = [_gain(row) for row in others if row["exact_gain_low"] > 0]
     worse = [_gain(row) for row in others if row["exact_gain_high"] < 0]
     unclear = [_gain(row) for row in others if row["exact_gain_low"] <= 0 <= row["exact_gain_high"]]
-    groups = (("Points more", better), ("Points fewer", worse), ("Not to be told from it on these problems", unclear))
+    groups = (
+        ("Points more", better),
+        ("Points fewer", worse),
+        ("Not distinguishable from it at this sample size", unclear),
+    )
     return [*said, *(f"{words}: {listed(ways)}." for words, ways in groups if ways)]
 
 

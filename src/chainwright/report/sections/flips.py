@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+from chainwright._registry import register
 from chainwright.evaluation.flips import Flips
 from chainwright.figures.words import title_of
 from chainwright.report.section import Material, Section
@@ -13,6 +14,7 @@ from chainwright.report.section import Material, Section
 MAX_BYTES = 3_000_000
 
 
+@register("section", "flips")
 def section(material: Material) -> Section | None:
     """Return the section; None without chains on which ways of decoding disagree."""
     found = [one for one in material.of(Flips) if one.problems]
@@ -26,7 +28,7 @@ def section(material: Material) -> Section | None:
         "n_shown": sum(len(one["problems"]) for one in sets),
         "has_flags": any(answer["flagged"] is not None for one in found for row in one.answers for answer in row),
     }
-    return Section("flips", "Flips", words, data=sets)
+    return Section("flips", "Flips", words, data=sets, order=360, shows=found)
 
 
 def shown(found: Flips, max_bytes: int) -> dict[str, Any]:

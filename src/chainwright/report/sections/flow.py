@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainwright import figures
+from chainwright._registry import register
 from chainwright.diagnose.flow.attribution import LogitFlow
 from chainwright.diagnose.flow.contrast import FlowContrast
 from chainwright.diagnose.flow.stages import FlowStages
@@ -17,6 +18,7 @@ _MOST_MAPS = 3
 _MOST_ROWS = 12
 
 
+@register("section", "flow")
 def section(material: Material) -> Section | None:
     """Return the section; None without a logit flow or a stage table."""
     flows, stages = material.of(LogitFlow)[:_MOST_MAPS], material.of(FlowStages)
@@ -28,9 +30,8 @@ def section(material: Material) -> Section | None:
         "flows": [_flow(i, flow, charts) for i, flow in enumerate(flows)],
         "stages": _stages(stages, charts),
         "contrasts": [_contrasted(i, each, charts) for i, each in enumerate(contrasts)],
-        "n_left_out": len(material.of(LogitFlow)) - len(flows),
     }
-    return Section("flow", "Flow", words, charts)
+    return Section("flow", "Flow", words, charts, order=450, shows=[*flows, *stages, *contrasts])
 
 
 def _flow(i: int, flow: LogitFlow, charts: dict[str, Any]) -> dict[str, Any]:

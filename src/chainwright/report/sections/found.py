@@ -1,36 +1,32 @@
-"""What was found, and how sure it is."""
+"""The head of the report: what was measured, in words, and how sure it is."""
 
 from __future__ import annotations
 
-from chainwright.figures.words import counted
-from chainwright.report.opening import opening
+from chainwright._registry import register
+from chainwright.diagnose.errors import ErrorTable
+from chainwright.diagnose.summary import facts_of, paragraphs, summary_lines
 from chainwright.report.section import Material, Section
 from chainwright.report.words import certainty
-from chainwright.studies.diagnosis.run import Diagnosis
 
 
+@register("section", "found")
 def section(material: Material) -> Section | None:
-    """Return the section; None without a diagnosis."""
-    diagnosis = material.diagnosis
-    if diagnosis is None:
+    """Return the section; None for a study of another kind than a diagnosis, which has a head of its own."""
+    origin = material.origin
+    if origin is not None and not origin.is_diagnosis:
         return None
+    facts = facts_of(material.findings)
+    has_facts = facts.reach is not None or facts.kinds is not None or facts.heads is not None
+    lines = summary_lines(facts, searched_heads=origin is not None and origin.searched_heads) if has_facts else []
     words = {
-        "model": diagnosis.config.model,
-        "n_errors": sum(row["n"] for row in diagnosis.errors.by_task),
-        "opening": opening(diagnosis),
-        "facts": _facts(diagnosis),
-        "summary": [line.split(": ", 1) for line in diagnosis.summary()],
-        "certainty": certainty(diagnosis),
+        "kind": "report" if origin is None else origin.kind,
+        "title": material.title,
+        "model": material.model,
+        "is_about_errors": bool(material.of(ErrorTable)),
+        "n_errors": 0 if facts.kinds is None else facts.kinds.n,
+        "facts": [] if origin is None else origin.facts,
+        "opening": paragraphs(facts, material.model) if has_facts else [],
+        "summary": [line.split(": ", 1) for line in lines],
+        "certainty": certainty(facts, material),
     }
-    return Section("found", "Found", words)
-
-
-def _facts(diagnosis: Diagnosis) -> list[str]:
-    source, config = diagnosis.provenance, diagnosis.config
-    shown = [source.get(key, "") for key in ("model_type", "shape", "dtype")]
-    versions = [f"{name} {source[name]}" for name in ("chainwright", "torch", "transformers") if name in source]
-    revision = f"revision {source['revision']}" if source.get("revision") else ""
-    drawn = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}"
-    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
-    asked = f"{counted(config.n, 'problem')} a cell, {config.rendering} rendering, {drawn}, {seeds}"
-    return [part for part in (revision, *shown, asked, *versions) if part]
+    return Section("found", "Summary", words, order=0)

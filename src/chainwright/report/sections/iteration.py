@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainwright import figures
+from chainwright._registry import register
 from chainwright.diagnose.iteration.emergence import Emergence
 from chainwright.diagnose.iteration.findings import IterationOverlap, IterationScores
 from chainwright.figures.words import counted, head_name, title_of
 from chainwright.report.section import Material, Section, drawn
 
 
+@register("section", "iteration")
 def section(material: Material) -> Section | None:
     """Return the section; None without a training of the laboratory or iteration scores."""
-    runs, scores = material.of(Emergence), material.of(IterationScores)
+    runs, scores, overlaps = material.of(Emergence), material.of(IterationScores), material.of(IterationOverlap)
     if not runs and not scores:
         return None
     shown = [run for run in runs if run.has_circuit]
@@ -29,9 +31,9 @@ def section(material: Material) -> Section | None:
         "map_of": _clearest(shown).label if shown else "",
         "without": [_without(run) for run in shown if _lacks_circuit(run)],
         "heads": [row for one in scores for row in _head_rows(one)],
-        "overlaps": [one.summary() for one in material.of(IterationOverlap)],
+        "overlaps": [overlap.summary() for overlap in overlaps],
     }
-    return Section("iteration", "Iteration", words, drawings)
+    return Section("iteration", "Iteration", words, drawings, order=400, shows=[*runs, *scores, *overlaps])
 
 
 def _clearest(runs: Sequence[Emergence]) -> Emergence:
@@ -147,7 +149,7 @@ def _task_of(scores: IterationScores) -> str:
 
 
 def _head_rows(scores: IterationScores) -> list[dict[str, str]]:
-    """Return a row a link: the best head, its score and null, and what silencing it costs."""
+    """Return a row per link: the best head, its score and null, and what silencing it costs."""
     rows = []
     for k, link in enumerate(scores.links):
         best = scores.ranking(link)[0]

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainwright import figures
+from chainwright._registry import register
 from chainwright._tables import Tables
 from chainwright.report.section import Material, Section, drawn
 
 _OF_THRESHOLDS = {"tau", "precision", "recall", "flagged", "gain", "low", "high"}
 
 
+@register("section", "tables")
 def section(material: Material) -> Section | None:
     """Return the section; None without tables."""
     found = material.of(Tables)
@@ -29,7 +31,7 @@ def section(material: Material) -> Section | None:
                 {"name": one.short(name), "rows": rows, "columns": list(rows[0]) if rows else [], "chart": chart}
             )
         groups.append({"title": one.title, "tables": shown, "notes": list(one.notes)})
-    return Section("tables", "Tables", {"groups": groups}, charts)
+    return Section("tables", "Tables", {"groups": groups}, charts, order=800, shows=found)
 
 
 def _thresholds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -67,18 +67,23 @@
     if (error.got) box.append(", got ", make("code", "", error.got), ".");
     else box.append("; here the response cannot be read further, or ends.");
     const others = error.at === null ? undefined : trace.others[error.at];
-    if (others && others[2]) {
+    if (others && others[2] && value(trace, error.at, "lost") !== null) {
       box.append(` The model gave the expected ${bare(texts[others[2][0]])} ${percent(others[2][1])}`);
       box.append(` and ${bare(texts[trace.pieces[error.at]])} ${percent(1000 * Math.exp(-value(trace, error.at, "lost") / 1000))}.`);
     }
     return box;
   }
 
+  function hopsOf(trace) {
+    return trace.hops === null ? "" : `, ${trace.hops} ${trace.hops === 1 ? "hop" : "hops"}`;
+  }
+
   function header(trace) {
     const box = make("header");
-    box.append(make("b", "", `${trace.task}, ${trace.hops} ${trace.hops === 1 ? "hop" : "hops"}`));
-    box.append(make("span", trace.error ? "bad" : "", trace.error ? "chain wrong" : "chain right"));
-    box.append(make("span", "", `answer ${trace.is_correct ? "right" : "wrong"} (gold: ${trace.answer})`));
+    box.append(make("b", "", trace.task + hopsOf(trace)));
+    if (trace.error || trace.hops !== null) box.append(make("span", trace.error ? "bad" : "", trace.error ? "chain wrong" : "chain right"));
+    const gold = trace.answer === null ? "" : ` (gold: ${trace.answer})`;
+    if (trace.is_correct !== null) box.append(make("span", "", `answer ${trace.is_correct ? "right" : "wrong"}${gold}`));
     if (!trace.stopped) box.append(make("span", "bad", "cut by the token limit"));
     box.append(make("span", "", `trace ${trace.number}, ${trace.pieces.length.toLocaleString("en")} tokens`));
     const tools = make("div", "tools");
@@ -143,7 +148,7 @@
     tip.hidden = !element;
     if (!element) return;
     const said = numbers(shown, Number(element.dataset.at)).map((pair) => pair.join(" ")).join("\n");
-    tip.textContent = said || "part of the question, so it was not predicted";
+    tip.textContent = said || withoutNumbers(shown, Number(element.dataset.at));
     const box = element.getBoundingClientRect();
     const left = Math.min(Math.max(box.left, 8), document.documentElement.clientWidth - tip.offsetWidth - 8);
     const above = box.top - tip.offsetHeight - 6;
@@ -159,6 +164,10 @@
       ["log-probability", `${lost ? "\u2212" : ""}${nats(lost)} nats`],
       ["entropy", `${nats(value(trace, at, "entropy"))} nats`],
     ];
+  }
+
+  function withoutNumbers(trace, at) {
+    return at < trace.start ? "Part of the question, so it was not predicted." : "Not scored.";
   }
 
   function choose(element) {
@@ -186,7 +195,7 @@
     const others = trace.others[at];
     if (others && others[1].length) parts.push(...alternatives(trace, at, others));
     else if (others) parts.push(make("p", "", `Likeliest token: ${bare(texts[others[0][0]])}`));
-    else if (at >= trace.start) parts.push(make("p", "aside", "No alternatives are kept where the model was sure and decided nothing."));
+    else if (at >= trace.start && value(trace, at, "lost") !== null) parts.push(make("p", "aside", "No alternatives are kept where the model was sure and decided nothing."));
     if (isFirstError && trace.without) parts.push(...withoutHeads(trace));
     const hide = page.button(make("div"), "Hide", "", () => { panel.hidden = true; });
     hide.className = "hide";
@@ -198,7 +207,7 @@
   function measures(trace, at) {
     const list = make("dl", "measures");
     for (const [name, said] of numbers(trace, at)) list.append(make("dt", "", name), make("dd", "", said));
-    return list.children.length ? list : make("p", "aside", "Part of the question, so it was not predicted.");
+    return list.children.length ? list : make("p", "aside", withoutNumbers(trace, at));
   }
 
   function alternatives(trace, at, [tokens, shares, expected]) {
@@ -267,7 +276,7 @@
 
   function label(trace) {
     const said = trace.error && trace.error.got ? `: ${trace.error.got} for ${trace.error.expected}` : "";
-    return `${trace.number}, ${trace.hops} hops${said}`.slice(0, 48);
+    return `${trace.number}${hopsOf(trace)}${said}`.slice(0, 48);
   }
 
   function fillTraces(group) {

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from chainwright._finding import Finding
+from chainwright._registry import register
 from chainwright.diagnose.heads.evidence import HeadEvidence
 from chainwright.diagnose.other_tokens import Alternatives
 from chainwright.report.readings import extras, reader_data
 from chainwright.report.section import Material, Section
 
 
+@register("section", "traces")
 def section(material: Material) -> Section | None:
-    """Return the section; None without a diagnosis."""
-    diagnosis = material.diagnosis
-    if diagnosis is None:
+    """Return the section; None without traces."""
+    if not material.traces:
         return None
-    others = next(iter(material.of(Alternatives)), None)
-    data = reader_data(diagnosis, extras(diagnosis, others, material.of(HeadEvidence)))
+    alternatives: list[Finding] = [*material.of(Alternatives)[:1]]
+    data = reader_data(material, extras(material))
     words = {
         "n_shown": len(data["traces"]),
         "n_all": data["n_all"],
-        "has_others": others is not None,
+        "has_alternatives": bool(alternatives),
         "has_evidence": bool(material.of(HeadEvidence)),
+        "has_scores": material.scores is not None,
+        "has_tokens": material.has_tokens,
     }
-    return Section("traces", "Traces", words, data=data)
+    return Section("traces", "Traces", words, data=data, order=700, shows=alternatives)

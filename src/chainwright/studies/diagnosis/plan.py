@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, overload
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -15,20 +16,20 @@ from chainwright._finding import Finding
 from chainwright._registry import load, register
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.diagnose.summary import facts_of, summary_lines
 from chainwright.evaluation.accuracy import Accuracy
-from chainwright.evaluation.comparison import Comparison
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis import repair, step_maps, units
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.summary import summary_lines
 from chainwright.studies.diagnosis.units import Bench, Instrument
 from chainwright.studies.engine import Study
 from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
 
 KIND = "diagnosis"
+F = TypeVar("F", bound=Finding)
 # not asked for by name, so they are not registered
 _FIXED: tuple[type[Instrument], ...] = (repair.KeptRepair, units.Traces, repair.Repaired)
 
@@ -89,37 +90,68 @@ class DiagnosisPlan(Plan):
         return next(i for i in self.instruments if unit.partition("/")[0] in i.groups)
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a diagnosis found, in memory.
+@dataclass(frozen=True, eq=False)
+class Diagnosis(Sequence[Finding]):
+    """What a diagnosis found, in memory: a sequence of findings, with the traces that they refer to.
 
     Attributes:
+        config: The settings.
+        provenance: Model, revision, number type, package versions.
+        findings: What the instruments returned: accuracy, first errors, head roles at each key error type, and what
+            else was asked for (alternatives, evidence for heads, step maps, what a repair gains).
         traces: All traces, cell by cell.
         scores: Token scores of each trace, in the same order.
         token_strs: The text of each token of each trace.
         skipped: Key error types that were not searched for heads, and why.
-        findings: What else was measured, for the report: alternatives, the evidence for heads, step maps,
-            what a repair gains.
     """
 
     config: DiagnoseConfig
     provenance: Mapping[str, str]
+    findings: list[Finding]
     traces: list[Trace]
     scores: list[TokenScores]
     token_strs: list[list[str]]
-    accuracy: Accuracy
-    errors: ErrorTable
-    roles: list[RoleFinding]
     skipped: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Finding]: ...
+
+    def __getitem__(self, index: int | slice) -> Finding | list[Finding]:
+        """Return a finding by its place, or several."""
+        return self.findings[index]
+
+    def __len__(self) -> int:
+        """Return the number of findings."""
+        return len(self.findings)
+
+    def of(self, kind: type[F]) -> list[F]:
+        """Return the findings of one kind, such as `HeadEvidence`."""
+        return [finding for finding in self.findings if isinstance(finding, kind)]
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Return the accuracy by task and hops."""
+        return self.of(Accuracy)[0]
+
+    @property
+    def errors(self) -> ErrorTable:
+        """Return the first errors."""
+        return self.of(ErrorTable)[0]
+
+    @property
+    def roles(self) -> list[RoleFinding]:
+        """Return the head roles at each key error type that was searched."""
+        return self.of(RoleFinding)
 
     def summary(self) -> list[str]:
-        """Return five lines in words: where it fails, of which kind, how sure it was, which heads, what to try.
+        """Return in lines of words where the model fails, how, how sure it was, and which heads matter.
 
-        With a repair a sixth says what that gains.
+        With a repair, a last line says what that gains.
         """
-        gains = [found for found in self.findings if isinstance(found, Comparison)]
-        return summary_lines(self.accuracy, self.errors, self.roles, gains)
+        return summary_lines(facts_of(self.findings), searched_heads="heads" in self.config.instruments)
 
 
 def config_of(study: Study) -> DiagnoseConfig:
@@ -174,23 +206,24 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
     texts = units.load_token_strs(config, done)
     keys = units.key_types(done)
     located = {key: units.head_unit(*key) for key in keys}
-    return Diagnosis(
-        config,
-        source,
-        traces,
-        units.load_scores(config, done),
-        [[texts.get(int(i), "") for i in trace.input_ids] for trace in traces],
+    findings: list[Finding] = [
         Accuracy.load(done["accuracy"]),
         ErrorTable.load(done["errors"]),
-        [RoleFinding.load(done[unit]) for unit in located.values() if unit in done],
-        [f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in located.items() if unit in done.skipped],
-        [
-            *units.load_alternatives(config, done),
-            *units.load_evidence(done),
-            *step_maps.load_steps(config, done),
-            *repair.load_comparison(config, done),
-            *(finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)),
-        ],
+        *(RoleFinding.load(done[unit]) for unit in located.values() if unit in done),
+        *units.load_alternatives(config, done),
+        *units.load_evidence(done),
+        *step_maps.load_steps(config, done),
+        *repair.load_comparison(config, done),
+        *(finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)),
+    ]
+    return Diagnosis(
+        config=config,
+        provenance=source,
+        findings=findings,
+        traces=traces,
+        scores=units.load_scores(config, done),
+        token_strs=[[texts.get(int(i), "") for i in trace.input_ids] for trace in traces],
+        skipped=[f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in located.items() if unit in done.skipped],
     )
 
 

@@ -11,6 +11,7 @@ Every other key is one of `DiagnoseConfig`, with its default there; `rendering` 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,3 +86,22 @@ def _counts(value: Any) -> tuple[int, ...]:
     if isinstance(value, list) and value and all(type(item) is int and item > 0 for item in value):
         return tuple(sorted(set(value)))
     raise BadInput(f'Hops are given as "4-10", 12 or [4, 8, 12], whole numbers from 1; got {value!r}.')
+
+
+def study_file_text(config: DiagnoseConfig) -> str:
+    """Return the study file that asks for a diagnosis: its model, rendering and hops, and what is not the default."""
+    record = config.record()
+    defaults = DiagnoseConfig(model=config.model, hops=config.hops).record()
+    always = ("model", "rendering")
+    lines = [
+        f"{name} = {_value(value)}"
+        for name, value in record.items()
+        if name != "hops" and value is not None and (name in always or value != defaults[name])
+    ]
+    hops = [f"{_value(task)} = {_value(counts)}" for task, counts in record["hops"].items()]
+    return "\n".join([*lines, "", "[hops]", *hops]) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Return a text, number, truth value or list of them in TOML, which writes these as JSON does."""
+    return json.dumps(value, ensure_ascii=False)

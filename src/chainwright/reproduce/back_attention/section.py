@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from chainwright import figures
+from chainwright._registry import register
 from chainwright.figures.flow import depth_names
 from chainwright.report.section import Material, Section, drawn
 from chainwright.reproduce.back_attention.finding import BackAttentionFinding
@@ -17,6 +18,7 @@ _SWEEPS = {"source": "source layer", "size": "size of the module (d')"}
 _MAIN = {"source": 0, "size": 64}
 
 
+@register("section", "back_attention")
 def section(material: Material) -> Section | None:
     """Return the section; None without a study of back attention."""
     findings = material.of(BackAttentionFinding)
@@ -28,7 +30,7 @@ def section(material: Material) -> Section | None:
     words |= {"failures": found.failures, "cost": found.cost}
     words["map"] = _map(found, charts)
     words["conflict"] = _conflict(found, charts)
-    return Section("back_attention", "Back attention", words, charts)
+    return Section("back_attention", "Back attention", words, charts, order=500, shows=[found])
 
 
 def _sweeps(found: BackAttentionFinding, charts: dict[str, Any]) -> list[dict[str, str]]:
