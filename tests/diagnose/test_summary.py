@@ -15,7 +15,7 @@ def entropies(kind: str, wrong: float, right: float | None, n: int, **ends: floa
 
 
 def errors(*entropy: dict[str, object]) -> ErrorTable:
-    counts = {"word recall": 6, "more hops": 3, "unparsed": 1}
+    counts = {"operation recall": 6, "fewer hops": 3, "unparsed": 1}
     rows = [
         {"task": "clf", "error_type": kind, "n": n, "n_errors": 10, "n_traces": 20, "share": n / 10, "is_key": n > 2}
         for kind, n in counts.items()
@@ -32,33 +32,33 @@ def role(kind: str, check: HeadCheck | None) -> RoleFinding:
 
 def test_the_line_on_entropy_says_what_its_numbers_are() -> None:
     """The table keeps a median per type; their mean, weighted by errors, is no median of all tokens."""
-    rows = [("word recall", 0.9, 0.1, 6), ("more hops", 0.3, 0.4, 3), ("unparsed", 9.0, 0.0, 1)]
+    rows = [("operation recall", 0.9, 0.1, 6), ("fewer hops", 0.3, 0.4, 3), ("unparsed", 9.0, 0.0, 1)]
     table = errors(*(entropies(*row) for row in rows))
     (line,) = [line for line in summary_lines(facts_of([table])) if line.startswith("Uncertainty")]
     assert line == (
-        "Uncertainty: entropy is 0.70 nats at first errors vs 0.20 at correct slots of the same type (medians per error "
-        "type, averaged over errors)."
+        "Uncertainty: entropy is 0.70 nats at first errors vs 0.20 at correct slots of the same type (medians per "
+        "error type, averaged over errors)."
     )
     assert (6 * 0.9 + 3 * 0.3) / 9 == pytest.approx(0.7) and (6 * 0.1 + 3 * 0.4) / 9 == pytest.approx(0.2)
 
 
 def test_the_paragraph_counts_types_with_clear_differences() -> None:
-    clear = entropies("word recall", 0.9, 0.1, 6, wrong_low=0.5, right_high=0.2)
-    (text,) = paragraphs(facts_of([errors(clear, entropies("more hops", 0.3, 0.4, 3))]), "toy")
+    clear = entropies("operation recall", 0.9, 0.1, 6, wrong_low=0.5, right_high=0.2)
+    (text,) = paragraphs(facts_of([errors(clear, entropies("fewer hops", 0.3, 0.4, 3))]), "toy")
     assert "for 1 of the 2 error types that can be compared (by median entropy); for 1 of the 1 with enough" in text
-    few = paragraphs(facts_of([errors(entropies("more hops", 0.3, 0.4, 3))]), "toy")[0]
+    few = paragraphs(facts_of([errors(entropies("fewer hops", 0.3, 0.4, 3))]), "toy")[0]
     assert "for 0 of the 1 error type" in few and "none of them has enough tokens" in few
 
 
 def test_both_wordings_have_the_same_numbers() -> None:
     rows = [{"task": "clf", "hops": h, "n": 10, "exact": share} for h, share in ((2, 1.0), (8, 0.4))]
     checks = [HeadCheck([1, 2], 0.5, 0.75, 4, 4), HeadCheck([0, 1], 0.0, 1.0, 12, 4)]
-    found = [Accuracy(rows=rows), errors(), role("word recall", checks[0]), role("more hops", checks[1])]
+    found = [Accuracy(rows=rows), errors(), role("operation recall", checks[0]), role("fewer hops", checks[1])]
     facts = facts_of(found)
     lines, text = summary_lines(facts), " ".join(paragraphs(facts, "toy"))
     assert "right in 100% of problems at the fewest hops asked (2) and in 40% at the most (8)" in lines[0]
     assert "toy got 14 of 20 whole chains (70%" in text and "it got 4 of 10 chains (40%" in text
-    assert "60% of 10 first errors are recall errors; key types: CLF word recall, more hops." in lines[1]
+    assert "60% of 10 first errors are recall errors; key types: CLF operation recall, fewer hops." in lines[1]
     assert "a recall error: 6 of 10 wrong chains (60%" in text
     assert "fixes 12% of 16 held-out failing contexts and keeps 88% of the right ones" in lines[4]
     assert "2 of 16 failing contexts (12%" in text and "7 of 8 right ones (88%" in text

@@ -55,7 +55,7 @@ def test_the_comparison_is_in_the_report_and_opens_again(found: tuple[Path, Diag
     assert [type(f) for f in again.findings] == [type(f) for f in diagnosis.findings]
     assert any(isinstance(f, Flips) for f in again.findings)
     page = write_report(again, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "reasoner with tcr-reasoner" in page and "answered again with the repair tcr-reasoner" in page
+    assert "reasoner with tcr-reasoner" in page and "answered again with tcr-reasoner" in page
 
 
 def test_a_repair_that_does_not_exist_or_fit_is_refused_at_once(reasoner: LoadedModel, tmp_path: Path) -> None:

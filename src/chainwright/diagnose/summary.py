@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from chainwright import tasks
 from chainwright._finding import Finding
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.evaluation.comparison import Comparison
-from chainwright.figures.errors import family_of
 from chainwright.figures.words import counted, head_name, share_of, title_of
 
 F = TypeVar("F")
@@ -25,6 +25,7 @@ _FAMILY_NAMES = {
     "recall": "a recall error",
     "computing or copying": "an error of computing or copying",
     "fewer or more hops": "a hop too few or too many",
+    "other": "an error of another kind",
     "cannot be read": "a response that cannot be read",
 }
 
@@ -192,7 +193,7 @@ def _chains(rows: Sequence[Mapping[str, Any]]) -> Chains:
 def _kinds(errors: ErrorTable) -> Kinds:
     families: Counter[str] = Counter()
     for row in errors.by_task:
-        families[family_of(row["error_type"])] += row["n"]
+        families[tasks.family(row["task"], row["error_type"])] += row["n"]
     return Kinds(families.total(), dict(families.most_common()), errors.key_types)
 
 
