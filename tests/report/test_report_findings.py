@@ -98,6 +98,15 @@ def test_traces_without_a_problem_can_be_read_too(traces: list[Trace]) -> None:
     assert "Traces without a problem" in page and "All 9 traces" in page
 
 
+def test_traces_judged_elsewhere_are_no_proof_of_sound_chains() -> None:
+    tok = tokenizer(["Why? because"])
+    judged = [Trace.from_text(tok, "Why?", " because", is_correct=i == 0) for i in range(3)]
+    page = page_of([evaluate(judged), first_errors(judged)], traces=judged, tokenizer=tok)
+    assert "2 wrong answers have no located first error" in page and "No first error could be located." in page
+    assert "2 answers went wrong, but no first error could be located." in page
+    assert "The chains of 3 traces are unknown" in page and "broke</h1>" not in page and "All 3 traces" in page
+
+
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A section in a package of its own, with its template and styles beside it."""

@@ -16,7 +16,7 @@ from chainwright import tasks
 from chainwright._finding import Finding
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
-from chainwright.evaluation.accuracy import Accuracy
+from chainwright.evaluation.accuracy import Accuracy, n_exact, n_read
 from chainwright.evaluation.comparison import Comparison
 from chainwright.figures.words import counted, head_name, share_of, title_of
 
@@ -31,7 +31,7 @@ _FAMILY_NAMES = {
 
 
 class Chains(NamedTuple):
-    """Whole chains right among some problems, over cells of (task, hops)."""
+    """Whole chains right among those that could be read, over cells of (task, hops)."""
 
     n: int
     n_right: int
@@ -67,11 +67,13 @@ class Kinds:
         n: First errors in all.
         families: How many belong to each family of types.
         key_types: Each task's key error types.
+        n_unlocated: Wrong answers whose first error is unknown.
     """
 
     n: int
     families: Mapping[str, int]
     key_types: Mapping[str, Sequence[str]]
+    n_unlocated: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def facts_of(findings: Iterable[Finding]) -> Facts:
     accuracy, errors = next(_of(held, Accuracy), None), next(_of(held, ErrorTable), None)
     roles = list(_of(held, RoleFinding))
     return Facts(
-        reach=None if accuracy is None or not accuracy.rows else _reach(accuracy),
+        reach=None if accuracy is None else _reach(accuracy.rows),
         kinds=None if errors is None else _kinds(errors),
         uncertainty=None if errors is None else _uncertainty(errors),
         heads=_best_heads(roles) if roles else None,
@@ -175,26 +177,30 @@ def _of(findings: Iterable[Finding], kind: type[F]) -> Iterator[F]:
     return (finding for finding in findings if isinstance(finding, kind))
 
 
-def _reach(accuracy: Accuracy) -> Reach:
+def _reach(rows: Sequence[dict[str, Any]]) -> Reach | None:
+    """Return how far the model gets, by the cells of which some chain could be read; None if there is none."""
+    known = [row for row in rows if row["hops"] is not None and n_read(row)]
+    if not known:
+        return None
     by_task: dict[str, list[dict[str, Any]]] = {}
-    for row in accuracy.rows:
+    for row in known:
         by_task.setdefault(row["task"], []).append(row)
-    easy = [min(rows, key=lambda row: int(row["hops"])) for rows in by_task.values()]
-    hard = [max(rows, key=lambda row: int(row["hops"])) for rows in by_task.values()]
-    return Reach(list(by_task), _chains(accuracy.rows), _chains(easy), _chains(hard))
+    easy = [min(own, key=lambda row: int(row["hops"])) for own in by_task.values()]
+    hard = [max(own, key=lambda row: int(row["hops"])) for own in by_task.values()]
+    return Reach(list(by_task), _chains(known), _chains(easy), _chains(hard))
 
 
 def _chains(rows: Sequence[Mapping[str, Any]]) -> Chains:
     low, high = min(row["hops"] for row in rows), max(row["hops"] for row in rows)
-    n_right = sum(round(row["exact"] * row["n"]) for row in rows)
-    return Chains(sum(int(row["n"]) for row in rows), n_right, str(low) if low == high else f"{low}-{high}")
+    return Chains(sum(map(n_read, rows)), sum(map(n_exact, rows)), str(low) if low == high else f"{low}-{high}")
 
 
 def _kinds(errors: ErrorTable) -> Kinds:
     families: Counter[str] = Counter()
     for row in errors.by_task:
         families[tasks.family(row["task"], row["error_type"])] += row["n"]
-    return Kinds(families.total(), dict(families.most_common()), errors.key_types)
+    n_unlocated = sum(row["n_unlocated"] for row in errors.answers)
+    return Kinds(families.total(), dict(families.most_common()), errors.key_types, n_unlocated)
 
 
 def _uncertainty(errors: ErrorTable) -> Uncertainty | None:
@@ -270,6 +276,8 @@ def _reach_line(reach: Reach) -> str:
 
 
 def _kinds_line(kinds: Kinds) -> str:
+    if not kinds.n and kinds.n_unlocated:
+        return f"Kind: unknown; {counted(kinds.n_unlocated, 'wrong answer')}, none with a located first error."
     if not kinds.n:
         return "Kind: no trace has an error, so there is nothing to diagnose; ask for more hops."
     keys = "; ".join(f"{title_of(task)} {', '.join(types)}" for task, types in kinds.key_types.items())
@@ -347,6 +355,8 @@ def _reach_text(reach: Reach, model: str) -> str:
 
 
 def _kinds_text(kinds: Kinds) -> str:
+    if not kinds.n and kinds.n_unlocated:
+        return f"{counted(kinds.n_unlocated, 'answer')} went wrong, but no first error could be located."
     if not kinds.n:
         return "No chain went wrong, so there is nothing to diagnose; ask for more hops."
     family, n = next(iter(kinds.families.items()))

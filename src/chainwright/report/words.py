@@ -38,12 +38,15 @@ def chance_note(chance: Mapping[str, float]) -> str:
 
 
 def breaking_points(accuracy: Accuracy) -> str:
-    """Return from which hop count on fewer than half of the chains are right, task by task."""
+    """Return from which hop count on fewer than half of the chains are right, task by task; "" if no chain is known."""
     broken: dict[str, int] = {}
-    for row in sorted(accuracy.rows, key=lambda r: -int(r["hops"])):
-        if row["exact"] is not None and row["exact"] < 0.5:
+    known = [row for row in accuracy.rows if row["hops"] is not None and row["exact"] is not None]
+    if not known:
+        return ""
+    for row in sorted(known, key=lambda r: -int(r["hops"])):
+        if row["exact"] < 0.5:
             broken[row["task"]] = int(row["hops"])
-    order = dict.fromkeys(str(row["task"]) for row in accuracy.rows)
+    order = dict.fromkeys(str(row["task"]) for row in known)
     named = [f"{title_of(task)} {broken[task]}" for task in order if task in broken]
     if not named:
         return "At every hop count asked, at least half of the chains are right."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chainwright import figures
 from chainwright._registry import register
-from chainwright.evaluation.accuracy import Accuracy
+from chainwright.evaluation.accuracy import Accuracy, n_read
 from chainwright.figures.words import counted, span_of
 from chainwright.report.section import Material, Section, drawn
 from chainwright.report.words import breaking_points, chance_levels, chance_note
@@ -23,6 +23,7 @@ def section(material: Material) -> Section | None:
     words = {
         "breaking": breaking_points(accuracy),
         "chance": chance_note(chance),
+        "n_unread": sum(int(row["n"]) - n_read(row) for row in rows),
         "each": counted(1, "problem")
         if {int(r["n"]) for r in rows} == {1}
         else f"{span_of(int(r['n']) for r in rows)} problems",

@@ -24,6 +24,8 @@ def section(material: Material) -> Section | None:
         "errors": counted(n_errors, "wrong chain"),
         "key_share": errors.config.get("key_share", 0.3),
         "n_entropies": len(errors.entropy),
+        "n_unlocated": sum(row["n_unlocated"] for row in errors.answers),
+        "n_unjudged": sum(row["n_unjudged"] for row in errors.answers),
     }
     charts = _figures(errors, material.of(Accuracy)[:1]) if n_errors else {}
     return Section("errors", "Errors", words, charts, order=200, shows=[errors])
@@ -34,7 +36,7 @@ def _figures(errors: ErrorTable, accuracy: list[Accuracy]) -> dict[str, Any]:
     cells = [row for each in accuracy for row in each.rows] or errors.rows
     hops: dict[str, list[int]] = {}
     for row in cells:
-        if row["hops"] not in hops.setdefault(row["task"], []):
+        if row["hops"] is not None and row["hops"] not in hops.setdefault(row["task"], []):
             hops[row["task"]].append(row["hops"])
     types = [
         figures.error_types(errors.by_task, key_share=errors.config.get("key_share"), is_narrow=n)

@@ -23,6 +23,8 @@ def section(material: Material) -> Section | None:
         "title": material.title,
         "model": material.model,
         "is_about_errors": bool(material.of(ErrorTable)),
+        "has_unlocated": not (facts.kinds and facts.kinds.n)
+        and any(row["n_unlocated"] or row["n_unjudged"] for table in material.of(ErrorTable) for row in table.answers),
         "n_errors": 0 if facts.kinds is None else facts.kinds.n,
         "facts": [] if origin is None else origin.facts,
         "opening": paragraphs(facts, material.model) if has_facts else [],
