@@ -91,7 +91,7 @@ def test_the_default_folder_has_the_name_of_the_file(tmp_path: Path, monkeypatch
     assert code == 0 and "CLF" in printed and (tmp_path / "runs" / "easy" / "accuracy" / "result.json").is_file()
     assert not (tmp_path / "runs" / "easy" / "report.html").exists()
     code, printed = call("report", tmp_path / "runs" / "easy")
-    assert code == 2 and "needs the instruments accuracy and errors, but errors was left out" in printed
+    assert code == 2 and "needs the instruments accuracy and errors, but errors is missing" in printed
 
 
 def test_status_and_show_of_a_finished_study(ran: tuple[Path, str]) -> None:

@@ -332,7 +332,7 @@ def test_configs_that_could_not_be_run_are_refused_at_once(tmp_path: Path, reaso
             CONFIG.replace(**change)
     with pytest.raises(BadInput):
         run(reasoner, tmp_path / "s", CONFIG.replace(hops={"mdm": (99,)}))
-    with pytest.raises(BadInput, match="needs the instruments accuracy and errors, but errors was left out"):
+    with pytest.raises(BadInput, match="needs the instruments accuracy and errors, but errors is missing"):
         run(reasoner, tmp_path / "s", CONFIG.replace(instruments=("accuracy",)))
     assert not (tmp_path / "s").exists(), "nothing is begun"
 

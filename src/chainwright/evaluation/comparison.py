@@ -30,12 +30,12 @@ class Comparison(Finding):
 
     Attributes:
         baseline: The way that the others are compared with.
-        rows: One a (task, hops, way), and one with `hops` None for each (task, way) and with `task` "all" for each
+        rows: One per (task, hops, way), and one with `hops` None for each (task, way) and with `task` "all" for each
             way: `n`, `accuracy` and `exact` (chains known to be right), their paired differences from the baseline
             (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap over
             problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
             `p` (exact McNemar test on them), and `tokens` (mean response length).
-        costs: What each way cost besides, by name of the way and of the measure, where somebody counted it.
+        costs: What each way cost besides, by name of the way and of the measure, where it was measured.
         title: What was compared.
     """
 

@@ -36,7 +36,7 @@ class Flips(Finding):
         answers: For each of them and each way, in order: `chain` (index into `chains`), `is_right` (the whole chain),
             `is_correct` (the answer), `stopped`, `error` (None, or `error_type`, `hop`, `expected`, `got` and `at`,
             the response token where the wrong slot begins, None if the response ends before), and `flagged` (response
-            tokens that the way looked at again; None if nobody noted them).
+            tokens that the way flagged; None if that was not recorded).
         chains: Responses as numbers of `texts`, one a token.
         texts: Texts of tokens, each once.
         title: What was compared.

@@ -13,7 +13,7 @@ from chainwright.figures.theme import BLUE, GREY, ORANGE, TEAL, VIOLET, template
 from chainwright.figures.words import between, counted, percent, safe
 
 _ROW_HEIGHT = 30
-SHOWN = 6  # lines of a panel that can be told apart; the others wait in the legend
+SHOWN = 6  # lines of a panel that can be distinguished; the others are switched on in the legend
 _COLOURS = (BLUE, ORANGE, TEAL, VIOLET)
 _STYLES = (("solid", "circle"), ("dash", "square"), ("dot", "diamond"))
 
@@ -142,7 +142,7 @@ def _lay_out(fig: go.Figure, names: list[str], baseline: str, is_narrow: bool) -
 
 
 def hop_curves(rows: Sequence[Row], baseline: str, *, of: str = "chains", columns: int = 4) -> go.Figure:
-    """Return shares right against hops, a panel a task and a line a way, with 95% Wilson intervals.
+    """Return shares right against hops, one panel per task and one line per way, with 95% Wilson intervals.
 
     Beside the baseline, which is grey, the first five ways are drawn; the others wait in the legend for a click.
 

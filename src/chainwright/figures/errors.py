@@ -83,7 +83,7 @@ def errors_by_hops(
     hops: Mapping[str, Sequence[int]] | None = None,
     columns: int = 4,
 ) -> go.Figure:
-    """Return the share of problems whose first error is of each type against hops, stacked, a panel a task.
+    """Return the share of problems whose first error is of each type against hops, stacked, one panel per task.
 
     Types of the same family have its colour, and patterns that tell them apart.
 
@@ -144,7 +144,7 @@ def _say_none(fig: go.Figure, panel: int) -> None:
 
 
 def entropy_by_slot(by_task: Sequence[Row], entropy: Sequence[Row], *, is_narrow: bool = False) -> go.Figure:
-    """Return the median entropy at first wrong tokens beside that at like slots where the model was right.
+    """Return the median entropy at first wrong tokens beside that at correct slots of the same type.
 
     Dots are medians, bars their 95% intervals (from six tokens on). Medians of fewer than five tokens are pale.
 
@@ -175,7 +175,7 @@ def _add_medians(fig: go.Figure, rows: Sequence[Row], at: Mapping[tuple[str, str
     value = [row[f"entropy_{side}"] for row in rows]
     fig.add_scatter(
         mode="markers",
-        name="at like slots, right" if side == "right" else "at the first wrong token",
+        name="at correct slots of the same type" if side == "right" else "at the first wrong token",
         x=value,
         y=[at[row["task"], row["error_type"]] + aside for row in rows],
         marker={

@@ -132,7 +132,7 @@ def stages(
 
 
 def depth_names(n_depths: int) -> list[str]:
-    """Return what each depth of a contrast stands behind: the embedding, then each layer's attention and FFN."""
+    """Return what each depth of a contrast comes after: the embedding, then each layer's attention and FFN."""
     return ["embedding", *(f"layer {i // 2} {KINDS[i % 2]}" for i in range(n_depths - 1))]
 
 

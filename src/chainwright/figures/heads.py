@@ -26,7 +26,7 @@ class HeadMap(NamedTuple):
     Attributes:
         title: What a reader sees above the map.
         meaning: What a number in it says, in a sentence.
-        unit: What stands at the colour bar.
+        unit: The label of the colour bar.
         is_share: Whether the numbers are in 0..1; others are signed, and drawn symmetrically around 0.
         scale_with: Maps that share their colour scale with this one.
         marked: The role whose heads are marked, or "best" for the best head.
@@ -109,7 +109,7 @@ def head_map(values: Mapping[str, Tensor], members: Members, name: str, *, has_u
         values: A tensor `[L, H]` for each key of `MAPS`.
         members: The [layer, head] pairs of each role, and of "best".
         name: A key of `MAPS`.
-        has_unit: Whether the unit stands at the colour bar.
+        has_unit: Whether the colour bar has a label.
     """
     n_layers, n_heads = values[name].shape
     fig = go.Figure([_heat(values, members, name), _marks(members[MAPS[name].marked], n_layers)])

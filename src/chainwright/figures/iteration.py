@@ -47,7 +47,7 @@ class Ranked(NamedTuple):
 
 
 def emergence_curves(groups: Mapping[str, Sequence[Run]], *, columns: int = 3) -> go.Figure:
-    """Return accuracy and both head scores against steps: a panel a group, a thin line a training.
+    """Return accuracy and both head scores against steps: one panel per group, one thin line per training.
 
     Args:
         groups: Trainings by what the panel is called.
@@ -75,7 +75,7 @@ def transfer_curves(after: Sequence[Run], scratch: Sequence[Run], task: str) -> 
 
 
 def exact_by_length(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> go.Figure:
-    """Return the exact share against length, a line a training.
+    """Return the exact share against length, one line per training.
 
     Args:
         lines: Lengths and exact shares by what the line is called.
@@ -103,7 +103,7 @@ def circuit_maps(
     Args:
         maps: One a head.
         steps: Training steps of the checkpoints.
-        tokens: What stands at each position.
+        tokens: The token at each position.
         columns: Maps side by side.
     """
     n_columns = min(columns, len(maps))

@@ -86,7 +86,7 @@ def _share_of_largest(decades: int) -> str:
 
 
 def step_curves(rows: Sequence[Mapping[str, Any]], *, columns: int = 3) -> go.Figure:
-    """Return means of right and of wrong traces against layers with their intervals, a panel a measure.
+    """Return means of right and of wrong traces against layers with their intervals, one panel per measure.
 
     Args:
         rows: One a measure, layer and side ("right", "wrong"): `mean`, and `low` and `high`, which may be None.

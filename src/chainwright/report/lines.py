@@ -1,4 +1,4 @@
-"""What studies found as Markdown: every table of a comparison, and the others as they are."""
+"""The tables of findings as Markdown: those of a comparison, and `Tables` as they are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
 
 
 def by_cell(found: Comparison) -> list[dict[str, Any]]:
-    """Return a row a (task, hops): the share of whole chains that each way gets right."""
+    """Return one row per (task, hops): the share of whole chains that each way gets right."""
     cells = dict.fromkeys((row["task"], row["hops"]) for row in found.cells)
     rows = []
     for task, hops in cells:
@@ -44,7 +44,7 @@ def by_cell(found: Comparison) -> list[dict[str, Any]]:
 
 
 def by_task(found: Comparison) -> list[dict[str, Any]]:
-    """Return a row a (task, way): what the way gains over the baseline in whole chains."""
+    """Return one row per (task, way): what the way gains over the baseline in whole chains."""
     return [
         {
             "task": title_of(row["task"]),

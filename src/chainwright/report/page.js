@@ -115,7 +115,7 @@ const page = (() => {
     button(place, "SVG", `Download ${name()} as SVG`, () => picture(element, "svg", name()));
   }
 
-  // `act` gets the groups of `pattern` whenever somebody follows a link to an address that it matches.
+  // `act` gets the groups of `pattern` when a link to a matching address is followed.
   function route(pattern, act) {
     routes.push([pattern, act]);
   }

@@ -118,7 +118,7 @@ def token_texts(trace: Trace, tokenizer: Tokenizer | None) -> list[str]:
 
 
 def error_span(trace: Trace) -> tuple[int | None, int | None]:
-    """Return the tokens that the first error stands in; (None, None) if the response ends before."""
+    """Return the tokens of the first error; (None, None) if the response ends before."""
     wrong = next((slot for slot in trace.slots if not slot.is_right and slot.end > slot.start), None)
     if wrong is not None:
         return wrong.start, wrong.end
@@ -299,7 +299,7 @@ def _segment(trace: Trace, position: int) -> str:
 
 
 def _error_data(trace: Trace) -> dict[str, Any] | None:
-    """Return the first error with the tokens that it stands in, none of them if the response ends before."""
+    """Return the first error with its tokens, none of them if the response ends before."""
     error = trace.first_error
     if error is None:
         return None

@@ -44,7 +44,7 @@
   }
 
   function share(k, n) {
-    if (!n) return "none to look at";
+    if (!n) return "no such contexts";
     const [low, high] = interval(k, n);
     return `${k} of ${n} (${Math.round((100 * k) / n)}%; 95% interval ${low}\u2013${high}%)`;
   }
@@ -100,7 +100,7 @@
     const box = make("div", "part");
     box.append(make("h4", "", title));
     if (!found.heads[key()]) {
-      box.append(make("p", "aside", "Only the heads named above were looked at here, and this is none of them."));
+      box.append(make("p", "aside", "Only the heads named above were silenced in these contexts; this is not one of them."));
       return box;
     }
     const [fixed, broken] = found.heads[key()];
@@ -120,10 +120,10 @@
     announce();
     const parts = [make("h3", "", `Layer ${chosen[0]}, head ${chosen[1]}`), make("p", "role", roles()), measures()];
     const held = pair.held_out;
-    if (held.heads) parts.push(part("In contexts held out", held, ""));
+    if (held.heads) parts.push(part("In held-out contexts", held, ""));
     const note = held.heads ? "The best head was chosen on these, so its share here is optimistic." : "";
     if (pair.seen) parts.push(part(held.heads ? "In the contexts that the maps show" : "In these contexts", pair.seen, note));
-    else parts.push(make("p", "aside", "This diagnosis kept shares only, not single contexts; run it again for those."));
+    else parts.push(make("p", "aside", "The single contexts are unknown: pass the traces to the report, or run the diagnosis again."));
     place.replaceChildren(...parts);
     for (const button of document.querySelectorAll("button.head")) {
       button.setAttribute("aria-pressed", String(button.dataset.head === key()));

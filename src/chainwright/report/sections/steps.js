@@ -1,4 +1,4 @@
-// Step maps: one trace and one layer at a time; a cell is a pair of steps, told in words and linked to the trace reader.
+// Step maps: one trace and one layer at a time; a cell is a pair of steps, described in words and linked to the trace reader.
 (() => {
   const select = document.getElementById("step-trace");
   if (!select) return;

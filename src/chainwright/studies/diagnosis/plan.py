@@ -181,7 +181,7 @@ def check_instruments(config: DiagnoseConfig, what: str) -> None:
     """Raise BadInput unless a diagnosis has the instruments that its summary and report are made of."""
     if missing := {"accuracy", "errors"} - set(config.instruments):
         raise BadInput(
-            f"{what} needs the instruments accuracy and errors, but {' and '.join(sorted(missing))} was left out; "
+            f"{what} needs the instruments accuracy and errors, but {' and '.join(sorted(missing))} {'is' if len(missing) == 1 else 'are'} missing; "
             "`chainwright study show` shows what a study has."
         )
 
