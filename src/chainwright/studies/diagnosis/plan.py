@@ -179,10 +179,10 @@ def has_report(config: DiagnoseConfig) -> bool:
 
 def check_instruments(config: DiagnoseConfig, what: str) -> None:
     """Raise BadInput unless a diagnosis has the instruments that its summary and report are made of."""
-    if missing := {"accuracy", "errors"} - set(config.instruments):
+    if missing := sorted({"accuracy", "errors"} - set(config.instruments)):
         raise BadInput(
-            f"{what} needs the instruments accuracy and errors, but {' and '.join(sorted(missing))} {'is' if len(missing) == 1 else 'are'} missing; "
-            "`chainwright study show` shows what a study has."
+            f"{what} needs the instruments accuracy and errors, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; `chainwright study show` shows what a study has."
         )
 
 
