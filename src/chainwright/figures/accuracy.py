@@ -15,7 +15,7 @@ HIGH_CHANCE = 0.3
 
 
 def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None = None, columns: int = 4) -> go.Figure:
-    """Return the shares of right chains and right answers against hops, one panel per task, with 95% intervals (Wilson).
+    """Return shares of right chains and answers against hops, one panel per task, with 95% Wilson intervals.
 
     Chains are a line in a band; answers are diamonds with bars, drawn slightly apart, so that both can be seen
     where they are equal.
