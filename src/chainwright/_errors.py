@@ -34,6 +34,10 @@ class OtherRendering(ChainwrightWarning):
     """Problems are asked in a rendering that the model's tokenizer is not made for."""
 
 
+class UnreadFields(ChainwrightWarning):
+    """A file of traces has fields that are not read."""
+
+
 class OtherWeights(ChainwrightWarning):
     """A repair was made for a checkpoint of the same shape with other weights: it runs, and may do nonsense."""
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trace_tokenizers
-from chainwright._errors import BadInput, BadTrace
+from chainwright._errors import BadInput, BadTrace, UnreadFields
 from chainwright.traces import Trace, read_jsonl, read_traces, write_traces
 
 
@@ -33,7 +33,8 @@ def test_texts_become_traces(tmp_path, tokenizer):
         {"prompt": "The coin", "completion": "tails\n", "answer": "tails", "extra": [1]},
         b"",
     )
-    traces, bad_lines = read_jsonl(path, tokenizer)
+    with pytest.warns(UnreadFields, match=r"made\.jsonl has fields that are not read: 'extra' \(1 line\); those that"):
+        traces, bad_lines = read_jsonl(path, tokenizer)
     assert bad_lines == []
     response = "<think>It is heads up now.</think>heads"
     info = {"source": "made.jsonl", "line": 1, "id": 4}
@@ -52,6 +53,45 @@ def test_the_style_is_given_to_every_line(tmp_path, tokenizer):
         read_jsonl(path, tokenizer, style="r1")
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_in_a_field_of_its_own_is_the_thinking(tmp_path, tokenizer, key):
+    line = {"prompt": "How many pens?", "completion": "There are 12 pens.", key: "I add 5 and 7."}
+    opened = line | {"prompt": "How many pens?<think>\n"}
+    none = line | {key: None}
+    (first, second, third), _ = read_jsonl(written(tmp_path, line, opened, none), tokenizer)
+    assert first.response == "<think>\nI add 5 and 7.\n</think>\n\nThere are 12 pens." and first.style == "think"
+    for trace in (first, second):
+        thinking, summary = (
+            tokenizer.decode(trace.input_ids[slice(*span)]) for span in (trace.thinking, trace.summary)
+        )
+        assert "I add 5 and 7." in thinking and summary.strip() == "There are 12 pens."
+    assert second.response == "I add 5 and 7.\n</think>\n\nThere are 12 pens."
+    assert third.style == "plain" and third.response == "There are 12 pens."
+
+
+def test_reasoning_goes_between_the_markers_of_the_style(tmp_path, tokenizer):
+    path = written(tmp_path, {"prompt": "a", "completion": "b", "reasoning": "x", "thinking": "x"})
+    (trace,) = read_jsonl(path, tokenizer, style="harmony").traces
+    assert trace.style == "harmony" and trace.response is not None and trace.response.endswith("<|message|>b")
+    assert trace.thinking.start < trace.thinking.end < trace.summary.end
+    with pytest.raises(BadTrace, match="line 1: there is reasoning, but the plain style has no thinking; use another"):
+        read_jsonl(path, tokenizer, style="plain")
+
+
+@pytest.mark.parametrize("key", ["is_correct", "correct"])
+@pytest.mark.parametrize(("value", "is_correct"), [(True, True), (False, False), (1, True), (0, False), (None, None)])
+def test_judgements_are_read(tmp_path, tokenizer, key, value, is_correct):
+    (trace,) = read_jsonl(written(tmp_path, GOOD | {key: value}), tokenizer).traces
+    assert trace.is_correct is is_correct
+
+
+def test_fields_that_are_not_read_are_named_once(tmp_path, tokenizer):
+    path = written(tmp_path, GOOD | {"model": "x", "score": 1}, GOOD | {"model": "y"}, GOOD)
+    with pytest.warns(UnreadFields) as seen:
+        read_jsonl(path, tokenizer)
+    assert len(seen) == 1 and "'model' (2 lines), 'score' (1 line)" in str(seen[0].message)
+
+
 BAD = [
     (b'{"question": "a", "response": ', "not JSON: Expecting value: line 1 column 31 (char 30)"),
     (b"\xff\xfe", "not UTF-8 at byte 0"),
@@ -63,6 +103,12 @@ BAD = [
     ({"question": "a", "response": None}, "'response' is NoneType, not text"),
     ({"question": "", "response": "a"}, "the question is empty"),
     ({"question": "a", "response": "b", "is_correct": "yes"}, "'is_correct' is 'yes', not true or false"),
+    ({"question": "a", "response": "b", "correct": 2}, "'correct' is 2, not true or false (or 1 or 0)"),
+    ({"question": "a", "response": "b", "correct": 1.0}, "'correct' is 1.0, not true or false"),
+    ({"question": "a", "response": "b", "correct": 1, "is_correct": False}, "'is_correct' and 'correct' contradict"),
+    ({"question": "a", "response": "b", "reasoning": ["x"]}, "'reasoning' is list, not text"),
+    ({"question": "a", "response": "b", "reasoning": "x", "thinking": "y"}, "'reasoning' and 'thinking' hold diff"),
+    ({"question": "a", "response": "<think>x</think>b", "reasoning": "x"}, "there is reasoning in a field of its own"),
     ({"question": "a", "response": "b", "id": {}}, "'id' is neither text nor a number"),
     (b'{"question": "a", "response": "\\ud800"}', "'response' holds half of a surrogate pair"),
     (b"[" * 200_000, "nested too deeply"),
@@ -89,7 +135,7 @@ def test_many_bad_lines_are_counted_and_the_first_ten_named(tmp_path, tokenizer)
     assert "has 12 lines that cannot be read" in message
     assert message.count("neither 'question' nor 'prompt' is there") == 10
     assert "line 10:" in message and "line 11:" not in message
-    assert message.endswith("; and 2 more); mend them, or leave them out with --skip-bad (skip_bad=True).")
+    assert message.endswith("; and 2 more); fix them, or skip them with --skip-bad (skip_bad=True).")
     assert len(read_jsonl(path, tokenizer, skip_bad=True).bad_lines) == 12
 
 

@@ -1,24 +1,38 @@
-"""Read traces made elsewhere: a file of JSON objects, one a line, with a question and a response as text.
+"""Read traces made elsewhere: a file of JSON objects, one per line, with a question and a response as text.
 
-A line needs "question" and "response" (or "prompt" and "completion"). It may say "is_correct" (true or
-false), and "answer" and "id", which are kept in the trace's `info` beside the file and line that it comes
-from.
+1. A line needs "question" and "response" (or "prompt" and "completion").
+2. Reasoning in a field of its own ("reasoning_content", "reasoning" or "thinking", as the servers' reasoning parsers
+   write it) becomes the thinking segment, between the markers of the style.
+3. A judgement is "is_correct" or "correct": true, false, 1 or 0.
+4. "answer" and "id" are kept in the trace's `info`, beside the file and line that it comes from. Any other field is
+   named in one warning per file.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chainwright._errors import BadInput, BadTrace
+from chainwright._errors import BadInput, BadTrace, UnreadFields
 from chainwright.traces.offsets import Tokenizer
-from chainwright.traces.segments import check_style
+from chainwright.traces.segments import check_style, is_opened_by
 from chainwright.traces.trace import Trace
 
 _N_NAMED = 10  # bad lines that an error message names
 _QUESTION_KEYS = ("question", "prompt")
 _RESPONSE_KEYS = ("response", "completion")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_JUDGEMENT_KEYS = ("is_correct", "correct")
+_INFO_KEYS = ("id", "answer")
+_READ = {*_QUESTION_KEYS, *_RESPONSE_KEYS, *_REASONING_KEYS, *_JUDGEMENT_KEYS, *_INFO_KEYS}
+_MARKERS = {
+    "think": ("<think>\n", "\n</think>\n\n"),
+    "harmony": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+}
 
 
 class BadLine(NamedTuple):
@@ -34,7 +48,7 @@ class BadLine(NamedTuple):
 
 
 class JsonlTraces(NamedTuple):
-    """The traces of a file, in order, and the lines that were left out."""
+    """The traces of a file, in order, and the lines that were skipped."""
 
     traces: list[Trace]
     bad_lines: list[BadLine]
@@ -47,8 +61,10 @@ def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", s
         path: The file, in UTF-8.
         tokenizer: The tokenizer of the model that the traces will be shown to.
         style: "think", "harmony", "plain", or "auto" to go by the markers of each response.
-        skip_bad: Whether to leave out lines that cannot be read (they are listed in the result) instead of
-            raising.
+        skip_bad: Whether to skip lines that cannot be read (they are listed in the result) instead of raising.
+
+    Warns:
+        UnreadFields: Some lines have fields that are not read; once per file, with their names.
 
     Raises:
         BadInput: The file cannot be opened, or the style is unknown.
@@ -58,13 +74,17 @@ def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", s
         check_style(style)
     traces: list[Trace] = []
     bad_lines: list[BadLine] = []
+    unread: Counter[str] = Counter()
     for number, line in enumerate(_lines(Path(path)), start=1):
         try:
-            traces.append(_trace(line, tokenizer, style, {"source": Path(path).name, "line": number}))
+            record = _record(line)
+            traces.append(_trace(record, tokenizer, style, {"source": Path(path).name, "line": number}))
+            unread.update(key for key in record if key not in _READ)
         except BadTrace as error:
             bad_lines.append(BadLine(number, str(error).removesuffix(".")))
     if bad_lines and not skip_bad:
         raise _too_bad(Path(path), bad_lines)
+    _warn_of_unread(Path(path), unread)
     return JsonlTraces(traces, bad_lines)
 
 
@@ -78,23 +98,71 @@ def _lines(path: Path) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _trace(line: bytes, tokenizer: Tokenizer, style: str, info: dict[str, Any]) -> Trace:
+def _warn_of_unread(path: Path, unread: Counter[str]) -> None:
+    if unread:
+        named = ", ".join(f"{key!r} ({n} {'line' if n == 1 else 'lines'})" for key, n in unread.most_common())
+        read = ", ".join(repr(key) for key in sorted(_READ))
+        warnings.warn(
+            f"{path.name} has fields that are not read: {named}; those that are read are {read}.",
+            UnreadFields,
+            stacklevel=3,
+        )
+
+
+def _trace(record: dict[str, Any], tokenizer: Tokenizer, style: str, info: dict[str, Any]) -> Trace:
     """Return the trace of one line, or raise `BadTrace` with what is wrong with it."""
-    record = _record(line)
     question = _text(record, _QUESTION_KEYS)
     response = _text(record, _RESPONSE_KEYS)
     if not question:
         raise BadTrace("the question is empty")
-    for key in ("id", "answer"):
+    for key in _INFO_KEYS:
         value = record.get(key)
         if value is not None:
             if not isinstance(value, (str, int, float)):
                 raise BadTrace(f"{key!r} is neither text nor a number")
             info[key] = value
-    is_correct = record.get("is_correct")
-    if not (is_correct is None or isinstance(is_correct, bool)):
-        raise BadTrace(f"'is_correct' is {is_correct!r}, not true or false")
-    return Trace.from_text(tokenizer, question, response, style=style, is_correct=is_correct, info=info)
+    if reasoning := _reasoning(record):
+        style = _style_of_reasoning(style, question, response)
+        opening, closing = _MARKERS[style]
+        # a chat template may have opened the thinking at the end of the prompt
+        response = f"{'' if is_opened_by(question, check_style(style)) else opening}{reasoning}{closing}{response}"
+    return Trace.from_text(tokenizer, question, response, style=style, is_correct=_judgement(record), info=info)
+
+
+def _reasoning(record: dict[str, Any]) -> str:
+    """Return the reasoning of a line whose server keeps it apart from the response; empty if there is none."""
+    texts = {_text(record, (key,)) for key in _REASONING_KEYS if record.get(key) is not None}
+    texts.discard("")
+    if len(texts) > 1:
+        raise BadTrace(f"{_listed(record, _REASONING_KEYS)} hold different texts, so it is unclear what was thought")
+    return next(iter(texts), "")
+
+
+def _style_of_reasoning(style: str, question: str, response: str) -> str:
+    """Return the style whose markers go around the reasoning of a line."""
+    if style == "plain":
+        raise BadTrace("there is reasoning, but the plain style has no thinking; use another style, such as 'auto'")
+    if "</think>" in response or "<|channel|>" in response:
+        raise BadTrace("there is reasoning in a field of its own and thinking in the response; keep one of the two")
+    if style == "auto":
+        return "harmony" if is_opened_by(question, "harmony") else "think"
+    return style
+
+
+def _judgement(record: dict[str, Any]) -> bool | None:
+    """Return what a line says about whether its answer is right."""
+    values = {key: record[key] for key in _JUDGEMENT_KEYS if record.get(key) is not None}
+    for key, value in values.items():
+        if value not in (0, 1) or not isinstance(value, (bool, int)):
+            raise BadTrace(f"{key!r} is {value!r}, not true or false (or 1 or 0)")
+    judgements = {bool(value) for value in values.values()}
+    if len(judgements) > 1:
+        raise BadTrace(f"{_listed(record, _JUDGEMENT_KEYS)} contradict each other")
+    return next(iter(judgements), None)
+
+
+def _listed(record: dict[str, Any], keys: Sequence[str]) -> str:
+    return " and ".join(repr(key) for key in keys if record.get(key) is not None)
 
 
 def _record(line: bytes) -> dict[str, Any]:
@@ -128,12 +196,12 @@ def _text(record: dict[str, Any], keys: tuple[str, ...]) -> str:
 
 
 def _too_bad(path: Path, bad_lines: list[BadLine]) -> BadTrace:
-    """Return the error that counts the bad lines, names the first ones, and says how to leave them out."""
+    """Return the error that counts the bad lines, names the first ones, and says how to skip them."""
     named = "; ".join(f"line {number}: {reason}" for number, reason in bad_lines[:_N_NAMED])
     n_more = len(bad_lines) - _N_NAMED
     more = f"; and {n_more} more" if n_more > 0 else ""
     lines = "1 line" if len(bad_lines) == 1 else f"{len(bad_lines)} lines"
     return BadTrace(
         f"{path} has {lines} that cannot be read ({named}{more}); "
-        "mend them, or leave them out with --skip-bad (skip_bad=True)."
+        "fix them, or skip them with --skip-bad (skip_bad=True)."
     )
