@@ -1,7 +1,7 @@
 """Many traces for one file: decoded in parts that survive a kill, then joined.
 
-Parts lie beside the file, in `<file>.parts`, a study that goes when the file is complete. Joined they are what one call
-of `generate` gives: a row's draws depend on the seed and its number alone.
+The parts are a study in `<file>.parts`, beside the file, which is removed when the file is complete. Joined, they equal
+the result of one call of `generate`, since the noise of a row depends on the seed and the row's number alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from chainwright.studies.records import sha256_of
 from chainwright.tasks import Problem
 from chainwright.traces import Trace, read_traces, write_traces
 
-ROWS = 64  # a part: about one batch
+ROWS = 64  # per part: about one batch
 
 
 class DecodeSettings(Config):
@@ -59,13 +59,13 @@ class TracesPlan(Plan):
         repair: Repair | None,
         config: Mapping[str, object],
     ) -> None:
-        """Take what is decoded, and in `config` what it was chosen by."""
+        """Take the problems (or prompts) to decode, and in `config` the settings that they were drawn with."""
         self.model, self.tokenizer, self.asked, self.settings, self.repair = model, tokenizer, asked, settings, repair
         self.config = {**config, **settings.record(), "rows": ROWS}
         self.source = provenance(anatomy(model).model)
 
     def units(self, done: Results) -> list[str]:
-        """Return one unit a part."""
+        """Return one unit per part of the list."""
         return [f"part-{start // ROWS:06d}" for start in range(0, len(self.asked), ROWS)]
 
     def compute(self, job: Job) -> None:
@@ -92,20 +92,20 @@ class TracesPlan(Plan):
         write_traces(job.out / "traces.parquet", traces)
 
     def title(self, unit: str) -> str:
-        """Return such as "problems 65-128"."""
+        """Return a title such as "problems 65-128"."""
         start = ROWS * int(unit.removeprefix("part-"))
         return f"problems {start + 1}-{min(start + ROWS, len(self.asked))}"
 
 
 def decode_in_memory(plan: TracesPlan, *, progress: bool = True) -> list[Trace]:
-    """Return the traces that a plan asks for, in one go."""
+    """Decode all problems of a plan in one call, without a file."""
     return generate(
         plan.model, plan.tokenizer, plan.asked, repair=plan.repair, **dict(plan.settings), progress=progress
     )
 
 
 def generate_to(path: Path, plan: TracesPlan, *, overwrite: bool = False, progress: bool = True) -> list[Trace]:
-    """Decode what a plan asks into a Parquet file, going on from the parts of a run that was stopped.
+    """Decode the problems of a plan into a Parquet file, resuming from the parts of an interrupted run.
 
     Raises:
         BadInput: The file exists and `overwrite` is off, parts of other settings are there, or it cannot be written.
@@ -124,7 +124,8 @@ def generate_to(path: Path, plan: TracesPlan, *, overwrite: bool = False, progre
 
 
 def _parts_study(parts: Path, plan: TracesPlan, overwrite: bool) -> Study:
-    """Return the study of the parts; with `overwrite` one of other settings is replaced, never one to go on with."""
+    """Return the study of the parts; `overwrite` replaces one with other settings."""
+    # Without `overwrite` first: parts of the same settings are resumed either way, never decoded again.
     try:
         return Study.make(parts, plan)
     except BadInput:
@@ -134,7 +135,7 @@ def _parts_study(parts: Path, plan: TracesPlan, overwrite: bool) -> Study:
 
 
 def identity_of(repair: str | None) -> str | None:
-    """Return a repair's name and, of a folder, the hash of its files, so that another one is told from it."""
+    """Return what identifies a repair: its name and, if it is a folder, the hashes of its files."""
     if repair is None or not Path(repair).is_dir():
         return repair
     files = sorted(path for path in Path(repair).rglob("*") if path.is_file())

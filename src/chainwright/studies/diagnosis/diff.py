@@ -32,7 +32,7 @@ _Cell = tuple[str, int]
 
 @dataclass(frozen=True)
 class CellDifference:
-    """One measure ("answers" or "chains") at one task and hop count; None where a study did not ask it.
+    """One measure ("answers" or "chains") at one task and hop count; None where a study does not have it.
 
     Attributes:
         difference, low, high: B - A with its 95% interval.

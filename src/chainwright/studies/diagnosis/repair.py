@@ -1,7 +1,7 @@
-"""A repair as a part of a diagnosis: the same problems answered again with it, and what that gains.
+"""A repair within a diagnosis: the same problems answered again with it, and what that gains.
 
 repair                         the repair itself, so that a resumed study uses the repair that it began with
-repaired/<task>-<hops>-<seed>  the traces of a cell with it, which tokens it looked at again, and what it counted
+repaired/<task>-<hops>-<seed>  the traces of a cell with it, which tokens it flagged, and what it counted
 comparison                     `Comparison` and `Flips` of the answers without and with it
 """
 
@@ -20,7 +20,16 @@ from chainwright.evaluation.flips import Flips, flips
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.flag_log import NotingDetector
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.units import Bench, Cell, Instrument, cells, decode_cell, load_traces, trace_units
+from chainwright.studies.diagnosis.units import (
+    Bench,
+    Cell,
+    Instrument,
+    cell_of,
+    cells,
+    decode_cell,
+    load_traces,
+    trace_units,
+)
 from chainwright.studies.plan import Job, Results
 from chainwright.traces import read_traces, write_traces
 
@@ -34,22 +43,22 @@ class KeptRepair(Instrument):
     name, groups, order = "repair", (REPAIR,), 0
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
-        """Say whether a repair was named."""
+        """Return whether the config names a repair."""
         return config.repair is not None
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return the one unit."""
+        """Return its one unit, which needs no other."""
         return [REPAIR]
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write the repair."""
+        """Save the repair, after checking that it fits the model."""
         assert bench.config.repair is not None
         repair = Repair.from_pretrained(bench.config.repair)
         repair.check_model(bench.model)
         repair.save_pretrained(job.out / "repair")
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase."""
+        """Return a title with the repair's name."""
         return f"Reading the repair {_name(config)}"
 
 
@@ -59,11 +68,11 @@ class Repaired(Instrument):
     name, groups, order = "repaired", ("repaired", COMPARISON), 90
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
-        """Say whether a repair was named."""
+        """Return whether the config names a repair."""
         return config.repair is not None
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return a unit of traces for each cell, and the comparison after them."""
+        """Return one unit of traces per cell and, once they are finished, the comparison."""
         needed = [REPAIR, *trace_units(config)]
         if not done.are_finished(needed):
             return []
@@ -71,22 +80,22 @@ class Repaired(Instrument):
         return [*repaired, COMPARISON] if done.are_finished(repaired) else repaired
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Decode a cell with the repair, or compare."""
+        """Decode a cell with the repair, or compare all answers without and with it."""
         if job.unit == COMPARISON:
             _compare(bench, job)
         else:
-            _decode(bench, job, _cell(bench.config, job.unit))
+            _decode(bench, job, cell_of(bench.config, job.unit))
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase."""
+        """Return a title with the cell and the repair's name."""
         if unit == COMPARISON:
             return f"What {_name(config)} gains"
-        cell = _cell(config, unit)
+        cell = cell_of(config, unit)
         return f"{tasks.title(cell.task)}, {cell.hops} hops with {_name(config)}"
 
 
 def load_comparison(config: DiagnoseConfig, done: Results) -> list[Finding]:
-    """Return the comparison with what the repair counted, and the chains that changed; nothing without a repair."""
+    """Return the comparison with the repair's cost, and the chains that changed; nothing without a repair."""
     if config.repair is None or COMPARISON not in done:
         return []
     title = f"{config.model} with {_name(config)}"
@@ -122,7 +131,7 @@ def _compare(bench: Bench, job: Job) -> None:
 
 
 def _costs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the share of tokens that the repair looked at again, and the tokens that it ran for each decoded one."""
+    """Return the share of tokens that the repair flagged, and the extra tokens that it read per decoded one."""
     counts = [read_json(done[unit] / "counts.json") for unit in _units(config)]
     total = {name: sum(count[name] for count in counts) for name in ("n_tokens", "n_flagged", "n_extra_tokens")}
     if not total["n_tokens"]:
@@ -135,10 +144,6 @@ def _costs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[str, Any]:
 
 def _units(config: DiagnoseConfig) -> list[str]:
     return [f"repaired/{cell.name}" for cell in cells(config)]
-
-
-def _cell(config: DiagnoseConfig, unit: str) -> Cell:
-    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
 
 
 def _name(config: DiagnoseConfig) -> str:

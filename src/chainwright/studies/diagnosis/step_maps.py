@@ -1,6 +1,6 @@
 """Step maps as an instrument of a diagnosis: some right and wrong traces of each cell, then right against wrong.
 
-steps/<task>-<hops>-<seed>   a `StepSaliency` a trace, in folders named by the trace's place in its cell
+steps/<task>-<hops>-<seed>   one `StepSaliency` per trace, in folders named by the trace's index in its cell
 step-groups                  `StepGroups` over all of them
 """
 
@@ -19,7 +19,7 @@ from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
 from chainwright.diagnose.steps.estimate import SaliencyPlan, plan_step_saliency
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.units import Bench, Cell, Instrument, cells, trace_units
+from chainwright.studies.diagnosis.units import Bench, Instrument, cell_of, cells, trace_units
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces
 
@@ -28,23 +28,23 @@ GROUPS = "step-groups"
 
 @register("instrument", "steps")
 class StepMaps(Instrument):
-    """Step maps of right and wrong traces, and what differs between them; no part of the usual diagnosis."""
+    """Step maps of right and wrong traces, and what differs between them; not part of the usual diagnosis."""
 
     name, groups, order = "steps", ("steps", GROUPS), 50
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return a unit of maps for each cell, and the comparison after them."""
+        """Return one unit of maps per cell and, once they are finished, the comparison."""
         if not done.are_finished(trace_units(config)):
             return []
         maps = [f"steps/{cell.name}" for cell in cells(config)]
         return [*maps, GROUPS] if done.are_finished(maps) else maps
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write the maps of a cell, or `StepGroups`."""
+        """Save the maps of a cell, or the `StepGroups` of all of them."""
         if job.unit == GROUPS:
             _compare(bench.config, job)
             return
-        cell = _cell(bench.config, job.unit)
+        cell = cell_of(bench.config, job.unit)
         traces = read_traces(job.done[f"traces/{cell.name}"] / "traces.parquet")
         found: dict[int, StepSaliency] = {}
         for i in (chosen := choose_traces(traces, bench.config.n_maps)):
@@ -57,10 +57,10 @@ class StepMaps(Instrument):
             one.save(job.out / f"{i:06d}")
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase."""
+        """Return a title such as "Step maps: CLF, 12 hops"."""
         if unit == GROUPS:
             return "Steps of right traces against wrong ones"
-        cell = _cell(config, unit)
+        cell = cell_of(config, unit)
         return f"Step maps: {tasks.title(cell.task)}, {cell.hops} hops"
 
 
@@ -74,7 +74,7 @@ def choose_traces(traces: list[Trace], n: int) -> list[int]:
 def plan_steps(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: DiagnoseConfig, device: str | None = None
 ) -> SaliencyPlan:
-    """Return what the step maps of a diagnosis will take at most, if its traces are as long as the gold chains.
+    """Estimate the cost of a diagnosis's step maps: an upper bound if its traces are as long as the gold chains.
 
     Raises:
         BadTrace: A chain that the model has not enough positions for.
@@ -89,7 +89,7 @@ def plan_steps(
 
 
 def load_steps(config: DiagnoseConfig, done: Results) -> list[Finding]:
-    """Return the step maps with the place of their trace in the diagnosis as `config["trace"]`, then the comparison."""
+    """Return the step maps, each with its trace's index in the diagnosis as `config["trace"]`; then the comparison."""
     if "steps" not in config.instruments:
         return []
     found: list[Finding] = [one for _, one in _load_maps(config, done)]
@@ -115,7 +115,3 @@ def _compare(config: DiagnoseConfig, job: Job) -> None:
         compare_steps([trace for trace, _ in found], [one for _, one in found]).save(job.out)
     except BadInput as error:
         raise Skip(str(error)) from error
-
-
-def _cell(config: DiagnoseConfig, unit: str) -> Cell:
-    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])

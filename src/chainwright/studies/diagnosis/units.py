@@ -1,11 +1,11 @@
-"""What a diagnosis measures, instrument by instrument; each lists its units and computes them.
+"""The instruments of a diagnosis: each lists its units and computes them.
 
     traces/<task>-<hops>-<seed>   the traces of a cell, and the text of each of their tokens
     accuracy                      accuracy by task and hops, over all seeds
-    scores/<task>-<hops>-<seed>   what the model gave each token of them, and what else it might have said
+    scores/<task>-<hops>-<seed>   log-probability and entropy of each token of them, and the likeliest alternatives
     errors                        first errors, with entropies
-    heads/<task>-<type>           head roles of a key error type, and what the best head does on contexts held out
-    evidence/<task>-<type>        what the model says at those errors without each of the heads that stand out
+    heads/<task>-<type>           head roles of a key error type, and what the best head does on held-out contexts
+    evidence/<task>-<type>        what the model predicts at those errors with each of the outstanding heads ablated
 
 An instrument lists units only when what they read is finished.
 """
@@ -63,9 +63,14 @@ def cells(config: DiagnoseConfig) -> list[Cell]:
     return [Cell(task, hops, seed) for task, hops in config.cells() for seed in config.seeds]
 
 
+def cell_of(config: DiagnoseConfig, unit: str) -> Cell:
+    """Return the cell that a unit such as "traces/parity-012-0" is of."""
+    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
+
+
 @dataclass(frozen=True)
 class Bench:
-    """What every instrument works with."""
+    """The model, its tokenizer and the settings: what every instrument works with."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -92,23 +97,23 @@ class Instrument(ABC):
     order: int = 60
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
-        """Say whether a diagnosis has this part."""
+        """Return whether a diagnosis has this instrument."""
         return self.name in config.instruments
 
     @abstractmethod
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return the ids of the units that can be computed by now, or are."""
+        """Return the ids of its units that are computed already or can be, given the finished ones."""
 
     @abstractmethod
     def compute(self, bench: Bench, job: Job) -> None:
-        """Compute one of them; see `Plan.compute`."""
+        """Compute one of its units; see `Plan.compute`."""
 
     @abstractmethod
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return what is shown while the unit is computed, a phrase."""
+        """Return the name that is shown for a unit while it is computed."""
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
-        """Return what it found, once the study is finished; none where every unit was skipped."""
+        """Return its findings in a finished study; none if every unit was skipped."""
         return []
 
 
@@ -118,24 +123,24 @@ class Traces(Instrument):
     name, groups, order = "traces", ("traces",), 10
 
     def is_asked(self, config: DiagnoseConfig) -> bool:
-        """Say yes."""
+        """Return True: everything else reads the traces."""
         return True
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return one unit a cell."""
+        """Return one unit per cell."""
         return trace_units(config)
 
     def compute(self, bench: Bench, job: Job) -> None:
         """Write the traces of a cell, and the text of each token id in them."""
-        found = decode_cell(bench, _cell(bench.config, job.unit), job)
+        found = decode_cell(bench, cell_of(bench.config, job.unit), job)
         write_traces(job.out / "traces.parquet", found)
         known = sorted({int(i) for trace in found for i in trace.input_ids})
         texts = {str(i): bench.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
         write_json(job.out / "token_strs.json", texts)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return such as "Parity-NL, 12 hops: 40 problems"."""
-        cell = _cell(config, unit)
+        """Return a title such as "Parity-NL, 12 hops: 40 problems"."""
+        cell = cell_of(config, unit)
         seed = f", seed {cell.seed}" if len(config.seeds) > 1 else ""
         return f"{tasks.title(cell.task)}, {cell.hops} hops{seed}: {config.n} problems"
 
@@ -147,15 +152,15 @@ class AccuracyOf(Instrument):
     name, groups, order = "accuracy", ("accuracy",), 20
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return one unit, when all traces are there."""
+        """Return its one unit once all traces are there."""
         return ["accuracy"] if done.are_finished(trace_units(config)) else []
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write an `Accuracy`."""
+        """Save the `Accuracy` of all traces."""
         evaluate(load_traces(bench.config, job.done)).save(job.out)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase."""
+        """Return "Accuracy by task and hops"."""
         return "Accuracy by task and hops"
 
 
@@ -166,26 +171,26 @@ class Errors(Instrument):
     name, groups, order = "errors", ("scores", "errors"), 30
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return a unit of scores for each cell, and the error table after them."""
+        """Return one unit of scores per cell and, once they are finished, the error table."""
         if not done.are_finished(trace_units(config)):
             return []
         scores = [f"scores/{cell.name}" for cell in cells(config)]
         return [*scores, "errors"] if done.are_finished(scores) else scores
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write the scores and alternatives of a cell's traces, or an `ErrorTable`."""
+        """Save the scores and alternatives of a cell's traces, or the `ErrorTable`."""
         if job.unit == "errors":
             first_errors(load_traces(bench.config, job.done), load_scores(bench.config, job.done)).save(job.out)
             return
-        traces = read_traces(job.done[f"traces/{_cell(bench.config, job.unit).name}"] / "traces.parquet")
+        traces = read_traces(job.done[f"traces/{cell_of(bench.config, job.unit).name}"] / "traces.parquet")
         _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
         alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase."""
+        """Return "First errors", or the cell whose tokens are scored."""
         if unit == "errors":
             return "First errors"
-        cell = _cell(config, unit)
+        cell = cell_of(config, unit)
         return f"Scoring every token: {tasks.title(cell.task)}, {cell.hops} hops"
 
 
@@ -196,13 +201,13 @@ class Heads(Instrument):
     name, needs, groups, order = "heads", ("errors",), ("heads", "evidence"), 40
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return a unit a key error type, once those are known, and one of evidence for each that has roles."""
+        """Return one unit per key error type, once those are known, and one of evidence for each that has roles."""
         heads = [head_unit(task, kind) for task, kind in key_types(done)] if "errors" in done else []
         located = heads if done.are_finished(heads) else []
         return [*heads, *(evidence_unit(unit) for unit in located if unit in done)]
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write a `RoleFinding` or the `HeadEvidence` for it."""
+        """Save a `RoleFinding`, or the `HeadEvidence` for one."""
         key = next(k for k in key_types(job.done) if job.unit in (head_unit(*k), evidence_unit(head_unit(*k))))
         if job.unit == head_unit(*key):
             self._roles(bench, job, *key)
@@ -222,7 +227,7 @@ class Heads(Instrument):
         found.save(job.out)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return a phrase with the task and the type."""
+        """Return a title with the task and the error type."""
         task, _, kind = unit.partition("/")[2].partition("-")
         what = "Heads" if unit.startswith("heads/") else "Evidence for heads"
         return f"{what} at {tasks.title(task)}, {kind.replace('-', ' ')}"
@@ -231,8 +236,8 @@ class Heads(Instrument):
 def decode_seed(cell: Cell) -> int:
     """Return the seed that a cell is decoded with.
 
-    Rows of one call of `generate` have noise of their own, but row 3 of two calls has the same under the same seed; so
-    every cell takes another one.
+    Within one call of `generate` each row has its own noise, but row 3 of two calls with one seed has the same; so each
+    cell has its own seed.
     """
     return Random(f"{cell.seed}/{cell.task}/{cell.hops}").getrandbits(32)
 
@@ -260,10 +265,6 @@ def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None
         progress=False,
         on_traces=count,
     )
-
-
-def _cell(config: DiagnoseConfig, unit: str) -> Cell:
-    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
 
 
 def trace_units(config: DiagnoseConfig) -> list[str]:
@@ -299,7 +300,7 @@ def load_scores(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[TokenS
 
 
 def load_alternatives(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Alternatives]:
-    """Return what else might have been said, in one finding; none for a study of an older version."""
+    """Return the alternatives of all cells as one finding; none in a study of an older version."""
     folders = [(unit, done[f"scores/{unit.partition('/')[2]}"] / "alternatives") for unit in trace_units(config)]
     if not all(folder.exists() for _, folder in folders):
         return []
@@ -314,7 +315,7 @@ def load_evidence(done: Mapping[str, Path]) -> list[HeadEvidence]:
 
 
 def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[int, str]:
-    """Return the text of each token id that stands in a trace."""
+    """Return the text of each token id that occurs in a trace."""
     read = [read_json(done[unit] / "token_strs.json") for unit in trace_units(config)]
     return {int(i): text for texts in read for i, text in texts.items()}
 
