@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chainwright.plugins import register
 
 from chainwright import BadInput, _registry
 from chainwright._finding import Finding
 from chainwright._tables import Tables
 from chainwright.models.load import load_model
+from chainwright.plugins import register
 from chainwright.studies import Job, Results, Study
 from chainwright.studies.diagnosis.plan import instruments_of
 from chainwright.studies.diagnosis.run import DiagnoseConfig, open_diagnosis, run_diagnosis

@@ -1,0 +1,1 @@
+"""A task, a detector and a repair for Chainwright."""
