@@ -16,6 +16,7 @@ from chainwright.models import LoadedModel, load_model
 from chainwright.models.sources import bundled_models
 from chainwright.prompts import as_asked, describe, prompt_ids, prompts_of, reads_short, rendering_for, thinks
 from chainwright.tasks import Problem, vocabulary
+from chainwright.tasks.knowledge import World, questions
 from chainwright.traces import Trace
 from families import tiny
 from instruct import instruct_model, instruct_tokenizer
@@ -131,6 +132,19 @@ def test_an_answer_alone_gets_room_for_an_answer(reasoner: LoadedModel) -> None:
     unknown = Problem("mine", 1, "ann ?", chain="", answer="42", slots=())
     prompts = prompts_of(*reasoner, [known, unknown])
     assert [(p.max_new_tokens, p.limit) for p in prompts] == [(2, "answer"), (512, "text")]
+
+
+def test_questions_answered_at_once_are_judged_as_with_one_token() -> None:
+    """The model of the made-up world has no end token: it goes on to other names after its answer."""
+    model, tokenizer = load_model("world")
+    world = World()
+    problems = questions(world, world.facts[:60], "bare")
+    by_default = generate(model, tokenizer, problems, progress=False)
+    single = generate(model, tokenizer, problems, max_new_tokens=1, progress=False)
+    assert [t.is_correct for t in by_default] == [t.is_correct for t in single] == [True] * 60
+    assert all(t.is_exact for t in by_default)
+    long = generate(model, tokenizer, problems[:5], max_new_tokens=9, progress=False)
+    assert all(t.is_correct and len(t.response_ids) == 9 for t in long)
 
 
 def test_traces_say_how_they_were_asked(reasoner: LoadedModel) -> None:
