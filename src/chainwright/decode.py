@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import combinations
-from random import Random
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +28,7 @@ from chainwright._progress import progress_bar
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
+from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
@@ -196,10 +196,7 @@ def _trace(
 
 
 class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
-    """Draws tokens by adding Gumbel noise, seeded by (seed, row, step), before the greedy choice.
-
-    argmax(logits / temperature + Gumbel noise) is distributed as softmax(logits / temperature).
-    """
+    """Draws tokens by adding noise, which depends on (seed, row, step) alone, before the greedy choice."""
 
     def __init__(self, rows: list[int], temperature: float, seed: int, n_prompt: int):
         self.rows = rows
@@ -209,9 +206,5 @@ class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.n_prompt
-        noise = torch.stack([self._noise(row, step, scores.shape[1]) for row in self.rows])
-        return scores.float() / self.temperature + noise.to(scores.device)
-
-    def _noise(self, row: int, step: int, size: int) -> Tensor:
-        generator = torch.Generator().manual_seed(Random(f"{self.seed}/{row}/{step}").getrandbits(63))
-        return -torch.empty(size).exponential_(generator=generator).log()
+        noise = gumbel_noise(self.seed, self.rows, step, scores.shape[1], scores.device)
+        return scores.float() / self.temperature + noise
