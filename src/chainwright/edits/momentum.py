@@ -135,38 +135,47 @@ class _Sites:
 
 
 class _Values:
-    """The values of one layer by slot, `[N, G, slots, dv]`, with room to grow."""
+    """The values of one layer by slot, `[N, G, slots, dv]`, with room to grow.
+
+    A layer may run more than once in a pass (back attention runs some layers again), on other values each time: each
+    of these runs has values of its own.
+    """
 
     def __init__(self, reading: Reading):
         self.run = reading.run
-        self.kept: Tensor | None = None
-        reading.on_begin.append(self._forget)
+        self.kept: list[Tensor] = []
+        self._of: Pass | None = None
+        self._n_runs = 0
+        reading.on_begin.append(self.kept.clear)
         reading.on_take.append(self._reorder)
 
-    def _forget(self) -> None:
-        self.kept = None
-
     def _reorder(self, order: Sequence[int]) -> None:
-        if self.kept is not None:
-            self.kept = self.kept[list(order)]
+        self.kept[:] = [values[list(order)] for values in self.kept]
 
     def put(self, call: AttentionCall) -> Tensor:
         """Keep the values of the pass's new tokens, and return all of them."""
         latest = self.run.latest
         if latest.is_aside:
             return call.v  # a pass over whole rows has all values itself
+        self._n_runs = self._n_runs + 1 if self._of is latest else 0
+        self._of = latest
         end = latest.n_past + latest.n_new
         # the slot of the first key tells which of the values are new
         start = latest.n_past - latest.offset(call.layer)
-        new = call.v[:, :, start : start + latest.n_new]
-        if self.kept is None or self.kept.shape[2] < end:
-            n_rows, n_kv, _, d = call.v.shape
-            room = torch.zeros(n_rows, n_kv, max(64, 2 * end), d, dtype=call.v.dtype, device=call.v.device)
-            if self.kept is not None:
-                room[:, :, : self.kept.shape[2]] = self.kept
-            self.kept = room
-        self.kept[:, :, latest.n_past : end] = new
-        return self.kept
+        values = self._with_room(call.v, end)
+        values[:, :, latest.n_past : end] = call.v[:, :, start : start + latest.n_new]
+        return values
+
+    def _with_room(self, like: Tensor, n_slots: int) -> Tensor:
+        if self._n_runs == len(self.kept):
+            self.kept.append(like[:, :, :0])
+        values = self.kept[self._n_runs]
+        if values.shape[2] < n_slots:
+            n_rows, n_kv, _, d = like.shape
+            room = torch.zeros(n_rows, n_kv, max(64, 2 * n_slots), d, dtype=like.dtype, device=like.device)
+            room[:, :, : values.shape[2]] = values
+            self.kept[self._n_runs] = values = room
+        return values
 
 
 def _inject(
