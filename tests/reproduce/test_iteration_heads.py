@@ -19,7 +19,7 @@ from chainwright.report.gather import gather
 from chainwright.report.page import render
 from chainwright.reproduce.iteration_heads import study as iteration_heads
 from chainwright.reproduce.iteration_heads.claims import claims, length_rows, markdown, run_rows, tables
-from chainwright.reproduce.iteration_heads.study import IterationHeads, IterationHeadsPlan, ReasonerConfig, recipes
+from chainwright.reproduce.iteration_heads.study import IterationHeads, IterationHeadsPlan, ReasonerProbe, recipes
 from chainwright.studies import Study
 
 TINY = {"max_length": 3, "modulus": 3, "d_model": 8, "n_steps": 4, "measure_every": 2, "n_held_out": 4, "batch_size": 4}
@@ -32,7 +32,7 @@ RUNS = {
     "polynomial-rotary": {**TINY, "positions": "rotary"},
     "polynomial-layers-1": {**TINY, "n_layers": 1},
 }
-LOOK = ReasonerConfig(hops={"parity": 4}, n=3, n_shuffles=20, n_checked=1, n_controls=1)
+LOOK = ReasonerProbe(hops={"parity": 4}, n=3, n_shuffles=20, n_checked=1, n_controls=1)
 
 
 def plan(runs: dict = RUNS) -> IterationHeadsPlan:
@@ -201,8 +201,7 @@ def test_profiles_are_recipes_that_can_be_trained() -> None:
 
 def test_the_command_prints_tables_and_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iteration_heads, "_quick", lambda: {"polynomial": RUNS["polynomial"]})
-    monkeypatch.setattr(iteration_heads, "REASONER_HOPS", {"parity": 3})
-    monkeypatch.setattr(iteration_heads.ReasonerConfig, "__init__", lambda self, model: vars(self).update(vars(LOOK)))
+    monkeypatch.setattr(iteration_heads, "ReasonerProbe", lambda model: LOOK)
     command = ["reproduce", "iteration-heads", "--out", str(tmp_path / "s")]
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output

@@ -53,7 +53,7 @@ def config_folder(folder: Path, name: str) -> Path:
 def asked(model: str, **changes: Any) -> ReproduceTCRConfig:
     given = {"hops": fit_cells("all", None, "natural"), "ways": ways_for("natural", quick=False), "variants": (),
              "fit_hops": fit_cells("parity,mdm,llc,clf,moas", None, "natural"), "rendering": "natural"}  # fmt: skip
-    return ReproduceTCRConfig(model, **{**given, **changes})
+    return ReproduceTCRConfig(model=model, **{**given, **changes})
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -1,7 +1,5 @@
 """The StepFlow study, small: it finishes, its tables add up, and self-consistency takes the answer of most."""
 
-from dataclasses import replace
-
 import pytest
 
 from chainwright import tasks
@@ -20,8 +18,8 @@ from chainwright.studies import Study
 from chainwright.traces import Trace
 
 SMALL = ReproduceStepFlowConfig(
-    "reasoner",
-    {"clf": (12,)},
+    model="reasoner",
+    hops={"clf": (12,)},
     n=2,
     seeds=(11,),
     tune_n=2,
@@ -93,8 +91,8 @@ def test_fixed_errors_count_both_ways() -> None:
 
 def test_configs_that_cannot_be_run_are_refused() -> None:
     with pytest.raises(BadInput, match="Unknown task 'chess'"):
-        replace(SMALL, hops={"chess": (3,)})
+        SMALL.replace(hops={"chess": (3,)})
     with pytest.raises(BadInput, match="tune_seed 11 is one of the test seeds"):
-        replace(SMALL, tune_seed=11)
-    with pytest.raises(BadInput, match="at least one problem of each kind"):
-        replace(SMALL, n=0)
+        SMALL.replace(tune_seed=11)
+    with pytest.raises(BadInput, match="n must be a whole number from 1; got 0"):
+        SMALL.replace(n=0)

@@ -131,7 +131,7 @@ def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hops": {}}, "at least one task with hops"),
+        ({"hops": {}}, "at least one hop count of one task"),
         ({"hops": {"sums": (2,)}}, "Unknown task 'sums'"),
         ({"ways": ("none", "magic")}, "Unknown way of decoding 'magic'"),
         ({"variants": ("some",)}, "Unknown variant 'some'"),
@@ -139,7 +139,7 @@ def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
         ({"seeds": (1, 100)}, "fit_seed 100 is one of the test seeds"),
         ({"also": ("a/TCR", "TCR")}, "'TCR' names two ways of decoding"),
         ({"decision": "votes"}, "Unknown decision 'votes'.*Did you mean 'vote'"),
-        ({"n": 0}, "n must be at least 1"),
+        ({"n": 0}, "n must be a whole number from 1; got 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused(changes: dict, words: str) -> None:
@@ -181,4 +181,4 @@ def test_seeds_are_different_whole_numbers() -> None:
 
 def test_the_best_single_head_needs_a_fit() -> None:
     with pytest.raises(BadInput, match="'best single head' is chosen by figures that only a fit gives"):
-        ReproduceTCRConfig("reasoner", {"clf": (4,)}, repair="tcr-reasoner")
+        ReproduceTCRConfig(model="reasoner", hops={"clf": (4,)}, repair="tcr-reasoner")

@@ -71,8 +71,8 @@ def tcr(
     chosen = prompts.rendering_for(rendering, model)
     cells = fit_cells(task, hops, chosen)
     config = tcr.ReproduceTCRConfig(
-        model,
-        cells,
+        model=model,
+        hops=cells,
         n=n,
         seeds=_parse.parse_seeds(seeds),
         ways=[w.strip() for w in ways.split(";")] if ways else tcr.ways_for(chosen, quick=quick),

@@ -50,8 +50,8 @@ def stepflow(
     usual = HOPS.get(model, HOPS["reasoner"])
     cells = usual if task is None and hops is None else fit_cells(task or ",".join(usual), hops, rendering)
     config = ReproduceStepFlowConfig(
-        model,
-        cells,
+        model=model,
+        hops=cells,
         n=n,
         seeds=_parse.parse_seeds(seeds),
         tune_n=tune_n,

@@ -96,7 +96,7 @@ def test_what_needs_one_wording_is_refused_before_anything_runs(changes: dict, w
     given = {"ways": ways_for("natural", quick=False), "variants": (), "rendering": "natural"}
     asked = {"hops": {"llc": (2,)}, "fit_hops": {"llc": (2,)}}
     with pytest.raises(BadInput, match=words):
-        ReproduceTCRConfig("model", **asked, **{**given, **changes})
+        ReproduceTCRConfig(model="model", **asked, **{**given, **changes})
 
 
 @pytest.mark.slow

@@ -15,16 +15,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._registry import register
@@ -39,6 +40,7 @@ from chainwright.reproduce.back_attention.finding import BackAttentionFinding
 from chainwright.reproduce.back_attention.from_scratch import VARIANTS, FromScratch, train_arithmetic
 from chainwright.reproduce.back_attention.variants import Fitted, Variant, conflict, fit, readings, variants
 from chainwright.studies import Job, Plan, Results, Study, Watch
+from chainwright.studies.config import Count, Place, Seeds
 from chainwright.studies.manifest import Manifest
 from chainwright.tasks.knowledge import World, questions
 
@@ -46,47 +48,31 @@ MAIN, CONTROL = "back attention", "LoRA of equal size"
 COST = "cost.json"
 
 
-@dataclass(frozen=True)
-class ReproduceBackAttentionConfig:
-    """Everything that the study depends on besides the model's weights.
+class ReproduceBackAttentionConfig(Config):
+    """Everything that the study depends on besides the model's weights; see the fields' descriptions."""
 
-    Attributes:
-        model: Name or folder of a model of a made-up world (see `lab.knowledge`), as it was asked for.
-        seeds: Seeds of the main module, its control and the trainings from scratch.
-        sweep_seeds: Seeds of the other variants.
-        dims: Sizes of the dimension sweep.
-        n_steps: Steps of each fit.
-        batch_size: Rows a step.
-        lr: Highest learning rate of each fit.
-        scratch_steps: Steps of each training from scratch; 0 leaves those out.
-        n: Questions of each part that a fit is judged on.
-        n_flow: Questions whose logit flow is followed.
-        cost_repeats: How often what back attention costs is measured, on a random model; 0 leaves it out.
-    """
+    model: Place = Field(default="world", description="Model of a made-up world: a bundled name or a folder.")
+    seeds: Seeds = Field(
+        default=(0, 1), description="Seeds of the main module, of its control and of the trainings from scratch."
+    )
+    sweep_seeds: Sequence[int] = Field(default=(0,), description="Seeds of the other variants.")
+    dims: Sequence[Count] = Field(default=(64, 128, 256), description="Sizes of the module in the sweep of sizes.")
+    n_steps: Count = Field(default=300, description="Steps of each fit.")
+    batch_size: Count = Field(default=256, description="Rows per step.")
+    lr: float = Field(default=2e-3, gt=0, description="Highest learning rate of each fit.")
+    scratch_steps: int = Field(default=1000, description="Steps of each training from scratch; 0 skips those.")
+    n: Count = Field(default=500, description="Maximum number of questions per part that a fit is judged on.")
+    n_flow: Count = Field(default=40, description="Questions whose logit flow is followed.")
+    cost_repeats: int = Field(
+        default=3, ge=0, description="Times that the cost is measured, on a random model; 0 skips that."
+    )
 
-    model: str = "world"
-    seeds: Sequence[int] = (0, 1)
-    sweep_seeds: Sequence[int] = (0,)
-    dims: Sequence[int] = (64, 128, 256)
-    n_steps: int = 300
-    batch_size: int = 256
-    lr: float = 2e-3
-    scratch_steps: int = 1000
-    n: int = 500
-    n_flow: int = 40
-    cost_repeats: int = 3
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run."""
-        if not self.seeds:
-            raise BadInput("A study of back attention needs at least one seed.")
-        for name in ("n_steps", "batch_size", "n", "n_flow"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.cost_repeats < 0 or self.lr <= 0:
-            raise BadInput(f"cost_repeats must be at least 0 and lr above 0; got {self.cost_repeats} and {self.lr}.")
-        if self.scratch_steps < 0 or (self.scratch_steps and self.scratch_steps < 50):
+    @model_validator(mode="after")
+    def _measures_from_scratch(self) -> Self:
+        # the trainings are measured every 50 steps
+        if self.scratch_steps != 0 and self.scratch_steps < 50:
             raise BadInput(f"scratch_steps must be 0 or at least 50; got {self.scratch_steps}.")
+        return self
 
 
 @register("study", "reproduce back-attention")
@@ -110,7 +96,7 @@ class ReproduceBackAttention(Plan):
                 f"The study asks bare questions, and this model was trained on {self.recipe.order} ones; train one "
                 "with --set order=bare, or take the bundled 'world'."
             )
-        self.config = {**json.loads(json.dumps(asdict(config))), "recipe": json.loads(json.dumps(dict(recipe)))}
+        self.config = {**config.record(), "recipe": json.loads(json.dumps(dict(recipe)))}
         self.source = provenance(anatomy(model).model)
         self.world: World = self.recipe.world
         self.known, self.parts = known_compositions(self.recipe)

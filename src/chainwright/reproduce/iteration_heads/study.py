@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from chainwright import tasks
+from chainwright._config import Config
 from chainwright._errors import unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
@@ -32,18 +34,18 @@ from chainwright.diagnose.iteration.emergence import Emergence
 from chainwright.diagnose.iteration.findings import IterationOverlap, IterationScores
 from chainwright.diagnose.iteration.scores import IterationSettings, iteration_overlap, iteration_scores
 from chainwright.diagnose.iteration.step_slots import trace_steps
-from chainwright.lab import IterationConfig, train_iteration
+from chainwright.lab import IterationConfig, ReasonerConfig, train_iteration
 from chainwright.models import load_model
 from chainwright.models.load import LoadedModel, load_as, provenance
 from chainwright.models.padding import left_pad
 from chainwright.studies import Job, Plan, Results, Skip, Study, Watch
+from chainwright.studies.config import Count, Place
 from chainwright.studies.manifest import Manifest
 from chainwright.traces import Trace
 
 PROFILES = ("quick", "full")
 Recipes = dict[str, dict[str, Any]]
 _N_CONTEXTS = 16  # contexts in which heads are silenced for the overlap with correct-processing heads
-REASONER_HOPS: Mapping[str, int] = {"parity": 10, "mdm": 3, "llc": 7, "clf": 10, "moas": 10, "nums": 8, "objc": 8}
 
 
 def recipes(profile: str) -> Recipes:
@@ -106,23 +108,20 @@ def _full() -> Recipes:
     return found
 
 
-@dataclass(frozen=True)
-class ReasonerConfig:
-    """How the reasoner is looked into.
+def _longest_hops() -> dict[str, int]:
+    """Return the most hops of each task that the reasoner was trained on."""
+    return {task: longest for task, (_, longest) in ReasonerConfig().hops.items()}
 
-    Attributes:
-        model: A bundled name, a folder or a Hub id.
-        hops: One hop count a task.
-        n: Problems a task.
-        n_shuffles, n_checked, n_controls: As in `IterationSettings`.
-    """
 
-    model: str = "reasoner"
-    hops: Mapping[str, int] = field(default_factory=lambda: dict(REASONER_HOPS))
-    n: int = 30
-    n_shuffles: int = 500
-    n_checked: int = 3
-    n_controls: int = 5
+class ReasonerProbe(Config):
+    """How the heads of the reasoner are scored."""
+
+    model: Place = Field(default="reasoner", description="Model: a bundled name, a folder or a Hub id.")
+    hops: Mapping[str, Count] = Field(default_factory=_longest_hops, description="One hop count per task.")
+    n: Count = Field(default=30, description="Problems per task.")
+    n_shuffles: Count = Field(default=IterationSettings().n_shuffles, description="As in IterationSettings.")
+    n_checked: Count = Field(default=IterationSettings().n_checked, description="As in IterationSettings.")
+    n_controls: Count = Field(default=IterationSettings().n_controls, description="As in IterationSettings.")
 
 
 @register("study", "iteration-heads")
@@ -132,10 +131,10 @@ class IterationHeadsPlan(Plan):
     kind = "iteration-heads"
     again = "chainwright study run {folder}"
 
-    def __init__(self, runs: Recipes, reasoner: ReasonerConfig, loaded: LoadedModel, *, progress: bool = False) -> None:
+    def __init__(self, runs: Recipes, reasoner: ReasonerProbe, loaded: LoadedModel, *, progress: bool = False) -> None:
         self.loaded, self.reasoner, self.progress = loaded, reasoner, progress
         self.recipes = {name: IterationConfig(**changes) for name, changes in runs.items()}
-        self.config = {"recipes": runs, "reasoner": asdict(reasoner)}
+        self.config = {"recipes": runs, "reasoner": reasoner.record()}
         self.source = provenance(loaded.model)
 
     @classmethod
@@ -143,7 +142,7 @@ class IterationHeadsPlan(Plan):
         cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
     ) -> IterationHeadsPlan:
         """Return the plan of a study that was begun; loads its model."""
-        reasoner = ReasonerConfig(**known.config["reasoner"])
+        reasoner = ReasonerProbe.from_record(known.config["reasoner"])
         return cls(known.config["recipes"], reasoner, load_as(known.model, device="cpu"))
 
     def units(self, done: Results) -> Sequence[str]:
@@ -282,5 +281,5 @@ def run_iteration_heads(
         BadInput: An unknown profile or model, or a folder that cannot be used.
     """
     runs = recipes(profile)
-    plan = IterationHeadsPlan(runs, ReasonerConfig(model=model), load_model(model, device="cpu"))
+    plan = IterationHeadsPlan(runs, ReasonerProbe(model=model), load_model(model, device="cpu"))
     return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch, recompute=recompute))

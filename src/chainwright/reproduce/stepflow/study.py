@@ -62,7 +62,7 @@ class ReproduceStepFlow(Plan):
     ) -> ReproduceStepFlow:
         """Return the plan of a study that was begun; loads its model."""
         loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, ReproduceStepFlowConfig(**known.config))
+        return cls(loaded.model, loaded.tokenizer, ReproduceStepFlowConfig.from_record(known.config))
 
     @property
     def ways(self) -> list[str]:
@@ -220,7 +220,7 @@ class ReproduceStepFlow(Plan):
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
         """Return both comparisons, the flips, and the tables."""
-        return tables_of(ReproduceStepFlowConfig(**study.manifest.config), study.results)
+        return tables_of(ReproduceStepFlowConfig.from_record(study.manifest.config), study.results)
 
 
 def n_decodings(way: str) -> int:

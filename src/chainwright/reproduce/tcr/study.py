@@ -64,7 +64,7 @@ class ReproduceTCR(Plan):
     def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> ReproduceTCR:
         """Return the plan of a study that was begun; loads its model."""
         loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, ReproduceTCRConfig(**known.config))
+        return cls(loaded.model, loaded.tokenizer, ReproduceTCRConfig.from_record(known.config))
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the repair, then every run and variant, then the tables."""
@@ -118,7 +118,7 @@ class ReproduceTCR(Plan):
 
     def _problems_to_fit(self) -> list[tasks.Problem]:
         asked = self.asked
-        cells = {task: sorted(set(asked.fit_hops[task])) for task in tasks.names() if task in asked.fit_hops}
+        cells = {task: sorted(set(asked.fit_hops[task])) for task in tasks.known() if task in asked.fit_hops}
         return sample_cells(cells, asked.fit_n, asked.fit_seed, asked.rendering)
 
     def _repair(self, done: Results) -> TCR:

@@ -19,7 +19,7 @@ from chainwright.studies import Study, timing
 
 def tables_of(study: Study) -> list[Finding]:
     """Return what the units of a finished study hold, for its report."""
-    config, done = ReproduceTCRConfig(**study.manifest.config), study.results
+    config, done = ReproduceTCRConfig.from_record(study.manifest.config), study.results
     took = timing.seconds_by_unit(study.folder)
     found = Comparison.load(done["comparison"] / "comparison")
     costs = {way: costs_of(config, done, took, way) for way in config.all_ways()}
