@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from chainwright.plugins import register
 from chainwright.studies import Job, Results, Study
 from chainwright.studies.diagnosis.plan import instruments_of
 from chainwright.studies.diagnosis.run import DiagnoseConfig, open_diagnosis, run_diagnosis
-from chainwright.studies.diagnosis.units import Bench, Instrument, load_traces, trace_units
+from chainwright.studies.diagnosis.units import Bench, Heads, Instrument, load_traces, trace_units
+from chainwright.tasks.clf import TASK as CLF
 
 
 class Lengths(Instrument):
@@ -80,3 +82,11 @@ def test_two_instruments_do_not_write_the_same_units() -> None:
 def test_only_instruments_can_be_asked_for() -> None:
     with pytest.raises(BadInput, match="Unknown instrument 'repaired'; known: accuracy, errors, heads, lengths, steps"):
         _config("accuracy", "repaired")
+
+
+def test_a_task_with_a_hyphen_has_a_title_at_its_heads() -> None:
+    for name in ("stack", "stack-of-books"):
+        register("task", name)(replace(CLF, name=name, title=name.title()))
+    config = DiagnoseConfig(model="reasoner", hops={"stack": (2,), "stack-of-books": (2,)})
+    title = Heads().title(config, "evidence/stack-of-books-depth-copy")
+    assert title == "Evidence for heads at Stack-Of-Books, depth copy"

@@ -103,3 +103,16 @@ def test_the_vocabulary_of_one_task_writes_its_problems() -> None:
     assert all(
         set(p.prompt.split()) <= known | {p.prompt.split()[i] for i in (22, 24)} for p in tasks.sample("compass", 3, 5)
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "My Task"}, "The name of a task is written in lower-case letters, digits and spaces; got 'My Task'"),
+        ({"name": "my task"}, "The name of a task is one word"),
+        ({"error_types": {"carry/borrow": "recall"}}, "The error type of a task is written .* got 'carry/borrow'"),
+    ],
+)
+def test_names_of_a_task_can_be_parts_of_file_names(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        replace(CLF, **changes)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ so that a wrong value is still recognised as the value of that slot.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,7 @@ from random import Random
 from string import Formatter
 from typing import Any, Literal
 
+from chainwright._errors import BadInput
 from chainwright.tasks._patterns import FINALLY, NUMBER, Pattern
 
 Rendering = Literal["short", "natural"]
@@ -217,3 +219,13 @@ class Task:
     paper_order: int | None = None
     keywords: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that could not be parts of a file name, as they are in a study."""
+        for what, names in (("name", [self.name]), ("error type", self.error_types)):
+            if wrong := [name for name in names if not re.fullmatch(r"[a-z0-9][a-z0-9 ._-]*", name)]:
+                raise BadInput(
+                    f"The {what} of a task is written in lower-case letters, digits and spaces; got {wrong[0]!r}."
+                )
+        if " " in self.name:
+            raise BadInput(f"The name of a task is one word; got {self.name!r}.")

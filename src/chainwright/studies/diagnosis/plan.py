@@ -21,7 +21,7 @@ from chainwright.evaluation.accuracy import Accuracy
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.scoring import TokenScores
-from chainwright.studies.diagnosis import repair, step_maps, units
+from chainwright.studies.diagnosis import repair, units
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.units import Bench, Instrument
 from chainwright.studies.engine import Study
@@ -206,16 +206,7 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
     texts = units.load_token_strs(config, done)
     keys = units.key_types(done)
     located = {key: units.head_unit(*key) for key in keys}
-    findings: list[Finding] = [
-        Accuracy.load(done["accuracy"]),
-        ErrorTable.load(done["errors"]),
-        *(RoleFinding.load(done[unit]) for unit in located.values() if unit in done),
-        *units.load_alternatives(config, done),
-        *units.load_evidence(done),
-        *step_maps.load_steps(config, done),
-        *repair.load_comparison(config, done),
-        *(finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)),
-    ]
+    findings = [finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)]
     return Diagnosis(
         config=config,
         provenance=source,

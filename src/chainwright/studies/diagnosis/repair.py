@@ -93,18 +93,16 @@ class Repaired(Instrument):
         cell = cell_of(config, unit)
         return f"{tasks.title(cell.task)}, {cell.hops} hops with {_name(config)}"
 
-
-def load_comparison(config: DiagnoseConfig, done: Results) -> list[Finding]:
-    """Return the comparison with the repair's cost, and the chains that changed; nothing without a repair."""
-    if config.repair is None or COMPARISON not in done:
-        return []
-    title = f"{config.model} with {_name(config)}"
-    found = Comparison.load(done[COMPARISON] / "comparison")
-    costs = {_name(config): _costs(config, done)}
-    return [
-        replace(found, costs=costs, title=title),
-        replace(Flips.load(done[COMPARISON] / "flips"), title=title),
-    ]
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the comparison with the repair's cost, and the chains that changed."""
+        if COMPARISON not in done:
+            return []
+        title = f"{config.model} with {_name(config)}"
+        comparison = Comparison.load(done[COMPARISON] / "comparison")
+        return [
+            replace(comparison, costs={_name(config): _costs(config, done)}, title=title),
+            replace(Flips.load(done[COMPARISON] / "flips"), title=title),
+        ]
 
 
 def _decode(bench: Bench, job: Job, cell: Cell) -> None:

@@ -63,6 +63,11 @@ class StepMaps(Instrument):
         cell = cell_of(config, unit)
         return f"Step maps: {tasks.title(cell.task)}, {cell.hops} hops"
 
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the maps, each with its trace's index in the diagnosis as `config["trace"]`; then the comparison."""
+        maps: list[Finding] = [saliency for _, saliency in _load_maps(config, done)]
+        return [*maps, StepGroups.load(done[GROUPS])] if GROUPS in done else maps
+
 
 def choose_traces(traces: list[Trace], n: int) -> list[int]:
     """Return the first `n` wrong and the first `n` right traces, in their order."""
@@ -86,14 +91,6 @@ def plan_steps(
         for problem in tasks.sample(cell.task, cell.hops, n, cell.seed, rendering=config.rendering)
     ]
     return plan_step_saliency(model, gold, device=device)
-
-
-def load_steps(config: DiagnoseConfig, done: Results) -> list[Finding]:
-    """Return the step maps, each with its trace's index in the diagnosis as `config["trace"]`; then the comparison."""
-    if "steps" not in config.instruments:
-        return []
-    found: list[Finding] = [one for _, one in _load_maps(config, done)]
-    return [*found, StepGroups.load(done[GROUPS])] if GROUPS in done else found
 
 
 def _load_maps(config: DiagnoseConfig, done: Results) -> list[tuple[Trace, StepSaliency]]:

@@ -37,7 +37,7 @@ from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, alternatives
-from chainwright.evaluation.accuracy import evaluate
+from chainwright.evaluation.accuracy import Accuracy, evaluate
 from chainwright.repair.base import Repair
 from chainwright.scoring import TokenScores, score_all
 from chainwright.studies.diagnosis.config import DiagnoseConfig
@@ -163,6 +163,10 @@ class AccuracyOf(Instrument):
         """Return "Accuracy by task and hops"."""
         return "Accuracy by task and hops"
 
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the `Accuracy`."""
+        return [Accuracy.load(done["accuracy"])]
+
 
 @register("instrument", "errors")
 class Errors(Instrument):
@@ -192,6 +196,10 @@ class Errors(Instrument):
             return "First errors"
         cell = cell_of(config, unit)
         return f"Scoring every token: {tasks.title(cell.task)}, {cell.hops} hops"
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the `ErrorTable`, and the `Alternatives` if the study has them."""
+        return [ErrorTable.load(done["errors"]), *load_alternatives(config, done)]
 
 
 @register("instrument", "heads")
@@ -228,9 +236,16 @@ class Heads(Instrument):
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a title with the task and the error type."""
-        task, _, kind = unit.partition("/")[2].partition("-")
-        what = "Heads" if unit.startswith("heads/") else "Evidence for heads"
-        return f"{what} at {tasks.title(task)}, {kind.replace('-', ' ')}"
+        group, _, name = unit.partition("/")
+        # a task's name may have hyphens too, and one name may begin like another
+        task = max((task for task in config.hops if name.startswith(f"{task}-")), key=len)
+        what = "Heads" if group == "heads" else "Evidence for heads"
+        return f"{what} at {tasks.title(task)}, {name.removeprefix(f'{task}-').replace('-', ' ')}"
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the head roles at each key error type that was searched, then the evidence for them."""
+        located = [head_unit(*key) for key in key_types(done)]
+        return [*(RoleFinding.load(done[unit]) for unit in located if unit in done), *load_evidence(done)]
 
 
 def decode_seed(cell: Cell) -> int:
