@@ -362,8 +362,8 @@ def test_five_lines_without_errors_and_without_roles(reasoner: LoadedModel, tmp_
     easy = run(reasoner, tmp_path / "easy", CONFIG.replace(hops={"clf": (2,), "parity": (2,)}, n=2))
     lines = easy.summary()
     assert [line[: len(key)] for line, key in zip(lines, KEYS, strict=True)] == KEYS
-    assert "over 2 tasks whole chains are right in 100% of problems at the fewest hops asked (2)" in lines[0]
-    assert "no trace has an error" in lines[1] and "no wrong token" in lines[2]
+    assert "over 2 tasks whole chains are right in 100% of problems (2 hops)" in lines[0]
+    assert "no trace has an error" in lines[1] and "no entropies to compare" in lines[2]
     assert "no key error type had enough" in lines[3] and "no head was checked" in lines[4]
     few = run(reasoner, tmp_path / "few", CONFIG.replace(hops={"parity": (14,)}, n=2, min_errors=50))
     assert few.roles == [] and "fewer than 50" in few.skipped[0]
@@ -396,7 +396,7 @@ def test_kinds_without_a_key_type_are_said(whole: tuple[Path, Diagnosis, list[st
     rows = [row | {"is_key": False} for row in found.errors.by_task]
     errors = replace(found.errors, by_task=rows, entropy=[])
     lines = replace(found, findings=[found.accuracy, errors]).summary()
-    assert lines[1].endswith("key types: none.") and lines[2].startswith("Uncertainty: no wrong token")
+    assert lines[1].endswith("key types: none.") and lines[2].startswith("Uncertainty: no entropies to compare")
 
 
 def test_a_model_that_writes_nonsense_is_diagnosed_too(reasoner: LoadedModel, tmp_path: Path) -> None:

@@ -269,6 +269,11 @@ def summary_lines(facts: Facts, *, searched_heads: bool = False) -> list[str]:
 
 
 def _reach_line(reach: Reach) -> str:
+    if reach.easy == reach.hard:
+        return (
+            f"Where: over {counted(len(reach.tasks), 'task')} whole chains are right in {reach.all.share:.0%} of "
+            f"problems ({reach.all.hops} hops)."
+        )
     return (
         f"Where: over {counted(len(reach.tasks), 'task')} whole chains are right in {reach.easy.share:.0%} of problems "
         f"at the fewest hops asked ({reach.easy.hops}) and in {reach.hard.share:.0%} at the most ({reach.hard.hops})."
@@ -287,7 +292,9 @@ def _kinds_line(kinds: Kinds) -> str:
 
 def _uncertainty_line(uncertainty: Uncertainty | None) -> str:
     if uncertainty is None:
-        return "Uncertainty: no wrong token could be compared with correct slots of the same type."
+        return (
+            "Uncertainty: no entropies to compare; they need token scores, errors and correct slots of the same type."
+        )
     return (
         f"Uncertainty: entropy is {uncertainty.at_errors:.2f} nats at first errors vs {uncertainty.at_correct:.2f} at "
         "correct slots of the same type (medians per error type, averaged over errors)."

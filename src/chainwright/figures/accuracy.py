@@ -36,6 +36,8 @@ def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None 
         if level >= HIGH_CHANCE:
             fig.add_hline(y=level, line={"color": GREY, "width": 2, "dash": "dot"}, layer="below", **at)
         shown = ticks([row["hops"] for row in own], columns)
+        if len(shown) == 1:  # else the axis would end at the two marks, far apart
+            fig.update_xaxes(range=[shown[0] - 0.5, shown[0] + 0.5], **at)
         fig.update_xaxes(tickvals=shown, ticktext=[str(h or "?") for h in shown], tickangle=0, showgrid=False, **at)
     fig.update_yaxes(range=[-0.04, 1.04], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     return fig

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from chainwright._finding import Finding
+from chainwright._tables import cell, numeric_columns
 from chainwright.figures.words import counted, listed
 from chainwright.report.section import Material, Section, drawn
 
@@ -35,10 +36,16 @@ def _shown(i: int, finding: Finding, charts: dict[str, Any]) -> dict[str, Any]:
         "summary": finding.summary().splitlines(),
         "chart": chart,
         "columns": list(rows[0]) if rows else [],
-        "rows": rows[:_MOST_ROWS],
+        "numeric": numeric_columns(rows[:_MOST_ROWS]),
+        "rows": [{name: _text(value) for name, value in row.items()} for row in rows[:_MOST_ROWS]],
         "n_rows": len(rows),
         "kind": type(finding).__name__,
     }
+
+
+def _text(value: Any) -> str:
+    """Return a value for the table; four digits, since the size of the numbers is unknown here."""
+    return f"{value:.4g}" if isinstance(value, float) else cell(value)
 
 
 def title_of(finding: Finding) -> str:
