@@ -30,7 +30,8 @@ def section(material: Material) -> Section | None:
     words: dict[str, Any] = {
         "n_shown": len(shown),
         "n_maps": len(maps),
-        "has_traces": bool(material.traces),
+        "has_traces": any(one["trace"] is not None for one in shown),
+        "compares": material.origin is not None and material.origin.is_diagnosis,
         "thinned": any(len(one["layers"]) < one["n_layers"] for one in shown),
         "decades": figures.DECADES,
     }
