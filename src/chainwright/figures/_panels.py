@@ -1,4 +1,4 @@
-"""Frames that several figures share: small panels, one a task, and lists with a heading a task."""
+"""Frames that several figures share: small panels, one per task, and lists with one heading per task."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def ticks(hops: Sequence[int], columns: int) -> list[int]:
 
 
 def list_rows(rows: Sequence[Row], *, is_narrow: bool = False) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """Return the place of each (task, type) in a list with a heading a task, and the labels of the list.
+    """Return the place of each (task, type) in a list with one heading per task, and the labels of the list.
 
     For narrow pages long types are written in two lines.
     """

@@ -37,7 +37,7 @@ def ways_compared(rows: Sequence[Row], baseline: str, *, is_narrow: bool = False
     """Return shares right by way with 95% Wilson intervals and, beside them, paired gains with bootstrap intervals.
 
     Args:
-        rows: One a way, as `Comparison.rows` has them over all tasks, in the order of the list.
+        rows: One per way, as `Comparison.rows` has them over all tasks, in the order of the list.
         baseline: The way that the gains are over; it has none of its own.
         is_narrow: For narrow pages: gains below the shares.
     """
@@ -147,7 +147,7 @@ def hop_curves(rows: Sequence[Row], baseline: str, *, of: str = "chains", column
     Beside the baseline, which is grey, the first five ways are drawn; the others wait in the legend for a click.
 
     Args:
-        rows: One a (task, hops, way), as in `Comparison.rows`.
+        rows: One per (task, hops, way), as in `Comparison.rows`.
         baseline: The way that the others are compared with.
         of: Whether "chains" or "answers" are counted.
         columns: Panels side by side.
@@ -209,7 +209,7 @@ def threshold_curves(rows: Sequence[Row], *, columns: int = 2) -> go.Figure:
     """Return what an entropy threshold gives: precision, recall and share of flagged tokens, and the gain in chains.
 
     Args:
-        rows: One a threshold, or a threshold and `decision` at flagged tokens: `tau` (nats), `precision`, `recall`,
+        rows: One per threshold, or per threshold and `decision` at flagged tokens: `tau` (nats), `precision`, `recall`,
             `flagged`, and `gain` with its 95% interval `low` and `high`.
         columns: 2 for panels side by side, 1 for one below the other.
     """

@@ -25,7 +25,7 @@ _FEW = 5
 
 
 def error_types(by_task: Sequence[Row], *, key_share: float | None = None, is_narrow: bool = False) -> go.Figure:
-    """Return each type's share of its task's first errors with 95% Wilson intervals, a block a task.
+    """Return each type's share of its task's first errors with 95% Wilson intervals, one block per task.
 
     Key types are in bold and in full colour.
 

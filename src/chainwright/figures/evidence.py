@@ -25,7 +25,7 @@ def fixed_and_broken(rows: Sequence[Row], *, is_narrow: bool = False) -> go.Figu
     Bars are 95% Wilson intervals.
 
     Args:
-        rows: One a head: `layer`, `head`, `n_erroneous`, `n_fixed`, `n_correct` and `n_broken`.
+        rows: One per head: `layer`, `head`, `n_erroneous`, `n_fixed`, `n_correct` and `n_broken`.
         is_narrow: For narrow pages.
     """
     fig = go.Figure()

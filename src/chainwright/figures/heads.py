@@ -120,7 +120,7 @@ def head_map(values: Mapping[str, Tensor], members: Members, name: str, *, has_u
 
 
 def head_maps(values: Mapping[str, Tensor], members: Members, names: Collection[str] = tuple(MAPS)) -> go.Figure:
-    """Return several maps beside each other, three in a row.
+    """Return several maps side by side, three in a row.
 
     Args:
         values: As in `head_map`.

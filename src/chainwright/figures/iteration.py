@@ -98,10 +98,10 @@ def exact_by_length(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) 
 def circuit_maps(
     maps: Sequence[HeatMap], steps: Sequence[int], tokens: Sequence[str], *, columns: int = 2
 ) -> go.Figure:
-    """Return attention maps beside each other, with a slider over checkpoints; the last one is shown first.
+    """Return attention maps side by side, with a slider over checkpoints; the last one is shown first.
 
     Args:
-        maps: One a head.
+        maps: One per head.
         steps: Training steps of the checkpoints.
         tokens: The token at each position.
         columns: Maps side by side.

@@ -89,7 +89,7 @@ def step_curves(rows: Sequence[Mapping[str, Any]], *, columns: int = 3) -> go.Fi
     """Return means of right and of wrong traces against layers with their intervals, one panel per measure.
 
     Args:
-        rows: One a measure, layer and side ("right", "wrong"): `mean`, and `low` and `high`, which may be None.
+        rows: One per measure, layer and side ("right", "wrong"): `mean`, and `low` and `high`, which may be None.
         columns: Panels side by side.
     """
     names = list(dict.fromkeys(str(row["measure"]) for row in rows))
