@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from chainwright.diagnose import ErrorTable, HeadCheck, HeadRoles, RoleFinding
-from chainwright.diagnose.summary import facts_of, paragraphs, summary_lines
+from chainwright.diagnose.facts import facts_of
+from chainwright.diagnose.summary import paragraphs, summary_lines
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.evaluation.comparison import Comparison
 

@@ -6,7 +6,7 @@ from report_examples import make_diagnosis
 
 from chainwright import Finding
 from chainwright.diagnose import HeadCheck
-from chainwright.diagnose.summary import facts_of
+from chainwright.diagnose.facts import facts_of
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.figures import words as plain
 from chainwright.report import words

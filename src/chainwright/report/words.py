@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from chainwright._stats import wilson
+from chainwright.diagnose.facts import BestHeads, Facts
 from chainwright.diagnose.heads.roles import HeadCheck
-from chainwright.diagnose.summary import BestHeads, Facts
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.figures.accuracy import HIGH_CHANCE
 from chainwright.figures.words import between, counted, head_name, listed, percent, share_of, span_of, title_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from chainwright._registry import register
 from chainwright.diagnose.errors import ErrorTable
-from chainwright.diagnose.summary import facts_of, paragraphs, summary_lines
+from chainwright.diagnose.facts import facts_of
+from chainwright.diagnose.summary import paragraphs, summary_lines
 from chainwright.report.section import Material, Section
 from chainwright.report.words import certainty
 

@@ -15,8 +15,9 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import load, register
 from chainwright.diagnose.errors import ErrorTable
+from chainwright.diagnose.facts import facts_of
 from chainwright.diagnose.heads.roles import RoleFinding
-from chainwright.diagnose.summary import facts_of, summary_lines
+from chainwright.diagnose.summary import summary_lines
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
