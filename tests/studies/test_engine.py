@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import study_plans
 from chainwright._errors import BadInput
-from chainwright.studies import Plan, Results, Study, Watch
+from chainwright.studies import Job, Plan, Results, Study, Watch
 from study_plans import Squares, files
 
 UNITS = ["square/0", "square/1", "square/2", "sum", "none"]
@@ -363,6 +363,15 @@ def test_no_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(BadInput, match=rf"Cannot write .*study\.lock: {os.strerror(number)}; nothing was changed"):
         Study.make(tmp_path / "s", Squares())
+
+
+def test_a_counter_ticks_by_the_sizes_of_batches(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    job = Job("a", tmp_path, Results(tmp_path, {}), lambda done, total: seen.append((done, total)))
+    count = job.counter(5)
+    for batch in ([1, 2], [], [3, 4, 5]):
+        count(batch)
+    assert seen == [(2, 5), (2, 5), (5, 5)]
 
 
 def test_mistakes_of_plans_are_no_users_mistakes(tmp_path: Path) -> None:

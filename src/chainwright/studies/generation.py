@@ -72,13 +72,6 @@ class TracesPlan(Plan):
         """Write the traces of a part."""
         start = ROWS * int(job.unit.removeprefix("part-"))
         asked = self.asked[start : start + ROWS]
-        n_done = 0
-
-        def count(traces: list[tuple[int, Trace]]) -> None:
-            nonlocal n_done
-            n_done += len(traces)
-            job.tick(n_done, len(asked))
-
         traces = generate(
             self.model,
             self.tokenizer,
@@ -87,7 +80,7 @@ class TracesPlan(Plan):
             **dict(self.settings),
             first_row=start,
             progress=False,
-            on_traces=count,
+            on_traces=job.counter(len(asked)),
         )
         write_traces(job.out / "traces.parquet", traces)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +68,16 @@ class Job(NamedTuple):
     out: Path
     done: Results
     tick: Tick
+
+    def counter(self, total: int) -> Callable[[Sized], None]:
+        """Return a function that shows progress by the number of items it is called with, batch by batch."""
+        sizes: list[int] = []
+
+        def add(batch: Sized) -> None:
+            sizes.append(len(batch))
+            self.tick(sum(sizes), total)
+
+        return add
 
 
 class Plan(ABC):

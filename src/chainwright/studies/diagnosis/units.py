@@ -261,13 +261,6 @@ def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None
     """Return the traces of a cell's problems, alone or with a repair, ticking as they come."""
     config = bench.config
     problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
-    n_done = 0
-
-    def count(traces: list[tuple[int, Trace]]) -> None:
-        nonlocal n_done
-        n_done += len(traces)
-        job.tick(n_done, len(problems))
-
     return generate(
         bench.model,
         bench.tokenizer,
@@ -278,7 +271,7 @@ def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None
         temperature=config.temperature,
         seed=decode_seed(cell),
         progress=False,
-        on_traces=count,
+        on_traces=job.counter(len(problems)),
     )
 
 
