@@ -137,7 +137,7 @@ def test_classes_are_registered_under_the_name_that_they_are_saved_by(
 
 def test_edits_are_registered_under_their_names() -> None:
     edits = _registry.load_all("edit")
-    assert sorted(edits) == ["attend-back", "bridge", "cut-attention", "knock-out", "momentum"]
+    assert {"attend-back", "bridge", "cut-attention", "knock-out", "momentum"} <= edits.keys()
     assert all(issubclass(edit, Edit) for edit in edits.values())
 
 

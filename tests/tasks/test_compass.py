@@ -43,7 +43,8 @@ def test_errors_have_their_names() -> None:
 
 
 def test_it_is_known_but_none_of_the_seven() -> None:
-    assert "compass" not in tasks.names() and tasks.known() == [*tasks.names(), "compass"]
+    assert "compass" not in tasks.names() and "compass" in tasks.known()
+    assert tasks.known()[:7] == tasks.names()
     assert choose_cells("compass", None, "short") == {"compass": (8, 16, 24, 32)}
     with pytest.raises(BadInput, match="has the short rendering alone"):
         tasks.sample("compass", 4, 1, rendering="natural")
