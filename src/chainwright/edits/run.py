@@ -432,21 +432,30 @@ class Reading:
 def following(parts: Anatomy) -> Iterator[Run]:
     """Follow the run of a model inside the block; blocks share one run, and the last to close ends it."""
     base = parts.model.base_model
-    run: Run = base.__dict__.setdefault(_RUN, Run(parts.model))
-    if run.n_users == 0:
-        run.closing.enter_context(attach(parts.model, Handlers({}, (run.before,))))
-        opened = parts.model.register_forward_pre_hook(run.opened, with_kwargs=True, prepend=True)
-        closed = parts.model.register_forward_hook(run.closed, always_call=True)
-        run.closing.callback(opened.remove)
-        run.closing.callback(closed.remove)
-    run.n_users += 1
-    try:
-        yield run
-    finally:
-        run.n_users -= 1
-        if run.n_users == 0:
-            run.closing.close()
-            del base.__dict__[_RUN]
+    # attached first, which refuses a second thread before it can touch the run of the first
+    with attach(parts.model, Handlers({})):
+        run = base.__dict__.get(_RUN)
+        if run is None:
+            run = base.__dict__[_RUN] = _opened(parts)
+        run.n_users += 1
+        try:
+            yield run
+        finally:
+            run.n_users -= 1
+            if run.n_users == 0:
+                run.closing.close()
+                del base.__dict__[_RUN]
+
+
+def _opened(parts: Anatomy) -> Run:
+    """Return a new run whose hooks are in place until its `closing` is closed."""
+    run = Run(parts.model)
+    run.closing.enter_context(attach(parts.model, Handlers({}, (run.before,))))
+    opened = parts.model.register_forward_pre_hook(run.opened, with_kwargs=True, prepend=True)
+    closed = parts.model.register_forward_hook(run.closed, always_call=True)
+    run.closing.callback(opened.remove)
+    run.closing.callback(closed.remove)
+    return run
 
 
 def current_run(parts: Anatomy) -> Run | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from chainwright._errors import BadInput, UnsupportedModel
 
 STATE_KEY = "chainwright_handlers"
+_OPENING = threading.RLock()  # two threads that open a model at once must see each other
 _NAME = {"sdpa": "chainwright_sdpa", "eager": "chainwright_eager"}
 
 
@@ -214,13 +216,23 @@ class SeamHook:
         handlers: All of them joined, as passed to the layers.
         delegates: The same as `Handlers.delegates`; kept here since `handlers` is rebuilt with every context.
         closing: Restores the model. It runs when the last context is left, in whatever order they are left.
+        thread: The thread that opened the first context; others are refused, since they would see its handlers.
     """
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.stack: list[Handlers] = []
         self.handlers = Handlers({})
         self.delegates: dict[type[nn.Module], Delegate] = {}
         self.closing = ExitStack()
+
+    def check_thread(self) -> None:
+        """Raise BadInput in any thread but the one that the open contexts belong to."""
+        if threading.get_ident() != self.thread:
+            raise BadInput(
+                "This model is being edited, repaired or read in another thread, whose changes would reach this one; "
+                "wait until that block is left, open it in the thread that runs the model, or load the model again."
+            )
 
     def push(self, handlers: Handlers, *, innermost: bool = False) -> None:
         """Wrap `handlers` around what is already attached, or put them inside it."""
@@ -249,6 +261,8 @@ class SeamHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the handlers to the keywords of the base model's forward pass."""
+        if not torch.compiler.is_compiling():
+            self.check_thread()
         if self.handlers.before:
             call = _call_before_uncompiled if torch.compiler.is_compiling() else _call_before
             call(self.handlers.before, module, args, kwargs)
@@ -308,8 +322,8 @@ def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> 
     """Run `handlers` in every forward pass of `model` inside this context.
 
     Contexts nest: a later one wraps the earlier ones and so reads what they changed. When the last one is left, also
-    by an exception, the hook, the attention implementation and the configs are restored. Attaching is not
-    thread-safe.
+    by an exception, the hook, the attention implementation and the configs are restored. All contexts of a model
+    belong to one thread at a time; different models may be used in different threads.
 
     Args:
         model: A Transformers decoder.
@@ -318,17 +332,21 @@ def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> 
 
     Raises:
         UnsupportedModel: The model's attention implementation cannot be chosen.
+        BadInput: A context of another thread is open on the model.
 
     Note:
         Under gradient checkpointing the backward pass runs the layers again, so call it inside the context too.
     """
     inner = causal_lm(model)
-    hook = _open_hook(inner.base_model) or _opened(inner)
-    hook.push(handlers, innermost=innermost)
+    with _OPENING:
+        hook = _open_hook(inner.base_model) or _opened(inner)
+        hook.check_thread()
+        hook.push(handlers, innermost=innermost)
     try:
         yield
     finally:
-        hook.remove(handlers)
+        with _OPENING:
+            hook.remove(handlers)
 
 
 def _opened(model: PreTrainedModel) -> SeamHook:
