@@ -1,14 +1,22 @@
 """A repair is a folder: saved, loaded, refused for another model, and refused when damaged."""
 
 import json
+import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+import chainwright.repair
 from chainwright._errors import BadInput, OtherWeights
+from chainwright._registry import load as load_registered
+from chainwright._registry import names
+from chainwright.cli import app
 from chainwright.models import load
 from chainwright.repair import TCR, EntropyDetector, Origin, RemoveAndResample, Repair, TCRConfig, TrainedDetector
 from chainwright.repair.base import model_identity
@@ -116,6 +124,13 @@ def test_other_weights_of_the_same_shape_are_warned_of() -> None:
         (lambda f: _change(f, kind="nonsense"), "holds a repair of kind 'nonsense'"),
         (lambda f: _change(f, settings={}), "is damaged: its parts do not make a TCR"),
         (lambda f: _change(f, settings=None), "is damaged: its parts do not make a TCR"),
+        (lambda f: _set(f, heads=5), r"do not make a TCR \(heads must be a list .*; got 5\); save or fetch it again"),
+        (lambda f: _set(f, end_ids=["a"]), "end_ids must be a list of whole numbers"),
+        (lambda f: _set(f, detector={"kind": "trained"}), r"do not make a TCR \('threshold' is missing\)"),
+        (lambda f: _set(f, config={"n_vote": 3}), "Unknown setting of TCR 'n_vote'"),
+        (lambda f: _change(f, origin=None), "do not make a TCR"),
+        (lambda f: _retensor(f, lambda t: t.pop("detector.mean")), "a network has .* where .* is due"),
+        (lambda f: _retensor(f, lambda t: t.update({"selector.last.bias": torch.zeros(7)})), "a network has"),
         (lambda f: _set(f, heads=[]), "at least one candidate head; the list of heads is empty"),
         (lambda f: _set(f, heads=[[0, 1]]), "its selector does not fit 1 heads and 2 layers"),
         (lambda f: _set(f, layers=[0, 1, 2, 0, 1]), "its detector does not fit 2 heads and 5 layers"),
@@ -137,6 +152,38 @@ def test_what_a_model_does_not_have_is_refused(tmp_path: Path) -> None:
     outside = TCR([(0, 1), (3, 0)], RandomSelector(2), EntropyDetector())
     with pytest.raises(BadInput, match=r"silences head \(3, 0\), and the model has 3 layers of 4 heads"):
         outside.check_model(tiny("llama"))
+
+
+def test_a_mistake_in_restore_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fitted().save_pretrained(tmp_path / "repair")
+
+    def broken(settings: object, tensors: object, origin: object) -> TCR:
+        return {}["a name that nobody saved"]
+
+    monkeypatch.setattr(TCR, "restore", staticmethod(broken))
+    with pytest.raises(KeyError, match="a name that nobody saved"):
+        Repair.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", names("repair"))
+def test_the_remedy_for_another_model_names_what_exists(name: str) -> None:
+    kind = load_registered("repair", name)
+    for command in re.findall(r"\(chainwright ([\w -]+)\)", kind.remedy):
+        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0, command
+    for attribute in re.findall(r"\((\w+(?:\.\w+)*)\)", kind.remedy):
+        found = chainwright.repair
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    made = kind.__new__(kind)
+    made.origin = Origin(model_identity(tiny("llama")))
+    with pytest.raises(BadInput, match=re.escape(kind.remedy)):
+        Repair.check_model(made, tiny("llama", num_hidden_layers=4))
+
+
+def _retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "repair.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "repair.safetensors")
 
 
 def _change(folder: Path, **changes: object) -> None:

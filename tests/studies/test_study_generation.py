@@ -1,4 +1,4 @@
-"""`generate --out` and `evaluate --out`: stopped at any moment, the same command resumes."""
+"""`generate --out` and `evaluate --out`: stopped at any moment, the same command goes on."""
 
 from __future__ import annotations
 

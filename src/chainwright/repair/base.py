@@ -21,10 +21,12 @@ from typing import Any, ClassVar, TypeVar, final
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from chainwright._config import Config
 from chainwright._errors import BadInput, OtherWeights, unknown_name
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
 from chainwright._registry import load_saved, names, source_of
@@ -77,12 +79,17 @@ class Repair(ABC):
 
     Attributes:
         kind: The name under which it is saved.
+        schema: The settings that `restore` reads, which are checked when a repair is loaded; None leaves the checks to
+            `restore`.
+        remedy: What to do where a repair does not fit a model.
         decides_tokens: Whether it decides single tokens by their logits, instead of editing the forward pass.
         origin: The model it was made for, and its figures.
         cost: What the last run with it attached took; a new one each time it is attached to decode.
     """
 
     kind: ClassVar[str]
+    schema: ClassVar[type[Config] | None] = None
+    remedy: ClassVar[str] = "make one for this model"
     decides_tokens: ClassVar[bool] = False
     origin: Origin
     cost: Cost
@@ -181,14 +188,13 @@ class Repair(ABC):
         found = model_identity(model)
         if any(made_for.get(part) != found[part] for part in _SHAPE):
             raise BadInput(
-                f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; fit one for this "
-                f"model (chainwright fit {self.kind})."
+                f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; {self.remedy}."
             )
         if made_for.get("dtype") == found["dtype"] and made_for.get("fingerprint") not in (None, found["fingerprint"]):
             warnings.warn(
                 f"This {self.kind} repair was made for other weights than those of {found['model']} (fingerprint "
-                f"{made_for['fingerprint']}, not {found['fingerprint']}) and may do nonsense on them; fit one for this "
-                f"model (chainwright fit {self.kind}).",
+                f"{made_for['fingerprint']}, not {found['fingerprint']}), so its output on them is not meaningful; "
+                f"{self.remedy}.",
                 OtherWeights,
                 stacklevel=3,
             )
@@ -242,14 +248,19 @@ class Repair(ABC):
         kind = _kind(cls, folder, record)
         try:
             tensors = load_file(folder / _TENSORS)
-            return kind.restore(record["settings"], tensors, Origin(**record["origin"]))
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{folder / _TENSORS} is missing or damaged: {error}.") from error
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise BadInput(
-                f"The repair in {folder} is damaged: its parts do not make a {kind.__name__} ({error}); "
-                "save or fetch it again."
-            ) from error
+        # only what is wrong with the folder is said to be; any other error is a mistake in `restore`, and shown as such
+        try:
+            saved = _Saved.from_record({name: record[name] for name in ("settings", "origin") if name in record})
+            if kind.schema is not None:
+                kind.schema.from_record(saved.settings)
+        except BadInput as error:
+            raise _damaged(folder, kind, error) from error
+        try:
+            return kind.restore(_complaining(saved.settings), _Complaining(tensors), Origin(**record["origin"]))
+        except _NotThere as error:
+            raise _damaged(folder, kind, error) from error
 
     def push_to_hub(
         self,
@@ -288,6 +299,62 @@ class Repair(ABC):
 def bundled_repairs() -> list[str]:
     """Return the names of the repairs that come with the package."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{_CONFIG}"))
+
+
+class _SavedOrigin(Config):
+    model: dict[str, str | None] = Field(description="Provenance of the model.")
+    figures: tuple[dict[str, Any], ...] = Field(description="What was measured, row by row.")
+    note: str = Field(description="What the figures were measured on.")
+
+
+class _Saved(Config):
+    settings: dict[str, Any] = Field(description="The repair's settings.")
+    origin: _SavedOrigin = Field(description="The model that it was made for.")
+
+
+class _NotThere(BadInput):
+    """A saved repair lacks something that its kind reads."""
+
+
+class _Complaining(dict[str, Any]):
+    """A table in which a name that is missing is a mistake of whoever wrote it, not of the code that reads it."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _NotThere(f"{name!r} is missing.")
+
+
+def _complaining(saved: Any) -> Any:
+    if isinstance(saved, Mapping):
+        return _Complaining({name: _complaining(value) for name, value in saved.items()})
+    return [_complaining(value) for value in saved] if isinstance(saved, (list, tuple)) else saved
+
+
+def _damaged(folder: Path, kind: type[Repair], error: BadInput) -> BadInput:
+    return BadInput(
+        f"The repair in {folder} is damaged: its parts do not make a {kind.__name__} ({_line(error)[:-1]}); save or "
+        "fetch it again."
+    )
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Put saved tensors into a module.
+
+    Args:
+        module: Where they go.
+        tensors: What `module.state_dict()` was.
+        name: What the module is of the repair, for the message.
+
+    Raises:
+        BadInput: A tensor is missing, of another shape, or none of the module's.
+    """
+    due, saved = ({key: tuple(t.shape) for key, t in group.items()} for group in (module.state_dict(), tensors))
+    if due != saved:
+        wrong = sorted({*due.items()} ^ {*saved.items()})[0][0]
+        raise BadInput(
+            f"The repair is damaged: {name} has {saved.get(wrong, 'nothing')} at {wrong!r} where "
+            f"{due.get(wrong, 'nothing')} is due; save or fetch it again."
+        )
+    module.load_state_dict(dict(tensors))
 
 
 def _named(identity: Mapping[str, str]) -> str:

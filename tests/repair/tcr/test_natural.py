@@ -11,10 +11,11 @@ from transformers import TextStreamer
 
 from chainwright._errors import BadInput
 from chainwright.decode import _SeededDraw, generate
+from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
 from chainwright.repair.tcr.fit import FitConfig, fit_tcr
-from chainwright.repair.tcr.flag_log import NotingDetector
+from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
 from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.scoring import score
@@ -28,10 +29,9 @@ N_NEW, TEMPERATURE, SEED = 14, 1.3, 7
 
 def drawing(row: int):
     """Return how the row of that number draws, the naive way: logits and step to a token."""
-    noise = _SeededDraw([row], TEMPERATURE, SEED, 0)
 
     def draw(logits: Tensor, step: int) -> int:
-        return int((logits / TEMPERATURE + noise._noise(row, step, len(logits))).argmax())
+        return int((logits / TEMPERATURE + gumbel_noise(SEED, [row], step, len(logits))[0]).argmax())
 
     return draw
 
@@ -40,16 +40,15 @@ def test_sampled_answers_to_chat_prompts_equal_the_naive_ones() -> None:
     model, tokenizer, selector = instruct_model(), instruct_tokenizer(), ByLastToken()
     problems, tau = natural(n=2), tau_of(model)
     repair = repair_of(tau, end_ids=(tokenizer.eos_token_id,))
-    noting = NotingDetector.put_into(repair)
     options = {"temperature": TEMPERATURE, "seed": SEED, "max_new_tokens": N_NEW, "progress": False}
-    got = generate(model, tokenizer, problems, repair=repair, **options)
+    with logged_flags(repair) as flag_log:
+        got = generate(model, tokenizer, problems, repair=repair, **options)
     for i, (trace, problem) in enumerate(zip(got, problems, strict=True)):
         asked = prompt_ids(tokenizer, problem)
         assert tokenizer.decode(asked).startswith("<user>") and trace.input_ids[: len(asked)].tolist() == asked
         want = decode(model, asked, N_NEW, tau, selector.heads(3), drawing(i), end_id=tokenizer.eos_token_id)
         assert trace.response_ids.tolist() == want, f"row {i}"
-    assert noting is not None
-    flagged = noting.tokens(got)
+    flagged = flag_log.tokens(got)
     assert len({tuple(tokens) for tokens in flagged}) == len(got), "rows are flagged at different moments"
     assert all(0 < len(tokens) < N_NEW for tokens in flagged)
     plain = generate(model, tokenizer, problems, **options)

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.back_attention import AttendBack, BackHead
@@ -19,11 +21,23 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import capture
 from chainwright.models.padding import left_pad
 from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
-from chainwright.repair.base import Origin, Repair, model_identity
+from chainwright.repair.base import Origin, Repair, load_weights, model_identity
 from chainwright.repair.run import Cost, counted
 from chainwright.tasks.base import Problem
 
 _N_MEASURED = 32  # problems that the stream's size is measured on
+
+
+class _HeadSettings(Config):
+    source: int = Field(description="Layer whose input is changed.")
+    targets: tuple[int, ...] = Field(description="Depths that are read.")
+    d_back: int = Field(description="Size of queries, keys and values.")
+    d_model: int = Field(description="Size of the residual stream.")
+    is_normed: bool = Field(description="Whether inputs of the projections are normed.")
+
+
+class _Settings(Config):
+    heads: tuple[_HeadSettings, ...] = Field(description="The heads.")
 
 
 @register("repair", "back-attention")
@@ -37,6 +51,8 @@ class BackAttention(Repair):
     """
 
     kind = "back-attention"
+    schema = _Settings
+    remedy = "fit one for this model (chainwright fit back-attention)"
 
     def __init__(self, heads: Sequence[BackHead], *, origin: Origin | None = None):
         super().__init__(origin)
@@ -184,7 +200,7 @@ class BackAttention(Repair):
             head = BackHead(one["d_model"], one["source"], one["targets"], one["d_back"], one["is_normed"])
             prefix = f"{one['source']}."
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            head.load_state_dict(own)
+            load_weights(head, own, f"the head of layer {one['source']}")
             heads.append(head)
         return cls(heads, origin=origin)
 

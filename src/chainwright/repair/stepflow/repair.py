@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.decode import generate
@@ -38,6 +40,17 @@ from chainwright.tasks.base import Problem
 from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, SegmentConfig, Trace
 from chainwright.traces.live import KnownRow
 from chainwright.traces.segments import check_style
+
+
+class _Settings(Config):
+    bridge_layers: tuple[int, ...] | None = Field(description="Layers with the bridge.")
+    momentum_layers: tuple[int, ...] | None = Field(description="Layers with the momentum.")
+    tau_max: float | tuple[float, ...] = Field(description="The floor, or one per layer.")
+    alpha: float = Field(description="Strength of the momentum.")
+    window: int | None = Field(description="Tokens of the previous step that are averaged.")
+    into_summary: bool = Field(description="Whether the summary gets the momentum too.")
+    style: str = Field(description="The markers of the segments.")
+    min_chars: int | None = Field(description="Characters of a step of its own.")
 
 
 @register("repair", "stepflow")
@@ -58,6 +71,8 @@ class StepFlow(Repair):
     """
 
     kind = "stepflow"
+    schema = _Settings
+    remedy = "make one for this model (StepFlow.tune)"
 
     def __init__(
         self,

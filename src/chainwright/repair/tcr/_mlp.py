@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from chainwright.repair.base import load_weights
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -55,12 +57,13 @@ class Perceptron(nn.Module):
         """Return the network that `state_dict` describes.
 
         Raises:
-            KeyError: A tensor is missing.
-            RuntimeError: The tensors do not fit together.
+            BadInput: A tensor is missing, or they do not fit together.
         """
-        n_hidden = tensors["first.weight"].shape[0] if "first.weight" in tensors else 0
-        made = cls(tensors["mean"].shape[0], n_hidden, tensors["last.bias"].shape[0])
-        made.load_state_dict(dict(tensors))
+        n_in, n_hidden, n_out = (
+            len(tensors[name]) if name in tensors else 0 for name in ("mean", "first.weight", "last.bias")
+        )
+        made = cls(n_in, n_hidden, n_out)
+        load_weights(made, tensors, "a network")
         return made.eval()
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from chainwright._errors import BadInput
+from chainwright._config import Config
 from chainwright._registry import register
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy
@@ -19,6 +20,20 @@ from chainwright.repair.tcr.detector import GoldDetector, detector_settings, res
 from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen, Without
 
 
+class _Settings(Config):
+    layers: tuple[int, ...] = Field(description="The layers that the detector reads.")
+    end_ids: tuple[int, ...] = Field(description="Tokens that end a response.")
+    detector: dict[str, Any] = Field(description="The detector's kind and settings.")
+
+
+class _DoLaSettings(Config):
+    n_layers: int = Field(ge=1, description="Layers of the model.")
+    layers: tuple[int, ...] = Field(description="Earlier layers to choose from.")
+    relative_top: float = Field(description="Tokens below this share of the best probability are ruled out.")
+    repetition_penalty: float = Field(description="What logits of repeated tokens are divided by.")
+    end_ids: tuple[int, ...] = Field(description="Tokens that end a response.")
+
+
 @register("repair", "remove-and-resample")
 class RemoveAndResample(CorrectingRepair):
     """At a flagged token, drops the token that the model would have taken: greedy decoding takes its second choice.
@@ -27,6 +42,8 @@ class RemoveAndResample(CorrectingRepair):
     """
 
     kind = "remove-and-resample"
+    schema = _Settings
+    remedy = "make one with a detector that was fitted for this model (chainwright fit tcr)"
 
     def __init__(
         self,
@@ -97,15 +114,6 @@ class BestHead(CorrectingRepair):
         """Return what the repair does."""
         return "Chooses the head by the right answer: an upper bound."
 
-    def settings(self) -> dict[str, Any]:
-        """Raise BadInput: it is for studies."""
-        raise BadInput("BestHead knows the right answers of its problems; it is for studies and cannot be saved.")
-
-    @classmethod
-    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Origin) -> BestHead:
-        """Raise BadInput: none was ever saved."""
-        raise BadInput("BestHead is for studies and cannot be loaded.")
-
 
 class _EveryToken:
     """Flags every token."""
@@ -135,6 +143,8 @@ class DoLa(CorrectingRepair):
     """
 
     kind = "dola"
+    schema = _DoLaSettings
+    remedy = "make one for this model's number of layers (DoLa)"
 
     def __init__(
         self,

@@ -1,52 +1,29 @@
-"""A detector that writes down which tokens it flagged."""
+"""Which tokens a repair flagged, written down while it decodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from chainwright.repair.base import Repair
-from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen
+from chainwright.repair.composed import Composed
+from chainwright.repair.tcr.token_repair import CorrectingRepair, Seen
 from chainwright.traces import Trace
 
 
-class NotingDetector:
-    """Flags what another detector flags, and keeps where that was.
+class FlagLog:
+    """What was flagged, by prompt and by what had been written before the flag."""
 
-    Attributes:
-        detector: The one that decides.
-    """
-
-    def __init__(self, detector: Detector):
-        self.detector = detector
+    def __init__(self) -> None:
         self._flagged: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
-    @classmethod
-    def put_into(cls, repair: Repair | None) -> NotingDetector | None:
-        """Let a repair's detector be watched, and return the watcher; None for a repair without a detector."""
-        if not isinstance(repair, CorrectingRepair):
-            return None
-        repair.detector = noting = cls(repair.detector)
-        return noting
-
-    @property
-    def min_entropy(self) -> float:
-        """What the other detector never flags."""
-        return self.detector.min_entropy
-
-    @property
-    def reads_hidden(self) -> bool:
-        """Whether the other detector reads hidden states."""
-        return self.detector.reads_hidden
-
-    def flags(self, seen: Seen) -> Tensor:
-        """Return what the other detector says."""
-        found = self.detector.flags(seen)
-        for row in found.nonzero()[:, 0].tolist():
+    def __call__(self, seen: Seen, flags: Tensor) -> None:
+        """Write down the tokens of `seen` that are flagged, `flags` bool `[N]`."""
+        for row in flags.nonzero()[:, 0].tolist():
             prompt, context = seen.prompts[row], seen.contexts[row]
             self._flagged.setdefault(tuple(prompt), []).append(tuple(context[len(prompt) :]))
-        return found
 
     def tokens(self, traces: Sequence[Trace]) -> list[list[int]]:
         """Return which tokens of each response were flagged, counted from its first."""
@@ -58,3 +35,26 @@ class NotingDetector:
         written = self._flagged.get(tuple(ids[: trace.response_start]), [])
         # the same prompt may have been answered twice: what was written before the flag tells whose it is
         return sorted({n for before in written if (n := len(before)) < len(response) and response[:n] == before})
+
+
+@contextmanager
+def logged_flags(repair: Repair | None) -> Iterator[FlagLog | None]:
+    """Write down what a repair flags inside the block; the repair itself stays as it is.
+
+    Args:
+        repair: What decodes; of several together, the one that decides tokens.
+
+    Yields:
+        The log, or None for a repair that flags nothing.
+    """
+    parts = repair.repairs if isinstance(repair, Composed) else (repair,)
+    deciding = next((part for part in parts if isinstance(part, CorrectingRepair)), None)
+    if deciding is None:
+        yield None
+        return
+    log = FlagLog()
+    deciding.on_flags.append(log)
+    try:
+        yield log
+    finally:
+        deciding.on_flags.remove(log)

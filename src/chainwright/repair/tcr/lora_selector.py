@@ -28,6 +28,7 @@ from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_model
 from chainwright.models.padding import left_pad, position_ids
+from chainwright.repair.base import load_weights
 from chainwright.repair.tcr.selector import ClassifierConfig, multilabel_loss
 from chainwright.repair.tcr.token_repair import Seen
 
@@ -197,7 +198,7 @@ class ClassifierSelector:
             settings["base"], settings["tokens_of"], settings["n_choices"], ClassifierConfig(**settings["training"])
         )
         head = {name.removeprefix(_HEAD): value for name, value in tensors.items() if name.startswith(_HEAD)}
-        made.head.load_state_dict(head)
+        load_weights(made.head, head, "the head of its classifier")
         set_peft_model_state_dict(made.network, {k: v for k, v in tensors.items() if not k.startswith(_HEAD)})
         return made
 

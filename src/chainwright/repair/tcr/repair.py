@@ -18,14 +18,16 @@ verifier are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput
+from chainwright._config import Config
+from chainwright._errors import BadInput, unknown_name
 from chainwright._registry import register
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -41,6 +43,15 @@ from chainwright.repair.tcr.verifier import Verifier
 from chainwright.traces import Trace
 
 
+class _Settings(Config):
+    heads: tuple[tuple[int, int], ...] = Field(description="The candidate heads.")
+    layers: tuple[int, ...] = Field(description="The layers that are read.")
+    end_ids: tuple[int, ...] = Field(description="Tokens that end a response.")
+    config: dict[str, Any] = Field(description="How it decodes.")
+    detector: dict[str, Any] = Field(description="The detector's kind and settings.")
+    selector: dict[str, Any] = Field(description="The selector's kind and settings.")
+
+
 @register("repair", "tcr")
 class TCR(CorrectingRepair):
     """A detector, candidate heads, a selector among them, and a vote; or a verifier in place of selector and vote.
@@ -53,6 +64,8 @@ class TCR(CorrectingRepair):
     """
 
     kind = "tcr"
+    schema = _Settings
+    remedy = "fit one for this model (chainwright fit tcr)"
 
     def __init__(
         self,
@@ -181,7 +194,7 @@ class TCR(CorrectingRepair):
             [(layer, head) for layer, head in settings["heads"]],
             restore_selector(settings["selector"], _of(tensors, "selector.")),
             restore_detector(settings["detector"], _of(tensors, "detector.")),
-            config=TCRConfig(**settings["config"]),
+            config=_decoding(settings["config"]),
             layers=settings["layers"],
             end_ids=settings["end_ids"],
             origin=origin,
@@ -197,7 +210,7 @@ class TCR(CorrectingRepair):
         if outside := [head for head in self.heads if head[0] >= parts.n_layers or head[1] >= parts.n_heads]:
             raise BadInput(
                 f"The repair silences head {outside[0]}, and the model has {parts.n_layers} layers of {parts.n_heads} "
-                "heads (counted from 0); fit one for this model (chainwright fit tcr)."
+                f"heads (counted from 0); {self.remedy}."
             )
         self._check_widths({float(parts.d_model)})
 
@@ -216,6 +229,13 @@ class TCR(CorrectingRepair):
                     f"The repair is damaged: its {name} does not fit {k} heads and {len(self.layers)} layers; save or "
                     "fetch it again."
                 )
+
+
+def _decoding(saved: Mapping[str, Any]) -> TCRConfig:
+    known = [field.name for field in fields(TCRConfig)]
+    if others := [name for name in saved if name not in known]:
+        raise unknown_name("setting of TCR", others[0], known)
+    return TCRConfig(**saved)
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -94,6 +94,7 @@ class CorrectingRepair(Repair):
         scale: What they are multiplied by, 0 to silence them.
         end_ids: Tokens that end a response: rows that have written one are left alone.
         max_bytes: What the cached runs without single heads may take together.
+        on_flags: Called with what was known of some tokens while decoding, and which of them were flagged.
     """
 
     decides_tokens: ClassVar[bool] = True
@@ -107,11 +108,19 @@ class CorrectingRepair(Repair):
 
     def __init__(self, origin: Origin | None = None):
         super().__init__(origin)
+        self.on_flags: list[Callable[[Seen, Tensor], None]] = []
         self.layers = ()
         self.positions = "all"
         self.scale = 0.0
         self.end_ids = ()
         self.max_bytes = 2**30
+
+    def _not_pickled(self) -> frozenset[str]:
+        return super()._not_pickled() | {"on_flags"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled; nothing watches the copy."""
+        self.__dict__ |= {**state, "on_flags": []}
 
     @abstractmethod
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
@@ -156,8 +165,6 @@ class _Deciding(Decider):
 
     def __init__(self, parts: Anatomy, repair: CorrectingRepair, cost: Cost):
         self.parts, self.repair, self.cost = parts, repair, cost
-        # taken now: what watches a detector may go while the repair stays attached
-        self.detector = repair.detector
         self.switch = Switch(parts)
         self.n_uncached = self.n_decided = 0
         self.is_deciding = False  # whether the pass that runs now is one of decoding with a cache
@@ -259,7 +266,10 @@ class _Deciding(Decider):
         if not uncertain:
             return
         seen = self._seen(logits).take(uncertain)
-        flagged = self.detector.flags(seen).nonzero()[:, 0].tolist()
+        flags = self.repair.detector.flags(seen)
+        for notify in self.repair.on_flags:
+            notify(seen, flags)
+        flagged = flags.nonzero()[:, 0].tolist()
         if not flagged:
             return
         doubtful = seen.take(flagged)
@@ -277,7 +287,7 @@ class _Deciding(Decider):
 
     def _uncertain(self, logits: Tensor, live: list[int]) -> list[int]:
         """Return the live rows that the detector might flag."""
-        floor = self.detector.min_entropy
+        floor = self.repair.detector.min_entropy
         if floor < 0 or not live:
             return live
         is_uncertain = (entropy_nats(logits) > floor).tolist()

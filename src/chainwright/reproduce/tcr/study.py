@@ -34,7 +34,7 @@ from chainwright.models.load import load_as, provenance
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems, look
-from chainwright.repair.tcr.flag_log import NotingDetector
+from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.repair.tcr.repair import TCR
 from chainwright.repair.tcr.training_data import lessons_of
 from chainwright.reproduce.tcr.ablations import ablation_rows, load_outcomes, save_outcomes
@@ -139,21 +139,22 @@ class ReproduceTCR(Plan):
         task, _, seed = cell.partition("-")
         problems = self._problems(task, int(seed))
         repair = self._way(way, job.done, problems)
-        noted = None if way == "DoLa" else NotingDetector.put_into(repair)  # which looks at every token
-        traces = generate(
-            self.model,
-            self.tokenizer,
-            problems,
-            repair=repair,
-            max_new_tokens=self.asked.max_new_tokens,
-            batch_size=self.asked.batch_size,
-            temperature=self.asked.temperature,
-            seed=int(seed),
-            progress=False,
-        )
+        # DoLa looks at every token
+        with logged_flags(None if way == "DoLa" else repair) as flag_log:
+            traces = generate(
+                self.model,
+                self.tokenizer,
+                problems,
+                repair=repair,
+                max_new_tokens=self.asked.max_new_tokens,
+                batch_size=self.asked.batch_size,
+                temperature=self.asked.temperature,
+                seed=int(seed),
+                progress=False,
+            )
         write_traces(job.out / "traces.parquet", traces)
-        if noted is not None:
-            write_json(job.out / "flagged.json", noted.tokens(traces))
+        if flag_log is not None:
+            write_json(job.out / "flagged.json", flag_log.tokens(traces))
         # times differ from run to run; they are in the study's log
         counts = {} if repair is None else asdict(repair.cost)
         write_json(job.out / "counts.json", {k: v for k, v in counts.items() if isinstance(v, int)})

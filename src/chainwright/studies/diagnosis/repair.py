@@ -18,7 +18,7 @@ from chainwright._finding import Finding
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
 from chainwright.repair.base import Repair
-from chainwright.repair.tcr.flag_log import NotingDetector
+from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.units import (
     Bench,
@@ -107,11 +107,11 @@ class Repaired(Instrument):
 
 def _decode(bench: Bench, job: Job, cell: Cell) -> None:
     repair = Repair.from_pretrained(job.done[REPAIR] / "repair")
-    noted = NotingDetector.put_into(repair)
-    traces = decode_cell(bench, cell, job, repair)
+    with logged_flags(repair) as flag_log:
+        traces = decode_cell(bench, cell, job, repair)
     write_traces(job.out / "traces.parquet", traces)
-    if noted is not None:
-        write_json(job.out / "flagged.json", noted.tokens(traces))
+    if flag_log is not None:
+        write_json(job.out / "flagged.json", flag_log.tokens(traces))
     # seconds differ from run to run, and a study does not
     write_json(job.out / "counts.json", {k: v for k, v in asdict(repair.cost).items() if isinstance(v, int)})
 
