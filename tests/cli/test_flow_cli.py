@@ -60,7 +60,7 @@ def test_slots_of_chains(tmp_path):
         (["--task", "three-hop"], "Did you mean 'two-hop'"),
         (["--task", "one-hop", "--order", "backwards"], "Unknown order 'backwards'"),
         (["--task", "one-hop", "-n", "0"], "-n must be at least 1"),
-        (["--task", "one-hop", "--model", "reasoner"], "The model is none of a made-up world"),
+        (["--task", "one-hop", "--model", "reasoner"], "The model is not one of a made-up world"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

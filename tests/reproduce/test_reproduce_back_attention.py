@@ -206,7 +206,7 @@ def test_fitting_from_the_command_line_gives_what_the_study_fits(world, tmp_path
         (["--size", "0"], "d_back must be at least 1; got 0"),
         (["--set", "lr=0"], "lr must be above 0"),
         (["--questions", "nowhere.json"], "There is no file nowhere.json"),
-        (["--model", "reasoner"], "none of a made-up world"),
+        (["--model", "reasoner"], "not one of a made-up world"),
     ],
     ids=["source", "layer", "order", "size", "rate", "file", "model"],
 )

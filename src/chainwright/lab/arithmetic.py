@@ -41,7 +41,7 @@ class ArithmeticConfig(Qwen3Recipe):
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerBase:
-    """Return the tokenizer: one token a digit, a sign or a bracket."""
+    """Return the tokenizer: one token per digit, sign or bracket."""
     return word_tokenizer(["\n", *"0123456789", "+", "-", "*", "(", ")", "="], _N_POSITIONS)
 
 
@@ -67,7 +67,7 @@ def _batch(rows: Sequence[_Row], pad: int) -> tuple[Tensor, Tensor]:
 
 
 class _Rows:
-    """Draws batches."""
+    """Draws the batch of each step from (seed, step)."""
 
     def __init__(self, config: ArithmeticConfig, tokenizer: PreTrainedTokenizerBase):
         self.config, self.pad = config, int(tokenizer.pad_token_id)
@@ -89,9 +89,9 @@ def train_arithmetic(
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
+        resume: Resume from `folder/training` if it is there.
         progress: Show a progress bar.
 
     Raises:

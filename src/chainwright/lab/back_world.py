@@ -1,7 +1,7 @@
-"""Back attention for a model of a made-up world: what it is fitted on, and what it reaches on questions held out.
+"""Back attention for a model of a made-up world: what it is fitted on, and what it reaches on held-out questions.
 
-1. Fitted on the training compositions that the model was never shown, with copies behind a word at random.
-2. Judged, without and with it, on all single facts and on four parts of the compositions that are in no fit.
+1. Fitted on the training compositions that the model was never shown, with copies behind a random word.
+2. Judged on all single facts and on four parts of the compositions that no fit uses, without and with it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def with_figures(
     recipe: KnowledgeConfig,
     n: int = 500,
 ) -> BackAttention:
-    """Return the repair with its figures: the shares answered without and with it, of at most `n` questions a part."""
+    """Return the repair with its figures: shares answered right without and with it, `n` questions per part at most."""
     _, parts = known_compositions(recipe)
     alone = two_hop.judged(model, tokenizer, recipe.world, parts, n, recipe.order)
     with repair.attached(model):

@@ -2,8 +2,8 @@
 
 1. Three kinds of rows, each a question and its chain. The task itself, in short chains. "Names": short chains that
    write down the turn in place of the direction, from which looking things up in the question is learned soon. Long
-   chains of the task, whose directions are given and do not count in the loss: counting far, stopping, the answer and
-   all positions are learned from these.
+   chains of the task, whose directions are written out and do not count in the loss: counting far, stopping, the
+   answer and all positions are learned from these.
 2. So the model knows all of a long chain but one thing: finding the turn in the question has only been learned where
    few lines compete with the question for the attention of the heads that look it up.
 3. Wide embeddings, as in `iteration_model.py`: with the usual ones the circuit does not form in this time.
@@ -64,7 +64,7 @@ class CompassConfig(Qwen3Recipe):
 
 
 def compass_tokenizer(config: CompassConfig) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the task: one token a word, one a digit."""
+    """Return the tokenizer of the task: one token per word and per digit."""
     return word_tokenizer(["\n", *"0123456789", *compass.vocabulary(), _NAMES], config.n_positions)
 
 
@@ -76,7 +76,7 @@ def new_compass(config: CompassConfig, tokenizer: PreTrainedTokenizerBase) -> Qw
 
 
 class CompassRows:
-    """Draws batches."""
+    """Draws the batch of each step from (seed, step)."""
 
     def __init__(self, config: CompassConfig, tokenizer: PreTrainedTokenizerBase):
         self.config = config
@@ -144,9 +144,9 @@ def train_compass(
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
+        resume: Resume from `folder/training` if it is there.
         progress: Show a progress bar.
 
     Raises:

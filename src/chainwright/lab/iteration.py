@@ -3,7 +3,7 @@
 1. Training draws fresh sequences every step (`iteration_data`), each batch a pure function of (seed, step).
 2. The loss counts what follows the end of the input. AdamW, warm-up, constant rate, linear decay.
 3. At every checkpoint the model is measured on held-out sequences of every length: exact sequences, attention of every
-   head. Weights, measures and what a killed run needs to go on are written then.
+   head. Weights, measures and the state that a killed run resumes from are written then.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ def train_iteration(
     Args:
         config: The recipe.
         folder: Where to write: the model; `checkpoints/step-...`, each a model of its own; `emergence`, the measures so
-            far; `training`, what a killed run needs to go on.
+            far; `training`, the state that a killed run resumes from.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
-        keep_checkpoints: Keep the weights of every checkpoint and not of the last alone.
+        resume: Resume from `folder/training` if it is there.
+        keep_checkpoints: Keep the weights of every checkpoint, not only of the last.
         on_checkpoint: Called with the measures so far at every checkpoint.
         progress: Show a progress bar.
 
@@ -153,7 +153,7 @@ def train_iteration(
 
     Raises:
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
-            what a killed run left is damaged, the disk is full, there is no such device, or the recipe does not fit
+            its checkpoint is damaged, the disk is full, there is no such device, or the recipe does not fit
             its model.
     """
     sets, model = held_out_sets(config), new_iteration_model(config)

@@ -2,9 +2,9 @@
 
 1. A task is a table of transitions: `s_t = table[s_(t-1), x_t]`, with `s_1 = x_1`. Copy ignores the state, parity adds
    modulo 2, the polynomial task evaluates any polynomial modulo any number over any alphabet of inputs.
-2. A sequence is `[task] x_1..x_n [end of input] s_1..s_n [end]`; without a chain of thought only `s_n` stands between
-   both ends. Every recipe has the same words for the same modulus and alphabet, so that a model can go on with another
-   task.
+2. A sequence is `[task] x_1..x_n [end of input] s_1..s_n [end]`; without a chain of thought only `s_n` is between
+   both ends. Every recipe has the same words for the same modulus and alphabet, so that a model can be trained further
+   on another task.
 3. Whether a sequence is held out is decided by its inputs alone: a hash of them. For lengths with few sequences
    exactly the asked share is held out, rounded down, so length 1 of a binary task has none.
 """

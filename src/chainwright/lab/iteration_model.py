@@ -100,7 +100,7 @@ def model_config(config: IterationConfig) -> PretrainedConfig:
     """Return the Transformers config of a recipe.
 
     Raises:
-        BadInput: The given config names no known model type.
+        BadInput: Setting `model` makes no Transformers config.
     """
     shared: dict[str, Any] = {
         "vocab_size": len(vocabulary(config)),
@@ -112,11 +112,11 @@ def model_config(config: IterationConfig) -> PretrainedConfig:
     }
     n_positions = config.n_positions or config.most_tokens
     if config.model:
-        given = {name: value for name, value in config.model.items() if name != "model_type"}
+        own = {name: value for name, value in config.model.items() if name != "model_type"}
         try:
             kind = AutoConfig.for_model(config.model.get("model_type", ""))
             place = kind.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-            return AutoConfig.for_model(kind.model_type, **{place: n_positions}, **(shared | given))
+            return AutoConfig.for_model(kind.model_type, **{place: n_positions}, **(shared | own))
         except (ValueError, TypeError) as error:
             raise BadInput(f"Setting model makes no Transformers config: {error}.") from error
     if config.positions == "rotary":

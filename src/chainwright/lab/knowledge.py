@@ -1,9 +1,9 @@
 """The recipe of the small model of a made-up world: it knows every single fact and fails most two-hop questions.
 
-1. Rows are questions in one wording with their answer, "bado mother kevi" if not asked otherwise, about the facts of a
+1. Rows are questions in one wording with their answer, "bado mother kevi" by default, about the facts of a
    `World`, all of them every time.
-2. In a share of the rows one word at random stands in front, so that no position is special; in a share some relation
-   stands between a one-hop question and its answer. From the latter the model learns to pass over what follows the
+2. In a share of the rows a random word is in front, so that no position is special; in a share some relation
+   comes between a one-hop question and its answer. From the latter the model learns to pass over what follows the
    first relation, and its usual wrong answer to a two-hop question becomes that of the first hop.
 3. A share of the training compositions is learned by heart with them. Those that are not stay for a back attention.
 4. The loss counts the answer alone. AdamW, warm-up, linear decay; each batch is a pure function of (seed, step).
@@ -56,7 +56,7 @@ class KnowledgeConfig(Qwen3Recipe):
 
     @property
     def world(self) -> World:
-        """Return the world."""
+        """Return the world that the settings describe."""
         return World(self.n_entities, self.n_relations, self.world_seed)
 
 
@@ -102,7 +102,7 @@ def world_recipe(recipe: Mapping[str, Any]) -> KnowledgeConfig:
     """
     if not {"n_entities", "n_relations", "known_share"} <= recipe.keys() <= KnowledgeConfig.model_fields.keys():
         raise BadInput(
-            "The model is none of a made-up world: its recipe.json lacks the world's settings. Train one with "
+            "The model is not one of a made-up world: its recipe.json lacks the world's settings. Train one with "
             "chainwright train world, or take the bundled 'world'."
         )
     return KnowledgeConfig.from_record(recipe)
@@ -118,7 +118,7 @@ def recipe_for(name: str) -> KnowledgeConfig:
 
 
 def knowledge_tokenizer(config: KnowledgeConfig) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the world: one token a word."""
+    """Return the tokenizer of the world: one token per word."""
     return word_tokenizer(["\n", *"0123456789", *config.world.vocabulary()], _N_POSITIONS)
 
 
@@ -169,9 +169,9 @@ def train_knowledge(
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
+        resume: Resume from `folder/training` if it is there.
         progress: Show a progress bar.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Saving and loading a model with its AdamW state as safetensors, so that a killed training goes on exactly."""
+"""Saving and loading a model with its AdamW state as safetensors, so that a killed training resumes exactly."""
 
 from __future__ import annotations
 

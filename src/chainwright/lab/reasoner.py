@@ -7,8 +7,8 @@
    sequence.
 3. The loss counts the chain alone. AdamW, warm-up, constant rate, then a long linear decay; nothing can be
    judged before the decay.
-4. Every batch is a pure function of (seed, its number): training that was killed goes on from its last
-   checkpoint with the same batches, and the number of data workers changes nothing.
+4. Every batch is a pure function of (seed, its number): a killed training resumes from its last checkpoint with
+   the same batches, and the number of data workers changes nothing.
 
 Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), training draws its own above
 2**32.
@@ -152,7 +152,7 @@ class ReasonerData(Dataset[list[Batch]]):
         return batches[: self.config.n_steps - number * _GROUP]
 
     def _draw(self, rng: random.Random) -> tuple[str, str]:
-        """Return one (prompt, chain)."""
+        """Return a prompt and its chain, of a task drawn by its weight."""
         names = list(self.config.weights)
         (name,) = rng.choices(names, [self.config.weights[n] for n in names])
         if name == _COPY:
@@ -224,10 +224,10 @@ def train_reasoner(
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds what a killed run needs to go on.
+        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
         device: Where to train.
-        resume: Go on from `folder/training` if it is there.
-        n_workers: Processes that draw samples beside the training one.
+        resume: Resume from `folder/training` if it is there.
+        n_workers: Processes that draw samples while the main one trains.
         seconds_between_checkpoints: How much work a kill can cost.
         progress: Show a progress bar.
 
@@ -236,7 +236,7 @@ def train_reasoner(
 
     Raises:
         BadInput: `folder` holds a training of another config or something else, is there already and `resume` is off,
-            what a killed run left is damaged, the disk is full, there is no such device, or the recipe has too few
+            its checkpoint is damaged, the disk is full, there is no such device, or the recipe has too few
             positions for its hops.
     """
     tokenizer = reasoner_tokenizer(config)

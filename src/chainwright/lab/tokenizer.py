@@ -1,4 +1,4 @@
-"""The word-level tokenizer of the bundled models: one token a word, one a digit, text that reads back as written."""
+"""The word-level tokenizer of the bundled models: one token per word and per digit; text reads back as written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def word_tokenizer(words: Sequence[str], max_tokens: int) -> PreTrainedTokenizer
     Args:
         words: Every token but the special ones, in the order of their ids; "\n" and the ten digits among
         them.
-        max_tokens: Longest input the model is to be given.
+        max_tokens: Longest input of the model.
     """
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
     if len(vocabulary) != len(SPECIAL) + len(words):
-        raise ValueError("Some word stands twice in the vocabulary.")
+        raise ValueError("A word is twice in the vocabulary.")
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -116,7 +116,7 @@ def world_flow(
         seed: Decides which.
 
     Raises:
-        BadInput: The model is none of a made-up world, or `n` is below 1.
+        BadInput: The model is not one of a made-up world, or `n` is below 1.
     """
     _check_n(n)
     recipe = recipe_for(name)
@@ -168,7 +168,7 @@ def _groups(
 
 
 def _position_names(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[str]:
-    """Return what stands at each position of a question: e1, r1 and r2 by these names, other tokens by their own."""
+    """Return the name of each position of a question: e1, r1 and r2 by these names, other tokens by their own."""
     roles = {problem.facts[name]: name for name in ("e1", "r1", "r2") if name in problem.facts}
     return [roles.get(word, word) for word in tokenizer.convert_ids_to_tokens(tokenizer(problem.prompt)["input_ids"])]
 
@@ -186,7 +186,7 @@ def chain_flow(
         tokenizer: Its tokenizer.
         problems: Problems of tasks with a hop dial.
         n: Queries of each kind.
-        progress: Show how far the generation is.
+        progress: Show the progress of the generation.
 
     Raises:
         BadInput: `n` is below 1, or no slot of any response could be marked.
@@ -232,7 +232,7 @@ def _at_errors(
     for kind in [row["error_type"] for row in rows if row["error_type"] != UNPARSED]:
         try:
             wrong = erroneous_contexts(tokenizer, traces, task, kind, n)
-        except BadInput:  # the right token cannot be told at any of them
+        except BadInput:  # the right token is unknown at all of them
             continue
         said = slot_queries(tokenizer, traces, wrong)
         if said:
@@ -252,7 +252,7 @@ def _check_n(n: int) -> None:
 
 
 def stage_tables(found: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
-    """Return a row for each stage table (`FlowStages.line`), by what stands before the first "; " of its name."""
+    """Return a row for each stage table (`FlowStages.line`), by the part of its name before the first "; "."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for stage in found:
         if isinstance(stage, FlowStages):

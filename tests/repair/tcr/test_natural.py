@@ -80,7 +80,7 @@ def test_a_text_streamer_writes_the_sampled_answer(capsys: pytest.CaptureFixture
 def test_a_fit_on_chains_without_a_right_token_is_refused() -> None:
     model, tokenizer = instruct_model(), instruct_tokenizer()
     traces = generate(model, tokenizer, natural(n=3), max_new_tokens=10, progress=False)
-    with pytest.raises(BadInput, match="predicts not one right token in these traces"):
+    with pytest.raises(BadInput, match="predicts no right token at all in these traces"):
         fit_tcr(model, tokenizer, traces)
 
 
@@ -124,7 +124,7 @@ def test_fit_decode_and_study_of_an_instruction_model(tmp_path: Path) -> None:
     assert "'TCR, gold', 'best head, gold' and 'remove, gold', and the ablations: they need right chains" in printed
     assert "| TCR |" in printed and "| TCR, gold |" not in printed
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Left out" in report and 'id="comparison"' in report
+    assert "Not run" in report and 'id="comparison"' in report
     code, printed = call(*asked, "--rendering", "natural", "--ways", "none;remove, gold", "-o", tmp_path / "other")
     assert code == 2 and "'remove, gold' cannot be run in the natural rendering" in printed
     assert not (tmp_path / "other").exists() and ReproduceTCR.kind == "reproduce tcr"

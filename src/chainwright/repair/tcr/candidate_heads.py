@@ -1,12 +1,12 @@
-"""The candidate heads: a few heads of which, at most errors, one would mend the token if it were silent.
+"""The candidate heads: a few heads of which, at most errors, one would fix the token if it were silent.
 
 1. For each key error type of each task, heads that push the wrong token are located (`head_roles`).
-2. They are pooled, and each is silenced at errors and at right tokens of the lessons: what does it mend, what does it
+2. They are pooled, and each is silenced at errors and at right tokens of the lessons: what does it fix, what does it
    leave right?
 3. A greedy set cover chooses among them: each time the head that covers most of what is not yet covered.
 
 Source: TCR (arXiv 2601.21214), section 4, which covers (task, error type) pairs. Departure: counting the errors that a
-head mends is offered too, and is the default, since a head can belong to a type and mend little of it.
+head fixes is offered too, and is the default, since a head can belong to a type and fix little of it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class CandidateConfig:
 
     Attributes:
         n_contexts: Wrong, and as many right, contexts of each key error type on which heads are located.
-        min_errors: Types with fewer known first errors are left out.
+        min_errors: Types with fewer known first errors are skipped.
         max_heads: Most heads that are taken.
-        cover: What the heads are to cover: errors that they mend ("samples"), or key error types that they were
+        cover: What the heads are to cover: errors that they fix ("samples"), or key error types that they were
             located in ("types", the paper's).
         positions: Where heads are silenced.
-        n_lessons: Lessons on which errors mended and right tokens kept are counted.
+        n_lessons: Lessons on which errors fixed and right tokens kept are counted.
         right_share: Share of the right tokens with an entropy above 0.01 nats on which `kept` is counted.
     """
 
@@ -76,11 +76,11 @@ class Candidates(Finding):
 
     Attributes:
         heads: The heads in the order in which they were taken, as [layer, head].
-        rows: One a pooled head: `layer`, `head`, `fixed` (share of errors that it fixes), `kept` (share of doubtful
+        rows: One per pooled head: `layer`, `head`, `fixed` (share of errors that it fixes), `kept` (share of doubtful
             right tokens that stay right), `rectification` (what right tokens gain in wrong contexts, mean over the
             types it was located in), `types` (those), `is_chosen`.
-        coverage: Share of errors that at least one of the first 1, 2, ... heads mends.
-        any_head: Share of errors that at least one head of the pool mends.
+        coverage: Share of errors that at least one of the first 1, 2, ... heads fixes.
+        any_head: Share of errors that at least one head of the pool fixes.
         types: Key error types as "task: type", each with the heads located in it.
         n_errors, n_right: Tokens that were counted.
     """
@@ -102,12 +102,12 @@ class Candidates(Finding):
             parts.append(f"L{layer}H{head} (fixes {row['fixed']:.0%}, keeps {row['kept']:.0%})")
         return (
             f"{len(self.heads)} candidate heads from {len(self.types)} error types: {', '.join(parts)}. At "
-            f"{self.coverage[-1]:.0%} of {self.n_errors} errors at least one of them mends the token (any of the "
+            f"{self.coverage[-1]:.0%} of {self.n_errors} errors at least one of them fixes the token (any of the "
             f"{len(self.rows)} pooled heads: {self.any_head:.0%})."
         )
 
     def to_frame(self) -> pa.Table:
-        """Return one row a pooled head."""
+        """Return one row per pooled head."""
         return pa.Table.from_pylist([{**row, "types": ", ".join(row["types"])} for row in self.rows])
 
 
@@ -169,7 +169,7 @@ def _located(
             wrong = erroneous_contexts(tokenizer, traces, task, kind, config.n_contexts)
             right = correct_contexts(traces, wrong, config.n_contexts)
         except BadInput:
-            continue  # no error of the type whose right token can be told, or no right slot of its kind
+            continue  # no error of the type whose right token is known, or no right slot of its kind
         if len(wrong) >= config.min_errors:
             roles[task, kind] = head_roles(model, right, wrong, config=RolesConfig(positions=config.positions))
     if not roles:
@@ -189,18 +189,18 @@ def _chosen(
     source: dict[str, str],
 ) -> Candidates:
     is_error = ~found.is_right[found.doubtful]
-    mends, keeps = found.labels[is_error, :-1], found.labels[~is_error, :-1]
+    fixes, keeps = found.labels[is_error, :-1], found.labels[~is_error, :-1]
     types = {f"{task}: {kind}": role.erroneous_processing for (task, kind), role in roles.items()}
     located = torch.tensor([[[*head] in heads for head in pool] for heads in types.values()])
     rectified = torch.stack([torch.stack([r.rectification[h] for h in pool]) for r in roles.values()])
     gains = (rectified * located).sum(0) / located.sum(0).clamp(min=1)
-    order = greedy_cover(mends if config.cover == "samples" else located, gains, config.max_heads)
-    covered = [float(mends[:, order[: i + 1]].any(1).float().mean()) for i in range(len(order))]
+    order = greedy_cover(fixes if config.cover == "samples" else located, gains, config.max_heads)
+    covered = [float(fixes[:, order[: i + 1]].any(1).float().mean()) for i in range(len(order))]
     rows = [
         {
             "layer": head[0],
             "head": head[1],
-            "fixed": float(mends[:, k].float().mean()),
+            "fixed": float(fixes[:, k].float().mean()),
             "kept": float(keeps[:, k].float().mean()),
             "rectification": float(gains[k]),
             "types": [name for name, heads in types.items() if [*head] in heads],
@@ -212,9 +212,9 @@ def _chosen(
         heads=[list(pool[k]) for k in order],
         rows=rows,
         coverage=covered,
-        any_head=float(mends.any(1).float().mean()),
+        any_head=float(fixes.any(1).float().mean()),
         types=types,
-        n_errors=len(mends),
+        n_errors=len(fixes),
         n_right=len(keeps),
         config=asdict(config),
         provenance=source,

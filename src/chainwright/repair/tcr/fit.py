@@ -2,9 +2,9 @@
 
 1. Candidate heads from the traces (`candidates`).
 2. Every lesson is run once, and at doubtful tokens also without each head: that labels which choices are right.
-3. The selector learns to rank the choices, the detector to tell wrong tokens, the verifier to tell the model's second
-   choice from its first.
-4. On lessons that none of them has seen, every way of putting them together is scored by the share of chains that come
+3. The selector learns to rank the choices, the detector to recognise wrong tokens, the verifier to choose between
+   the model's first and second choice.
+4. On lessons that none of them has seen, every combination of them is scored by the share of chains that come
    out right: first how many heads vote, then the threshold of the detector. If no threshold beats leaving the model
    alone, it is set where it does least.
 
@@ -180,7 +180,7 @@ def fit_tcr(
     parts = anatomy(model)
     lessons = lessons_of(tokenizer, traces)
     _check_traces(traces)
-    if settings.selector != "light":  # a base that cannot be had or cannot read is told before the long work
+    if settings.selector != "light":  # a base that cannot be loaded or cannot read is reported before the long work
         _classifier(model, 1, settings).encoded(traces[0].input_ids.tolist())
     say(f"Locating heads in {len(traces)} traces")
     try:
@@ -258,7 +258,7 @@ def _origin(model: nn.Module, figures: dict[str, float]) -> Origin:
 
 
 def look(parts: Anatomy, lessons: Sequence[Lesson], heads: Sequence[Head], config: FitConfig, tick: Tick) -> Outcomes:
-    """Return the outcomes of lessons, with the heads left out at wrong tokens and those above `doubt_above`."""
+    """Return the outcomes of lessons, with each head silenced at wrong tokens and at those above `doubt_above`."""
 
     def doubtful(entropy: Tensor, is_right: Tensor, features: Tensor) -> Tensor:
         return ~is_right | (entropy > config.doubt_above)
@@ -279,14 +279,18 @@ def _check_traces(traces: Sequence[Trace]) -> None:
     if not traces:
         raise BadInput("There are no traces to fit on.")
     if all(trace.first_error is None for trace in traces):
-        raise BadInput(f"None of the {len(traces)} traces has an error, so there is nothing to mend; ask more hops.")
+        raise BadInput(
+            f"None of the {len(traces)} traces has an error, so there is nothing to repair; ask for more hops."
+        )
 
 
 def _check_tokens(seen: Outcomes) -> None:
     if not bool(seen.is_right.any()):
-        raise BadInput("The model predicts not one right token in these traces, so nothing tells right from wrong.")
+        raise BadInput(
+            "The model predicts no right token at all in these traces, so right and wrong ones cannot be compared."
+        )
     if bool(seen.is_right.all()):
-        raise BadInput("The model predicts every token of these chains right: nothing to mend; ask more hops.")
+        raise BadInput("The model predicts every token of these chains right: nothing to repair; ask for more hops.")
 
 
 def _selector(model: nn.Module, seen: Outcomes, config: FitConfig) -> Selector:

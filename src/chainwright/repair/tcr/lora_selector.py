@@ -51,7 +51,7 @@ class Chain(NamedTuple):
 
 
 def chains_of(rows: Sequence[Sequence[int]]) -> list[Chain]:
-    """Return rows of tokens put together where one continues another; each row is in one chain."""
+    """Return rows of tokens joined where one continues another; each row is in one chain."""
     found: list[Chain] = []
     # in falling order of their tokens a row comes right after those that continue it
     for i in sorted(range(len(rows)), key=lambda i: list(rows[i]), reverse=True):
@@ -108,7 +108,7 @@ class ClassifierSelector:
             return self._forward([self.encoded(ids) for ids in seen.contexts])
 
     def encoded(self, ids: Sequence[int]) -> list[int]:
-        """Return a context in the base's tokens, its end kept where it is longer than the base can read.
+        """Return a context in the base's tokens, cut at its start if it is longer than the base can read.
 
         Raises:
             BadInput: The base's tokenizer cannot read it.
@@ -145,7 +145,7 @@ class ClassifierSelector:
         return self.head(hidden[chain_at, column].float())  # type: ignore[no-any-return]
 
     def fit(self, contexts: Sequence[Sequence[int]], labels: Tensor) -> ClassifierSelector:
-        """Train on contexts and which choices are right at each; rows without a right one are left out.
+        """Train on contexts and which choices are right at each; rows without a right one are skipped.
 
         Raises:
             BadInput: No row has a right choice, or the base's tokenizer cannot read the contexts.

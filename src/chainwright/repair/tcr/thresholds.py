@@ -39,7 +39,7 @@ def detection(found: Outcomes, flagged: Tensor) -> Detection:
 
 
 def _up_to_first_error(found: Outcomes) -> Tensor:
-    """Return which tokens stand at or before the first wrong one of their chain."""
+    """Return which tokens are at or before the first wrong one of their chain."""
     wrong = (~found.is_right).long()
     earlier = wrong.cumsum(0) - wrong
     starts = torch.cat([torch.tensor([True]), found.lesson[1:] != found.lesson[:-1]])
@@ -49,7 +49,7 @@ def _up_to_first_error(found: Outcomes) -> Tensor:
 
 
 def exact_share(found: Outcomes, flagged: Tensor, decided: Tensor) -> float:
-    """Return the share of chains that are right as a whole when flagged tokens are decided anew."""
+    """Return the share of chains that are right as a whole when flagged tokens are decided again."""
     return float(found.chains_right(found.repaired(flagged, decided)).float().mean())
 
 
@@ -79,11 +79,11 @@ class Decided(NamedTuple):
     ) -> Decided:
         """Return what they make of these outcomes."""
         read = (found.verifier_features, found.doubt[found.doubtful])
-        told = [
+        judged = [
             None if judge is None else found.verified(judge.p_second(features))
             for judge, features in zip((verifier, blind), read, strict=True)
         ]
-        return cls(scores, found.decided(scores, n_votes), *told)
+        return cls(scores, found.decided(scores, n_votes), *judged)
 
 
 def tuned_votes(held: Outcomes, scores: Tensor) -> int:
@@ -120,12 +120,12 @@ def tune_figures(held: Outcomes, decided: Decided, flagged: Tensor) -> dict[str,
     at = detection(held, flagged)
     entropy = detection(held, held.entropy > 0.3)
     gold = ~held.is_right
-    told = {"decided by the verifier": decided.by_verifier, "by a verifier that knows no runs": decided.by_blind}
+    decisions = {"decided by the verifier": decided.by_verifier, "by a verifier that knows no runs": decided.by_blind}
     return {
         "chains right, model alone": float(held.chains_right(held.is_right).float().mean()),
         "chains right, repaired": exact_share(held, flagged, decided.best),
         "chains right, decided by vote": exact_share(held, flagged, decided.by_vote),
-        **{f"chains right, {how}": exact_share(held, flagged, d) for how, d in told.items() if d is not None},
+        **{f"chains right, {how}": exact_share(held, flagged, d) for how, d in decisions.items() if d is not None},
         "chains right, entropy 0.3, decided by vote": exact_share(held, held.entropy > 0.3, decided.by_vote),
         "chains right, gold flags, decided by vote": exact_share(held, gold, decided.by_vote),
         "chains right, gold flags, best head each time": exact_share(held, gold, labels[:, :-1].any(1)),

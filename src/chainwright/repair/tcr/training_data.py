@@ -149,8 +149,8 @@ class Outcomes:
     @property
     def labels(self) -> Tensor:
         """Return which choices give the right token at doubtful ones, `[D, K + 1]`; the last silences nothing."""
-        mends = self.votes == self.right_ids[:, None]
-        return torch.cat([mends, self.is_right[self.doubtful, None]], dim=1)
+        fixes = self.votes == self.right_ids[:, None]
+        return torch.cat([fixes, self.is_right[self.doubtful, None]], dim=1)
 
     @property
     def verifier_features(self) -> Tensor:
@@ -185,15 +185,19 @@ class Outcomes:
         return torch.where(scores.argmax(-1) == n_heads, self.is_right[self.doubtful], winner == self.right_ids)
 
     def chains_right(self, is_right: Tensor) -> Tensor:
-        """Return which lessons are right at every token, bool, given which tokens are, `[S]`."""
+        """Return which lessons are right at every token, bool.
+
+        Args:
+            is_right: Which tokens are right, bool `[S]`.
+        """
         n = int(self.lesson.max()) + 1
         return torch.zeros(n).scatter_add_(0, self.lesson, (~is_right).float()) == 0
 
     def repaired(self, flagged: Tensor, decided: Tensor) -> Tensor:
-        """Return which tokens are right when those flagged are decided anew, bool `[S]`.
+        """Return which tokens are right when those flagged are decided again, bool `[S]`.
 
         Args:
-            flagged: bool `[S]`; of those that are not doubtful nothing is known, and they stay as they are.
+            flagged: bool `[S]`; those that are not doubtful stay as they are, as their runs without heads are unknown.
             decided: bool `[D]`.
         """
         out = self.is_right.clone()
@@ -222,10 +226,10 @@ def outcomes(
     Args:
         parts: Anatomy of the model.
         lessons: Right rows, at least one.
-        heads: Heads to leave out, one at a time.
+        heads: Heads to silence, one at a time.
         layers: Layers that detectors and selectors read.
         doubtful: Which tokens to look at without heads.
-        positions: Where the heads are left out.
+        positions: Where the heads are silenced.
         scale: What they are multiplied by.
         tick: Called with (lessons done, of how many).
     """

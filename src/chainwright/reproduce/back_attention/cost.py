@@ -1,4 +1,4 @@
-"""What back attention costs while decoding: time to first token and time a token, beside 1 + (L - s) / L.
+"""What back attention costs while decoding: time to first token and time per token, compared with 1 + (L - s) / L.
 
 1. One random Llama; a prompt is read (prefill) and tokens are decoded one by one with the model's cache.
 2. The plain model and every source layer take turns; medians of processor seconds, which on one thread are the wall
@@ -44,7 +44,7 @@ class Took(NamedTuple):
 def back_cost(settings: CostSettings) -> list[dict[str, Any]]:
     """Return a row for the plain model and each source layer: milliseconds, ratios to the plain model, the formula.
 
-    Runs on one thread, and gives the threads back.
+    Runs on one thread, and restores the number of threads.
     """
     with _one_thread():
         found = _measured(settings)

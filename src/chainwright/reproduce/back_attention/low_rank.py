@@ -15,7 +15,7 @@ from chainwright.models.anatomy import anatomy
 def low_rank(model: nn.Module, n_parameters: int, seed: int = 0) -> PeftModel:
     """Return a copy of a model with fresh LoRA adapters of at most `n_parameters` parameters (at least rank 1).
 
-    They stand beside every linear projection of the attentions, change nothing before they are trained, and have
+    They are added to every linear projection of the attentions, change nothing before they are trained, and have
     scale 1 and no dropout.
 
     Source: LoRA (arXiv 2106.09685).

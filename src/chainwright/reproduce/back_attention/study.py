@@ -88,7 +88,7 @@ class ReproduceBackAttention(Plan):
         recipe: Mapping[str, Any],
         config: ReproduceBackAttentionConfig,
     ):
-        """Take a model of a made-up world with the `recipe.json` that it was trained by."""
+        """Plan the study of a model of a made-up world, with the `recipe.json` that it was trained by."""
         self.model, self.tokenizer, self.asked = model, tokenizer, config
         self.recipe = world_recipe(recipe)
         if self.recipe.order != "bare":
@@ -280,17 +280,17 @@ def run_back_attention(
     recompute: bool = False,
     watch: Watch | None = None,
 ) -> BackAttentionFinding:
-    """Run the study in a folder, or go on with it, and return what it found.
+    """Run or resume the study in a folder, and return its finding.
 
     Args:
         config: Its settings.
         folder: Where it lies.
         overwrite: Replace a study with other settings.
         recompute: Compute damaged units again.
-        watch: Is told how it gets on.
+        watch: Progress callbacks.
 
     Raises:
-        BadInput: The model is none of a made-up world, or the folder holds another study.
+        BadInput: The model is not one of a made-up world, or the folder holds another study.
     """
     model, tokenizer = load_model(config.model, device="cpu")
     plan = ReproduceBackAttention(model, tokenizer, read_recipe(config.model), config)

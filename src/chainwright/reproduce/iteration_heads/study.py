@@ -146,7 +146,7 @@ class IterationHeadsPlan(Plan):
         return cls(known.config["recipes"], reasoner, load_as(known.model, device="cpu"))
 
     def units(self, done: Results) -> Sequence[str]:
-        """Return the trainings in order, then one unit a task."""
+        """Return the trainings in order, then one unit per task."""
         return [*(f"train/{name}" for name in self.recipes), *(f"reasoner/{task}" for task in self.reasoner.hops)]
 
     @classmethod
@@ -253,7 +253,7 @@ class IterationHeads:
 
     @classmethod
     def of(cls, done: Mapping[str, Path]) -> IterationHeads:
-        """Return what finished units hold; those that are not there yet are left out."""
+        """Return what finished units hold; unfinished ones are skipped."""
         runs = {u.partition("/")[2]: Emergence.load(p / "emergence") for u, p in done.items() if u.startswith("train/")}
         looked = {u.partition("/")[2]: p for u, p in done.items() if u.startswith("reasoner/")}
         scores = {task: IterationScores.load(path / "scores") for task, path in looked.items()}
@@ -273,7 +273,7 @@ def run_iteration_heads(
     recompute: bool = False,
     watch: Watch | None = None,
 ) -> IterationHeads:
-    """Run a profile in a study folder, or go on with it, and return what was found.
+    """Run or resume a profile in a study folder, and return its results.
 
     `recompute` computes damaged units again.
 

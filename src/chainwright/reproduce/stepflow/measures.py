@@ -3,7 +3,7 @@
 measured/traces          traces of the plain model
 measured/bridges         `BridgeGroups`, and the layers that they speak for
 measured/steps           `StepGroups` of step maps
-measured/causes/<task>   `StepCauses`: do the maps tell what the answer needs?
+measured/causes/<task>   `StepCauses`: do the maps show what the answer needs?
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""StepFlow as a study: every way of decoding on the same problems, beside self-consistency, and the positive control.
+"""StepFlow as a study: every way of decoding on the same problems, self-consistency, and a positive control.
 
     repair                       layers and strengths tuned on problems of their own
     measured/...                 bridge masses, step maps and their causal check (`stepflow_measures.py`)
     runs/<way>/<task>-<seed>     traces of one way of decoding
-    samples/<task>-<seed>/<k>    drawn traces, of which self-consistency takes the answer that most give
+    samples/<task>-<seed>/<k>    sampled traces; self-consistency takes their most frequent answer
     control/<way>                traces with planted lock-in, without and with a repair
     comparison                   the table of the ways
 
@@ -71,7 +71,7 @@ class ReproduceStepFlow(Plan):
         return [PLAIN, *REPAIRS, *voted, "tuned + self-consistency 2"]
 
     def units(self, done: Results) -> Sequence[str]:
-        """Return what chooses the settings, then the runs, then the table."""
+        """Return the units that choose settings, then the runs, then the table."""
         first = ["repair", measures.TRACES]
         if not done.are_finished(first):
             return first

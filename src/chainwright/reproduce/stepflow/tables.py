@@ -119,10 +119,10 @@ def _cause_rows(task: str, done: Mapping[str, Path]) -> Rows:
             "pairs": len(found.pairs),
             "traces": len({pair[0] for pair in found.pairs}),
             "largest effect, nats": f"{effect:.3f}",
-            "pairs of 0.01 or more": int(n_found),
-            "told from others": "-" if n_found == 0 else f"{told:.2f}",
+            "pairs of 0.01 or more": int(n_large),
+            "separated from others": "-" if n_large == 0 else f"{separation:.2f}",
         }
-        for (first, last), rho, (low, high), effect, (n_found, told) in zip(
+        for (first, last), rho, (low, high), effect, (n_large, separation) in zip(
             found.bands, found.rank_correlation.tolist(), found.intervals().tolist(), found.effect.amax(0).tolist(),
             found.separation().tolist(), strict=True,
         )

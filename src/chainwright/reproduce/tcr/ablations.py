@@ -169,14 +169,14 @@ def _selector_rows(found: Outcomes, by_selector: Mapping[str, Tensor]) -> list[d
 
 
 def _transfer_rows(found: Outcomes, tcr: TCR, candidates: Candidates) -> list[dict[str, Any]]:
-    """Return how many errors of a task some head located in another task mends, beside sets of as many heads."""
+    """Return how many errors of a task some head located in another task fixes, compared with sets of as many heads."""
     located: dict[str, set[int]] = {}
     for name, pairs in candidates.types.items():
         chosen = {tcr.heads.index((h[0], h[1])) for h in pairs if (h[0], h[1]) in tcr.heads}
         located.setdefault(name.partition(": ")[0], set()).update(chosen)
     errors = ~found.is_right[found.doubtful]
     names = [found.task[i] for i in found.doubtful.tolist()]
-    mends = found.labels[:, :-1]
+    fixes = found.labels[:, :-1]
     rows = []
     for source, heads in located.items():
         if not heads:
@@ -186,14 +186,14 @@ def _transfer_rows(found: Outcomes, tcr: TCR, candidates: Candidates) -> list[di
             mine = errors & torch.tensor([name == target for name in names])
             if not bool(mine.any()):
                 continue
-            others = [float(mends[mine][:, list(s)].any(1).float().mean()) for s in sets]
+            others = [float(fixes[mine][:, list(s)].any(1).float().mean()) for s in sets]
             rows.append(
                 {
                     "heads of": source,
                     "n heads": len(heads),
                     "errors of": target,
                     "n errors": int(mine.sum()),
-                    "fixed": float(mends[mine][:, sorted(heads)].any(1).float().mean()),
+                    "fixed": float(fixes[mine][:, sorted(heads)].any(1).float().mean()),
                     "mean of all sets of that size": sum(others) / len(others),
                 }
             )

@@ -121,7 +121,7 @@ class Estimate:
             f"answers of about {each} tokens. About {self.hours:.2f} hours ({self.decode_hours:.2f} to decode, {fit}) "
             f"on one GPU with {self.bandwidth_gbs:.0f} GB/s and {self.tflops:.0f} TFLOP/s that takes "
             f"{1000 * _SECONDS_A_LAYER:g} ms to start each layer at each step. These speeds are assumed; loading, and "
-            "training detector and selector, are left out."
+            "training detector and selector, are not counted."
         )
 
 
@@ -133,10 +133,10 @@ def estimate(
     bandwidth_gbs: float = 2000.0,
     tflops: float = 150.0,
 ) -> Estimate:
-    """Return what a study would take; only the model's config is read.
+    """Return the memory and hours of a study; only the model's config is read.
 
     Raises:
-        BadInput: The config cannot be had.
+        BadInput: The config cannot be loaded.
     """
     shape = _shape(config.model, dtype, revision, trust_remote_code)
     cells = _cells(config, {task: [h for t, h in config.cells() if t == task] for task, _ in config.cells()})

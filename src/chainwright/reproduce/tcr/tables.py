@@ -32,8 +32,8 @@ def tables_of(study: Study) -> list[Finding]:
         note = "Chains are counted by forced passes over the right chains of the same problems."
         found_all.append(Tables(title="Ablations", tables=tables, notes=[note]))
     if config.rendering != "short":
-        left_out = f"{listed([repr(way) for way in GOLD])}, and the ablations"
-        found_all.append(Tables(title="Left out", tables={}, notes=[f"{left_out}: {NO_GOLD}"]))
+        skipped = f"{listed([repr(way) for way in GOLD])}, and the ablations"
+        found_all.append(Tables(title="Not run", tables={}, notes=[f"{skipped}: {NO_GOLD}"]))
     figures = done["repair"] / "figures.json"
     if figures.exists():
         rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
@@ -53,7 +53,7 @@ def counts_of(config: ReproduceTCRConfig, done: Mapping[str, Path], way: str) ->
 def costs_of(
     config: ReproduceTCRConfig, done: Mapping[str, Path], took: Mapping[str, float], way: str
 ) -> dict[str, Any]:
-    """Return the share of flagged tokens of a way, and its seconds an answer by the study's log."""
+    """Return the share of flagged tokens of a way, and its seconds per answer by the study's log."""
     counts, ids = counts_of(config, done, way), runs_of(config, way)
     n = len(config.cells()) * len(config.seeds) * config.n
     return {

@@ -76,7 +76,7 @@ def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None)
 
 
 def best_single(tcr: TCR, candidates: Candidates | None) -> int:
-    """Return which of the heads mends most and breaks least on the fitting problems."""
+    """Return which of the heads fixes most and breaks least on the fitting problems."""
     assert candidates is not None, "the config refuses this way without a fit"
     worth = {(r["layer"], r["head"]): r["fixed"] + r["kept"] for r in candidates.rows}
     return max(range(len(tcr.heads)), key=lambda k: worth.get(tcr.heads[k], -1.0))
