@@ -76,7 +76,7 @@ def test_a_finished_study_is_shown_again_and_not_overwritten_unasked(finished: P
     assert (finished / "study.json").read_bytes() == before
 
 
-def test_train_reasoner_stops_and_goes_on(tmp_path: Path) -> None:
+def test_train_reasoner_is_interrupted_and_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "reasoner"
     small = ("train", "reasoner", "-o", folder, "--set", "n_tokens=2000", "--set", "batch_tokens=250", "-q")
     code, printed = call(*small)
@@ -94,7 +94,7 @@ MISTAKES = [
     (["generate", "--hops", "9-4"], "whole numbers from 1"),
     (["generate", "-n", "0"], "at least 1 problem; got 0"),
     (["generate", "--temperature", "-1"], "temperature must be 0"),
-    (["generate", "--batch-size", "0"], "batch_size must be at least 1"),
+    (["generate", "--batch-size", "0"], "batch_size must be a whole number from 1, or none; got 0"),
     (["generate", "--rendering", "long"], "--rendering must be auto, short or natural; got 'long'"),
     (["generate", "-m", "reasonr"], "Unknown model 'reasonr'.*Did you mean 'reasoner'"),
     (["generate", "--hops", "600", "-n", "1"], "positions for 1536"),
@@ -102,7 +102,7 @@ MISTAKES = [
     (["diagnose", "-m", "missing/folder/model"], "no folder missing/folder/model"),
     (["evaluate", "--traces", "missing.parquet"], "no file missing.parquet"),
     (["train", "reasoner", "--set", "d_modle=3"], "Unknown setting 'd_modle'.*Did you mean 'd_model'"),
-    (["train", "reasoner", "--set", "d_model=wide"], "must be of type int"),
+    (["train", "reasoner", "--set", "d_model=wide"], "d_model must be a whole number from 1; got 'wide'"),
     (["train", "reasoner", "--set", "d_model"], "name=value"),
     (["train", "reasoner", "--set", "n_heads=0"], "n_heads must be a whole number from 1; got 0"),
     (["train", "reasoner", "--set", "jump_share=2.0"], "jump_share must be a number from 0 to 1; got 2.0"),
@@ -152,7 +152,7 @@ def test_broken_jsonl_lines_are_named_and_skipped_only_when_asked(tmp_path: Path
     assert code == 2 and "2" in printed and "3" in printed and "--skip-bad" in printed
     code, printed = call("evaluate", "--traces", path, "--skip-bad")
     assert code == 0 and "Read 2 traces; skipped 2 broken lines" in printed and "line 2" in printed
-    assert "Right: 0 of the 2" in printed
+    assert "Right: 0 of the 2 traces that are judged" in printed
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.M
     ask = ("diagnose", "-t", "clf", "--hops", "3,4", "-n", 2, "-o", tmp_path / "s", "-q")
     monkeypatch.setattr(units, "generate", interrupted)
     code, printed = call(*ask)
-    assert code == 130 and "goes on from there" in printed
+    assert code == 130 and "run the same command again to resume (train: add --resume)" in printed
     assert [p.name for p in (tmp_path / "s" / "traces").iterdir()] == ["clf-003-0"]
     monkeypatch.setattr(units, "generate", real)
     assert call(*ask)[0] == 0

@@ -49,14 +49,14 @@ def test_slots_of_chains(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ([], "Give either --prompt with --target, or --task"),
+        ([], "Pass either --prompt with --target, or --task"),
         (["--prompt", "buro neighbour"], "--prompt needs --target"),
         (["--prompt", " ", "--target", "duru"], "The prompt is empty"),
         (["--prompt", "buro neighbour", "--target", "duru vupi"], "choose --span first"),
         (["--prompt", "buro neighbour", "--target", "Paris"], "not in this model's vocabulary"),
         (["--prompt", "buro neighbour", "--target", "duru", "--entity", "buro"], "the relation is not"),
         (["--prompt", "buro neighbour", "--target", "duru", "--span", "all"], "--span must be"),
-        (["--task", "one-hop", "--target", "duru"], "--target can only stand with --prompt"),
+        (["--task", "one-hop", "--target", "duru"], "--target can only be passed with --prompt"),
         (["--task", "three-hop"], "Did you mean 'two-hop'"),
         (["--task", "one-hop", "--order", "backwards"], "Unknown order 'backwards'"),
         (["--task", "one-hop", "-n", "0"], "-n must be at least 1"),

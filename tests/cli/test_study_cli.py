@@ -75,8 +75,8 @@ def test_run_goes_on_from_the_folder_and_from_the_file(ran: tuple[Path, str], tm
     (folder / "report.html").unlink()
     code, printed = call("study", "status", folder)
     assert code == 0 and "not finished" in printed and "11 done" not in printed and "missing: errors" in printed
-    assert f"Go on with it: chainwright study run {folder}" in printed
-    assert call("study", "show", folder)[1].startswith(f"{folder} is not finished; this is what it has so far.")
+    assert f"Resume it: chainwright study run {folder}" in printed
+    assert call("study", "show", folder)[1].startswith(f"{folder} is not finished; these are its results so far.")
     code, printed = call("study", "run", folder)
     assert code == 0 and "12 of 13 units were finished before" in printed and "[14/14] First errors" in printed
     assert files(folder) == before
@@ -97,7 +97,7 @@ def test_the_default_folder_has_the_name_of_the_file(tmp_path: Path, monkeypatch
 def test_status_and_show_of_a_finished_study(ran: tuple[Path, str]) -> None:
     code, printed = call("study", "status", ran[0])
     assert code == 0 and re.search(r"diagnosis, finished; made with Chainwright 0\.1\.0 Model: reasoner", printed)
-    assert re.search(r"Units: \d+ done.* Time: .* spent At work: nobody", printed) and "Go on" not in printed
+    assert re.search(r"Units: \d+ done.* Time: .* spent Locked by: none", printed) and "Resume it" not in printed
     code, printed = call("study", "show", ran[0])
     assert code == 0 and "Where:" in printed and "Accuracy" in printed and "traces/clf-013-1" in printed
     assert "clf: " in printed and "Erroneous-processing" in printed and "report.html" in printed
@@ -121,14 +121,14 @@ def test_status_says_who_is_at_work_and_needs_no_lock(tmp_path: Path) -> None:
     while not (tmp_path / "s" / "study.log").exists():
         time.sleep(0.02)
     code, printed = call("study", "status", tmp_path / "s")
-    assert code == 0 and f"At work: process {process.pid} on " in printed and "Go on" not in printed
+    assert code == 0 and f"Locked by: process {process.pid} on " in printed and "Resume it" not in printed
     assert call("study", "show", tmp_path / "s")[0] == 0
     process.kill()
     process.wait()
     process.stdin.close()
     process.stdout.close()
     code, printed = call("study", "status", tmp_path / "s")
-    assert "At work: nobody" in printed and f"Go on with it: python squares.py {tmp_path / 's'}" in printed
+    assert "Locked by: none" in printed and f"Resume it: python squares.py {tmp_path / 's'}" in printed
     code, printed = call("study", "run", tmp_path / "s")
     assert code == 2 and "cannot be resumed from its folder alone; resume it with: python squares.py" in printed
     assert "{folder}" not in printed
@@ -139,9 +139,7 @@ def test_damage_is_one_sentence_with_the_remedy(ran: tuple[Path, str], tmp_path:
     before = files(folder)
     shutil.rmtree(folder / "traces" / "clf-013-1")
     code, printed = call("study", "status", folder)
-    assert (
-        code == 0 and "1 damaged" in printed and f"Go on with it: chainwright study run {folder} --recompute" in printed
-    )
+    assert code == 0 and "1 damaged" in printed and f"Resume it: chainwright study run {folder} --recompute" in printed
     for command in (["run", folder], ["show", folder], ["diff", folder, ran[0]]):
         code, printed = call("study", *command)
         assert code == 2 and re.search(r"Unit traces/clf-013-1 of .* is damaged: .*unit\.json is missing", printed)
@@ -296,7 +294,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         code, printed = call("study", command, tmp_path / "empty")
         assert code == 2 and "holds no study (there is no study.json in it)" in printed
     code, printed = call("study", "run", tmp_path / "empty", "-o", tmp_path / "x")
-    assert code == 2 and "leave --out away" in printed
+    assert code == 2 and "it is resumed in place, so drop --out" in printed
 
 
 def test_what_a_study_file_may_say(tmp_path: Path) -> None:
@@ -323,4 +321,4 @@ def test_studies_of_other_kinds_go_on_by_their_own_command_or_from_their_folder(
         code == 2 and "'squares' cannot be resumed from its folder alone; resume it with: python squares.py" in printed
     )
     code, printed = call("study", "run", tmp_path / "s", "--overwrite")
-    assert code == 2 and "--overwrite makes a study anew, which the command does that made" in printed
+    assert code == 2 and "--overwrite starts a study again, which only the command that made" in printed

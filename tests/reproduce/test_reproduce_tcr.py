@@ -167,15 +167,15 @@ def test_a_plan_counts_weights_and_answers_without_running() -> None:
 
 
 def seeds_of(text: str) -> Sequence[int]:
-    from chainwright.cli._parse import parse_seeds
+    from chainwright.cli._parse import parse_numbers
 
-    return parse_seeds(text)
+    return parse_numbers(text, "--seeds")
 
 
 def test_seeds_are_different_whole_numbers() -> None:
     assert seeds_of("11, 12") == (11, 12)
     for bad in ("", "1,1", "a", "1.5"):
-        with pytest.raises(BadInput, match="Seeds must be different whole numbers"):
+        with pytest.raises(BadInput, match="--seeds takes different whole numbers"):
             seeds_of(bad)
 
 

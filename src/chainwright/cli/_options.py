@@ -1,38 +1,83 @@
-"""The options that several commands have, each written once: a type of a parameter, with its flags and its help."""
+"""The options that several commands share, each written once: the type of a parameter, with its flags and its help.
+
+Defaults are not here: they are in the config classes (`BY_FIELD` serves their fields) or with the command itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="A bundled name, a folder, or a Hub id.")]
-TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several with commas, or 'all'.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Model: a bundled name, a folder, or a Hub id.")]
+TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several separated by commas, or 'all'.")]
 HopCounts = Annotated[
-    str | None, typer.Option("--hops", help="Hop counts: '12', '4,8,12', '4-10'. Left out: the task's usual ones.")
+    str | None,
+    typer.Option("--hops", help="Hop counts, such as '12', '4,8,12' or '4-10' (default: the usual ones of each task)."),
 ]
-NProblems = Annotated[int, typer.Option("-n", help="Problems a task and hop count.")]
-Seed = Annotated[int, typer.Option(help="Decides problems and sampling.")]
+NProblems = Annotated[int, typer.Option("-n", help="Problems per task and hop count.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the problems and of sampling.")]
 RenderingName = Annotated[
-    str, typer.Option("--rendering", help="'short', 'natural', or 'auto': short for models trained by Chainwright.")
+    str,
+    typer.Option(
+        "--rendering",
+        metavar="auto|short|natural",
+        help="Wording of the problems; 'auto' is 'short' for models trained by Chainwright, else 'natural'.",
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', ...; left out: CUDA if there is some.")]
-Dtype = Annotated[str | None, typer.Option(help="'float32', 'bfloat16', ...; left out: as in the checkpoint.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Device = Annotated[str | None, typer.Option("--device", help="'cpu', 'cuda', ... (default: CUDA if available).")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="'float32', 'bfloat16', ... (default: that of the checkpoint).")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows decoded together; left out: chosen by length.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; left out: 1.5 gold chains and 16.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Rows decoded together (default: chosen by their length).")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        help="Maximum new tokens (default: 1.5 x the gold chain's length + 16, or 32,768 for models that think).",
+    ),
+]
+Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
 RepairName = Annotated[
     str | None, typer.Option("--repair", help="Decode with this repair: a bundled name, a folder, or a Hub id.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="Compute units again whose files are missing or damaged.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
-StudyFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.")]
+TraceFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write traces to this Parquet file. An interrupted run resumes.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="Recompute units whose files are missing or damaged.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
+StudyFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of the study. An interrupted study in it is resumed.")
+]
 ReportFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for traces, findings and report.")]
+RepairFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the repair.")]
 CheckpointFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")]
-TestSeeds = Annotated[str, typer.Option(help="Seeds of the test problems, with commas.")]
-TrainingDevice = Annotated[str, typer.Option(help="'cpu' or 'cuda'.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of the test problems, separated by commas.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, such as n_steps=100; may be repeated."),
+]
+TrainingSeed = Annotated[int, typer.Option("--seed", help="Seed of the starting weights and the training data.")]
+TrainingDevice = Annotated[str, typer.Option("--device", help="Device to train on: 'cpu' or 'cuda'.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted training run.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a study.")]
+
+BY_FIELD: Mapping[str, Any] = {
+    "task": TaskNames,
+    "n": NProblems,
+    "seeds": Seeds,
+    "seed": Seed,
+    "repair": RepairName,
+    "temperature": Temperature,
+    "max_new_tokens": MaxNewTokens,
+    "batch_size": BatchSize,
+    "dtype": Dtype,
+    "revision": Revision,
+}

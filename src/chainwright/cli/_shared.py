@@ -1,10 +1,10 @@
-"""What the commands share besides their options: the consoles, what is printed often, and how a mistake is told."""
+"""What commands share besides their options: the consoles, tables and lines that several print, and how errors end."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,15 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chainwright import tasks
 from chainwright._errors import ChainwrightError, ChainwrightWarning
-from chainwright.studies import Watch
 
 if TYPE_CHECKING:
     from chainwright.evaluation.accuracy import Accuracy
     from chainwright.models import LoadedModel
     from chainwright.repair.base import Repair
-    from chainwright.studies import Study
 
 out = Console()
 err = Console(stderr=True)
@@ -29,7 +26,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def clear_errors(command: Command) -> Command:
-    """Print a user's mistake as one sentence with exit code 2, and an interruption as one with 130."""
+    """Return a command that ends on a user's mistake with one sentence and exit code 2, on an interruption with 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -41,8 +38,8 @@ def clear_errors(command: Command) -> Command:
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             err.print(
-                "Interrupted. What was finished with --out is on disk; the same command (train: with --resume) "
-                "goes on from there.",
+                "Interrupted. Finished work under --out is saved; run the same command again to resume "
+                "(train: add --resume).",
                 soft_wrap=True,
             )
             raise typer.Exit(130) from error
@@ -52,7 +49,7 @@ def clear_errors(command: Command) -> Command:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Print our own warnings as one sentence; leave those of libraries as they are."""
+    """Print warnings of this package as one sentence; leave those of libraries as they are."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 
@@ -67,25 +64,23 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
+    """Return a text that rich prints as it is, its square brackets included."""
     return text.replace("[", r"\[")
 
 
-class Lines(Watch):
-    """Prints a line for each unit of a study."""
-
-    def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
-        rest = "" if left is None else f", about {left:.0f} s left"
-        err.print(f"{title}: {skipped or f'{seconds:.1f} s'}{rest}", markup=False, highlight=False, soft_wrap=True)
+def say(text: str) -> None:
+    """Print a text as it is: no markup, no colours, and lines as long as they are."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_findings(study: Study) -> None:
-    """Write tables and report of a finished study into its folder, print the tables, and say where both are."""
-    from chainwright.report.study import TABLES, write_study_report, write_tables
-
-    for line in write_tables(study):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    path = write_study_report(study.folder)
-    out.print(f"Tables: {study.folder / TABLES}\nReport: {path}", soft_wrap=True, highlight=False)
+def print_table(title: str | None, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table whose columns are the keys of the first one; nothing is printed without rows."""
+    if not rows:
+        return
+    table = Table(*(plain(name) for name in rows[0]), title=title and plain(title))
+    for row in rows:
+        table.add_row(*(plain(str(row.get(name, ""))) for name in rows[0]))
+    out.print(table)
 
 
 def load(name: str, device: str | None, dtype: str | None, revision: str | None, remote_code: bool) -> LoadedModel:
@@ -102,10 +97,12 @@ def load_repair(name: str | None) -> Repair | None:
 
 def print_cost(repair: Repair | None) -> None:
     if repair is not None:
-        out.print(f"Repair: {repair.cost.summary()}", highlight=False, soft_wrap=True)
+        say(f"Repair: {repair.cost.summary()}")
 
 
 def print_accuracy(accuracy: Accuracy) -> None:
+    from chainwright import tasks
+
     columns = ("task", "hops", "n", "answers right", "95% interval", "chains right", "95% interval")
     table = Table(*columns, title="Accuracy")
     for row in accuracy.rows:

@@ -73,3 +73,12 @@ class CellsConfig(Config):
 def cells_of(hops: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
     """Return every (task, hops) of a mapping of hop counts by task, tasks in their usual order."""
     return [(task, count) for task in tasks.known() if task in hops for count in sorted(set(hops[task]))]
+
+
+class DecodeSettings(Config):
+    """How traces are decoded; see `generate`."""
+
+    max_new_tokens: NewTokens = None
+    batch_size: BatchSize = None
+    temperature: Temperature = 0.0
+    seed: int = Field(default=0, description="Seed of the sampling noise.")

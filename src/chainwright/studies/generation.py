@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from pydantic import Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
 from chainwright._registry import register
@@ -23,7 +21,7 @@ from chainwright.decode import generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.repair.base import Repair
-from chainwright.studies.config import BatchSize, NewTokens, Temperature
+from chainwright.studies.config import DecodeSettings
 from chainwright.studies.display import Display
 from chainwright.studies.engine import Study
 from chainwright.studies.plan import Job, Plan, Results, Watch
@@ -32,15 +30,6 @@ from chainwright.tasks import Problem
 from chainwright.traces import Trace, read_traces, write_traces
 
 ROWS = 64  # per part: about one batch
-
-
-class DecodeSettings(Config):
-    """How traces are decoded; see `generate`."""
-
-    max_new_tokens: NewTokens = None
-    batch_size: BatchSize = None
-    temperature: Temperature = 0.0
-    seed: int = Field(default=0, description="Seed of the sampling noise.")
 
 
 @register("study", "traces")

@@ -59,7 +59,7 @@ def test_same_seed_same_weights(small):
 def test_saves_loads_and_decodes_as_it_scores(small, tmp_path):
     model, tokenizer, problems = small
     repair = BackAttention.fit(
-        model, tokenizer, problems, source=(0, 1), d_back=8, training=replace(_QUICK, lr=0.1), progress=False
+        model, tokenizer, problems, source=(0, 1), d_back=8, training=_QUICK.replace(lr=0.1), progress=False
     )
     repair.save_pretrained(tmp_path / "back")
     again = Repair.from_pretrained(tmp_path / "back")
@@ -84,7 +84,7 @@ def test_a_new_one_fits_every_family_and_changes_nothing(family):
     model, ids = tiny(family), random_ids(2, 7)
     mask = torch.ones_like(ids)
     want = model(ids, attention_mask=mask).logits
-    repair = BackAttention.new(model, source=-2)
+    repair = BackAttention.new(model, source=-2, targets="stack")
     with repair.attached(model) as cost:
         got = model(ids, attention_mask=mask).logits
     assert repair.heads[0].source == 1 and repair.heads[0].targets == (1, 2, 3)
@@ -119,11 +119,25 @@ def test_problems_that_the_model_answers_already_are_refused():
     check_unsolved(model, tokenizer, questions(world, world.compositions, "bare"))
 
 
+def test_the_last_layers_output_is_read_by_default_and_the_whole_stack_when_named(small):
+    model, tokenizer, problems = small
+    n_layers = model.config.num_hidden_layers
+    for repair in (
+        BackAttention.new(model, source=(0, 1)),
+        BackAttention.fit(model, tokenizer, problems, source=(0, 1), training=_QUICK, progress=False),
+    ):
+        assert [head.targets for head in repair.heads] == [(n_layers,), (n_layers,)]
+    stack = BackAttention.new(model, source=1, targets="stack")
+    assert stack.heads[0].targets == tuple(range(1, n_layers + 1))
+    with pytest.raises(BadInput, match=r"must be depths such as .*, 'stack' or None; got 'top'"):
+        BackAttention.new(model, targets="top")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("is_normed", (True, False))
 def test_a_fit_starts_with_part_of_what_is_read_written_back(small, is_normed):
     model, tokenizer, problems = small
-    (head,) = BackAttention.new(model, d_back=512, is_normed=is_normed).heads
+    (head,) = BackAttention.new(model, targets="stack", d_back=512, is_normed=is_normed).heads
     begin([head], model, tokenizer, problems, 0.5)
     assert_equal(head.o.weight, head.v.weight.T)
     ids = torch.tensor([row.ids for row in rows_of(tokenizer, problems[:32])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,8 @@ from chainwright.repair.base import Origin, Repair, load_weights, model_identity
 from chainwright.repair.run import Cost, counted
 from chainwright.tasks.base import Problem
 
+Targets = Sequence[int] | Literal["stack"] | None
+D_BACK = 64
 _N_MEASURED = 32  # problems that the stream's size is measured on
 
 
@@ -65,8 +67,8 @@ class BackAttention(Repair):
         model: nn.Module,
         *,
         source: int | Sequence[int] = 0,
-        targets: Sequence[int] | None = None,
-        d_back: int = 64,
+        targets: Targets = None,
+        d_back: int = D_BACK,
         is_normed: bool = True,
         seed: int = 0,
     ) -> BackAttention:
@@ -75,8 +77,8 @@ class BackAttention(Repair):
         Args:
             model: The model that it is for.
             source: Layer, or layers, whose input is changed; negative ones count from the last.
-            targets: Depths that are read: t is the input of layer t, L the last layer's output. None reads the whole
-                stack from each source layer on.
+            targets: Depths that are read: t is the input of layer t, L the last layer's output. None reads the last
+                layer's output alone, "stack" every depth from each source layer on.
             d_back: Size of queries, keys and values.
             is_normed: Norm the inputs of the projections.
             seed: Decides the starting weights.
@@ -89,8 +91,7 @@ class BackAttention(Repair):
         torch.manual_seed(seed)
         heads = []
         for s in sources:
-            read = tuple(range(s, parts.n_layers + 1)) if targets is None else _checked(parts, targets)
-            heads.append(BackHead(parts.d_model, s, read, d_back, is_normed))
+            heads.append(BackHead(parts.d_model, s, _depths(parts, s, targets), d_back, is_normed))
         return cls(heads, origin=Origin(model_identity(parts.model)))
 
     @classmethod
@@ -101,8 +102,8 @@ class BackAttention(Repair):
         problems: Sequence[Problem],
         *,
         source: int | Sequence[int] = 0,
-        targets: Sequence[int] | None = None,
-        d_back: int = 64,
+        targets: Targets = None,
+        d_back: int = D_BACK,
         is_normed: bool = True,
         start: float = 0.5,
         training: AnswerTraining | None = None,
@@ -238,7 +239,14 @@ def _size(vectors: Tensor) -> float:
     return float(vectors.float().pow(2).mean(-1).sqrt().median())
 
 
-def _checked(parts: Anatomy, targets: Sequence[int]) -> tuple[int, ...]:
+def _depths(parts: Anatomy, source: int, targets: Targets) -> tuple[int, ...]:
+    """Return the depths that a source layer reads."""
+    if targets is None:
+        return (parts.n_layers,)
+    if isinstance(targets, str):
+        if targets != "stack":
+            raise BadInput(f"targets must be depths such as (4, 5), 'stack' or None; got {targets!r}.")
+        return tuple(range(source, parts.n_layers + 1))
     wrong = [t for t in targets if not 0 <= t <= parts.n_layers]
     if wrong:
         raise BadInput(

@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
 from chainwright.models.anatomy import anatomy, evaluating
@@ -30,33 +31,22 @@ from chainwright.tasks.base import Problem
 _N_ASKED = 256
 
 
-@dataclass(frozen=True)
-class AnswerTraining:
-    """How parameters are trained on answers.
+class AnswerTraining(Config):
+    """How parameters are trained on answers, by AdamW."""
 
-    Attributes:
-        n_steps, batch_size, lr, weight_decay, clip, n_warmup, decay_share: The optimisation, by AdamW.
-        first_hop_weight: Weight of the loss on the first hop's answer; 0 leaves it out.
-        seed: Decides the batches.
-    """
-
-    n_steps: int = 300
-    batch_size: int = 256
-    lr: float = 2e-3
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    n_warmup: int = 20
-    decay_share: float = 0.5
-    first_hop_weight: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained."""
-        for name in ("n_steps", "batch_size", "lr", "clip"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"Setting {name} must be above 0; got {getattr(self, name)}.")
-        if self.first_hop_weight < 0:
-            raise BadInput(f"Setting first_hop_weight must be at least 0; got {self.first_hop_weight}.")
+    n_steps: int = Field(default=300, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(default=256, ge=1, description="Rows per step.")
+    lr: float = Field(default=2e-3, gt=0, description="Highest learning rate.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(default=1.0, gt=0, description="Maximum norm of the gradient.")
+    n_warmup: int = Field(default=20, ge=0, description="Steps over which the learning rate rises.")
+    decay_share: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the steps over which the learning rate falls to 0."
+    )
+    first_hop_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the loss on the first hop's answer; 0 drops that loss."
+    )
+    seed: int = Field(default=0, description="Seed of the batches.")
 
 
 class Row(NamedTuple):

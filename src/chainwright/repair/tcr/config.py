@@ -1,10 +1,13 @@
-"""How a fitted TCR decodes."""
+"""The settings of TCR: how a fitted one decodes, and which problems it is fitted on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pydantic import Field
+
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright.models.capture import Positions
 
@@ -42,3 +45,11 @@ class TCRConfig:
             raise BadInput(f"positions must be 'all' or 'last'; got {self.positions!r}.")
         if self.decision not in get_args(Decision):
             raise BadInput(f"decision must be 'vote' or 'verify'; got {self.decision!r}.")
+
+
+class FitProblems(Config):
+    """The problems that a TCR is fitted and tuned on; figures are taken from others."""
+
+    task: str = Field(default="parity,mdm,llc,clf,moas", description="Tasks to fit on, separated by commas.")
+    n: int = Field(default=80, ge=1, description="Problems per task and hop count.")
+    seed: int = Field(default=100, description="Seed of the problems, none of the test seeds.")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chainwright.repair.back_attention.repair import BackAttention
+from chainwright.repair.back_attention.repair import D_BACK, BackAttention
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CostSettings:
 
     layers: int = 8
     d_model: int = 512
-    d_back: int = 64
+    d_back: int = D_BACK
     rows: int = 1
     tokens: int = 256
     new: int = 16
@@ -72,7 +72,7 @@ def _measured(settings: CostSettings) -> dict[int | None, Took]:
     ids = torch.randint(0, 1000, (settings.rows, settings.tokens), generator=torch.Generator().manual_seed(0))
     ways: dict[int | None, Callable[[], AbstractContextManager[Any]]] = {None: nullcontext}
     for source in settings.sources:
-        repair = BackAttention.new(model, source=source, d_back=settings.d_back)
+        repair = BackAttention.new(model, source=source, targets="stack", d_back=settings.d_back)
         ways[source] = lambda repair=repair: repair.attached(model)  # type: ignore[misc]
     runs: dict[int | None, list[Took]] = {name: [] for name in ways}
     _decode(model, ids, 2, nullcontext())  # warm

@@ -18,7 +18,7 @@ from chainwright.edits.back_attention import Scores
 from chainwright.lab.knowledge import answers
 from chainwright.lab.two_hop import N_PREFIXES
 from chainwright.models.anatomy import anatomy
-from chainwright.repair.back_attention.repair import begin
+from chainwright.repair.back_attention.repair import D_BACK, begin
 from chainwright.repair.back_attention.training import AnswerTraining, train
 from chainwright.reproduce.back_attention.low_rank import low_rank, trained_parameters
 from chainwright.tasks.base import Problem
@@ -41,7 +41,7 @@ class Variant(NamedTuple):
 
     source: tuple[int, ...] = (0,)
     targets: str = "top"
-    d_back: int = 64
+    d_back: int = D_BACK
     positions: tuple[int, ...] | Literal["own"] | None = None
     first_hop_weight: float = 1.0
     is_normed: bool = True

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright.repair.tcr.config import Decision
+from chainwright.repair.tcr.config import Decision, FitProblems
 from chainwright.repair.tcr.fit import FitConfig
 from chainwright.studies.config import BatchSize, CellsConfig, Count, Hops, NewTokens, Place, Seeds, Temperature
 
@@ -57,8 +57,8 @@ class ReproduceTCRConfig(CellsConfig):
         description="Knockouts of the ablations: at all positions, at the last, or half of a head at all of them.",
     )
     fit_hops: Hops = Field(default={}, description="Hop counts of the tasks to fit on; the other tasks are held out.")
-    fit_n: Count = Field(default=80, description="Problems per task and hop count to fit and tune on.")
-    fit_seed: int = Field(default=100, description="Seed of the problems to fit on, none of seeds.")
+    fit_n: Count = Field(default=FitProblems().n, description="Problems per task and hop count to fit and tune on.")
+    fit_seed: int = Field(default=FitProblems().seed, description="Seed of the problems to fit on, none of seeds.")
     tau: float = Field(default=0.3, description="Threshold of the entropy detector in nats.")
     decision: Decision = Field(
         default=FitConfig().decision, description="How the fitted repair decides: verify or vote."

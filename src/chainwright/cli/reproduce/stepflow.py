@@ -1,4 +1,4 @@
-"""Commands on steps: reproduce stepflow."""
+"""The command `reproduce stepflow`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from chainwright._registry import register
+from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
     Device,
     Dtype,
@@ -16,21 +18,28 @@ from chainwright.cli._options import (
     Quiet,
     Recompute,
     StudyFolder,
-    TestSeeds,
 )
-from chainwright.cli._shared import Lines, clear_errors, load, print_findings
+from chainwright.cli._shared import load
+from chainwright.cli._studies import print_findings, watch
+
+PROBLEMS = ConfigOptions(
+    "chainwright.reproduce.stepflow.config:ReproduceStepFlowConfig",
+    "n",
+    "seeds",
+    "tune_n",
+    helps={"tune_n": "Problems per task and hop count to tune on."},
+)
 
 
-@clear_errors
+@register("command", "reproduce.stepflow")
 def stepflow(
     model: ModelName = "reasoner",
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="A task, several with commas; left out: the model's usual ones.")
+        str | None,
+        typer.Option("--task", "-t", help="A task, or several separated by commas (default: the model's usual ones)."),
     ] = None,
     hops: HopCounts = None,
-    n: Annotated[int, typer.Option("-n", help="Problems a task, hop count and seed.")] = 30,
-    seeds: TestSeeds = "11,12,13",
-    tune_n: Annotated[int, typer.Option(help="Problems a task and hop count to tune on.")] = 24,
+    problems: Values = PROBLEMS,
     out_folder: StudyFolder = Path("runs/reproduce-stepflow"),
     device: Device = None,
     dtype: Dtype = None,
@@ -38,9 +47,8 @@ def stepflow(
     recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decode the same problems with StepFlow and with self-consistency; goes on where it stopped."""
+    """Decode the same problems with StepFlow and with self-consistency, and compare what each gains."""
     from chainwright import prompts
-    from chainwright.cli import _parse
     from chainwright.reproduce.stepflow.config import HOPS, ReproduceStepFlowConfig
     from chainwright.reproduce.stepflow.study import ReproduceStepFlow
     from chainwright.studies import Study
@@ -48,18 +56,14 @@ def stepflow(
 
     rendering = prompts.rendering_for("auto", model)
     usual = HOPS.get(model, HOPS["reasoner"])
-    cells = usual if task is None and hops is None else fit_cells(task or ",".join(usual), hops, rendering)
     config = ReproduceStepFlowConfig(
         model=model,
-        hops=cells,
-        n=n,
-        seeds=_parse.parse_seeds(seeds),
-        tune_n=tune_n,
+        hops=usual if task is None and hops is None else fit_cells(task or ",".join(usual), hops, rendering),
         control_layer=2 if model == "reasoner" else None,
         rendering=rendering,
+        **problems,
     )
     loaded = load(model, device, dtype, None, False)
-    plan = ReproduceStepFlow(loaded.model, loaded.tokenizer, config)
-    study = Study.make(out_folder, plan, overwrite=overwrite)
-    study.run(None if quiet else Lines(), recompute=recompute)
+    study = Study.make(out_folder, ReproduceStepFlow(loaded.model, loaded.tokenizer, config), overwrite=overwrite)
+    study.run(watch(quiet), recompute=recompute)
     print_findings(study)

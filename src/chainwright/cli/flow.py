@@ -1,4 +1,4 @@
-"""Commands on logit flow: flow."""
+"""The command `flow`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,54 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from chainwright._registry import register
 from chainwright.cli._options import Device, Dtype, HopCounts, ModelName, Overwrite, Quiet, RemoteCode, Revision, Seed
-from chainwright.cli._shared import clear_errors, load, load_repair, out, plain
+from chainwright.cli._shared import load, load_repair, out, plain, print_table, say
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
     from chainwright.models import LoadedModel
 
 
-@clear_errors
+@register("command", "flow")
 def flow(
     model: ModelName = "world",
-    prompt: Annotated[str | None, typer.Option(help="The text before the target, as it is.")] = None,
-    target: Annotated[str | None, typer.Option(help="With --prompt: the answer to follow.")] = None,
-    against: Annotated[str | None, typer.Option(help="With --prompt: an answer to compare with.")] = None,
-    span: Annotated[
-        str | None, typer.Option(help="For a target of several tokens: 'first' follows the first, 'sum' adds up all.")
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text that the target follows, used as it is.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="With --prompt: the answer to trace.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="With --prompt: another answer to compare it with.")
     ] = None,
-    entity: Annotated[str | None, typer.Option(help="With --prompt: words that name the entity, for stages.")] = None,
-    relation: Annotated[str | None, typer.Option(help="With --prompt: words that name the relation.")] = None,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            "--span", metavar="first|sum", help="For a target of several tokens: trace the first, or the sum of all."
+        ),
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", help="With --prompt: words that name the entity, to find the stages.")
+    ] = None,
+    relation: Annotated[
+        str | None, typer.Option("--relation", help="With --prompt: words that name the relation.")
+    ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="'one-hop' or 'two-hop' of a made-up world, or tasks with hops.")
+        str | None,
+        typer.Option("--task", "-t", help="'one-hop' or 'two-hop' questions of a made-up world, or tasks with hops."),
     ] = None,
     order: Annotated[
         str | None,
-        typer.Option(help="Wording of a world's questions: 'bare', 'possessive' or 'nested'; left out: as trained."),
+        typer.Option(
+            "--order",
+            metavar="bare|possessive|nested",
+            help="Wording of a made-up world's questions (default: as the model was trained).",
+        ),
     ] = None,
     hops: HopCounts = None,
-    n: Annotated[int, typer.Option("-n", help="With --task: questions or slots of each kind.")] = 20,
-    n_problems: Annotated[int, typer.Option(help="With tasks that have hops: problems a task and hop count.")] = 30,
+    n: Annotated[int, typer.Option("-n", help="With --task: questions or slots of each kind to trace.")] = 20,
+    n_problems: Annotated[
+        int, typer.Option("--n-problems", help="With tasks that have hops: problems per task and hop count.")
+    ] = 30,
     repair: Annotated[
-        str | None, typer.Option("--repair", help="Follow the model with this back attention attached.")
+        str | None, typer.Option("--repair", help="Trace the model with this back-attention repair attached.")
     ] = None,
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for findings and report.")] = Path(
         "runs/flow"
@@ -51,18 +68,18 @@ def flow(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what writes an answer, layer by layer, what switched that on, and the stages A to D."""
+    """Trace which layers, heads and neurons produce an answer, and what activated them."""
     from chainwright._errors import BadInput
     from chainwright.cli import _parse
     from chainwright.report import write_report
     from chainwright.studies import flow as flows
 
     if (prompt is None) == (task is None):
-        raise BadInput("Give either --prompt with --target, or --task.")
+        raise BadInput("Pass either --prompt with --target, or --task.")
     _parse.check_free(out_folder / "report.html", overwrite)
     if prompt is not None:
         if target is None:
-            raise BadInput("--prompt needs --target, the answer whose writing is followed.")
+            raise BadInput("--prompt needs --target, the answer to trace.")
         asked = flows.PromptAsked(prompt, target, against, entity, relation, _parse.span_mode(span))
         loaded = load(model, device, dtype, revision, trust_remote_code)
         with flows.mended(loaded.model, load_repair(repair)):
@@ -72,7 +89,7 @@ def flow(
         lone = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
         if stray := [name for name, value in lone.items() if value is not None]:
             raise BadInput(
-                f"With --task the questions say what is followed; {', '.join(stray)} can only stand with --prompt."
+                f"With --task the questions decide what is traced; {', '.join(stray)} can only be passed with --prompt."
             )
         loaded = load(model, device, dtype, revision, trust_remote_code)
         with flows.mended(loaded.model, load_repair(repair)):
@@ -80,7 +97,7 @@ def flow(
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)
     write_report(found, path)
-    out.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    say(f"Report: {path}")
 
 
 def _of_task(
@@ -113,11 +130,11 @@ def _print_found(found: list[Finding]) -> None:
     from chainwright.diagnose.flow.contrast import FlowContrast
     from chainwright.studies import flow as flows
 
-    for one in found:
-        if isinstance(one, LogitFlow):
-            out.print(plain(one.summary()), highlight=False, soft_wrap=True)
-            rows = [{**row, "nats": f"{row['nats']:+.3f}"} for row in one.components()]
-            _print("Components that raise it most", rows)
+    for finding in found:
+        if isinstance(finding, LogitFlow):
+            say(finding.summary())
+            rows = [{**row, "nats": f"{row['nats']:+.3f}"} for row in finding.components()]
+            print_table("Components that raise it most", rows)
     for title, rows in flows.stage_tables(found).items():
         columns = [("", *(str(row["queries"]) for row in rows))]
         columns += [(name, *(str(row[name]) for row in rows)) for name in rows[0] if name != "queries"]
@@ -128,14 +145,7 @@ def _print_found(found: list[Finding]) -> None:
             table.add_row(*cells)
         out.print(table)
     for line in flows.error_lines(found):
-        out.print(plain(line), highlight=False, soft_wrap=True)
-    for one in found:
-        if isinstance(one, FlowContrast):
-            out.print(plain(one.summary()), highlight=False, soft_wrap=True)
-
-
-def _print(title: str, rows: list[dict[str, object]]) -> None:
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*(plain(str(value)) for value in row.values()))
-    out.print(table)
+        say(line)
+    for finding in found:
+        if isinstance(finding, FlowContrast):
+            say(finding.summary())

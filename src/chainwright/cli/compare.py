@@ -1,4 +1,4 @@
-"""The command that compares trace files: compare."""
+"""The command `compare`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from chainwright._registry import register
 from chainwright.cli._options import Overwrite, RemoteCode
-from chainwright.cli._shared import clear_errors, out, plain
+from chainwright.cli._shared import print_table, say
 
 
-@clear_errors
+@register("command", "compare")
 def compare(
     ways: Annotated[
         list[str],
         typer.Argument(
-            help="Trace files of the same problems, as none=a.parquet tcr=b.parquet; the first is compared with."
+            help="Trace files of the same problems, such as none=a.parquet tcr=b.parquet; the first is the baseline."
         ),
     ],
     out_file: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write a report (HTML), with the chains side by side.")
+        Path | None, typer.Option("--out", "-o", help="Also write an HTML report that shows the chains side by side.")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="With --out: whose tokenizer wrote the traces; left out: the model they name."
+            "--model", "-m", help="With --out: model whose tokenizer wrote the traces (default: the one they name)."
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Print what ways of decoding gain over the first one, paired by problem."""
+    """Print what each way of decoding gains over the first one, paired by problem."""
     from chainwright.cli import _parse
     from chainwright.cli._trace_files import read_ways, tokenizer_of
     from chainwright.evaluation import comparison
@@ -42,24 +42,21 @@ def compare(
 
     _parse.check_free(out_file, overwrite)
     traces = read_ways(ways)
-    moved = None
+    changed = None
     if out_file is not None:
-        moved = flips(traces, tokenizer_of(traces, model, trust_remote_code=trust_remote_code))
+        changed = flips(traces, tokenizer_of(traces, model, trust_remote_code=trust_remote_code))
     found = comparison.compare(traces)
     n = found.overall(found.baseline)["n"]
     _print(f"All {n} problems, gains in whole chains over {found.baseline}", found.by_way())
     if len({row["task"] for row in found.cells}) > 1:
         _print("By task", by_task(found))
     _print("Whole chains right", by_cell(found))
-    if moved is not None and out_file is not None:
-        write_report([found, moved], out_file)
-        out.print(f"Report: {out_file}", soft_wrap=True, highlight=False)
+    if changed is not None and out_file is not None:
+        write_report([found, changed], out_file)
+        say(f"Report: {out_file}")
 
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
     from chainwright._tables import cell
 
-    table = Table(*(plain(name) for name in rows[0]), title=plain(title))
-    for row in rows:
-        table.add_row(*(plain(cell(value)) for value in row.values()))
-    out.print(table)
+    print_table(title, [{name: cell(value) for name, value in row.items()} for row in rows])

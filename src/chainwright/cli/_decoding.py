@@ -1,0 +1,90 @@
+"""Decoding problems for `generate` and `evaluate`: from options to traces, in memory or into a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainwright.cli import _parse
+from chainwright.cli._command import ConfigOptions, Values
+from chainwright.cli._shared import load, load_repair, print_cost, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from chainwright.traces import Trace
+
+DECODING = ConfigOptions(
+    "chainwright.studies.config:DecodeSettings", "seed", "temperature", "max_new_tokens", "batch_size"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that decodes, as its options name it."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+    revision: str | None
+    trust_remote_code: bool
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return its tokenizer alone."""
+        from chainwright.models.load import load_tokenizer
+
+        return load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is decoded: problems of tasks, or one prompt."""
+
+    task: str
+    hops: str | None
+    n: int
+    rendering: str
+    prompt: str | None = None
+
+
+def decode(
+    source: Source,
+    asked: Asked,
+    decoding: Values,
+    repair: str | None,
+    out_file: Path | None,
+    *,
+    overwrite: bool,
+    quiet: bool,
+) -> list[Trace]:
+    """Return the traces that the options ask for; say how they were asked, what a repair cost, and what was written."""
+    from chainwright import prompts
+    from chainwright.studies import generation
+    from chainwright.studies.config import DecodeSettings
+    from chainwright.tasks.cells import choose_cells, sample_cells
+
+    rendering = prompts.rendering_for(asked.rendering, source.model)
+    cells = choose_cells(asked.task, asked.hops, rendering)
+    settings = DecodeSettings(**decoding)
+    is_prompt = asked.prompt is not None
+    problems = [asked.prompt] if asked.prompt is not None else sample_cells(cells, asked.n, settings.seed, rendering)
+    _parse.check_free(out_file, overwrite)
+    fixed = load_repair(repair)
+    loaded = load(source.model, source.device, source.dtype, source.revision, source.trust_remote_code)
+    chosen_by = {
+        "model": source.model,
+        "asked": asked.prompt if is_prompt else cells,
+        "n": asked.n,
+        "rendering": rendering,
+        "repair": generation.identity_of(repair),
+    }
+    plan = generation.TracesPlan(loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by)
+    if out_file is None:
+        traces = generation.decode_in_memory(plan, progress=not quiet)
+    else:
+        traces = generation.generate_to(out_file, plan, overwrite=overwrite, progress=not quiet)
+        say(f"Wrote {len(traces)} traces to {out_file}")
+    say(prompts.describe(traces))
+    print_cost(fixed)
+    return traces

@@ -1,0 +1,121 @@
+"""Running studies from the command line, and printing what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainwright.cli._shared import load, out, print_accuracy, print_table, say
+
+if TYPE_CHECKING:
+    from chainwright.studies import Results, Study, Watch
+    from chainwright.studies.diagnosis.config import DiagnoseConfig
+
+
+def watch(quiet: bool) -> Watch | None:
+    """Return what prints a line for each unit of a study, or None."""
+    from chainwright.cli._lines import Lines
+
+    return None if quiet else Lines()
+
+
+def print_findings(study: Study) -> None:
+    """Write tables and report of a finished study to its folder, print the tables, and say where both are."""
+    from chainwright.report.study import TABLES, write_study_report, write_tables
+
+    for line in write_tables(study):
+        say(line)
+    path = write_study_report(study.folder)
+    say(f"Tables: {study.folder / TABLES}\nReport: {path}")
+
+
+def run_diagnosis(
+    config: DiagnoseConfig,
+    folder: Path,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    overwrite: bool = False,
+    recompute: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run a diagnosis to its end; write its report if its instruments give one and it is not written yet."""
+    from chainwright._errors import BadInput
+    from chainwright.report import write_report
+    from chainwright.studies.diagnosis import run as study
+
+    loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
+    study.run_study(
+        loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=not quiet
+    )
+    path = folder / "report.html"
+    if path.exists() or not study.has_report(config):
+        return
+    try:
+        write_report(study.open_diagnosis(folder), path)
+    except BadInput as error:
+        raise BadInput(
+            f"The study is finished, but not its report. {error} `chainwright report {folder}` writes the report."
+        ) from error
+
+
+def print_diagnosis(folder: Path) -> None:
+    """Print what a finished diagnosis found in a few lines, and where its report is."""
+    from chainwright.studies.diagnosis.run import open_diagnosis
+
+    print_summary(open_diagnosis(folder).summary(), folder / "report.html")
+
+
+def print_summary(lines: Sequence[str], path: Path) -> None:
+    """Print what a study found in a few lines, and where its report is."""
+    out.print()
+    for line in lines:
+        say(line)
+    say(f"\nReport: {path}")
+
+
+def print_study(folder: Path) -> None:
+    """Print what a study found so far: its summary, accuracy, findings and files."""
+    from chainwright import _registry
+    from chainwright.evaluation.accuracy import Accuracy
+    from chainwright.report.study import summary_of
+    from chainwright.studies import Study
+    from chainwright.studies.diagnosis.plan import KIND, config_of, has_report
+
+    study = Study.open(folder)
+    results, kind = study.results, study.manifest.kind
+    if not study.is_complete:
+        say(f"{folder} is not finished; these are its results so far.")
+    elif has_report(config_of(study)) if kind == KIND else kind in _registry.names("study"):
+        out.print()
+        for line in summary_of(study):
+            say(line)
+    if "accuracy" in results and kind == KIND:
+        print_accuracy(Accuracy.load(results["accuracy"]))
+    _print_units(results)
+    _print_files(folder, results)
+
+
+def _print_units(results: Results) -> None:
+    from chainwright._finding import Finding
+
+    for unit, path in results.items():
+        if (path / "result.json").is_file() and unit != "accuracy":
+            say(f"{unit}:")
+            for line in Finding.load(path).summary().splitlines():
+                say(f"  {line}")
+    for unit, reason in results.skipped.items():
+        say(f"{unit}: skipped: {reason}")
+
+
+def _print_files(folder: Path, results: Results) -> None:
+    rows = []
+    for unit, path in results.items():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "unit.json")
+        names = ", ".join(str(p.relative_to(path)) for p in files)
+        rows.append({"unit": unit, "files": names, "KB": f"{sum(p.stat().st_size for p in files) / 1000:,.0f}"})
+    report = folder / "report.html"
+    if report.exists():
+        rows.append({"unit": "", "files": report.name, "KB": f"{report.stat().st_size / 1000:,.0f}"})
+    print_table(f"Files in {folder}", rows)

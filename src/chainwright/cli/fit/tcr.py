@@ -1,0 +1,115 @@
+"""The command `fit tcr`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chainwright._registry import register
+from chainwright.cli import _parse
+from chainwright.cli._command import ConfigOptions, Values
+from chainwright.cli._options import (
+    Device,
+    Dtype,
+    HopCounts,
+    ModelName,
+    Overwrite,
+    Quiet,
+    RemoteCode,
+    RenderingName,
+    RepairFolder,
+    Revision,
+)
+from chainwright.cli._shared import err, load, say
+
+_PLACE = "chainwright.repair.tcr"
+PROBLEMS = ConfigOptions(f"{_PLACE}.config:FitProblems", "task", "n", "seed")
+FIT = ConfigOptions(
+    f"{_PLACE}.fit:FitConfig",
+    "selector",
+    "detector",
+    "tau",
+    "decision",
+    "n_votes",
+    flags={"n_votes": "--votes"},
+    helps={
+        "selector": "'light', or the base model of a classifier: a bundled name, a folder, or a Hub id.",
+        "detector": "'trained', or 'entropy': flag tokens above an entropy threshold.",
+        "tau": "Entropy threshold of the entropy detector, in nats (default: tuned).",
+        "decision": "'verify': a network compares the runs without single heads; 'vote': they vote, as in the paper.",
+        "n_votes": "Heads that vote (default: the paper's 3, or 1 if that is clearly better).",
+    },
+)
+CANDIDATES = ConfigOptions(
+    f"{_PLACE}.candidate_heads:CandidateConfig",
+    "max_heads",
+    "positions",
+    "cover",
+    helps={
+        "max_heads": "Maximum number of candidate heads.",
+        "positions": "Silence heads at all positions, or only at the last.",
+        "cover": "Choose heads that cover single errors ('samples') or error 'types'.",
+    },
+)
+CLASSIFIER = ConfigOptions(
+    f"{_PLACE}.selector:ClassifierConfig",
+    "lr",
+    "n_epochs",
+    flags={"lr": "--selector-lr", "n_epochs": "--selector-epochs"},
+    helps={
+        "lr": "Learning rate of a classifier as selector; the default is the paper's.",
+        "n_epochs": "Passes over its training samples; the default is the paper's.",
+    },
+)
+
+
+@register("command", "fit.tcr")
+def tcr(
+    model: ModelName = "reasoner",
+    hops: HopCounts = None,
+    problems: Values = PROBLEMS,
+    out_folder: RepairFolder = Path("runs/tcr-repair"),
+    rendering: RenderingName = "auto",
+    fit: Values = FIT,
+    candidates: Values = CANDIDATES,
+    classifier: Values = CLASSIFIER,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find erroneous heads, learn when to silence which, and save the repair."""
+    from chainwright import prompts, tasks
+    from chainwright.repair.tcr.candidate_heads import CandidateConfig
+    from chainwright.repair.tcr.config import FitProblems
+    from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems
+    from chainwright.repair.tcr.repair import TCR
+    from chainwright.repair.tcr.selector import ClassifierConfig
+    from chainwright.tasks.cells import fit_cells, sample_cells
+
+    _parse.check_free(out_folder, overwrite)
+    chosen = prompts.rendering_for(rendering, model)
+    asked = FitProblems(**problems)
+    cells = fit_cells(asked.task, hops, chosen)
+    config = FitConfig(candidates=CandidateConfig(**candidates), classifier=ClassifierConfig(**classifier), **fit)
+    # one order of the tasks, however they are listed: every third problem is for tuning
+    ordered = {name: cells[name] for name in tasks.known() if name in cells}
+    lessons = sample_cells(ordered, asked.n, asked.seed, chosen)
+    loaded = load(model, device, dtype, revision, trust_remote_code)
+    fitted = fit_tcr_on_problems(
+        loaded.model, loaded.tokenizer, lessons, config=config, say=_silent if quiet else _note
+    )
+    TCR.from_fit(fitted).save_pretrained(out_folder, overwrite=overwrite)
+    say(fitted.candidates.summary())
+    for name, value in fitted.figures.items():
+        say(f"{value:8.3f}  {name}")
+    say(f"Wrote the repair to {out_folder}")
+
+
+def _note(line: str) -> None:
+    err.print(line, markup=False, highlight=False)
+
+
+def _silent(line: str) -> None:
+    pass

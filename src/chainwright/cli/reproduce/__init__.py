@@ -1,0 +1,1 @@
+"""Reproduce the experiments of a paper."""

@@ -1,0 +1,1 @@
+"""Run, follow and compare studies."""
