@@ -1,4 +1,4 @@
-"""Instruments: each measures one thing and returns a `Finding`. The names stand in `__init__.pyi`."""
+"""Instruments: each measures one thing and returns a `Finding`. The public names are listed in `__init__.pyi`."""
 
 import lazy_loader
 

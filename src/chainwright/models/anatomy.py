@@ -7,7 +7,7 @@ model once, with the seam attached and a hook on every module, and
    that holds it;
 2. takes as output projection the module that is given z, the heads' outputs side by side, and returns what the
    attention module returns;
-3. watches the rest of the block: a module that changes the attention's output stands between it and the residual
+3. watches the rest of the block: a module that changes the attention's output lies between it and the residual
    stream (the post-norm of some models), one that is given `resid_pre + attn_out` marks `resid_mid`;
 4. takes as final norm the module that is given what the last block returns and returns what the unembedding is
    given, up to a constant factor.

@@ -2,7 +2,7 @@
 
 1. Decode a short window of ids that ends with the new one; what it adds to the window's former text is the new
    token's.
-2. Half a character at the end is kept apart: it stands in the text as a replacement character until it is complete.
+2. An incomplete character at the end is kept apart: the text has a replacement character there until it is complete.
 3. Where a window cannot tell (the decoder changed text that was already there), all ids are decoded again as
    `token_offsets` decodes a finished trace.
 
@@ -25,7 +25,7 @@ _INCOMPLETE = "\ufffd"  # what a decoder writes for the bytes of an incomplete c
 
 
 class _Added(NamedTuple):
-    """The text that a token adds: whole characters, and a stand-in for one that it leaves incomplete."""
+    """The text that a token adds: whole characters, and replacement characters for one that it leaves incomplete."""
 
     whole: str
     incomplete: str
@@ -145,7 +145,7 @@ class GrowingText:
         return None
 
     def _new_window(self, whole: str) -> str:
-        """Make a window that reaches to the latest token; return the stand-in for a character left incomplete."""
+        """Make a window that reaches to the latest token; return the replacement for a character left incomplete."""
         window = self._window_before(len(self.ids), whole)
         self._window = window or (0, self.decode(self.ids).rstrip(_INCOMPLETE))
         start, old = self._window

@@ -142,7 +142,7 @@ def _offsets_of_run(decode: Callable[[list[int]], str], run: list[int], silent: 
     if text != whole:
         # a decoder that looks further back than a window: exact, but quadratic in the length
         text, spans = _walk(decode, audible, len(audible))
-    # a silent id stands where the next audible one begins, the last ones at the end of the text
+    # a silent id gets the position where the next audible one begins, the last ones that of the end of the text
     remaining = [*spans, Span(len(text), len(text))][::-1]
     offsets: list[Span] = []
     for token_id in run:

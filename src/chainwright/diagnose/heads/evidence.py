@@ -135,7 +135,7 @@ class HeadEvidence(Finding):
         return self.token_strs[str(int(token_id))]
 
     def plot(self) -> Figure:
-        """Return the shares that each head mends and breaks, in contexts held out if there are any, with intervals."""
+        """Return the shares that silencing each head fixes and breaks, in held-out contexts if any, with intervals."""
         from chainwright.figures import fixed_and_broken
 
         return fixed_and_broken(self.counts(seen=not self.has_held_out))

@@ -125,7 +125,7 @@ class HeadRoles(Finding):
 
     @property
     def best_head(self) -> Head:
-        """Return the head whose silencing mends most and breaks least: highest `corrected + kept - 1`.
+        """Return the head whose silencing fixes most and breaks least: highest `corrected + kept - 1`.
 
         Ties are broken by rectification, then by order. It is the best of many heads on few contexts, so its shares
         are optimistic; see `check_head`.
