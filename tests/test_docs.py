@@ -1,8 +1,7 @@
 """The pages in docs/: links lead somewhere, imports exist, and the code of the method pages runs as pasted."""
 
-import ast
-import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_IMPORT = re.compile(r"^[ \t]*from chainwright[\w.]* import (?:\([^)]+\)|[^(\n]+)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -36,11 +36,9 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _code(page)], ids=lambda page: page.name)
 def test_imports_in_code_exist(page: Path) -> None:
-    for code in _code(page):
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("chainwright"):
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names), (page.name, node.module)
+    # by pattern and not parsed: a page may show a fragment of a file
+    for statement in _IMPORT.findall("\n".join(_code(page))):
+        exec(textwrap.dedent(statement), {})
 
 
 @pytest.mark.slow
