@@ -15,12 +15,12 @@ from chainwright.report.section import Material, Section, drawn
 @register("section", "comparison")
 def section(material: Material) -> Section | None:
     """Return the section; None without a comparison."""
-    found = material.of(Comparison)
-    if not found:
+    comparisons = material.of(Comparison)
+    if not comparisons:
         return None
     charts: dict[str, Any] = {}
-    shown = [_shown(one, f"-{k}" if k else "", charts) for k, one in enumerate(found)]
-    return Section("comparison", "Comparison", {"comparisons": shown}, charts, order=350, shows=found)
+    shown = [_shown(comparison, f"-{k}" if k else "", charts) for k, comparison in enumerate(comparisons)]
+    return Section("comparison", "Comparison", {"comparisons": shown}, charts, order=350, shows=comparisons)
 
 
 def _shown(found: Comparison, suffix: str, charts: dict[str, Any]) -> dict[str, Any]:

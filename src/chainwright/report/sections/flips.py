@@ -17,18 +17,18 @@ MAX_BYTES = 3_000_000
 @register("section", "flips")
 def section(material: Material) -> Section | None:
     """Return the section; None without chains on which ways of decoding disagree."""
-    found = [one for one in material.of(Flips) if one.problems]
-    if not found:
+    findings = [one for one in material.of(Flips) if one.problems]
+    if not findings:
         return None
-    sets = [shown(one, MAX_BYTES // len(found)) for one in found]
+    sets = [shown(one, MAX_BYTES // len(findings)) for one in findings]
     words = {
-        "titles": [one.title or "Ways of decoding" for one in found],
-        "n_problems": [one.n_problems for one in found],
-        "n_all": sum(len(one.problems) for one in found),
+        "titles": [one.title or "Ways of decoding" for one in findings],
+        "n_problems": [one.n_problems for one in findings],
+        "n_all": sum(len(one.problems) for one in findings),
         "n_shown": sum(len(one["problems"]) for one in sets),
-        "has_flags": any(answer["flagged"] is not None for one in found for row in one.answers for answer in row),
+        "has_flags": any(answer["flagged"] is not None for one in findings for row in one.answers for answer in row),
     }
-    return Section("flips", "Flips", words, data=sets, order=360, shows=found)
+    return Section("flips", "Flips", words, data=sets, order=360, shows=findings)
 
 
 def shown(found: Flips, max_bytes: int) -> dict[str, Any]:

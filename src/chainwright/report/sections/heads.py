@@ -141,11 +141,11 @@ def _held_out(material: Material, evidence: HeadEvidence, known: Extras) -> dict
     right = [i for i in places if not evidence.is_erroneous[i]]
     if not wrong or not _has_traces(material, evidence.sites):
         return {}
-    found = {}
+    by_head = {}
     for k, (layer, head) in enumerate(evidence.heads, start=1):
         is_right = evidence.is_right[:, k]
         of_head = (is_right[wrong], evidence.p_right[wrong, k], ~is_right[right], evidence.top_ids[right, k, 0])
-        found[f"{layer},{head}"] = _lists(of_head, known)
+        by_head[f"{layer},{head}"] = _lists(of_head, known)
     return {
         "wrong": [
             [
@@ -156,7 +156,7 @@ def _held_out(material: Material, evidence: HeadEvidence, known: Extras) -> dict
             for i in wrong
         ],
         "right": [_site(material, evidence.sites[i], known) for i in right],
-        "heads": found,
+        "heads": by_head,
     }
 
 

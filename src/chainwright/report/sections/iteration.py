@@ -130,7 +130,7 @@ def _twin(run: Emergence, runs: Sequence[Emergence]) -> Emergence | None:
 
 
 def _rankings(scores: Sequence[IterationScores]) -> dict[str, Any]:
-    found = {}
+    charts = {}
     for link in ("recall", "input", "previous"):
         panels = [one.ranked(link, _task_of(one)) for one in scores if link in one.links]
         if panels:
@@ -140,8 +140,8 @@ def _rankings(scores: Sequence[IterationScores]) -> dict[str, Any]:
                 for head, s, m, sd in zip(panel.heads, panel.score, panel.null_mean, panel.null_sd, strict=True)
             ]
             wide, narrow = (figures.head_ranking(panels, columns=c) for c in (4, 2))
-            found[f"iteration-heads-{link}"] = drawn(wide, rows, narrow=narrow)
-    return found
+            charts[f"iteration-heads-{link}"] = drawn(wide, rows, narrow=narrow)
+    return charts
 
 
 def _task_of(scores: IterationScores) -> str:

@@ -16,22 +16,22 @@ _OF_THRESHOLDS = {"tau", "precision", "recall", "flagged", "gain", "low", "high"
 @register("section", "tables")
 def section(material: Material) -> Section | None:
     """Return the section; None without tables."""
-    found = material.of(Tables)
-    if not found:
+    findings = material.of(Tables)
+    if not findings:
         return None
     charts: dict[str, Any] = {}
     groups = []
-    for one in found:
+    for finding in findings:
         shown = []
-        for name, rows in one.tables.items():
+        for name, rows in finding.tables.items():
             chart = f"thresholds{len(charts) or ''}" if rows and set(rows[0]) >= _OF_THRESHOLDS else None
             if chart is not None:
                 charts[chart] = _thresholds(rows)
             shown.append(
-                {"name": one.short(name), "rows": rows, "columns": list(rows[0]) if rows else [], "chart": chart}
+                {"name": finding.short(name), "rows": rows, "columns": list(rows[0]) if rows else [], "chart": chart}
             )
-        groups.append({"title": one.title, "tables": shown, "notes": list(one.notes)})
-    return Section("tables", "Tables", {"groups": groups}, charts, order=800, shows=found)
+        groups.append({"title": finding.title, "tables": shown, "notes": list(finding.notes)})
+    return Section("tables", "Tables", {"groups": groups}, charts, order=800, shows=findings)
 
 
 def _thresholds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
