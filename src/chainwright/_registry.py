@@ -218,10 +218,12 @@ def _written(folder: Traversable, package: str) -> Iterator[tuple[tuple[str, str
 def _installed() -> Iterator[tuple[tuple[str, str], Place]]:
     for point in entry_points(group=GROUP):
         kind, dot, name = point.name.partition(".")
+        package = None if point.dist is None else point.dist.name
         if not dot or kind not in get_args(Kind):
             raise BadInput(
-                f"The installed plugin entry {point.name!r} ({point.value}) does not begin with a kind of plugin; "
-                f"entries are named '<kind>.<name>', with kind one of {', '.join(get_args(Kind))}."
+                f"The installed plugin entry {point.name!r} ({point.value}{f' of {package}' if package else ''}) does "
+                f"not begin with a kind of plugin; entries are named '<kind>.<name>', with kind one of "
+                f"{', '.join(get_args(Kind))}. Update Chainwright if the plugin is newer, or uninstall the plugin."
             )
         module, _, attribute = point.value.partition(":")
-        yield (kind, name), Place(module, attribute, None if point.dist is None else point.dist.name)
+        yield (kind, name), Place(module, attribute, package)

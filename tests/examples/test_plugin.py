@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,11 @@ def test_it_works_after_pip_install(tmp_path: Path) -> None:
     run("-m", "chainwright", "generate", *cell, "--out", "pile.parquet", "--repair", "committee")
     run("-m", "chainwright", "diagnose", *cell, "--repair", "committee", "--out", "study")
     assert "Pile" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_the_page_on_extending_names_every_kind() -> None:
+    page = (PLUGIN.parents[1] / "docs" / "extending.md").read_text()
+    table = page.partition("| kind |")[2].partition("\n\n")[0]
+    assert all(f"`{kind}`" in table for kind in plugins.KINDS)
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page)
+    assert links and all((PLUGIN.parents[1] / "docs" / link).exists() for link in links)

@@ -1,6 +1,6 @@
 """Gold lines of a problem that was made by hand, from nothing but its chain and slots.
 
-A script knows what may stand in each slot and what each line does. Here both are guessed from the gold
+A script knows what may be in each slot and what each line does. Here both are guessed from the gold
 values: lines that begin alike are of one kind, kinds stand in the order in which they first appear, and a
 kind that appears twice is a hop.
 """

@@ -124,7 +124,7 @@ def check_rendering(task: Task, rendering: Rendering) -> None:
     """Raise BadInput if a task does not have a rendering."""
     if rendering not in task.renderings:
         only = task.renderings[0]
-        raise BadInput(f"The task {task.name} has the {only} rendering alone; leave --rendering out or pass {only!r}.")
+        raise BadInput(f"The task {task.name} has the {only} rendering alone; drop --rendering or pass {only!r}.")
 
 
 def vocabulary(*tasks: str) -> list[str]:

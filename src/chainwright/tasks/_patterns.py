@@ -1,7 +1,7 @@
-"""What may stand in a slot at all, and when two spellings of a value mean the same.
+"""What may be in a slot at all, and when two spellings of a value mean the same.
 
-A pattern accepts wrong values as well as right ones: it says that a number or a word stands there, so that a
-wrong one is recognised as the value of its slot.
+A pattern accepts wrong values as well as right ones: it says that a number or a word is expected, so
+that a wrong one is recognised as the value of its slot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MINUS_SIGNS = ("-", "\N{MINUS SIGN}", "\N{EN DASH}")
 
 @dataclass(frozen=True)
 class Pattern:
-    """What may stand in a slot, and when two spellings mean the same.
+    """What may be in a slot, and when two spellings mean the same.
 
     Attributes:
         regex: Source of a regular expression, matched without regard to case.

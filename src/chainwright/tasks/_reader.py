@@ -3,13 +3,13 @@
 1. The response is cut into rows; blank rows do not count, and rows before the first one of a known shape are
    a preamble.
 2. A row is scanned part by part against the gold line that is due. Small words, punctuation, markdown signs,
-   a bullet or a number in front, and case are ignored; the other words must stand there.
+   a bullet or a number in front, and case are ignored; the other words must be there.
 3. A row of the due shape is compared slot by slot. A row of the same kind but another shape is compared as
    far as the shapes agree. A closing row where a hop is due is "fewer hops", a hop where the chain should
    close "more hops".
 4. Anything else, and a response that stops early, ends the reading without a verdict ("unparsed").
 
-It does not look back: what stands after the answer, or after the first wrong slot, is never read.
+It does not look back: text after the answer, or after the first wrong slot, is never read.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _skip_gap(text: str, start: int, end: int) -> int:
 def _words_of(literal: str) -> tuple[Word, ...]:
     """Return the words and signs of literal text, without its punctuation.
 
-    A colon that stands by itself, as in the short rendering, counts: some lines have no other mark.
+    A colon on its own, as in the short rendering, counts: some lines have no other mark.
     """
     if literal == " : ":
         return (Word(":", False),)
@@ -115,7 +115,7 @@ def _due_parts(line: Line) -> Iterator[Part | Word]:
 
 
 def _find(due: Part | Word, text: str, start: int, end: int) -> Row | None:
-    """Return where a part stands after as small a gap as possible; small words are not looked for far off."""
+    """Return the nearest place of a part after `start`; small words must be close, the others may be far off."""
     regex = due.pattern.regex if isinstance(due, Part) else _regex_of(due)
     gap = _GAP if isinstance(due, Word) and due.is_optional else _LONG_GAP
     match = compiled(f"{gap}{{0,40}}?({regex})").match(text, start, end)

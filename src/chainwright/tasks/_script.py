@@ -1,7 +1,7 @@
-"""How a task writes a chain down: kinds of lines, literal text, and the slots between it.
+"""How a task writes down a chain: kinds of lines, literal text, and the slots between it.
 
 A `Line` is a template filled with `Part`s. The same lines serve twice: joined they are the gold chain, and
-`_reader` walks a response beside them. Patterns say what may stand in a slot at all (any number, any word),
+`_reader` walks a response beside them. Patterns say what may be in a slot at all (any number, any word),
 so that a wrong value is still recognised as the value of that slot.
 """
 
@@ -32,7 +32,7 @@ HOPS: Family = "fewer or more hops"
 
 @dataclass(frozen=True)
 class Part:
-    """A slot on its way into a line: the right value, the name of a wrong one, and what may stand there."""
+    """A slot on its way into a line: the right value, the error type of a wrong one, and what may be there."""
 
     value: str
     error_type: str
@@ -69,7 +69,7 @@ def number(value: int, error_type: str) -> Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of line. Kinds stand in the order of `rank`; those that repeat can be too few or too many."""
+    """A kind of line. Kinds come in the order of `rank`; those that repeat can be too few or too many."""
 
     name: str
     rank: int
@@ -110,7 +110,7 @@ class Line:
 
     @property
     def text(self) -> str:
-        """The line as it stands in the chain."""
+        """The line as written in the chain."""
         return "".join(part if isinstance(part, str) else part.value for part in self.parts)
 
 
@@ -150,7 +150,7 @@ def _fields(template: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def fill(kind: str, template: str, hop: int, fields: Mapping[str, Part | str]) -> Line:
-    """Return the line that a template makes of named parts; parts that it does not name are left out."""
+    """Return the line that a template makes of named parts; parts that it does not name are ignored."""
     parts: list[str | Part] = []
     for literal, name in _fields(template):
         for part in (literal, fields[name] if name is not None else ""):
@@ -189,8 +189,8 @@ class Task:
         error_types: Every type that a wrong slot can have, with the family it is counted in.
         goal: What a natural prompt asks for, in a sentence or two.
         unit: What one hop is, in the singular.
-        draw: Facts of one problem, from a random generator, a hop number and a rendering.
-        write: Question, gold lines and answer, from the facts.
+        draw: Returns the facts of one problem, from a random generator, a hop number and a rendering.
+        write: Returns question, gold lines and answer, from the facts and a rendering.
         exemplars: Facts whose chains together show every shape of a line.
         max_hops: Largest hop number, None without a limit.
         more_shapes: Shapes that no chain of fixed length shows (a list of any length).

@@ -24,9 +24,9 @@ def composite_problems(n: int, *, n_operands: int = 3, seed: int = 0) -> list[Pr
 
     Args:
         n: Number of problems.
-        n_operands: Operands of each, from 2; each operation after the first is a hop of its own. `Problem.facts` says
-            what stood "before" the last one.
-        seed: Decides them.
+        n_operands: Operands of each, from 2; each operation after the first is a hop of its own. `Problem.facts` has
+            the value "before" the last one.
+        seed: Seed of the draw.
 
     Raises:
         BadInput: `n` is negative, or there are fewer than two operands.

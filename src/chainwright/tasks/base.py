@@ -1,4 +1,4 @@
-"""Problems and slots: what a task with a hop dial gives to the rest of the package.
+"""Problems and slots: what tasks with a hop dial provide to the rest of the package.
 
 A task draws the facts of a problem from a seed and writes them down as a `Script`: the prompt, and the gold
 chain as lines of literal text and slots. A slot is one decision of the chain (a name recalled, a sum
@@ -6,7 +6,7 @@ computed) and carries the error type that a wrong value means. The same script t
 reads a response back: `Problem.read` walks the response line by line beside the gold lines and stops at the
 first slot that differs.
 
-What this module does not know: tokens (see `traces`), models, and the seven tasks themselves.
+What this module does not know: tokens (see `traces`), models, and the tasks themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cells: which hop counts of which tasks are asked, and the problems of them."""
+"""Cells: a task at one hop count. Which of them are asked for, and their problems."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def choose_cells(
         task: A task, several separated by commas, or "all".
         hops: "12", "4,8,12", "4-10" or a mix; None takes the usual ones of each task for the rendering.
         rendering: Decides which hop counts are usual.
-        also: Other names that the command knows, alone, for the message.
+        also: Other names that the command takes, each on its own; named in the message.
 
     Raises:
         BadInput: An unknown task, one without usual hops where none were passed, or hops that are no whole numbers
             from 1.
     """
-    asked = tasks.names() if task.strip().lower() == "all" else [part for part in task.split(",") if part.strip()]
-    if not asked:
+    named = tasks.names() if task.strip().lower() == "all" else [part for part in task.split(",") if part.strip()]
+    if not named:
         raise BadInput(f"No task was named; known: {', '.join(tasks.known())}, or 'all', which is the first seven.")
-    if unknown := [name for name in asked if also and name.strip().lower() not in tasks.known()]:
+    if unknown := [name for name in named if also and name.strip().lower() not in tasks.known()]:
         raise unknown_name("task", unknown[0].strip(), [*tasks.known(), *also])
-    names = [tasks.canonical(name.strip()) for name in asked]
+    names = [tasks.canonical(name.strip()) for name in named]
     return {name: tasks.usual_hops(name, rendering) if hops is None else parse_hops(hops) for name in names}
 
 
@@ -55,7 +55,7 @@ def parse_hops(text: str) -> tuple[int, ...]:
     """Return the hop counts that a text such as "4,8-10" names, in rising order.
 
     Raises:
-        BadInput: It names something else than whole numbers from 1, or a range that runs backwards.
+        BadInput: The text has anything but whole numbers from 1, or a range that runs backwards.
     """
     counts: set[int] = set()
     for part in text.split(","):

@@ -1,11 +1,11 @@
-"""Compass: a needle is turned once a minute; how far, only the question says, by the last digit of the minute.
+"""Compass: a needle is turned once a minute; only the question says how far, by the last digit of the minute.
 
-One hop = one minute. The question is short and the chain as long as asked. No line says by how much it turned, so every
-line needs the question again, and what an earlier line with the same digit says is of no use. In half of the problems
-the answer is the direction after the first minute, else that after the last.
+One hop = one minute. The question is short, and the chain as long as the hops say. No line says by how much the needle
+turned, so every line needs the question again, and an earlier line with the same digit is of no use. In half of the
+problems the answer is the direction after the first minute, otherwise that after the last.
 
-Made for StepFlow (`lab/compass.py`); it is none of the seven tasks of the source paper, and only the short rendering
-exists.
+Made for StepFlow (`lab/compass.py`); it is not one of the seven tasks of the source paper, and has the short rendering
+only.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class World:
     def _derangement(self, random: Random) -> tuple[int, ...]:
         order = list(range(self.n_entities))
         random.shuffle(order)
-        following = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: nobody is his own mother
+        following = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no entity is its own mother
         return tuple(following[i] for i in range(self.n_entities))
 
     @property

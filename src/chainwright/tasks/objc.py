@@ -1,7 +1,7 @@
 """ObjC: sentences that each bring some objects; how many objects are there in all?
 
 One hop = one sentence. Totals of the short rendering stay at 99 or below; the natural one counts up to 20
-objects a sentence, without a limit on the total.
+objects per sentence, without a limit on the total.
 """
 
 from __future__ import annotations

@@ -71,12 +71,12 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text; save it as UTF-8.") from error
     try:
-        found = _parsed(path, text)
+        records = _parsed(path, text)
     except (json.JSONDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as {path.suffix[1:] or 'text'}: {error}.") from error
-    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-        raise BadInput(f"{path} must hold a list of records; got {type(found).__name__}.")
-    return found
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise BadInput(f"{path} must hold a list of records; got {type(records).__name__}.")
+    return records
 
 
 def _parsed(path: Path, text: str) -> Any:
@@ -86,10 +86,10 @@ def _parsed(path: Path, text: str) -> Any:
         return [_line(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if path.suffix != ".json":
         raise BadInput(f"{path} is none of .json, .jsonl and .csv; those are the kinds of question file that are read.")
-    found = json.loads(text)
-    if isinstance(found, dict):
-        return next((found[name] for name in _RECORD_LISTS if name in found), found)
-    return found
+    content = json.loads(text)
+    if isinstance(content, dict):
+        return next((content[name] for name in _RECORD_LISTS if name in content), content)
+    return content
 
 
 def _line(path: Path, number: int, line: str) -> Any:

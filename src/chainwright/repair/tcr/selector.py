@@ -136,7 +136,7 @@ def fit_light_selector(features: Tensor, labels: Tensor, *, config: TrainConfig 
 
     Args:
         features: `choice_features`, `[N, F]`.
-        labels: `[N, heads + 1]`, 1 where the choice gives the right token. Rows without a 1 are left out.
+        labels: `[N, heads + 1]`, 1 where the choice gives the right token. Rows without a 1 are ignored.
         config: How to train.
 
     Raises:
@@ -204,7 +204,7 @@ class FixedSelector:
     """Ranks the heads in one order everywhere; never silences nothing.
 
     Attributes:
-        order: Indices into the candidate heads, best first; those that are left out come last.
+        order: Indices into the candidate heads, best first; heads that it lacks come last.
     """
 
     def __init__(self, n_heads: int, order: Sequence[int]):
