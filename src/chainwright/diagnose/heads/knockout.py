@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
@@ -23,6 +23,7 @@ from chainwright._finding import Finding
 from chainwright._progress import progress_bar
 from chainwright._registry import register
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
+from chainwright.diagnose.heads._sweep.options import Method, check_options, n_measured, n_screened
 from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
 from chainwright.diagnose.heads.lens import check_token_ids, in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
@@ -32,8 +33,6 @@ from chainwright.models.seam import widened
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-Method = Literal["exact", "gradient", "screened"]
 
 
 @register("finding", "KnockoutEffects")
@@ -150,18 +149,6 @@ def knockout_effects(
     )
 
 
-def check_options(method: str, positions: str, share: float, max_bytes: int | None) -> None:
-    """Raise BadInput unless a sweep can be run with these options."""
-    if method not in get_args(Method):
-        raise BadInput(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
-    if positions not in get_args(Positions):
-        raise BadInput(f"positions must be 'all' or 'last'; got {positions!r}.")
-    if not 0 < share <= 1:
-        raise BadInput(f"share must be above 0 and at most 1; got {share}.")
-    if max_bytes is not None and max_bytes < 1:
-        raise BadInput(f"max_bytes must be at least 1, or None; got {max_bytes}.")
-
-
 def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_mask: Tensor | None) -> Contexts:
     """Return checked contexts on the model's device, with one tracked token per row."""
     check_ids(input_ids, attention_mask)
@@ -199,20 +186,9 @@ def _measure(
     return screened.baseline, torch.where(screened.wanted, measured, screened.estimate), screened.wanted
 
 
-def _n_screened(share: float, n_heads: int) -> int:
-    return max(1, round(share * n_heads))
-
-
 def _top_ranked(estimate: Tensor, share: float) -> Tensor:
     """Return where a row's estimate is among its largest, whatever the sign, bool `[N, L, H]`."""
     flat = estimate.flatten(1).abs()
     is_chosen = torch.zeros_like(flat, dtype=torch.bool)
-    is_chosen.scatter_(1, flat.topk(_n_screened(share, flat.shape[1]), dim=1).indices, True)
+    is_chosen.scatter_(1, flat.topk(n_screened(share, flat.shape[1]), dim=1).indices, True)
     return is_chosen.view_as(estimate)
-
-
-def n_measured(parts: Anatomy, n_rows: int, method: Method, share: float) -> int:
-    """Return how many (row, head) pairs a sweep measures."""
-    n_heads = parts.n_layers * parts.n_heads
-    per_row = {"exact": n_heads, "gradient": 0, "screened": _n_screened(share, n_heads)}
-    return n_rows * per_row[method]

@@ -13,8 +13,8 @@ from torch import nn
 from chainwright._errors import BadInput
 from chainwright.diagnose.heads._sweep.all_positions import bytes_per_variant
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, groups
+from chainwright.diagnose.heads._sweep.options import Method, check_options, n_measured
 from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_AT_ONCE, BYTES_KEPT, bytes_per_token, kind_of
-from chainwright.diagnose.heads.knockout import Method, check_options, n_measured
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import Positions, forward
 
