@@ -82,7 +82,7 @@ def flow(
             raise BadInput("--prompt needs --target, the answer to trace.")
         asked = flows.PromptAsked(prompt, target, against, entity, relation, _parse.span_mode(span))
         loaded = load(model, device, dtype, revision, trust_remote_code)
-        with flows.mended(loaded.model, load_repair(repair)):
+        with flows.attached(loaded.model, load_repair(repair)):
             found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
     else:
         assert task is not None
@@ -92,7 +92,7 @@ def flow(
                 f"With --task the questions decide what is traced; {', '.join(stray)} can only be passed with --prompt."
             )
         loaded = load(model, device, dtype, revision, trust_remote_code)
-        with flows.mended(loaded.model, load_repair(repair)):
+        with flows.attached(loaded.model, load_repair(repair)):
             found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)

@@ -52,7 +52,7 @@ class PromptAsked:
     span: SpanMode | None = None
 
 
-def mended(model: PreTrainedModel, repair: Repair | None) -> AbstractContextManager[Any]:
+def attached(model: PreTrainedModel, repair: Repair | None) -> AbstractContextManager[Any]:
     """Return a context in which the model is followed with a back attention, or as it is.
 
     Raises:

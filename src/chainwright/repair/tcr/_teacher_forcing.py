@@ -24,7 +24,7 @@ from chainwright.models.seam import widened
 from chainwright.repair.tcr._ablated_cache import Pair
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import whole_prefix_logits
-from chainwright.repair.tcr.token_repair import Seen
+from chainwright.repair.tcr._seen import Seen
 from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,32 +31,12 @@ from chainwright.repair.run import Cost, Decider, counted
 from chainwright.repair.tcr._ablated_cache import Branches, Pair, is_plain
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import last_position_logits, whole_prefix_logits, windows_before
+from chainwright.repair.tcr._seen import Seen as Seen
+from chainwright.repair.tcr._teacher_forcing import trace_corrections
 from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 
 _HOW = "decode with greedy search or sampling and the default cache"
-
-
-class Seen(NamedTuple):
-    """What is known of some tokens before they are chosen.
-
-    Attributes:
-        hidden: What the read layers put out at the last position, `[N, R, D]`; R = 0 where nothing reads them.
-        logits: The model's own next-token logits `[N, V]`, float32.
-        contexts: All tokens so far, one list a row.
-        prompts: The first of them that are the prompt.
-    """
-
-    hidden: Tensor
-    logits: Tensor
-    contexts: Sequence[Sequence[int]]
-    prompts: Sequence[Sequence[int]]
-
-    def take(self, rows: Sequence[int]) -> Seen:
-        """Return some of the tokens."""
-        at = torch.tensor(list(rows), dtype=torch.long, device=self.logits.device)
-        picked = [[group[i] for i in rows] for group in (self.contexts, self.prompts)]
-        return Seen(self.hidden[at], self.logits[at], picked[0], picked[1])
 
 
 def entropy_nats(logits: Tensor) -> Tensor:
@@ -152,8 +132,6 @@ class CorrectingRepair(Repair):
 
     def corrections(self, model: nn.Module, traces: Sequence[Trace]) -> list[Corrections]:
         """Return for each trace the logits that decoding would have seen at flagged tokens; used by `score`."""
-        from chainwright.repair.tcr._teacher_forcing import trace_corrections
-
         self.check_model(model)
         return trace_corrections(anatomy(model), self, traces)
 
