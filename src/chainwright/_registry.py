@@ -15,7 +15,7 @@ The kinds, and what is registered under each:
     section     a section of the report
     checker     a way of judging a final answer
     model       a `models.sources.ModelSource`: a name that `load_model` takes
-    command     a function that is a command; "fit.mine" is `chainwright fit mine` (see `cli._command`)
+    command     a function that is a command; "fit.tcr" is `chainwright fit tcr` (see `cli._command`)
 
 Three sources fill it, in this order:
 
