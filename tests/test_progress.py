@@ -31,7 +31,7 @@ def test_a_terminal_shows_title_count_and_note_and_is_left_clean(shown: bool) ->
     assert drawn.endswith("\x1b[2K"), "the line is erased at the end"
 
 
-def test_a_bar_goes_on_where_an_earlier_run_ended() -> None:
+def test_a_bar_starts_where_an_earlier_run_ended() -> None:
     with progress_bar("training", 5, completed=2) as bar:
         bar.advance()
         (task,) = bar.rows.tasks

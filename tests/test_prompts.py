@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from chainwright.models import LoadedModel, load_model
 from chainwright.models.sources import bundled_models
 from chainwright.prompts import as_asked, describe, prompt_ids, prompts_of, reads_short, rendering_for, thinks
 from chainwright.tasks import Problem, vocabulary
+from chainwright.tasks.base import Draw
 from chainwright.tasks.knowledge import World, questions
 from chainwright.traces import Trace
 from families import tiny
@@ -80,6 +82,14 @@ def test_a_word_level_tokenizer_must_know_the_words_if_it_has_a_chat_template() 
     whole.chat_template = poor.chat_template = "{{ messages[0].content }}"
     assert reads_short(whole, problem) and not reads_short(poor, problem)
     assert as_asked(poor, problem) == tasks.sample("clf", 3, 1, rendering="natural")[0]
+
+
+def test_a_task_with_one_rendering_keeps_it(reasoner: LoadedModel) -> None:
+    (natural,) = tasks.sample("parity", 2, 1, rendering="natural")
+    alone = replace(natural, draw=Draw("parity|2|0|0", 1))
+    assert as_asked(reasoner.tokenizer, alone) == natural
+    with pytest.raises(BadInput, match="compass"):
+        as_asked(instruct_tokenizer(), tasks.sample("compass", 2, 1)[0])
 
 
 @pytest.mark.parametrize("name", bundled_models())

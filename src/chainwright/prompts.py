@@ -140,6 +140,9 @@ def as_asked(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> Prob
     """Return a problem in the rendering in which a model with this tokenizer is asked.
 
     A rendering that was chosen stays; an open one becomes short where `reads_short` holds, else natural.
+
+    Raises:
+        BadInput: The task has the short rendering alone, and the tokenizer is not made for it.
     """
     if isinstance(problem, str) or problem.draw is None:
         return problem
@@ -152,6 +155,8 @@ def reads_short(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> bool:
     That takes a word-level tokenizer, as the models trained here have, without an unknown word in the text. One
     without a chat template passes with unknown words too: the natural rendering has only more of them.
     """
+    if problem.rendering != "short":  # an open problem of a task without a short rendering
+        return False
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, WordLevel):
         return False

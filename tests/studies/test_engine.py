@@ -133,7 +133,7 @@ def test_sigkill_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, part
     assert n_kills >= 5, "most runs were killed before they ended"
 
 
-def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, study_plans.__file__, str(tmp_path / "s"), "0.5"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
@@ -169,7 +169,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damage_is_named_and_mended_only_if_asked(whole: Path, how: str) -> None:
+def test_damage_is_named_and_computed_again_only_if_asked(whole: Path, how: str) -> None:
     before, (do, says) = files(whole), DAMAGE[how]
     do(whole / "square" / "1" / "value.json")
     damaged = files(whole)
@@ -398,7 +398,7 @@ def test_a_study_opened_to_be_read_is_not_run(whole: Path) -> None:
         Study.open(whole).run()
 
 
-def test_a_log_cut_by_a_kill_is_read_and_gone_on_with(whole: Path) -> None:
+def test_a_log_cut_by_a_kill_is_read_and_extended(whole: Path) -> None:
     from chainwright.studies import timing
 
     took = timing.seconds_by_unit(whole)
@@ -441,7 +441,7 @@ def test_any_byte_of_any_file_that_changes_is_noticed(
         st.sampled_from(["schema_version", "kind", "config", "units", "model", "again", "chainwright"]), inner),
     max_leaves=8,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_whatever_stands_in_a_manifest_is_read_or_refused(
+def test_whatever_a_manifest_contains_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("m")

@@ -1,4 +1,4 @@
-"""A diagnosis as a study: killed at any moment and gone on with, it ends as if nothing had happened."""
+"""A diagnosis as a study: killed at any moment and resumed, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_other_settings_are_refused_with_both_values(
     assert not (folder / "heads").exists() and study_config(folder).n == 1
 
 
-def test_another_model_is_told_by_its_fingerprint(
+def test_another_model_is_recognised_by_its_fingerprint(
     reasoner: LoadedModel, whole: tuple[Path, Diagnosis], tmp_path: Path
 ) -> None:
     folder = copied(whole, tmp_path / "s")

@@ -1,4 +1,4 @@
-"""`generate --out` and `evaluate --out`: stopped at any moment, the same command goes on."""
+"""`generate --out` and `evaluate --out`: stopped at any moment, the same command resumes."""
 
 from __future__ import annotations
 

@@ -179,17 +179,17 @@ def _entropies(traces: Sequence[Trace], scores: Sequence[TokenScores]) -> list[d
     wrong: dict[tuple[str, str], list[float]] = defaultdict(list)
     right: dict[tuple[str, str], list[float]] = defaultdict(list)
     gold_type: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for trace, found in zip(traces, scores, strict=True):
+    for trace, token_scores in zip(traces, scores, strict=True):
         if trace.problem is None:
             continue
         task = trace.problem.task
         for slot in trace.slots:
             if slot.is_right and slot.end > slot.start:
                 kind = trace.problem.slots[slot.slot].error_type
-                right[task, kind].append(float(found.entropy[slot.start : slot.end].max()))
+                right[task, kind].append(float(token_scores.entropy[slot.start : slot.end].max()))
         error = trace.first_error
         if error is not None and error.slot is not None and trace.first_error_position is not None:
-            wrong[task, error.error_type].append(float(found.entropy[trace.first_error_position]))
+            wrong[task, error.error_type].append(float(token_scores.entropy[trace.first_error_position]))
             gold_type[task, error.error_type][trace.problem.slots[error.slot].error_type] += 1
     rows = []
     for (task, kind), values in wrong.items():

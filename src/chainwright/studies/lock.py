@@ -2,7 +2,7 @@
 
 The lock is the operating system's, on `study.lock` (`filelock`: Linux, macOS, Windows), so it ends with the process
 that holds it, however that ends. `study.holder` names that process; it is removed with the lock, and after a kill it
-means nothing, since the lock is free. It is a file of its own because Windows lets nobody read a locked file.
+means nothing, since the lock is free. It is a separate file because Windows does not let a locked one be read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The final answer of a response: where it stands, and when it was taken back.
+"""The final answer of a response: where it is, and when it was taken back.
 
 1. Thinking is not judged: what counts is the text after the last `</think>` or in Harmony's final channel. A response
    that is cut while it thinks has said nothing.
@@ -87,7 +87,7 @@ def final_answer(text: str, answer: str, *, may_guess: bool, is_first: bool = Fa
 
 
 def _last_word(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
-    """Return the value that stands in the end: `match`, or the one that a denial or a second thought puts in place."""
+    """Return the value that counts in the end: `match`, or what a denial or a second thought puts in its place."""
     while _DENIED.search(text, 0, match.start()):
         later = pattern.compiled.search(text, _after_but(text, match.end()))
         if later is None:

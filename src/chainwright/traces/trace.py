@@ -188,7 +188,7 @@ class Trace:
 
         Args:
             tokenizer: The model's tokenizer.
-            input_ids: [T] question and response without padding; an end-of-text token may stand at the end,
+            input_ids: [T] question and response without padding; an end-of-text token may close it,
                 and is part of the last step but not of the text.
             n_question: How many of them are the question (the prompt).
             style: "think", "harmony", "plain", or "auto" to go by the markers.
@@ -361,10 +361,10 @@ def _ids_with_front_tokens(tokenizer: Tokenizer, question: str) -> list[int]:
 
 
 def _encode_response(tokenizer: Tokenizer, response: str) -> tuple[list[int], TokenOffsets]:
-    """Return the ids of a response and where they stand in it.
+    """Return the ids of a response and the characters that each of them covers.
 
-    The text is the response as given when the ids decode to it, or when the tokenizer tells where in it each
-    id comes from (all fast ones do); otherwise it is what the ids decode to.
+    The text is the response as given when the ids decode to it, or when the tokenizer knows which
+    characters each id comes from (all fast ones do); otherwise it is what the ids decode to.
     """
     ids = list(tokenizer(response, add_special_tokens=False)["input_ids"])
     offsets = token_offsets(tokenizer, ids, keep_markers=True)
