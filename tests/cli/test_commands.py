@@ -23,6 +23,7 @@ from chainwright.studies.diagnosis.config import DiagnoseConfig
 from command_line import call
 
 COMMANDS = _registry.names("command")
+COMMAND = r"(?<!from )(?<![\w./])chainwright ([a-z][\w-]*)(?: ([a-z][\w-]*))?"
 SOURCES = Path(chainwright.__file__).parent
 
 
