@@ -204,7 +204,7 @@ def test_fitting_from_the_command_line_gives_what_the_study_fits(world, tmp_path
         (["--source", "2", "--targets", "1"], "Layer 2 does not exist"),
         (["--source", "1", "--targets", "0,2"], "Source layer 1 comes after target 0"),
         (["--size", "0"], "d_back must be at least 1; got 0"),
-        (["--set", "lr=0"], "lr must be above 0"),
+        (["--set", "lr=0"], "lr must be a number above 0; got 0"),
         (["--questions", "nowhere.json"], "There is no file nowhere.json"),
         (["--model", "reasoner"], "not one of a made-up world"),
     ],

@@ -60,7 +60,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes_and_its_tables_are_sound(tmp_p
     with pytest.raises(KeyboardInterrupt):
         Study.make(killed, make(Stops)).run()
     code, printed = call("study", "status", killed)
-    assert code == 0 and f"Go on with it: chainwright study run {killed}" in printed
+    assert code == 0 and f"Resume it: chainwright study run {killed}" in printed
     code, printed = call("study", "run", killed, "--device", "cpu", "-q")
     assert code == 0 and "### Ablations: parts" in printed and "report.html" in printed
     for written in ("report.html", "tables.md"):
