@@ -221,7 +221,7 @@ def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_S
     # the rows differ in their second token only, so a decoder's first position must not
     if not _close(z[0, 0], z[1, 0]):
         raise UnsupportedModel(
-            f"This {kind} model lets a position look at later tokens, so it is no decoder; load a causal language "
+            f"This {kind} model lets a position look at later tokens, so it is not a decoder; load a causal language "
             "model."
         )
     return calls[0]

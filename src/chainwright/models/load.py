@@ -170,7 +170,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
-    """Return what Transformers is to load from, a checked folder or a Hub id as it is, and of which revision."""
+    """Return what Transformers loads from, a folder that was checked or a Hub id, and its revision."""
     source = source_of(name)
     if source is not None:
         name, revision = str(source.place), revision or source.revision

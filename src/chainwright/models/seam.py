@@ -279,7 +279,7 @@ def attached_handlers(model: nn.Module) -> Handlers:
 
 
 def seam_kind(model: PreTrainedModel) -> str:
-    """Return what the seam delegates to for this model, "sdpa" or "eager"."""
+    """Return the implementation that the seam delegates to for this model, "sdpa" or "eager"."""
     now = seam_name(model) if model.config._attn_implementation not in _NAME.values() else None
     name = now or model.config._attn_implementation
     return next(kind for kind, registered in _NAME.items() if registered == name)

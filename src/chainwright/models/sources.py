@@ -1,7 +1,7 @@
 """Names that `load_model` takes besides folders and Hub ids: the bundled models, and those that plugins register.
 
-The bundled models are the folders beside this file, and need no list. A plugin registers a `ModelSource` under the kind
-"model"; its module is imported when its name is asked for.
+The bundled models are the folders next to this file, without a list of them. A plugin registers a `ModelSource` under the
+kind "model"; its module is imported when the name is used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ BUNDLED = Path(__file__).parent / "bundled"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model of a registered name is.
+    """The location of a registered model.
 
     Attributes:
         place: A folder with a checkpoint, or a Hub id.
-        revision: Branch, tag or commit on the Hub, where `load_model` is passed none.
+        revision: Branch, tag or commit on the Hub that is used if `load_model` gets none.
     """
 
     place: str | Path
@@ -34,15 +34,15 @@ def bundled_models() -> list[str]:
 
 
 def known_models() -> list[str]:
-    """Return every name that `load_model` takes: the bundled models, then those of plugins; nothing is imported."""
+    """Return every name that `load_model` takes, bundled models first, then those of plugins, without importing any."""
     return [*bundled_models(), *_registry.names("model")]
 
 
 def source_of(name: str) -> ModelSource | None:
-    """Return where the model of a bundled or registered name is; None for a name that is neither.
+    """Return the location of a bundled or registered model; None for a name that is neither.
 
     Raises:
-        BadInput: Something else than a `ModelSource` is registered, or one has the name of a bundled model.
+        BadInput: The registered object is not a `ModelSource`, or a plugin uses the name of a bundled model.
     """
     is_bundled, is_registered = name in bundled_models(), name in _registry.names("model")
     if is_bundled and is_registered:

@@ -1,1 +1,1 @@
-"""Logit flow: what writes an answer, and what switched that on."""
+"""Logit flow: which components write an answer, and which earlier ones activate those."""

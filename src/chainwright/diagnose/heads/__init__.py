@@ -1,1 +1,1 @@
-"""Heads: what each does to a token, which role it plays, what it writes."""
+"""Heads: the effect of each on a token, its role, and what it writes."""

@@ -164,7 +164,7 @@ def head_evidence(
         n_top: Likeliest tokens to record per prediction.
 
     Raises:
-        BadInput: A number below 1, or the traces have no such error.
+        BadInput: A number is below 1, or the traces have no error of this type.
     """
     for name, value in (("n", n), ("n_heads", n_heads), ("n_top", n_top)):
         if value < 1:

@@ -220,7 +220,7 @@ class RoleFinding(HeadRoles):
 
     @classmethod
     def of(cls, task: str, error_type: str, roles: HeadRoles, check: HeadCheck | None = None) -> RoleFinding:
-        """Return roles together with what they are the roles of."""
+        """Return a finding with the scores and roles of `roles`, labelled with their task and error type."""
         values = {f.name: getattr(roles, f.name) for f in fields(HeadRoles)}
         return cls(task=task, error_type=error_type, check=check, **values)
 

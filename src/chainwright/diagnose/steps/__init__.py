@@ -1,1 +1,1 @@
-"""Steps: what each step of a chain draws on at every layer."""
+"""Steps: how strongly each step of a chain depends on each earlier one, at every layer."""

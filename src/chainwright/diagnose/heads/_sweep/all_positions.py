@@ -67,6 +67,7 @@ def from_layer(
         yield VariantLogits(torch.tensor([[row, 0, -1] for row in range(n_rows)]), plain.logits)
         _check_replay(parts, plain, n_rows, sharing)
         for layer in range(parts.n_layers):
+            # an attached edit may treat rows differently, so then every row stays at its place in the batch
             chunks = list(_chunks(wanted[:, layer], at_once, in_rows=is_edited(parts)))
             if not chunks:
                 continue
@@ -109,10 +110,11 @@ def _check_replay(parts: Anatomy, plain: BaselinePass, n_rows: int, sharing: Sha
     """Raise UnsupportedModel unless the layers run one by one give what the model gave, on the first row."""
     n_rerun = n_rows if is_edited(parts) else 1
     every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
+    # from layer 0 all layers are replayed; from the last one alone, also its shortened form
     for layer in {0, parts.n_layers - 1}:
         hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows), sharing)
         off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
-        if not off <= rounding_tolerance(parts):
+        if not off <= rounding_tolerance(parts):  # written so that NaN fails too
             raise UnsupportedModel(
                 f"The layers of this {parts.model.config.model_type} model, called one by one, move {off:.3g} of the "
                 "probability that the whole model gives, so single knockouts cannot share what they have in common; "
@@ -132,10 +134,12 @@ def _rerun(
         is_first, is_last = i == variants.layer, i == parts.n_layers - 1 and call.is_positionwise
         with ExitStack() as stack:
             if is_last:
+                # the logits need only the last position: its z alone, then the rest of the layer for one position
                 z = _silenced(call.z[:, -1:], variants) if is_first else sharing.last_query.z(args, kwargs)
                 args, kwargs = _at_last_position(args, kwargs)
                 stack.enter_context(_attention_gives(layer, call, z))
             elif is_first and shared is not None:
+                # the silenced head's own layer: the formula of `same_layer`, or else its projection run again
                 stack.enter_context(shared.given(rows, variants.pairs[:, 1]))
             elif is_first:
                 stack.enter_context(_attention_gives(layer, call, _silenced(call.z, variants)))
