@@ -138,7 +138,7 @@ def main() -> None:
     print(
         f"{asked.layers} layers, d_model {asked.width}, {asked.context} tokens and {asked.new} new, {asked.turns} turns"
     )
-    print(f"{'way':16} {'CPU ms a token':>14} {'x plain':>8}")
+    print(f"{'way':16} {'CPU ms/token':>14} {'x plain':>8}")
     for name, way in made.items():
         total = sum(way.seconds)
         print(f"{name:16} {1000 * total / asked.new:14.2f} {total / plain:8.3f}")

@@ -167,7 +167,7 @@ def main() -> None:
     assert idle.written == plain.written, "without a flag nothing may change"
     print(f"{len(batches)} batches of {asked.batch}, {cached.n_tokens} tokens, ", end="")
     print(f"{cached.n_flagged / cached.n_tokens:.2%} flagged, {len(repair.heads)} heads")
-    print(f"{'way':24}{'ms a token':>12}{'x plain':>10}{'extra tokens':>14}")
+    print(f"{'way':24}{'ms/token':>12}{'x plain':>10}{'extra tokens':>14}")
     rows = {"model alone": plain, "never flagged": idle, "TCR": cached, "prefixes again": again}
     for name, way in rows.items():
         took = way.seconds_a_token

@@ -119,14 +119,14 @@ def paragraphs(facts: Facts, model: str) -> list[str]:
 
 def _reach_text(reach: Reach, model: str) -> str:
     over = title_of(reach.tasks[0]) if len(reach.tasks) == 1 else f"{len(reach.tasks)} tasks"
-    overall = (
+    whole = (
         f"Asked {counted(reach.all.n, 'problem')} of {over}, {model} got "
         f"{share_of(reach.all.n_right, reach.all.n, 'whole chains')} right"
     )
     if reach.all.n == reach.hard.n:
-        return f"{overall}."
+        return f"{whole}."
     which = "the task" if len(reach.tasks) == 1 else "each task"
-    return f"{overall}; at the most hops of {which} it got {share_of(reach.hard.n_right, reach.hard.n, 'chains')} right."
+    return f"{whole}; at the most hops of {which} it got {share_of(reach.hard.n_right, reach.hard.n, 'chains')} right."
 
 
 def _kinds_text(kinds: Kinds) -> str:

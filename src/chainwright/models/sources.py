@@ -1,7 +1,7 @@
 """Names that `load_model` takes besides folders and Hub ids: the bundled models, and those that plugins register.
 
-The bundled models are the folders next to this file, without a list of them. A plugin registers a `ModelSource` under the
-kind "model"; its module is imported when the name is used.
+The bundled models are the folders next to this file, without a list of them. A plugin registers a `ModelSource` under
+the kind "model"; its module is imported when the name is used.
 """
 
 from __future__ import annotations
