@@ -167,10 +167,12 @@ def _wrapped(handler: Handler, attend: Attend, call: AttentionCall) -> Tensor:
 
 def is_plain(attend: Attend) -> bool:
     """Return whether `attend` is the model's own attention, with no handler in between."""
+    # then a handler may compute z itself, which saves a second attention
     return isinstance(attend, partial) and attend.func is _delegate
 
 
 def _register() -> None:
+    # a name without a mask function of its own would get no mask at all, neither for padding nor for a window
     for kind, mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
         AttentionInterface.register(_NAME[kind], partial(_seam_attention, kind))
         AttentionMaskInterface.register(_NAME[kind], mask)
@@ -185,6 +187,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedModel: `model` holds no Transformers model.
     """
+    # hooks must go on the innermost model: wrappers call it with their own keywords
     inner: Any = model
     while not isinstance(inner, PreTrainedModel):
         if hasattr(inner, "_orig_mod"):
@@ -250,6 +253,7 @@ class SeamHook:
 
     def set_stack(self, stack: list[Handlers]) -> None:
         """Attach exactly these handlers, outermost first."""
+        # a list that is replaced, not changed: `suspended` puts the old one back
         self.stack = stack
         # joined now rather than in each layer of each pass
         self.handlers = Handlers({})

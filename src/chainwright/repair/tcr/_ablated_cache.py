@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 
 from chainwright._errors import BadInput
 from chainwright.edits import Head, KnockOut
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import is_appending
 from chainwright.models.seam import widened
 from chainwright.repair.run import Cost
 from chainwright.repair.tcr._knockout_switch import Switch
@@ -54,16 +55,10 @@ class _Job(NamedTuple):
         return len(self.ids) - self.n_cached
 
 
-def is_plain(cache: Any) -> bool:
-    """Say whether a cache holds keys and values only, and puts new ones behind them without writing in place."""
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
-
-
 def new_cache(parts: Anatomy) -> Any:
     """Return an empty cache of the kind that `generate` makes for the model."""
     cache = DynamicCache(config=parts.model.config.get_text_config(decoder=True))
-    if not is_plain(cache):
+    if not is_appending(cache):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise BadInput(
             f"This {parts.model.config.model_type} model caches more than keys and values ({', '.join(kinds)}), so "

@@ -24,11 +24,12 @@ from chainwright.edits import Head
 from chainwright.edits.run import Run
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.caches import is_appending
 from chainwright.models.capture import Positions
 from chainwright.models.seam import widened
 from chainwright.repair.base import Origin, Repair
 from chainwright.repair.run import Cost, Decider, counted
-from chainwright.repair.tcr._ablated_cache import Branches, Pair, is_plain
+from chainwright.repair.tcr._ablated_cache import Branches, Pair
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import last_position_logits, whole_prefix_logits, windows_before
 from chainwright.repair.tcr._seen import Seen as Seen
@@ -196,7 +197,7 @@ class _Deciding(Decider):
             raise BadInput("A repair reads the tokens, but this model is being run on embeddings; pass input_ids.")
         if cache is None:
             return
-        if not is_plain(cache):
+        if not is_appending(cache):
             raise BadInput(f"A repair cannot follow a {type(cache).__name__}; {_HOW}.")
         run, n_cached = self.run, int(cache.get_seq_length())
         if n_cached == 0:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from chainwright.diagnose.heads._sweep.baseline_pass import (
     BaselinePass,
@@ -35,6 +34,7 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
 from chainwright.edits import KnockOut, edit
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import is_appending
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attached_handlers, widened
@@ -208,7 +208,7 @@ def _decode_variants(
         prefix = output.past_key_values
     # keys and values of one layer; a shared cache is copied one layer at a time, when a step appends to it
     per_variant = len(ids) * parts.n_kv_heads * parts.d_head * parts.model.dtype.itemsize * 2
-    at_once = max(1, max_bytes // (per_variant * (1 if _is_plain(prefix) else parts.n_layers)))
+    at_once = max(1, max_bytes // (per_variant * (1 if is_appending(prefix) else parts.n_layers)))
     for start in range(0, len(heads), at_once):
         chunk = heads[start : start + at_once]
         n = len(chunk)
@@ -224,17 +224,11 @@ def _decode_variants(
         yield chunk, widened(logits[:, -1])
 
 
-def _is_plain(prefix: Any) -> bool:
-    """Return whether a cache holds keys and values only, and appends new ones without writing in place."""
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return type(prefix) is DynamicCache and all(type(layer) in kinds for layer in prefix.layers)
-
-
 def _for_variants(prefix: Any, n: int) -> Any:
     """Return a cache of `n` rows with the same prefix, without copying it where the kind of cache allows that."""
     if prefix is None:
         return None
-    if not _is_plain(prefix):
+    if not is_appending(prefix):
         cache = copy.deepcopy(prefix)
         cache.batch_repeat_interleave(n)
         return cache
