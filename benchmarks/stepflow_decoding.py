@@ -88,7 +88,8 @@ class Way:
     def read(self, ids: Sequence[int]) -> None:
         """Read the prompt: first the question, then the thinking so far."""
         self._forward(ids[:N_QUESTION])
-        self._forward(ids[N_QUESTION:])
+        # all logits: a pass that keeps the last ones alone would read more of the prompt
+        self._forward(ids[N_QUESTION:], n_logits=0)
 
     def step(self, i: int, token_id: int) -> None:
         """Decode one token and keep its time."""
@@ -99,10 +100,10 @@ class Way:
             self.seconds.append(took)
         self.seconds[i] = min(self.seconds[i], took)
 
-    def _forward(self, ids: Sequence[int]) -> None:
+    def _forward(self, ids: Sequence[int], n_logits: int = 1) -> None:
         with torch.no_grad():
             self.model(
-                input_ids=torch.tensor([list(ids)]), past_key_values=self.cache, use_cache=True, logits_to_keep=1
+                input_ids=torch.tensor([list(ids)]), past_key_values=self.cache, use_cache=True, logits_to_keep=n_logits
             )
 
 

@@ -31,7 +31,7 @@ class TokenScores:
     The first token has nothing before it: its numbers are NaN and its argmax is -1.
 
     Attributes:
-        logprob: Log-probability of the token that stands there, `[T]`, nats.
+        logprob: Log-probability of the token at each position, `[T]`, nats.
         entropy: Entropy of the distribution it was drawn from, `[T]`, nats.
         argmax: The likeliest token, `[T]`.
     """

@@ -5,7 +5,7 @@
    layer's output) at its own and all earlier positions: `B = softmax(q K^T / sqrt(d')) V W_O`, with the softmax over
    positions and target layers together.
 3. Layers s and above run again on `h_s + B`; what the last one then returns takes the place of what it returned first,
-   so that the model's own norm and unembedding go on from there.
+   so that the model's own norm and unembedding continue from there.
 
 While decoding, the second pass and the head keep keys and values of their own. They are appended to the layers of the
 model's cache, so whatever reorders, repeats or crops that cache does the same to them.
@@ -118,7 +118,7 @@ class AttendBack(Edit):
         heads: One head for each source layer.
         positions: Restricts what is read: to tokens at these positions of a row, counted from its first one; to each
             query's "own"; or None for its own and all earlier ones.
-        on_scores: Is given what each head read.
+        on_scores: Called with what each head read.
 
     Source: back attention (arXiv 2502.10835), section 4. Departures: target depths include the last layer's output;
         inputs of the projections may be normed; several source layers may be changed in the one second pass, each
@@ -210,7 +210,7 @@ class _TwoPasses:
             return
         hidden = given_tensor(args, kwargs)
         assert hidden is not None
-        # a copy, since some layers go on in place
+        # a copy, since some layers work in place
         self.calls.append(_Call(args, kwargs, hidden.clone()))
 
     def _is_asked(self, handlers: Any) -> bool:

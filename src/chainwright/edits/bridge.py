@@ -203,7 +203,7 @@ def _bridge(queries: _Queries, touched: Touched, counter: Tensor, call: Attentio
         with touched.timed():
             return _in_stretches(queries, touched, counter, call, z)
     # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
-    # stands for the model's own attention, which they replace
+    # counts as the model's own attention, which they replace
     weights = attn_pattern(call)
     with touched.timed():
         weights, is_needed = _floored(queries, slice(0, 1), weights, now.offset(call.layer))

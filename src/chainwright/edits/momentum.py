@@ -1,4 +1,4 @@
-"""Momentum (step momentum injection, SMI): what the last step said is added to the first token of the next one.
+"""Momentum (step momentum injection, SMI): the values of the last step are added at the first token of the next one.
 
 At the first token of a new step `alpha * mean(v over the tokens of the step before)` is added to each head's output z,
 in every chosen layer. On layers with a sliding window the attention's values have lost the evicted tokens, so there the
@@ -42,7 +42,7 @@ class Momentum(Edit):
         n_question: As in `Bridge`.
 
     Note:
-        Steps are those of the thinking from the second one on. At the first token of a sentence nobody knows whether
+        Steps are those of the thinking from the second one on. At the first token of a sentence it is unknown whether
         it will be long enough to be a step, so short fragments get it too.
         On layers with a sliding window it costs the memory of a value cache without a window.
     """

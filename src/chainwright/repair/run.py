@@ -133,7 +133,9 @@ class _Counter:
     """The hooks on the causal language model, for all repairs that are attached to it."""
 
     def __init__(self, parts: Anatomy, run: Run):
-        self.parts, self.run = parts, run
+        self.run = run
+        device = parts.model.device  # walks through the model, which takes too long for every token
+        self._gpu = device if device.type == "cuda" else None
         self.members: list[_Member] = []
         self._since = 0.0
         self._n_passes = -1  # of the run when the pass began; -1 outside of a pass
@@ -179,8 +181,8 @@ class _Counter:
 
     def _now(self) -> float:
         """Return the time at which the work that was issued so far is done."""
-        if self.parts.model.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.model.device)
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
         return perf_counter()
 
     def _n_written(self, output: Any) -> int:

@@ -1,10 +1,10 @@
-"""Where StepFlow acts, from one diagnosis pass and without a search: only where wrong traces show what it mends.
+"""Where StepFlow acts, from one diagnosis pass and without a search: only where wrong traces show what it fixes.
 
 1. `compare_bridges` has each head's attention on the segment that a token builds on, where wrong traces take their
    first wrong token, and that of right partners at the same slot and place.
 2. The bridge goes into the layers in which the thinking's mass on the question is lower where it is wrong, by
    Wilcoxon's signed ranks, corrected for the number of layers, and by at least half as much as where it lacks most: a
-   floor costs all heads of a layer something. It is the right ones' upper quartile; lower ones are too low to mend,
+   floor costs all heads of a layer something. It is the right ones' upper quartile; lower ones are too low to fix,
    since slots where chains fail are mixed with some that need nothing from the question.
 3. The momentum goes into the layers in which the summary's mass on the thinking is lower in the same sense.
 4. Where there is no such layer nothing is chosen, and the repair does nothing.

@@ -1,4 +1,4 @@
-"""A positive control for StepFlow: lock-in that is planted, so that it is known what is broken and what mends it.
+"""A positive control for StepFlow: lock-in that is planted, so that what is broken, and what fixes it, is known.
 
 From every token of the response the scores of the question's tokens are lowered by a constant in one layer, as if that
 layer had lost sight of the question. If the bridge on that layer then brings the answers back, the method does what it

@@ -60,14 +60,14 @@ class StepFlow(Repair):
     Attributes:
         bridge_layers: Layers with the bridge; None takes the bottom quarter, () none.
         momentum_layers: Layers with the momentum; None takes the top quarter, () none.
-        tau_max: Largest share of attention that the bridge sees to; several are those of `bridge_layers` one by one.
+        tau_max: Largest share of attention that the bridge ensures, or one for each of `bridge_layers`.
         alpha: Strength of the momentum.
         window: Tokens of the previous step that are averaged; None takes all.
         into_summary: Whether the first token of the summary gets the momentum too.
         style: The markers of the segments, or "auto".
         min_chars: Characters of a step of its own; None takes 1 (a line is a step) for models trained by Chainwright
             and 15 for others.
-        tokenizer: What reads the text while it is written; None loads the one that lies with the model.
+        tokenizer: Decodes the text while it is written; None loads the one saved with the model, once.
     """
 
     kind = "stepflow"
@@ -109,7 +109,7 @@ class StepFlow(Repair):
         has_own = self.bridge_layers is not None and isinstance(self.tau_max, tuple)
         if isinstance(self.tau_max, tuple) and not (has_own and len(self.tau_max) == len(self.bridge_layers or ())):
             raise BadInput(
-                f"Several tau_max are those of bridge_layers one by one; got {len(self.tau_max)} of them and "
+                f"Give one tau_max, or one for each of bridge_layers; got {len(self.tau_max)} of them and "
                 f"bridge_layers={self.bridge_layers}."
             )
 
@@ -238,8 +238,8 @@ class StepFlow(Repair):
         """Return the settings that keep most chains right on one half of the problems, checked on the other half.
 
         First layers and floor of the bridge, then layers and strength of the momentum beside it. What does not gain a
-        problem is left out, and so is all of it where it loses on the other half; a repair that does nothing is a
-        result. `origin.figures` has every setting that was tried.
+        problem is dropped, and so is all of it where it loses on the other half: a repair that does nothing is a
+        result too. `origin.figures` has every setting that was tried.
 
         Args:
             model: A Transformers decoder.

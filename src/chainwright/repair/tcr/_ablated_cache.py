@@ -1,4 +1,4 @@
-"""What a model would say next, had one head been silent all along: cached beside a decoding run.
+"""What a model would predict next, had one head been ablated all along: cached beside a decoding run.
 
 1. For each (row, head) that was asked for, keys and values of the row's tokens without the head are kept: a branch.
 2. When the pair is asked for again, only the tokens since then are run, several pairs in one pass. Branches of unequal
@@ -62,7 +62,7 @@ def new_cache(parts: Anatomy) -> Any:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise BadInput(
             f"This {parts.model.config.model_type} model caches more than keys and values ({', '.join(kinds)}), so "
-            "single heads cannot be left out of its past; use positions='last', or another model."
+            "single heads cannot be ablated in its past; use positions='last', or another model."
         )
     return cache
 

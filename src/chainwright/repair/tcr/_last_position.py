@@ -1,6 +1,6 @@
-"""What a model says when one head is silent at the last position only: one more decode step over the plain cache.
+"""What a model predicts when one head is ablated at the last position only: one more decode step over the plain cache.
 
-The step that has just run put the last token's keys and values behind the others; they are left out, since without the
+The step that has just run put the last token's keys and values behind the others; they are dropped, since without the
 head they differ in the layers above it. The plain cache itself is only read.
 """
 

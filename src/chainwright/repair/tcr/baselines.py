@@ -129,12 +129,12 @@ class _EveryToken:
 class DoLa(CorrectingRepair):
     """Contrasts the last layer with the earlier layer that disagrees most with it, at every token.
 
-    Transformers offers DoLa only as code fetched from the Hub, so this is the method written anew from its paper, as
+    Transformers offers DoLa only as code fetched from the Hub, so this is the method implemented from its paper, as
     a change of the logits.
 
     Attributes:
         layers: Earlier layers to choose from; by default the lower half, as in `dola_layers="low"`.
-        relative_top: Tokens below this share of the best probability are left out.
+        relative_top: Tokens below this share of the best probability are ruled out.
         repetition_penalty: What logits of tokens that stand in the context are divided by, or multiplied by where they
             are negative. The DoLa paper asks for 1.2 on long answers; 1 leaves them.
 

@@ -1,4 +1,4 @@
-"""Repairs that look at single tokens while decoding: a detector flags them, and their logits are put in anew.
+"""Repairs that look at single tokens while decoding: a detector flags them, and their logits are replaced.
 
 1. A forward hook on the causal language model sees each call of `generate`: the rows' tokens so far, the logits at the
    last position, and what the chosen layers put out there.
@@ -192,7 +192,7 @@ class _Deciding(Decider):
         self._windows = windows_before(cache) if is_last else {}
 
     def _check(self, input_ids: Tensor | None, cache: Any) -> None:
-        """Raise BadInput if a pass that is about to run is none that tokens can be decided in."""
+        """Raise BadInput if a pass that is about to run is one in which tokens cannot be decided."""
         if input_ids is None:
             raise BadInput("A repair reads the tokens, but this model is being run on embeddings; pass input_ids.")
         if cache is None:

@@ -93,7 +93,7 @@ def weighed(logits: Tensor, best: Tensor, p_second: Tensor) -> Tensor:
 def fit_verifier(
     features: Tensor, is_first: Tensor, is_second: Tensor, *, config: TrainConfig | None = None
 ) -> Verifier:
-    """Return a verifier trained on tokens at which one of the two choices is right; others are left out.
+    """Return a verifier trained on tokens at which one of the two choices is right; others are ignored.
 
     Args:
         features: `verifier_features`, `[N, F]`.
