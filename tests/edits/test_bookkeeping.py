@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from chainwright._errors import BadInput, ChainwrightError, EditNeverFired, unknown_name
-from chainwright.edits import KnockOut, edit
-from chainwright.models import capture
+from chainwright._registry import names
+from chainwright.edits import AttendBack, BackHead, Bridge, Cut, CutAttention, KnockOut, Momentum, Touched, edit
+from chainwright.models import anatomy, capture
+from chainwright.models.seam import Handlers
+from chainwright.traces import LiveSteps
 from families import random_ids, tiny
 from reference import assert_equal
+from step_runs import Words
 
 
 @torch.no_grad()
@@ -20,6 +24,20 @@ def test_sites_are_rows_times_heads_times_positions() -> None:
         model(input_ids=random_ids(2, 7))
         assert (a.n_sites, b.n_sites, c.n_sites) == (2 * 3 * 12, 2 * 1 * 2, 1 * 1 * 12)
     assert {layer: int(n) for layer, n in a.by_layer.items()} == {0: 2 * 2 * 12, 2: 2 * 1 * 12}
+
+
+def test_every_edit_gives_handlers_of_one_type() -> None:
+    model, steps = tiny("llama"), LiveSteps(Words())
+    edits = {
+        "knock-out": KnockOut({(0, 1)}),
+        "bridge": Bridge((0,), steps),
+        "momentum": Momentum((0,), steps),
+        "cut-attention": CutAttention([Cut((3, 4), (0, 2))]),
+        "attend-back": AttendBack([BackHead(48, 0, (1,))]),
+    }
+    assert set(names("edit")) <= set(edits)
+    for made in edits.values():
+        assert type(made.handlers(anatomy(model), Touched())) is Handlers
 
 
 def test_sites_of_cached_generation_are_those_of_the_tokens_that_ran() -> None:

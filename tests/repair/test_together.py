@@ -1,7 +1,7 @@
 """Repairs that decode together: tokens and scores equal those of whole passes without a cache, worked out by hand."""
 
 import pickle
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 from chainwright._errors import BadInput
 from chainwright.decode import generate, in_order
 from chainwright.edits import AttendBack, Bridge, Edit, KnockOut, Momentum, edit
+from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_model
-from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, StepFlow
+from chainwright.repair import TCR, Cost, DoLa, EntropyDetector, RemoveAndResample, Repair, StepFlow
 from chainwright.repair.composed import Composed
+from chainwright.repair.run import counted
 from chainwright.repair.tcr.selector import RandomSelector
 from chainwright.scoring import score, score_all
 from chainwright.tasks import sample
@@ -99,6 +101,31 @@ def test_all_three(family: str) -> None:
 def test_the_momentum_acts_in_these_runs() -> None:
     model, flow = tiny("mistral"), StepFlow((), (2,), 0.6, 1.5, style="think", min_chars=1, tokenizer=Lines())
     assert run(model, flow) != run(model, None) and flow.cost.n_sites > 4 * 4
+
+
+class Halved(Repair):
+    """The repair of `docs/extending.md`: nothing but `attached`."""
+
+    kind = "halved"
+
+    @contextmanager
+    def attached(self, model):
+        self.cost = cost = Cost()
+        heads = KnockOut({(2, 1), (1, 2)}, scale=0.5)
+        with counted(anatomy(model), cost), edit(model, heads, strict=False) as (touched,):
+            try:
+                yield cost
+            finally:
+                cost.add_work(touched)
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_repair_of_ten_lines_decodes_and_scores_beside_others(positions: str) -> None:
+    model, halved = tiny("mistral"), Halved()
+    edits = [KnockOut({(2, 1), (1, 2)}, scale=0.5)]
+    check(model, [tcr(model, positions=positions), halved], lambda n: edits, positions)
+    assert halved.cost.n_tokens == 4 * N_NEW and halved.cost.n_sites == 2 * sum(len(p) + N_NEW - 1 for p in prompts())
+    check(model, [halved, stepflow(), tcr(model)], lambda n: [*flow_edits(n), *edits])
 
 
 def test_edits_by_hand_around_a_repair_are_the_same_as_a_list() -> None:

@@ -1,5 +1,7 @@
 """StepFlow as a repair: what it does while decoding and what `score` sees are one thing; it is saved; it is tuned."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from chainwright._errors import BadInput
 from chainwright.decode import generate
 from chainwright.edits import Bridge, Momentum, edit
 from chainwright.models import load_model
+from chainwright.models.load import load_tokenizer
 from chainwright.repair import Repair, StepFlow
 from chainwright.scoring import score, score_all
 from chainwright.traces import ONE_LINE_ONE_STEP, LiveSteps, Span, Trace
@@ -139,6 +142,21 @@ def test_a_model_without_a_tokenizer_is_scored_by_the_spans_of_the_trace() -> No
     assert float((found[6:] - own[6:]).abs().max()) > 1e-3
     with pytest.raises(BadInput, match=r"pass StepFlow\(\.\.\., tokenizer=\.\.\.\)"), repair.attached(model):
         pass
+
+
+def test_the_tokenizer_is_read_once_per_model(reasoner, problems, monkeypatch) -> None:
+    read, real = [], load_tokenizer
+    monkeypatch.setattr(
+        "chainwright.repair.stepflow.repair.load_tokenizer", lambda name: read.append(name) or real(name)
+    )
+    model, tokenizer = reasoner
+    repair = StepFlow(**STRONG)
+    traces = generate(model, tokenizer, problems[:2], repair=repair, progress=False)
+    score_all(model, traces, repair=repair, batch_size=1)
+    generate(model, tokenizer, problems[:1], repair=repair, progress=False)
+    assert len(read) == 1
+    again = pickle.loads(pickle.dumps(repair))
+    assert generate(model, tokenizer, problems[:2], repair=again, progress=False) == traces and len(read) == 2
 
 
 def test_nothing_to_do_changes_no_bit(reasoner, problems) -> None:

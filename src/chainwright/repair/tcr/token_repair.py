@@ -171,6 +171,7 @@ class _Deciding(Decider):
 
     def _reader(self, layer: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # what runs aside or without a cache is none of the passes that tokens are decided after
             if not self.run.is_aside and self.is_deciding:
                 self._hidden[layer] = output
 
@@ -188,6 +189,7 @@ class _Deciding(Decider):
         if isinstance(mask, Tensor) and mask.dim() != 2:
             raise BadInput(f"A repair needs an attention mask of shape [rows, tokens]; got {list(mask.shape)}.")
         self._hidden = {}
+        # this pass pushes tokens out of sliding windows that a second look at the last position still needs
         is_last = self.repair.positions == "last" and not self.run.needs_whole
         self._windows = windows_before(cache) if is_last else {}
 
@@ -206,6 +208,7 @@ class _Deciding(Decider):
             raise BadInput(
                 f"The cache holds {n_cached} tokens from before the repair was attached; start with an empty cache."
             )
+        # beams report themselves; rows that someone else moves show in what the cache keeps of the last token
         now, then = _trail(cache), self._trail
         is_moved = run.is_reordered or (now is not None and then is not None and not torch.equal(now, then))
         is_taken_back = n_cached != run.n_slots or (run.is_decoding and input_ids.shape[1] > 1)
@@ -227,6 +230,7 @@ class _Deciding(Decider):
         if not self.run.rows:
             raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")
         self.n_decided += 1
+        # branches continue the rows of one run; in the next one the same row holds other tokens
         if self.run.n_runs != self._n_runs and self._branches is not None:
             self._branches.forget()
         self._n_runs, self._trail = self.run.n_runs, _trail(cache)
@@ -254,13 +258,14 @@ class _Deciding(Decider):
         doubtful = seen.take(flagged)
         chosen = [uncertain[i] for i in flagged]
         new = self._corrected(doubtful, chosen, cache)
+        # rows without certain end tokens are decided to the end, but what is fed to a finished row is no token
         is_live = [not rows[i].is_done for i in chosen]
         is_changed = (new.argmax(-1) != doubtful.logits.argmax(-1)).tolist()
         self.cost.n_flagged += sum(is_live)
         self.cost.n_changed = (self.cost.n_changed or 0) + sum(
             changed and counts for changed, counts in zip(is_changed, is_live, strict=True)
         )
-        changed = output.logits.clone()
+        changed = output.logits.clone()  # the output may be a view into something that is used again
         changed[chosen, -1] = new.to(changed.dtype)
         output.logits = changed
 
