@@ -460,3 +460,31 @@ def test_a_problem_without_slots_becomes_a_trace(tmp_path):
     assert right.first_error is None and wrong.first_error is None and wrong.slots == ()
     write_traces(tmp_path / "a.parquet", [right, wrong])
     assert read_traces(tmp_path / "a.parquet") == [right, wrong]
+
+
+judged_pieces = st.sampled_from(
+    [
+        *("<think>", "\n<think>\n", "</think>", ANALYSIS, FINAL, "<|end|>", "Answer: 71", "Answer: 5", "#### 71"),
+        *("Wait, ", "it is 71", "not 5 but ", "71", "5", "\n", "\n\n", " ", ". ", "So ", "日本語"),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(judged_pieces, max_size=9).map("".join))
+def test_a_trace_is_judged_as_its_text_is(text):
+    problem = Problem("mine", 1, "What is 70 + 1?", chain="", answer="71", slots=())
+    tokenizer = trace_tokenizers.byte_level()
+    trace = Trace.from_text(tokenizer, problem.prompt, text, problem=problem)
+    assert trace.is_correct == problem.check(trace.response)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(judged_pieces.filter(lambda p: "think" not in p and "|" not in p), max_size=9).map("".join))
+def test_nothing_that_is_thought_is_an_answer(text):
+    problem = Problem("mine", 1, "What is 70 + 1?", chain="", answer="71", slots=())
+    tokenizer = trace_tokenizers.byte_level()
+    for question, response in (("What?<think>\n", text), ("What?", "<think>" + text), ("What?", ANALYSIS + text)):
+        assert Trace.from_text(tokenizer, question, response, problem=problem).is_correct is False
+    closed = Trace.from_text(tokenizer, "What?", f"<think>{text}</think>Answer: 71", problem=problem)
+    assert closed.is_correct is True

@@ -1,7 +1,7 @@
 """Gold lines of a problem that was made by hand, from nothing but its chain and slots.
 
 A script knows what may be in each slot and what each line does. Here both are guessed from the gold
-values: lines that begin alike are of one kind, kinds stand in the order in which they first appear, and a
+values: lines that begin alike are of one kind, kinds are in the order in which they first appear, and a
 kind that appears twice is a hop.
 """
 
@@ -65,7 +65,7 @@ def _key(parts: Sequence[str | Part]) -> tuple[str, str, str]:
 
 
 def _pattern(slot: Slot, slots: Sequence[Slot]) -> Pattern:
-    """Return what may stand in a slot, judged by what should stand there and in the others of its type."""
+    """Return what may be in a slot, judged by the gold values of that slot and of the others of its type."""
     if slot.error_type == MORE_HOPS:
         return choice({slot.value: ()})
     for pattern in (STEP,) if " " in slot.value else (NUMBER, SIGN):
