@@ -68,6 +68,7 @@ def test_options_of_one_flag_have_one_help_text() -> None:
         "--hops",
         "--plan",
         "--rendering",
+        "--seed",
         "--decision",
         "--prompt",
     }

@@ -22,7 +22,9 @@ from chainwright.cli._options import (
 from chainwright.cli._shared import err, load, say
 
 _PLACE = "chainwright.repair.tcr"
-PROBLEMS = ConfigOptions(f"{_PLACE}.config:FitProblems", "task", "n", "seed")
+PROBLEMS = ConfigOptions(
+    f"{_PLACE}.config:FitProblems", "task", "n", "seed", helps={"seed": "Seed of the problems to fit and tune on."}
+)
 FIT = ConfigOptions(
     f"{_PLACE}.fit:FitConfig",
     "selector",
@@ -79,7 +81,7 @@ def tcr(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find erroneous heads, learn when to silence which, and save the repair."""
+    """Locate erroneous heads, learn when to silence which of them, and save the repair."""
     from chainwright import prompts, tasks
     from chainwright.repair.tcr.candidate_heads import CandidateConfig
     from chainwright.repair.tcr.config import FitProblems

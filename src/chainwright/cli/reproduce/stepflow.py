@@ -27,7 +27,11 @@ PROBLEMS = ConfigOptions(
     "n",
     "seeds",
     "tune_n",
-    helps={"tune_n": "Problems per task and hop count to tune on."},
+    flags={"n": "-n"},
+    helps={
+        "n": "Problems per task, hop count and seed.",
+        "tune_n": "Problems per task and hop count to tune on.",
+    },
 )
 
 

@@ -27,7 +27,9 @@ from chainwright.cli._shared import load, say
 from chainwright.cli._studies import print_findings, watch
 
 _CONFIG = "chainwright.reproduce.tcr.config:ReproduceTCRConfig"
-PROBLEMS = ConfigOptions(_CONFIG, "n", "seeds")
+PROBLEMS = ConfigOptions(
+    _CONFIG, "n", "seeds", flags={"n": "-n"}, helps={"n": "Problems per task, hop count and seed."}
+)
 FIT = ConfigOptions(
     _CONFIG,
     "fit_n",
@@ -37,7 +39,14 @@ FIT = ConfigOptions(
         "decision": "Without --repair: how the fitted one decides, by a verifier or by the paper's vote.",
     },
 )
-DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
+DECODING = ConfigOptions(
+    _CONFIG,
+    "repair",
+    "temperature",
+    "max_new_tokens",
+    "batch_size",
+    helps={"repair": "Study this repair instead of fitting one: a bundled name, a folder, or a Hub id."},
+)
 
 
 @register("command", "reproduce.tcr")
