@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.edits import KnockOut, edit
 from chainwright.models import anatomy
-from chainwright.models.anatomy import _adds_up, evaluating
+from chainwright.models.anatomy import _adds_up, evaluating, frozen
 from families import D_VOCAB, FAMILIES, tiny
 from reference import attention, block, out_proj
 
@@ -232,3 +232,12 @@ def test_a_module_that_mixes_positions_after_the_attention_is_refused() -> None:
 def test_a_model_without_unembedding_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="LlamaModel has no unembedding; load it as a causal"):
         anatomy(AutoModel.from_config(AutoConfig.for_model("llama", **FAMILIES["llama"])))
+
+
+def test_frozen_turns_gradients_off_and_back_on_where_they_were_on() -> None:
+    model = tiny("llama")
+    embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
+    embedding.requires_grad_(False)
+    with frozen(model, but=[head]):
+        assert [p for p in model.parameters() if p.requires_grad] == [head]
+    assert not embedding.requires_grad and all(p.requires_grad for p in model.parameters() if p is not embedding)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import Positions
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers
 
 Head = tuple[int, int]
-Positions = Literal["all", "last"]
 _FORM = "Heads are given as a collection of (layer, head) pairs of whole numbers, or a list of such collections"
 
 

@@ -18,7 +18,7 @@ read at the wrong place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -145,6 +145,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module, *, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Turn gradients of all parameters off inside this context, and back on afterwards where they were on.
+
+    Args:
+        model: The model.
+        but: Parameters that keep theirs.
+    """
+    trained = {id(parameter) for parameter in but}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def anatomy(model: nn.Module) -> Anatomy:

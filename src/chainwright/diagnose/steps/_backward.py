@@ -11,8 +11,8 @@ Transformers it only works in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,19 +57,6 @@ class Recorded:
 
     calls: list[LayerCall]
     output: Tensor
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Turn gradients of all parameters off inside this context, and back on afterwards where they were on."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -139,7 +126,7 @@ def pull_back(
     """Rerun the layers from last to first, each with its handler innermost, and pull the gradient through them.
 
     Args:
-        parts: Anatomy of the model; its parameters should not require gradients (see `frozen`).
+        parts: Anatomy of the model; its parameters should not require gradients (see `models.anatomy.frozen`).
         recorded: The result of `record_layers`; each input is freed once it has been used.
         gradient: Gradient with respect to the last layer's output, `[N, T, D]`.
         handler_of: Returns the handler of a layer.

@@ -26,7 +26,7 @@ from chainwright._finding import Finding
 from chainwright._progress import Bar, progress_bar
 from chainwright._registry import register
 from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
-from chainwright.diagnose.steps._backward import frozen, loss_gradient, pull_back, record_layers
+from chainwright.diagnose.steps._backward import loss_gradient, pull_back, record_layers
 from chainwright.diagnose.steps._inputs import Job, Target, TraceLike, as_trace, batches_of, job_of
 from chainwright.diagnose.steps.measures import (
     QUESTION,
@@ -36,7 +36,7 @@ from chainwright.diagnose.steps.measures import (
     pair_counts,
     step_measures,
 )
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models.anatomy import Anatomy, anatomy, evaluating, frozen
 from chainwright.models.load import provenance
 from chainwright.models.padding import left_pad
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind

@@ -9,8 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
-from chainwright.models.anatomy import anatomy, evaluating
+from chainwright.models.anatomy import anatomy, evaluating, frozen
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
 from chainwright.models.seam import widened
@@ -158,7 +157,7 @@ def train(
     inner = anatomy(model).model
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     bar = progress_bar("fitting", config.n_steps, shown=progress)
-    with evaluating(inner), _frozen(inner, trained), torch.enable_grad(), bar as shown:
+    with evaluating(inner), frozen(inner, but=trained), torch.enable_grad(), bar as shown:
         for step in range(config.n_steps):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, step)
@@ -177,19 +176,6 @@ def _rate(config: AnswerTraining, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.n_warmup))
     decay = min(1.0, (config.n_steps - step) / max(1.0, config.decay_share * config.n_steps))
     return config.lr * min(warm, decay)
-
-
-@contextmanager
-def _frozen(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    kept = {id(p) for p in trained}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 def _loss(model: nn.Module, rows: Sequence[Row], pad: int, first_hop_weight: float) -> Tensor:

@@ -7,15 +7,13 @@ the weights. The forward pass also serves as the baseline pass of the exact form
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
-from chainwright.models.anatomy import Anatomy
+from chainwright.models.anatomy import Anatomy, frozen
 from chainwright.models.capture import Positions
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
 
@@ -45,22 +43,9 @@ def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> S
         return torch.cat([z[:, :-1], z[:, -1:] * gate], dim=1)
 
     outside = attached_handlers(parts.model)
-    with torch.enable_grad(), _frozen(parts.model), attach(parts.model, Handlers({i: (gated,) for i in gates})):
+    with torch.enable_grad(), frozen(parts.model), attach(parts.model, Handlers({i: (gated,) for i in gates})):
         plain = record(parts, contexts, outside, keys=positions == "last" and not outside.by_layer)
         probs = plain.logits.softmax(-1).gather(-1, contexts.tracked[:, :1])
         slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
     plain = BaselinePass(plain.calls, plain.logits.detach())
     return Slopes(plain, probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1))
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Turn gradients of the weights off inside this context."""
-    wanting = [weight for weight in model.parameters() if weight.requires_grad]
-    try:
-        for weight in wanting:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in wanting:
-            weight.requires_grad_(True)
