@@ -37,7 +37,7 @@ def test_decoding_is_timed_with_and_without(monkeypatch: pytest.MonkeyPatch, cap
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:16].strip() for line in lines[2:]] == list(bench.ways(2, None))
-    assert lines[1].split() == ["way", "CPU", "ms", "a", "token", "x", "plain"] and float(lines[2].split()[2]) == 1.0
+    assert lines[1].split() == ["way", "CPU", "ms/token", "x", "plain"] and float(lines[2].split()[2]) == 1.0
 
 
 def test_logit_flow_is_measured_beside_its_formula() -> None:

@@ -37,7 +37,7 @@ def test_what_was_decoded_is_not_decoded_again(tmp_path: Path, monkeypatch: pyte
     assert call(command, *ASK, "-o", tmp_path / "whole.parquet")[0] == 0
     with monkeypatch.context() as patch:
         code, printed = call_with(interrupted_after(2, patch), command, *ASK, "-o", path)
-    assert code == 130 and "goes on from there" in printed
+    assert code == 130 and "run the same command again to resume" in printed
     assert sorted(p.name for p in (tmp_path / "t.parquet.parts").glob("part*")) == ["part-000000", "part-000001"]
     code, printed = call(command, *ASK[:5], 6, *ASK[6:], "-o", path)
     assert code == 2 and "n is 5 there, 6 was asked" in printed
@@ -75,7 +75,7 @@ def test_a_file_that_is_there_is_replaced_only_if_asked(tmp_path: Path, monkeypa
         assert call_with(interrupted_after(1, patch), "generate", *ASK, "--overwrite", "-o", path)[0] == 0
     assert len(read_traces(path)) == 10
     code, printed = call("evaluate", "--traces", path, "-o", tmp_path / "x.parquet")
-    assert code == 2 and "--out is for new traces" in printed
+    assert code == 2 and "--out writes new traces, but --traces only reads some" in printed
 
 
 def test_another_repair_of_the_same_name_is_told_apart(tmp_path: Path) -> None:

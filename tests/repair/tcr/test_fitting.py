@@ -292,7 +292,7 @@ def test_traces_without_a_right_prediction_are_refused() -> None:
     model, tokenizer = load_model("reasoner", device="cpu")
     model.model.norm.weight.data.zero_()  # all logits are equal, and no right token is the first of the vocabulary
     hopeless = generate(model, tokenizer, tasks.sample("clf", 3, 6), max_new_tokens=4, progress=False)
-    with pytest.raises(BadInput, match="predicts not one right token in these traces"):
+    with pytest.raises(BadInput, match="predicts no right token at all in these traces"):
         fit_tcr(model, tokenizer, hopeless, config=SMALL)
 
 
