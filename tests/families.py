@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict] = {
 
 def tiny(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """Return a random model of a family, sharpened so that attention is not flat and heads matter."""
-    config = AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
+    config = AutoConfig.for_model(family, **{**FAMILIES.get(family, {}), **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed + 1)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadTrace
 from chainwright.decode import in_order
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating
-from chainwright.models.padding import left_pad, position_ids
+from chainwright.models._probe import evaluating
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import final_states
+from chainwright.models.padding import left_pad
 from chainwright.models.residual import unembed
 from chainwright.prompts import n_positions
 from chainwright.traces import Trace
@@ -114,9 +116,7 @@ def check_fits(parts: Anatomy, trace: Trace) -> None:
 
 def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Corrections]) -> list[TokenScores]:
     ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.model.device)
-    hidden = parts.model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-    ).last_hidden_state
+    hidden = final_states(parts, ids, mask)
     logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
     argmax = torch.full(ids.shape, -1)
     step = max(1, _LOGITS_AT_ONCE // (parts.d_vocab * len(traces)))

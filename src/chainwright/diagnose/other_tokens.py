@@ -15,7 +15,9 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import right_token
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models._probe import evaluating
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import final_states
 from chainwright.models.load import provenance
 from chainwright.models.residual import unembed
 from chainwright.traces import Trace
@@ -162,7 +164,7 @@ def _places(
     is_slot[[slot.start for slot in trace.slots if slot.end > slot.start]] = True
     if trace.first_error_position is not None:
         is_slot[trace.first_error_position] = True
-    hidden = parts.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    hidden = final_states(parts, ids[None])[0]
     step = max(1, _LOGITS_AT_ONCE // parts.d_vocab)
     # starts with an empty part, so that a response without any such place gives empty tensors of the right shapes
     places = [

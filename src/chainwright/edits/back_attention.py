@@ -161,7 +161,7 @@ class AttendBack(Edit):
         """Keep each layer's input in the first pass, and run the second one when the last layer ends."""
         run = _TwoPasses(self, parts, touched)
         with ExitStack() as stack:
-            base = parts.model.base_model
+            base = parts.decoder
             stack.callback(base.register_forward_pre_hook(run.opened, with_kwargs=True).remove)
             stack.callback(base.register_forward_hook(run.closed, always_call=True).remove)
             for i, layer in enumerate(parts.layers):
@@ -182,7 +182,7 @@ class _Call(NamedTuple):
 
 
 class _TwoPasses:
-    """The state of one forward pass of the base model."""
+    """The state of one forward pass of the decoder."""
 
     def __init__(self, owner: AttendBack, parts: Anatomy, touched: Touched):
         self.owner, self.parts, self.touched = owner, parts, touched
@@ -192,7 +192,7 @@ class _TwoPasses:
         self.mask: Tensor | None = None
 
     def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin a pass of the base model."""
+        """Begin a pass of the decoder."""
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() != 2:
             raise BadInput(

@@ -1,7 +1,7 @@
 """The run of decoding that a model is in, followed through its forward passes: one object for all edits and repairs.
 
 1. The first edit or repair that opens on a model makes the run, later ones share it, and the last one to close ends it.
-2. Before each pass of the base model the run works out what the pass adds: which tokens each row holds, how many
+2. Before each pass of the decoder the run works out what the pass adds: which tokens each row holds, how many
    columns of padding come before them, which of them are the prompt, and which rows are finished. A slot is a column of
    the padded batch. What it holds is known by its number, so a prompt, single tokens, several tokens and a whole trace
    are all handled alike, and tokens that assisted decoding takes back are forgotten when the next pass starts earlier.
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass
 class Pass:
-    """One forward pass of the base model.
+    """One forward pass of the decoder.
 
     Attributes:
         n_past: Slots that were filled before it.
@@ -168,12 +168,12 @@ class Run:
             self._n_kept = kept if isinstance(kept, int) and kept > 0 else None
 
     def closed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget it, so that a pass of the base model alone does not take it for its own."""
+        """Forget it, so that a pass of the decoder alone does not take it for its own."""
         if not torch.compiler.is_compiling():
             self._n_kept = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take in a pass of the base model that is about to run.
+        """Take in a pass of the decoder that is about to run.
 
         Raises:
             BadInput: A reading is open, and the model is run on embeddings, is padded on the right, or continues a
@@ -431,7 +431,7 @@ class Reading:
 @contextmanager
 def following(parts: Anatomy) -> Iterator[Run]:
     """Follow the run of a model inside the block; blocks share one run, and the last to close ends it."""
-    base = parts.model.base_model
+    base = parts.decoder
     # attached first, which refuses a second thread before it can touch the run of the first
     with attach(parts.model, Handlers({})):
         run = base.__dict__.get(_RUN)
@@ -460,7 +460,7 @@ def _opened(parts: Anatomy) -> Run:
 
 def current_run(parts: Anatomy) -> Run | None:
     """Return the run that is being followed on a model, or None if no edit or repair is open."""
-    run: Run | None = parts.model.base_model.__dict__.get(_RUN)
+    run: Run | None = parts.decoder.__dict__.get(_RUN)
     return run
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chainwright.models.placement import input_device
+
 
 class ModuleCall(NamedTuple):
     """One call of one module: the tensor that it worked on and the tensor that it returned, both copies."""
@@ -36,7 +38,8 @@ def given_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """Return the input of a probing pass, `[2, 2]`: two rows that differ in their second token only."""
-    return torch.tensor([[3, 4], [3, 5]], device=model.device).clamp(max=vocabulary_size(model) - 1)
+    ids = torch.tensor([[3, 4], [3, 5]], device=input_device(model))
+    return ids.clamp(max=vocabulary_size(model) - 1)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -81,3 +84,43 @@ def holds_equal(a: Tensor, b: Tensor) -> bool:
     An MLP may work on all positions of a batch side by side, `[N T, D]`, while its layer works on `[N, T, D]`.
     """
     return a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and restore each one's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return `values` in float32, or as they are in float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two results of one computation agree but for rounding, by the norm of their difference."""
+    room = 0.05 if a.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return bool((a - b).float().norm() <= room * a.float().norm())
+
+
+def adds_up(total: Tensor, *terms: Tensor) -> bool:
+    """Return whether the terms add up to `total` up to rounding, which grows with the terms and not with their sum."""
+    each = torch.stack([widened(term) for term in terms])
+    sizes, off = each.abs().sum(0), (widened(total) - each.sum(0)).abs()
+    room = 4 * torch.finfo(total.dtype).eps * (sizes + sizes.mean(-1, keepdim=True))
+    return bool((off <= room).all())
+
+
+def fitted_factor(scaled: Tensor, vectors: Tensor) -> float | None:
+    """Return m in `scaled = m * vectors`, or None if the shapes differ or no factor but 0 fits."""
+    if scaled.shape != vectors.shape:
+        return None
+    step, v = widened(scaled), widened(vectors)
+    fitted = float((step * v).sum() / (v * v).sum())
+    return next((m for m in (1.0, fitted) if m != 0 and adds_up(scaled, m * vectors)), None)

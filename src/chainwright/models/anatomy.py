@@ -28,8 +28,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, UnsupportedModel
-from chainwright.models._probe import ModuleCall, is_equal, probe_ids, recording, vocabulary_size
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, causal_lm, suspended, widened
+from chainwright.models._probe import (
+    ModuleCall,
+    close,
+    fitted_factor,
+    is_equal,
+    probe_ids,
+    recording,
+    vocabulary_size,
+    widened,
+)
+from chainwright.models._probe import adds_up as _adds_up
+from chainwright.models._probe import evaluating as evaluating
+from chainwright.models.decoder import causal_lm, check_decoder, check_wrapper, decoder, unchecked_wrapper
+from chainwright.models.placement import input_device
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, suspended
 
 _CACHE = "_chainwright_anatomy"
 # tensor options that the sdpa and eager functions of Transformers either use or can safely ignore
@@ -86,6 +99,16 @@ class Anatomy:
         return len(self.layers)
 
     @property
+    def decoder(self) -> nn.Module:
+        """Return the module between the token ids and the unembedding."""
+        return decoder(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that token ids belong on; with offloading not that of every weight."""
+        return input_device(self.model)
+
+    @property
     def d_vocab(self) -> int:
         """Return the number of tokens that the unembedding gives logits for."""
         return vocabulary_size(self.model)
@@ -136,18 +159,6 @@ class _Probe(NamedTuple):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and restore each one's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def frozen(model: nn.Module, *, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Turn gradients of all parameters off inside this context, and back on afterwards where they were on.
 
@@ -179,19 +190,21 @@ def anatomy(model: nn.Module) -> Anatomy:
     if len(measured_modules) != len(modules) or any(a is not b for a, b in zip(measured_modules, modules, strict=True)):
         known = _measure(inner)
         inner.__dict__[_CACHE] = (modules, known)
+    if (wrapper := unchecked_wrapper(model, inner)) is not None:
+        with suspended(inner):
+            check_wrapper(wrapper, inner)
     return known  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def _measure(model: PreTrainedModel) -> Anatomy:
-    if model.get_output_embeddings() is None:
-        raise UnsupportedModel(f"{type(model).__name__} has no unembedding; load it as a causal language model.")
     with evaluating(model), suspended(model):
         probe = _probe(model)
         blocks = _blocks(model, probe.attention)
         layers = tuple(_layer(b, c, probe.modules) for b, c in zip(blocks, probe.attention, strict=True))
     n_heads, n_kv_heads, d_head = _sizes(model, probe.attention)
     norm, scale = _final_norm(model, blocks, probe.modules)
+    check_decoder(model)
     d_model = int(norm.returned.shape[-1])
     return Anatomy(model, layers, norm.module, scale, n_heads, n_kv_heads, d_head, d_model)
 
@@ -238,7 +251,7 @@ def _only_call(model: PreTrainedModel, n_layers: int, arrived: dict[int, list[_S
             "that Chainwright can delegate to reads; its results would silently differ."
         )
     # the rows differ in their second token only, so a decoder's first position must not
-    if not _close(z[0, 0], z[1, 0]):
+    if not close(z[0, 0], z[1, 0]):
         raise UnsupportedModel(
             f"This {kind} model lets a position look at later tokens, so it is not a decoder; load a causal language "
             "model."
@@ -255,7 +268,7 @@ def _not_dispatching(model: PreTrainedModel, n_layers: int, n_arrived: int) -> s
     return (
         f"This {model.config.model_type} model cannot be read or edited: of its {n_layers} layers {which} called the "
         "registered attention function with Chainwright's state (tried: attention interface with the model's "
-        "sdpa/eager as delegate, state passed as a keyword through the base model). Use a model type that dispatches "
+        "sdpa/eager as delegate, state passed as a keyword through the decoder). Use a model type that dispatches "
         "and forwards keywords, such as llama, qwen3, phi3, mistral, gemma3, gpt_oss, gpt2 or gpt_neox."
     )
 
@@ -281,7 +294,7 @@ def _final_norm(model: PreTrainedModel, blocks: list[nn.Module], calls: list[Mod
     end, unembed = _only(calls, blocks[-1]).returned, _only(calls, model.get_output_embeddings()).given
     for s in calls:
         if id(s.module) not in inside and is_equal(s.given, end) and s.returned.shape == unembed.shape:
-            scale = _multiplier(unembed, torch.zeros_like(unembed), s.returned)
+            scale = fitted_factor(unembed, s.returned)
             if scale is not None:
                 return s, scale
     raise UnsupportedModel(
@@ -321,7 +334,7 @@ def _changes(s: ModuleCall) -> bool:
 
 def _check_positionwise(post: ModuleCall) -> None:
     alone = post.module(post.given.flatten(0, -2)[:, None])
-    if not _close(post.returned.flatten(0, -2), alone[:, 0]):
+    if not close(post.returned.flatten(0, -2), alone[:, 0]):
         raise UnsupportedModel(
             f"{type(post.module).__name__} mixes positions after the attention, so what one head writes at a position "
             "cannot be computed."
@@ -365,15 +378,3 @@ def _multiplier(total: Tensor, pre: Tensor, attn_out: Tensor) -> float | None:
     step, attn = widened(total - pre), widened(attn_out)
     fitted = float((step * attn).sum() / (attn * attn).sum())
     return next((m for m in (1.0, fitted) if m != 0 and _adds_up(total, pre, m * attn_out)), None)
-
-
-def _adds_up(total: Tensor, *terms: Tensor) -> bool:
-    """Return whether the terms add up to `total` up to rounding, which grows with the terms and not with their sum."""
-    each = torch.stack([widened(term) for term in terms])
-    sizes, off = each.abs().sum(0), (widened(total) - each.sum(0)).abs()
-    room = 4 * torch.finfo(total.dtype).eps * (sizes + sizes.mean(-1, keepdim=True))
-    return bool((off <= room).all())
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).float().norm() <= (1e-3 if a.dtype == torch.float32 else 0.05) * a.float().norm())

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
-from chainwright.models._probe import first_tensor, given_tensor
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models._probe import evaluating, first_tensor, given_tensor
+from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.attention_weights import attn_pattern
+from chainwright.models.decoder import hidden_states
 from chainwright.models.padding import position_ids
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
 
@@ -104,6 +105,16 @@ def forward(parts: Anatomy, input_ids: Tensor, attention_mask: Tensor | None, *,
     return logits[:, -1:] if last_only else logits
 
 
+def final_states(parts: Anatomy, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the vectors `[N, T, D]` that `unembed` turns into the model's logits, of one uncached forward pass."""
+    options: dict[str, Any] = {"use_cache": False}
+    if attention_mask is not None:
+        options |= {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+    hidden = hidden_states(parts.decoder(input_ids=input_ids, **options))
+    assert hidden is not None  # it was found by what it returns
+    return hidden
+
+
 class _Reader:
     """Collects tensors from each layer while the model runs."""
 
@@ -172,4 +183,4 @@ class _Reader:
         return Capture(z, logits, patterns, *stacked)
 
 
-__all__ = ["Capture", "Positions", "capture", "check_ids", "forward"]
+__all__ = ["Capture", "Positions", "capture", "check_ids", "final_states", "forward"]

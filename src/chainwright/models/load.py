@@ -14,9 +14,15 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 from transformers.utils import logging as hf_logging
 
@@ -68,7 +74,7 @@ def load_model(
     with quiet():
         try:
             config = AutoConfig.from_pretrained(where, **options)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = _auto_class(config).from_pretrained(
                 where,
                 config=config,
                 dtype=dtype or "auto",
@@ -101,7 +107,7 @@ def empty_model(
             config = AutoConfig.from_pretrained(where, **options)
             number = dtype or str(config.dtype or torch.float32).removeprefix("torch.")
             with torch.device("meta"):
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                model: PreTrainedModel = _auto_class(config).from_config(
                     config, dtype=getattr(torch, number), trust_remote_code=trust_remote_code
                 )
         except _LOADING_ERRORS as error:
@@ -127,6 +133,19 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the class of Transformers that loads the model of a config as a language model.
+
+    Some vision-language types (mistral3, qwen3_vl, llava) are unknown to `AutoModelForCausalLM`; loaded for images and
+    text they answer to text alone like any language model.
+    """
+    has_own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    is_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not has_own_code and not is_text and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 @contextmanager

@@ -4,7 +4,7 @@
    delegates to the model's own `eager`, each with the mask function of its delegate: without the mask function,
    left-padded batches and sliding windows would silently give wrong results.
 2. `attach` switches a model to the one that fits it, on private copies of its configs (two models built from one
-   config object would otherwise switch together), and puts a forward pre-hook on the base model.
+   config object would otherwise switch together), and puts a forward pre-hook on the decoder.
 3. The hook passes the `Handlers` down to every layer as a keyword argument. A keyword survives left padding,
    gradient checkpointing, static caches and torch.compile, where a context variable does not.
 4. At each layer the attention function runs that layer's handlers, innermost context last; a layer without handlers
@@ -31,6 +31,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from chainwright._errors import BadInput, UnsupportedModel
+from chainwright.models._probe import widened as widened
+from chainwright.models.decoder import causal_lm as causal_lm
+from chainwright.models.decoder import decoder
 
 STATE_KEY = "chainwright_handlers"
 _OPENING = threading.RLock()  # two threads that open a model at once must see each other
@@ -67,7 +70,7 @@ Handler = Callable[[AttentionCall, Attend], Tensor]
 
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-"""Called before each forward pass of the base model, with the base model, its arguments and its keywords."""
+"""Called before each forward pass of the decoder, with the decoder, its arguments and its keywords."""
 
 
 Delegate = Callable[..., tuple[Tensor, Tensor | None]]
@@ -145,7 +148,7 @@ def _seam_attention(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     handlers: Handlers | None = options.pop(STATE_KEY, None)
-    # a layer that is called outside the base model's forward (a replay of one block) has no handlers in its keywords
+    # a layer that is called outside the decoder's forward (a replay of one block) has no handlers in its keywords
     layer: int = module.layer_idx  # type: ignore[assignment]
     chain = () if handlers is None else handlers.by_layer.get(layer, ())
     function = None if handlers is None else handlers.delegates.get(type(module))
@@ -181,27 +184,6 @@ def _register() -> None:
 _register()
 
 
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """Return the Transformers model inside a compiled or PEFT-wrapped one.
-
-    Raises:
-        UnsupportedModel: `model` holds no Transformers model.
-    """
-    # hooks must go on the innermost model: wrappers call it with their own keywords
-    inner: Any = model
-    while not isinstance(inner, PreTrainedModel):
-        if hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        else:
-            raise UnsupportedModel(
-                f"{type(model).__name__} is not a Transformers model (tried: itself, torch.compile's original, PEFT's "
-                "base model); load it with chainwright.load_model or AutoModelForCausalLM."
-            )
-    return inner
-
-
 def _call_before(before: tuple[Before, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for callback in before:
         callback(module, args, kwargs)
@@ -212,7 +194,7 @@ _call_before_uncompiled = torch.compiler.disable(_call_before)  # type: ignore[n
 
 
 class SeamHook:
-    """The pre-hook of the base model while at least one context is open.
+    """The pre-hook of the decoder while at least one context is open.
 
     Attributes:
         stack: The handlers of the open contexts, outermost first.
@@ -264,7 +246,7 @@ class SeamHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add the handlers to the keywords of the base model's forward pass."""
+        """Add the handlers to the keywords of the decoder's forward pass."""
         if not torch.compiler.is_compiling():
             self.check_thread()
         if self.handlers.before:
@@ -278,7 +260,7 @@ class SeamHook:
 
 def attached_handlers(model: nn.Module) -> Handlers:
     """Return the handlers that are attached to a model now, of all open contexts together."""
-    hook = _open_hook(causal_lm(model).base_model)
+    hook = _open_hook(decoder(model))
     return Handlers({}) if hook is None else hook.handlers
 
 
@@ -343,7 +325,7 @@ def attach(model: nn.Module, handlers: Handlers, *, innermost: bool = False) -> 
     """
     inner = causal_lm(model)
     with _OPENING:
-        hook = _open_hook(inner.base_model) or _opened(inner)
+        hook = _open_hook(decoder(inner)) or _opened(inner)
         hook.check_thread()
         hook.push(handlers, innermost=innermost)
     try:
@@ -373,7 +355,7 @@ def _opened(model: PreTrainedModel) -> SeamHook:
             if hasattr(module, "layer_idx") and _modelling_attribute(module, "eager_attention_forward") is not None
         }
         # first among the pre-hooks, so that hooks which record arguments see the handlers in them
-        handle = model.base_model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        handle = decoder(model).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         undo.callback(handle.remove)
         hook.closing = undo.pop_all()
     return hook
@@ -382,7 +364,7 @@ def _opened(model: PreTrainedModel) -> SeamHook:
 @contextmanager
 def exchanged(model: nn.Module, attached: Handlers, handlers: Handlers) -> Iterator[None]:
     """Replace attached handlers by `handlers` inside this context, which is much cheaper than attaching them."""
-    hook = _open_hook(causal_lm(model).base_model)
+    hook = _open_hook(decoder(model))
     assert hook is not None and any(handlers is attached for handlers in hook.stack)
     hook.exchange(attached, handlers)
     try:
@@ -394,7 +376,7 @@ def exchanged(model: nn.Module, attached: Handlers, handlers: Handlers) -> Itera
 @contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
     """Run `model` as if nothing were attached inside this context, for passes that only measure something."""
-    hook = _open_hook(causal_lm(model).base_model)
+    hook = _open_hook(decoder(model))
     if hook is None:
         yield
         return
@@ -404,8 +386,3 @@ def suspended(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.set_stack(stack)
-
-
-def widened(values: Tensor) -> Tensor:
-    """Return `values` in float32, or as they are in float64."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

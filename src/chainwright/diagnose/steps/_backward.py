@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import UnsupportedModel
-from chainwright.models._probe import first_tensor
+from chainwright.models._probe import first_tensor, widened
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
-from chainwright.models.seam import STATE_KEY, Handler, Handlers, widened
+from chainwright.models.seam import STATE_KEY, Handler, Handlers
 
 LOGITS_AT_ONCE = 2**19
 _LEAST_POSITIONS = 64  # each range costs one pass of one token besides its logits, so ranges are not too small
@@ -83,7 +83,7 @@ def record_layers(parts: Anatomy, input_ids: Tensor, mask: Tensor | None) -> Rec
         for layer in parts.layers:
             stack.callback(layer.block.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(parts.layers[-1].block.register_forward_hook(after).remove)
-        parts.model.base_model(input_ids=input_ids, **options)
+        parts.decoder(input_ids=input_ids, **options)
     return Recorded(calls, last[0])
 
 

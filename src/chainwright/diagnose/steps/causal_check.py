@@ -28,7 +28,9 @@ from chainwright._registry import register
 from chainwright._stats import percentile_interval
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
 from chainwright.edits import Cut, CutAttention, edit
-from chainwright.models.anatomy import Anatomy, anatomy, evaluating
+from chainwright.models._probe import evaluating
+from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.capture import final_states
 from chainwright.models.load import provenance
 from chainwright.models.residual import unembed
 from chainwright.traces import Trace
@@ -199,7 +201,7 @@ def _effects(
 def _mean_logprob(parts: Anatomy, trace: Trace, n_rows: int) -> Tensor:
     """Return the mean log-probability of the summary in `n_rows` copies of the trace, `[n_rows]`."""
     ids = trace.input_ids.to(parts.model.device)
-    hidden = parts.model.base_model(input_ids=ids.expand(n_rows, -1), use_cache=False).last_hidden_state
+    hidden = final_states(parts, ids.expand(n_rows, -1))
     here = slice(max(1, trace.summary.start) - 1, trace.summary.end - 1)
     log_probs = unembed(parts, hidden[:, here].flatten(0, 1)).log_softmax(-1)
     tokens = ids[here.start + 1 : here.stop + 1].repeat(n_rows)

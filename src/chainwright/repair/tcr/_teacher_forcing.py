@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from chainwright.edits import Head, KnockOut
 from chainwright.edits.run import aside
-from chainwright.models._probe import first_tensor
+from chainwright.models._probe import first_tensor, widened
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions
-from chainwright.models.padding import left_pad, position_ids
+from chainwright.models.capture import Positions, final_states
+from chainwright.models.padding import left_pad
 from chainwright.models.residual import unembed
-from chainwright.models.seam import widened
 from chainwright.repair.tcr._ablated_cache import Pair
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import whole_prefix_logits
@@ -81,13 +80,9 @@ class ForcedRows:
         return read
 
     def _run(self, rows: Tensor) -> Tensor:
-        """Return the base model's output `[rows, T, D]`."""
+        """Return the decoder's output `[rows, T, D]`."""
         at = rows.to(self.ids.device)
-        mask = self.mask[at]
-        output: Tensor = self.parts.model.base_model(
-            input_ids=self.ids[at], attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-        ).last_hidden_state
-        return output
+        return final_states(self.parts, self.ids[at], self.mask[at])
 
     def _columns(self, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
         """Return row and column of the last token before each site."""

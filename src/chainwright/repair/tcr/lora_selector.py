@@ -26,6 +26,7 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.models.adapters import with_adapters
 from chainwright.models.anatomy import anatomy
+from chainwright.models.decoder import decoder, hidden_states
 from chainwright.models.load import load_model
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.repair.base import load_weights
@@ -135,10 +136,10 @@ class ClassifierSelector:
     def _of_chains(self, chains: Sequence[Chain]) -> Tensor:
         """Return the scores of every row of the chains, chain by chain."""
         ids, mask = left_pad([chain.ids for chain in chains], 0, torch.device("cpu"))
-        inner = self.network.get_base_model().base_model
-        hidden = inner(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-        ).last_hidden_state
+        hidden = hidden_states(
+            decoder(self.network)(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+        )
+        assert hidden is not None
         width = ids.shape[1]
         at = [(r, width - len(chain.ids) + n - 1) for r, chain in enumerate(chains) for n in chain.n_tokens]
         chain_at, column = torch.tensor(at).unbind(1)
