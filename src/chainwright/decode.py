@@ -25,6 +25,7 @@ from transformers import (
 
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
+from chainwright.edits.run import following
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
@@ -62,14 +63,16 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     first_row: int = 0,
+    raw: bool = False,
     progress: bool = True,
     on_traces: Callable[[list[tuple[int, Trace]]], None] | None = None,
 ) -> list[Trace]:
     """Return one trace for each problem, in their order.
 
     Problems whose rendering was left open are asked in the one that the tokenizer reads. Prompts of the natural
-    rendering and plain strings go through the tokenizer's chat template if it has one. Each trace's `info` says how it
-    was asked (see `prompts.describe`).
+    rendering, problems made by hand and plain strings go through the tokenizer's chat template if it has one. A string
+    that has been through it is asked as it is, with a warning; what it has after the template is the beginning of the
+    response. Each trace's `info` says how it was asked (see `prompts.describe`).
 
     Args:
         model: A Transformers decoder.
@@ -85,15 +88,16 @@ def generate(
         seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they
             do not change with the batch size.
         first_row: Index of the first problem, where problems are decoded in several calls.
+        raw: Ask with every prompt as it is, without the chat template. BOS is added where the prompt lacks it.
         progress: Show a progress bar.
         on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
 
     Raises:
         BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, a prompt longer than
-            the model's positions, or repairs that cannot decode together.
+            the model's positions or with tokens that the model does not have, or repairs that cannot decode together.
     """
     _check_options(temperature, batch_size, max_new_tokens)
-    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row)
+    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, raw=raw)
     traces: dict[int, Trace] = {}
     repairs = in_order(repair)
     with (
@@ -142,12 +146,14 @@ def _decode(
 ) -> list[tuple[int, Trace]]:
     inner = anatomy(model).model
     ends = end_ids(inner, tokenizer)
-    pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
+    n_known = inner.get_input_embeddings().weight.shape[0]
+    # a padding token is often added to a tokenizer without a row in the embedding
+    pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None and i < n_known), 0)
     ids, mask = left_pad([p.ids for p in batch], pad, inner.device)
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(_SeededDraw([p.index for p in batch], temperature, seed, ids.shape[1]))
-    with _own_defaults(inner, ends, pad):
+    with _own_defaults(inner, ends, pad), _prefilled(inner, [p.n_prefilled for p in batch]):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
@@ -179,6 +185,20 @@ def _own_defaults(model: PreTrainedModel, ends: set[int], pad: int) -> Iterator[
         model.generation_config = own
 
 
+@contextmanager
+def _prefilled(model: PreTrainedModel, n_prefilled: list[int]) -> Iterator[None]:
+    """Have what reads segments while decoding know which tokens of the prompts are the beginning of a response."""
+    if not any(n_prefilled):
+        yield
+        return
+    with following(anatomy(model)) as run:
+        run.n_prefilled = n_prefilled
+        try:
+            yield
+        finally:
+            run.n_prefilled = []
+
+
 def _trace(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
@@ -191,7 +211,7 @@ def _trace(
     kept = new_ids[:length]
     stopped = bool(kept) and kept[-1] in ends
     return Trace.from_ids(
-        tokenizer, [*prompt.ids, *kept], len(prompt.ids), problem=prompt.problem, stopped=stopped, info=info
+        tokenizer, [*prompt.ids, *kept], prompt.n_question, problem=prompt.problem, stopped=stopped, info=info
     )
 
 

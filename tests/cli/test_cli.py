@@ -54,6 +54,11 @@ def test_generate_answers_a_prompt() -> None:
     assert code == 0 and "answer tails" in printed
 
 
+def test_generate_asks_with_a_prompt_as_it_is() -> None:
+    code, printed = call("generate", "--prompt", "parity start heads . ann flips ?\n", "--raw", "-q")
+    assert code == 0 and "answer tails" in printed
+
+
 def test_diagnose_writes_a_study_and_ends_with_the_report(finished: Path) -> None:
     state = json.loads((finished / "study.json").read_text())
     assert state["is_complete"] and state["config"]["hops"] == {"clf": [8, 14]}

@@ -46,6 +46,7 @@ class Asked:
     n: int
     rendering: str
     prompt: str | None = None
+    raw: bool = False
 
 
 def decode(
@@ -79,7 +80,7 @@ def decode(
         "rendering": rendering,
         "repair": generation.identity_of(repair),
     }
-    plan = generation.TracesPlan(loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by)
+    plan = generation.TracesPlan(loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by, raw=asked.raw)
     if out_file is None:
         traces = generation.decode_in_memory(plan, progress=not quiet)
     else:

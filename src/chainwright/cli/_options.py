@@ -27,6 +27,7 @@ RenderingName = Annotated[
         help="Wording of the problems; 'auto' is 'short' for models trained by Chainwright, else 'natural'.",
     ),
 ]
+Raw = Annotated[bool, typer.Option("--raw", help="Ask with the prompt as it is, without the chat template.")]
 Device = Annotated[str | None, typer.Option("--device", help="'cpu', 'cuda', ... (default: CUDA if available).")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="'float32', 'bfloat16', ... (default: that of the checkpoint).")

@@ -18,6 +18,7 @@ from chainwright.cli._options import (
     NProblems,
     Overwrite,
     Quiet,
+    Raw,
     RemoteCode,
     RenderingName,
     RepairName,
@@ -44,6 +45,7 @@ def evaluate(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip broken lines of a JSONL file.")] = False,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
+    raw: Raw = False,
     repair: RepairName = None,
     decoding: Values = DECODING,
     device: Device = None,
@@ -60,7 +62,7 @@ def evaluate(
 
     source = Source(model, device, dtype, revision, trust_remote_code)
     if traces is None:
-        asked = Asked(task, hops, n, rendering)
+        asked = Asked(task, hops, n, rendering, raw=raw)
         judged = decode(source, asked, decoding, repair, out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)

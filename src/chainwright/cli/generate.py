@@ -17,6 +17,7 @@ from chainwright.cli._options import (
     NProblems,
     Overwrite,
     Quiet,
+    Raw,
     RemoteCode,
     RenderingName,
     RepairName,
@@ -36,6 +37,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option("--prompt", help="Ask this text instead of problems of tasks.")] = None,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
+    raw: Raw = False,
     repair: RepairName = None,
     decoding: Values = DECODING,
     device: Device = None,
@@ -49,7 +51,7 @@ def generate(
     from chainwright.evaluation.accuracy import evaluate
 
     source = Source(model, device, dtype, revision, trust_remote_code)
-    asked = Asked(task, hops, n, rendering, prompt)
+    asked = Asked(task, hops, n, rendering, prompt, raw)
     traces = decode(source, asked, decoding, repair, out_file, overwrite=overwrite, quiet=quiet)
     out.rule("first trace")
     for text in (traces[0].prompt or "", traces[0].response or ""):

@@ -135,6 +135,8 @@ class Run:
         end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
         readings: The segments and steps that open edits follow.
         on_top: What repairs count with; see `repair/run.py`.
+        n_prefilled: How many of each row's prompt tokens, the last ones, are the beginning of its response; empty
+            where the whole prompt is the question.
     """
 
     def __init__(self, model: PreTrainedModel | None = None):
@@ -147,6 +149,7 @@ class Run:
         self.end_ids: frozenset[int] = frozenset()
         self.readings: list[Reading] = []
         self.on_top: Any = None
+        self.n_prefilled: list[int] = []
         self.n_users = 0
         self.closing = ExitStack()
         self._aside: list[int] | None = None
@@ -389,20 +392,24 @@ class Reading:
         ):
             raise BadInput(_UNSEEN.format(now.n_past))
         since = perf_counter()
+        prefilled = self.run.n_prefilled or [0] * len(new)
         self.places = [
-            self._extended(row, ids, first, now) for row, ids, first in zip(self.rows, new, now.first, strict=True)
+            self._extended(row, ids, first, now, n)
+            for row, ids, first, n in zip(self.rows, new, now.first, prefilled, strict=True)
         ]
         self.seconds += perf_counter() - since
 
-    def _extended(self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass) -> list[Place | None]:
+    def _extended(
+        self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass, n_prefilled: int
+    ) -> list[Place | None]:
         n_known = self._n_unchanged(row, new, first, now)
         row.truncate(max(0, now.n_past - first) + n_known)
         n_padding = max(0, min(len(new), first - now.n_past))
         if isinstance(row, LiveRow) and self.n_question is None:
             if not row.ids:
-                row.n_question = now.n_confirmed - first
+                row.n_question = now.n_confirmed - first - n_prefilled
             elif now.is_prompt:
-                row.n_question = len(row.ids) + len(new)
+                row.n_question = len(row.ids) + len(new) - n_prefilled
         old = list(row.places[:n_known]) if isinstance(row, LiveRow) else list(row.all_places[:n_known])
         return [None] * n_padding + old + list(row.extend(new[n_padding + n_known :]))
 

@@ -47,10 +47,13 @@ class TracesPlan(Plan):
         settings: DecodeSettings,
         repair: Repair | None,
         config: Mapping[str, object],
+        *,
+        raw: bool = False,
     ) -> None:
         """Take the problems (or prompts) to decode, and in `config` the settings that they were drawn with."""
+        self.raw = raw
         self.model, self.tokenizer, self.asked, self.settings, self.repair = model, tokenizer, asked, settings, repair
-        self.config = {**config, **settings.record(), "rows": ROWS}
+        self.config = {**config, **settings.record(), "rows": ROWS, **({"raw": True} if raw else {})}
         self.source = provenance(anatomy(model).model)
 
     def units(self, done: Results) -> list[str]:
@@ -68,6 +71,7 @@ class TracesPlan(Plan):
             repair=self.repair,
             **dict(self.settings),
             first_row=start,
+            raw=self.raw,
             progress=False,
             on_traces=job.counter(len(asked)),
         )
@@ -82,7 +86,13 @@ class TracesPlan(Plan):
 def decode_in_memory(plan: TracesPlan, *, progress: bool = True) -> list[Trace]:
     """Decode all problems of a plan in one call, without a file."""
     return generate(
-        plan.model, plan.tokenizer, plan.asked, repair=plan.repair, **dict(plan.settings), progress=progress
+        plan.model,
+        plan.tokenizer,
+        plan.asked,
+        repair=plan.repair,
+        **dict(plan.settings),
+        raw=plan.raw,
+        progress=progress,
     )
 
 

@@ -31,10 +31,12 @@ class FlagLog:
 
     def _tokens(self, trace: Trace) -> list[int]:
         ids = trace.input_ids.tolist()
-        response = tuple(ids[trace.response_start :])
-        written = self._flagged.get(tuple(ids[: trace.response_start]), [])
+        n_prefilled = int(trace.info.get("n_prefilled", 0))
+        start = trace.response_start + n_prefilled
+        response, written = tuple(ids[start:]), self._flagged.get(tuple(ids[:start]), [])
         # the same prompt may have been answered twice: what was written before the flag tells whose it is
-        return sorted({n for before in written if (n := len(before)) < len(response) and response[:n] == before})
+        written_here = {n for before in written if (n := len(before)) < len(response) and response[:n] == before}
+        return sorted(n_prefilled + n for n in written_here)
 
 
 @contextmanager
