@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, EditNeverFired
 from chainwright.edits import KnockOut, edit
 from chainwright.models.padding import position_ids
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -317,3 +317,63 @@ def test_scale_one_changes_nothing_and_zero_is_the_knockout() -> None:
     for scale in (float("nan"), float("inf")):
         with pytest.raises(BadInput, match="scale must be a finite number"):
             KnockOut(HEADS, scale=scale)
+
+
+def right_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return rows of unequal length as one right-padded batch and its attention mask."""
+    ids, mask = left_padded([row.flip(0) for row in rows])
+    return ids.flip(1), mask.flip(1)
+
+
+@every_family
+@torch.no_grad()
+def test_with_padding_on_the_right_the_last_token_of_each_row_is_meant(family: str) -> None:
+    model, rows = tiny(family), rows_of_three()
+    ids, mask = right_padded(rows)
+    own = model(input_ids=ids, attention_mask=mask).logits
+    with edit(model, KnockOut(HEADS, positions="last")) as (touched,):
+        got = model(input_ids=ids, attention_mask=mask).logits
+    changed = without_heads(model, family, HEADS)
+    for i, row in enumerate(rows):
+        want = last_only(model, changed, row[None])[0]
+        assert_close(got[i, len(row) - 1], want, f"{family}, row {i}")
+        assert_close(got[i, : len(row) - 1], own[i, : len(row) - 1], f"{family}, earlier positions of row {i}")
+        assert float((got - own)[i, len(row) - 1].abs().max()) > 0.01
+    assert touched.n_sites == len(rows) * len(HEADS)
+
+
+@torch.no_grad()
+def test_last_tokens_are_counted_by_the_heads_of_their_row_in_every_kind_of_pass() -> None:
+    model, rows = tiny("llama"), rows_of_three()
+    ids, mask = right_padded(rows)
+    seen = mask.bool()[:, None, None, :] & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    with edit(model, KnockOut(ROWS, positions="last")) as (touched,):
+        want = model(input_ids=ids, attention_mask=mask).logits
+        assert touched.n_sites == 5
+        embedded = model.get_input_embeddings()(ids)
+        got = model(inputs_embeds=embedded, attention_mask=mask).logits
+        assert touched.n_sites == 10
+        whole = model(input_ids=ids, attention_mask=seen | torch.eye(ids.shape[1], dtype=torch.bool) & seen).logits
+        assert touched.n_sites == 15
+    for i, row in enumerate(rows):
+        assert_close(got[i, : len(row)], want[i, : len(row)], "embeddings")
+        assert_close(whole[i, : len(row)], want[i, : len(row)], "a mask of four dimensions")
+
+
+@torch.no_grad()
+def test_a_second_piece_that_is_padded_on_the_right_is_read_by_its_mask() -> None:
+    model, rows = tiny("llama"), [random_ids(1, n, seed=n)[0] for n in (9, 7)]
+    ids, mask = right_padded(rows)
+    want = [last_only(model, without_heads(model, "llama", HEADS), row[None])[0] for row in rows]
+    cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
+    with edit(model, KnockOut(HEADS, positions="last")) as (touched,):
+        got = model(input_ids=ids[:, 4:], attention_mask=mask, past_key_values=cache).logits
+    assert_close(got[0, 4], want[0])
+    assert_close(got[1, 2], want[1])
+    assert touched.n_sites == 2 * len(HEADS)
+
+
+def test_a_pass_over_padding_alone_touches_nothing_and_says_so() -> None:
+    model = tiny("llama")
+    with pytest.raises(EditNeverFired), edit(model, KnockOut({(0, 0)}, positions="last")), torch.no_grad():
+        model(inputs_embeds=torch.ones(1, 3, 48), attention_mask=torch.zeros(1, 3, dtype=torch.long))

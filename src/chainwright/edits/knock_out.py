@@ -18,6 +18,7 @@ from torch import Tensor
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
+from chainwright.edits.run import Run
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.capture import Positions
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers
@@ -38,7 +39,8 @@ class KnockOut(Edit):
         heads: A collection of (layer, head), the same for all rows, or a list of such collections, one a batch row.
             When the batch is a multiple of the list (beams, several samples a prompt) each row's set is repeated.
         positions: "all" silences them at every position of each forward pass, so while decoding at all generated
-            positions and, in the prefill, in the whole prompt; "last" only at the last position of each pass.
+            positions and, in the prefill, in the whole prompt; "last" only at the last token of each row in each pass
+            (padding on the right is skipped).
         scale: What the heads' outputs are multiplied by: 0 silences them, 0.5 halves them, 1 leaves them.
 
     Source: TCR (arXiv 2601.21214), section 3, zero ablation of head outputs.
@@ -103,16 +105,21 @@ def _silence(
     silenced = drop.repeat_interleave(repeats, dim=0) if drop.shape[0] > 1 else drop
     silenced = silenced[:, None, :, None]
     n_positions = z.shape[1]
-    if knock_out.positions == "last" and n_positions > 1:
-        is_last = torch.arange(n_positions, device=z.device) == n_positions - 1
-        silenced = silenced & is_last[None, :, None, None]
+    if knock_out.positions == "last" and (n_positions > 1 or touched.run.latest.last is not None):
+        silenced = silenced & _at_last(touched.run, z)[:, :, None, None]
     if touched.run.counted is None:
         counter.add_(n_dropped * repeats * (n_positions if knock_out.positions == "all" else 1))
     else:
         by_row = n_heads.repeat_interleave(repeats)[:, None].expand(-1, n_positions)
-        at_last = torch.arange(n_positions, device=z.device) == n_positions - 1
-        touched.count(counter, by_row if knock_out.positions == "all" else by_row * at_last)
+        touched.count(counter, by_row if knock_out.positions == "all" else by_row * _at_last(touched.run, z))
     return z.masked_fill(silenced, 0.0) if knock_out.scale == 0 else torch.where(silenced, knock_out.scale * z, z)
+
+
+def _at_last(run: Run, z: Tensor) -> Tensor:
+    """Return which positions of z are the last token of their row, `[1 or N, Tq]`; with padding on the right not -1."""
+    index = torch.arange(z.shape[1], device=z.device)[None]
+    last = run.latest.last
+    return index == (z.shape[1] - 1 if last is None else last.to(z.device)[:, None])
 
 
 def _repeats(n_batch: int, n_rows: int) -> int:

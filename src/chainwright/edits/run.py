@@ -97,6 +97,8 @@ class Pass:
         windows: Slot of the first key that a layer is given, for the layers that look through a sliding window.
         is_prompt: Whether it continues the prompt, as `generate` does when it reads one in pieces.
         is_aside: Whether it only asks what the model would say otherwise; see `Run.aside`.
+        last: Index of each row's last token among the new ones, `[N]`, -1 in a row that has none; None where it is the
+            last one in every row, as it is with padding on the left.
     """
 
     n_past: int = 0
@@ -106,6 +108,7 @@ class Pass:
     windows: dict[int, int] = field(default_factory=dict)
     is_prompt: bool = False
     is_aside: bool = False
+    last: Tensor | None = None
 
     @property
     def n_confirmed(self) -> int:
@@ -187,7 +190,8 @@ class Run:
         n_past = 0 if cache is None else int(cache.get_seq_length())
         if ids is None:
             embeddings = by_name.get("inputs_embeds")
-            self._lose(_EMBEDDINGS, n_past, 0 if embeddings is None else embeddings.shape[1])
+            n_rows, n_new = (0, 0) if embeddings is None else embeddings.shape[:2]
+            self._lose(_EMBEDDINGS, n_past, n_new, _shown(mask, n_rows, n_new, n_past))
             return
         n_new = ids.shape[1]
         windows = _windows(cache, n_new)  # read now, since the layers change the cache as they run
@@ -207,13 +211,17 @@ class Run:
             raise BadInput(why)
         self.n_passes += 1
         self.rows, self.counted, self.n_slots, self.n_reopened = [], counted, n_past + n_new, 0
-        self.latest = Pass(n_past, n_new)
+        self.latest = Pass(n_past, n_new, last=None if counted is None else _last(counted))
 
     def _follow(self, ids: Tensor, mask: Any, now: Pass) -> None:
         n_rows, new = len(ids), ids.tolist()
         if now.n_past > 0:
+            shown = _shown(mask, n_rows, now.n_new, now.n_past)
             if len(self.rows) != n_rows or now.n_past > self.n_slots:
-                self._lose(_UNSEEN.format(now.n_past), now.n_past, now.n_new)
+                self._lose(_UNSEEN.format(now.n_past), now.n_past, now.n_new, shown)
+                return
+            if shown is not None and now.n_new > 1 and not _is_left_padded(shown):
+                self._lose(_RIGHT_PADDED, now.n_past, now.n_new, shown)
                 return
             now.first = list(self.latest.first)
         else:
@@ -501,19 +509,26 @@ def _windows(cache: Any, n_new: int) -> dict[int, int]:
     return {i: int(layer.get_mask_sizes(n_new)[1]) for i, layer in layers if getattr(layer, "is_sliding", False)}
 
 
-def _shown(mask: Any, n_rows: int, n_new: int) -> Tensor | None:
-    """Return which tokens of a pass without a past are no padding, `[N, T]`; None where all are."""
+def _shown(mask: Any, n_rows: int, n_new: int, n_past: int = 0) -> Tensor | None:
+    """Return which new tokens of a pass are not padding, `[N, T]`; None where all are, or the mask does not say."""
     if isinstance(mask, dict):
         mask = next(iter(mask.values()))
-    if mask is None:
+    if not isinstance(mask, Tensor) or mask.shape[-1] < n_past + n_new:
         return None
+    new = slice(n_past, n_past + n_new)
     if mask.dim() == 2:
-        shown = mask[:, :n_new].bool()
+        shown = mask[:, new].bool()
     else:  # a token sees itself, padding does not
-        own = mask[:, 0, :, :n_new].diagonal(dim1=1, dim2=2)
+        own = mask[:, 0, :, new].diagonal(dim1=1, dim2=2)
         shown = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
         shown = shown.expand(n_rows, -1)
     return None if bool(shown.all()) else shown
+
+
+def _last(shown: Tensor) -> Tensor:
+    """Return the index of the last token of each row of `shown`, -1 where there is none."""
+    index = torch.arange(shown.shape[1], device=shown.device)
+    return torch.where(shown, index, -1).amax(1)
 
 
 def _is_left_padded(shown: Tensor) -> bool:
