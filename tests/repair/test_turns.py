@@ -18,12 +18,13 @@ ONE_REPAIR = [kind for kind in KINDS if kind != "stepflow and tcr"]
 def step_by_step(model, repair: Repair):
     """Yield one token after the other, by hand, so that other models can run in between."""
     ids = prompts()[0][None]
-    with repair.attached(model), torch.no_grad():
-        out = model(input_ids=ids, logits_to_keep=1)
+    forward = torch.no_grad()(model.__call__)  # not a block around the yields, which would leave gradients off
+    with repair.attached(model):
+        out = forward(input_ids=ids, logits_to_keep=1)
         for _ in range(N_NEW):
             token = out.logits[:, -1:].argmax(-1)
             yield int(token)
-            out = model(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
+            out = forward(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
 
 
 @pytest.mark.parametrize("kind", ONE_REPAIR)
