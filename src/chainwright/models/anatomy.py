@@ -18,6 +18,7 @@ read at the wrong place.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from chainwright.models.placement import input_device
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, suspended
 
 _CACHE = "_chainwright_anatomy"
+_MEASURING = threading.RLock()  # two threads that measure a model at once would see each other's passes
 # tensor options that the sdpa and eager functions of Transformers either use or can safely ignore
 _READ = frozenset({"s_aux", "sinks", "position_ids", "position_bias", "cache_position"})
 
@@ -183,6 +185,11 @@ def anatomy(model: nn.Module) -> Anatomy:
     Raises:
         UnsupportedModel: Some layer does not call the seam or drops its state, or a part was not recognised.
     """
+    with _MEASURING:
+        return _measured_once(model)
+
+
+def _measured_once(model: nn.Module) -> Anatomy:
     inner = causal_lm(model)
     modules = list(inner.modules())
     measured_modules, known = inner.__dict__.get(_CACHE, ([], None))
