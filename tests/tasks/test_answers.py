@@ -156,6 +156,8 @@ def test_a_slot_that_is_not_where_it_says_is_named():
         ("Let me work.\n<think>\nAnswer: 71", False),
         ("<|channel|>analysis<|message|>Answer: 71", False),
         ("<|channel|>analysis<|message|>Answer: 5<|end|><|start|>assistant<|channel|>final<|message|>Answer: 71", True),
+        ("<|channel|>analysis<|message|></think>Answer: 71", False),
+        ("</think><think>Answer: 71", False),
         ("I add.\n#### 71", True),
         ("I add.\n####71", True),
         ("#### 5", False),
@@ -172,12 +174,82 @@ def test_a_slot_that_is_not_where_it_says_is_named():
         ("Answer: 5. No wait.\nAnswer: 71", True),
         ("Answer: 71\nI hope that this answer helps.", True),
         ("Answer: 71. So it is 71 and not 5.", True),
+        ("Answer: 5. Hmm, that's wrong. It should be 71.", True),
+        ("Answer: 71. That's wrong.", False),
+        ("Answer: 71. If you got 72, that's a rounding error.", True),
+        ("The answer is 71. However, I made a mistake: it's 5.", False),
+        ("The answer is 5. I made a mistake. The answer is 71.", True),
+        ("The answer is 5? No. 71.", True),
+        ("So the answer is 71? Hmm", False),
+        ("Answer: 71. Let me check that again, since", False),
+        ("Answer: 71. Let me recheck: 70 + 1 = 71.", True),
+        ("Answer: 71. Sorry for the wait!", True),
+        ("My answer can't be 71.", False),
+        ("The answer cannot be 5; it is 71.", True),
+        ("The answer is neither 5 nor 70, but 71.", True),
+        ("Answer: ~~5~~ 71", True),
+        ("I know the answer isn't 5; it is 71", True),
+        (r"\boxed{71}", True),
+        (r"So $\boxed{\text{71 points}}$.", True),
+        (r"\boxed{5}. Wait, \boxed{71}", True),
+        (r"The answer is \boxed{71", False),
+        (r"Answer: 71. In a box: \boxed{7", True),
+        ("It comes to 71, so the answer is", False),
+        ("#### 5\nWait, that is not right.\n#### 71", True),
+        ("#### 71\n", True),
+        ("Answer: 71.0", True),
+        ("Answer: $71.00", True),
+        ("Answer: 71.5", False),
+        ("Answer: 71/2", False),
+        ("Answer: 142/2", True),
+        ("Answer: 71 = 70 + 1", True),
+        ("Answer: 70 + 1 = 71", True),
+        ("Answer: x = 71", True),
+        ("<thinking>Answer: 5</thinking>Answer: 71", True),
+        ("<thinking>\nAnswer: 71. I should", False),
+        ('<think signature="x">\nAnswer: 71', False),
+        ("\u25c1think\u25b7Answer: 5\u25c1/think\u25b7Answer: 71", True),
+        ("[THINK]Answer: 71", False),
+        ("<|begin_of_thought|>Answer: 5<|end_of_thought|>Answer: 71", True),
     ],
 )
 def test_what_is_judged_is_the_last_word_outside_of_the_thinking(text, is_right):
     scripted = next(p for s in range(99) for p in tasks.sample("moas", 3, 40, seed=s) if p.answer == "71")
     assert scripted.check(text) is is_right
     assert Problem("mine", 1, "", "", "71", ()).check(text) is is_right
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "is_right"),
+    [
+        ("3.5", "Answer: 3.5", True),
+        ("3.5", "It comes to 3.50.", True),
+        ("3.5", "Answer: 35", False),
+        ("715", "Answer: 71.5", False),
+        ("-0.5", "Answer: \N{MINUS SIGN}1/2", True),
+        ("1/2", r"\boxed{\frac{1}{2}}", True),
+        ("1/2", "Answer: 0.5", True),
+        ("1/2", "Answer: 1/0", False),
+        ("1000", "Answer: 1,000.00", True),
+        ("12", "Answer: 12%", True),
+    ],
+)
+def test_numbers_are_judged_by_value(answer, text, is_right):
+    assert Problem("mine", 1, "", "", answer, ()).check(text) is is_right
+
+
+def test_a_value_that_the_token_limit_may_have_cut_is_no_answer():
+    number, word = Problem("mine", 1, "", "", "71", ()), Problem("mine", 1, "", "", "bado", ())
+    for problem, value in ((number, "71"), (word, "bado")):
+        for text in (f"Answer: {value}", f"Well, {value}"):
+            assert problem.check(text) and not problem.check(text, is_cut=True)
+            assert problem.check(f"{text}.", is_cut=True) and problem.check(f"{text}\n", is_cut=True)
+        assert problem.check(f"Answer: {value}. It foll", is_cut=True)
+    assert not number.check("Answer: 71.2", is_cut=True) and not number.check("Answer: 71,00", is_cut=True)
+    coin = Problem("mine", 1, "", "", "heads", ())  # nothing longer begins with it
+    assert coin.check("Answer: heads", is_cut=True)
+    alone = Problem("two-hop", 2, "dopa mother boss", "tula", "tula", ())
+    assert alone.check("tula", is_cut=True) and alone.check("tula vala", is_cut=True)
 
 
 def test_words_are_taken_back_too():

@@ -479,6 +479,19 @@ def test_a_trace_is_judged_as_its_text_is(text):
     assert trace.is_correct == problem.check(trace.response)
 
 
+def test_an_answer_that_the_token_limit_cut_is_not_judged_right():
+    tokenizer = trace_tokenizers.byte_level()
+    problem = Problem("mine", 1, "What is 70 + 1?", chain="", answer="71", slots=())
+    for text, stopped, is_correct in (
+        ("Answer: 71", True, True), ("Answer: 71", False, False), ("Answer: 71. It", False, True),
+        ("<think>70 + 1</think>Answer: 71", False, False), ("<think>So the answer is 71", False, False),
+    ):  # fmt: skip
+        question = tokenizer(problem.prompt)["input_ids"]
+        ids = [*question, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        trace = Trace.from_ids(tokenizer, ids, len(question), problem=problem, stopped=stopped)
+        assert trace.is_correct is is_correct, text
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.lists(judged_pieces.filter(lambda p: "think" not in p and "|" not in p), max_size=9).map("".join))
 def test_nothing_that_is_thought_is_an_answer(text):

@@ -1,31 +1,57 @@
 """The final answer of a response: where it is, and when it was taken back.
 
-1. Thinking is not judged: what counts is the text after the last `</think>` or in Harmony's final channel. A response
-   that is cut while it thinks has said nothing.
-2. The answer is the value after the last word that announces one ("Answer:", "####", a box ...).
-3. A value that is denied ("not 5 but 7") or taken back later ("5. Wait, it is 7") gives way to the one that replaces
-   it. Taken back without a replacement, it is no answer.
+1. Thinking is not judged: what counts is the text after the last marker that closes thinking (`</think>` and its
+   relatives), or in Harmony's final channel. A response that is cut while it thinks has said nothing.
+2. The answer is the value after the last word that announces one ("Answer:", "####", a box ...). What is cut is no
+   answer: a box that is never closed, and, if the token limit ended the response, a value that its end touches.
+3. A value that is denied ("not 5 but 7"), struck out, or taken back later ("5. Wait, it is 7") gives way to the one
+   that replaces it. Taken back without a replacement, it is no answer.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
-from chainwright.tasks._patterns import NUMBER, SIDE, Pattern
+from chainwright.tasks._patterns import MINUS, NUMBER, SIDE, Pattern
 
-_CLOSED = re.compile(r"</think>|<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
-_OPENED = re.compile(r"^\s*<think>|<\|channel\|>\s*analysis\b", re.MULTILINE)
+_OPENING_TAG = (
+    r"<(?:think|thinking|thought|reasoning|reflection)\b[^>\n]*>|\u25c1think\u25b7|\[THINK\]|<\|begin_of_thought\|>"
+)
+_CLOSING_TAG = re.compile(
+    r"</(?:think|thinking|thought|reasoning|reflection)>|\u25c1/think\u25b7|\[/THINK\]|<\|end_of_thought\|>"
+)
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_ANALYSIS_FIRST = re.compile(
+    r"\s*(?:<\|start\|>[^<]*)?<\|channel\|>\s*analysis\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+)
+_OPENED = re.compile(rf"^\s*(?:{_OPENING_TAG})|<\|channel\|>\s*analysis\b", re.MULTILINE)
 _MARK = re.compile(
     r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
     r"|^(?:[^\w\n]|[0-9_]|step\b)*(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\b"
+    r"|(?<=\banswer)[ ]+(?=(?:can(?:no|['\u2019])t|could(?:n['\u2019]t|\s+not)|isn['\u2019]t|wasn['\u2019]t)\b)"
     r"|^[ \t]*####"
     r"|\\boxed\{)",
     re.IGNORECASE | re.MULTILINE,
 )
-_DENIED = re.compile(r"\b(?:not|isn['\u2019]t|rather\s+than|instead\s+of)[\s*_`$\"']*$", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\{")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
+_STRUCK_OUT = re.compile(r"~~[^~\n]+~~")
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|neither|nor|rather\s+than|instead\s+of)|n['\u2019]t)"
+    r"(?:\s+(?:be|actually|really|equal|equal\s+to))?[\s*_`$\"']*$",
+    re.IGNORECASE,
+)
+_SENTENCE = r"(?:^|[.!?\n]\s*)(?:(?:hmm+|oh|ah|no|but|however)[,.]?\s+)*"
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|correction|scratch\s+that|oops|sorry|hold\s+on|no,|i\s+mean|on\s+second\s+thought)(?!\w)",
+    r"\b(?:(?<!the\s)wait(?!\s+(?:time|for)\b)|actually|correction|scratch\s+that|oops|hold\s+on|i\s+mean"
+    r"|sorry(?!\s+for\s+the\s+(?:wait|delay|length|long))|on\s+second\s+thought|hmm+"
+    r"|no(?:,|[.!](?=\s|$))"
+    r"|let\s+me\s+(?:re-?(?:check|do|consider|think|calculate|compute|count|examine)|(?:check|try|think|start)\b.{0,20}?"
+    r"\b(?:again|over))"
+    r"|(?:(?:made|my|found)\s+(?:an?\s+|the\s+)?(?:\w+\s+)?(?:mistake|error)))(?!\w)"
+    rf"|{_SENTENCE}(?:that|this|it)(?:['\u2019]s|\s+(?:is|was))\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake)\b",
     re.IGNORECASE,
 )
 _REPLACED = re.compile(
@@ -35,6 +61,9 @@ _REPLACED = re.compile(
 _CONFIRMED = re.compile(r"\b(?:yes|correct|right|confirmed|indeed|stands|fine)\b", re.IGNORECASE)
 _SMALL_WORDS = "the an is it final string word result text not".split()
 _LETTER = r"[^\W\d_]"
+_FRACTION = rf"{NUMBER.regex}(?:\.[0-9]+)?(?:[ ]?/[ ]?[0-9]+(?![0-9.]))?"
+ANY_NUMBER = Pattern(_FRACTION, "number")
+"""A number as an answer: other than in a chain, it may have decimals or be a fraction."""
 
 
 class Aloud(NamedTuple):
@@ -46,16 +75,23 @@ class Aloud(NamedTuple):
 
 def said_aloud(text: str) -> Aloud:
     """Return the part of a response that is judged: after the last thinking, and before one that is cut."""
-    closings = [match.end() for match in _CLOSED.finditer(text)]
-    start = closings[-1] if closings else 0
-    opened = _OPENED.search(text, start)
-    return Aloud(start, opened.start() if opened else len(text))
+    start = 0
+    while closing := _closing(text[start:]):
+        start += closing.end()
+    opened = _OPENED.search(text[start:])  # a slice, so that a marker right after the closing one begins a line
+    return Aloud(start, start + opened.start() if opened else len(text))
+
+
+def _closing(text: str) -> re.Match[str] | None:
+    """Return the first marker that closes thinking; in Harmony's channels a tag is text like any other."""
+    is_harmony = _ANALYSIS_FIRST.match(text) or _FINAL.search(text)
+    return (_FINAL if is_harmony else _CLOSING_TAG).search(text)
 
 
 def answer_pattern(answer: str) -> Pattern:
     """Return what a final answer may look like, judged by the right one."""
-    if NUMBER.compiled.fullmatch(answer):
-        return NUMBER
+    if ANY_NUMBER.compiled.fullmatch(answer):
+        return ANY_NUMBER
     if answer.casefold() in ("heads", "tails"):
         return SIDE
     small = "|".join(word for word in _SMALL_WORDS if word != answer.casefold())
@@ -63,7 +99,27 @@ def answer_pattern(answer: str) -> Pattern:
     return Pattern(rf"(?<!\w)(?!(?:{small})(?!\w))(?:{letters}|\w+)", "letters")
 
 
-def final_answer(text: str, answer: str, *, may_guess: bool, is_first: bool = False) -> str | None:
+def means_the_same(got: str, answer: str) -> bool:
+    """Return whether two spellings of an answer mean the same: numbers by value, 0.50 and 1/2 too."""
+    pattern = answer_pattern(answer)
+    if pattern is not ANY_NUMBER:
+        return pattern.meaning(got) == pattern.meaning(answer)
+    return _value(got) == _value(answer)
+
+
+def _value(text: str) -> Fraction | str:
+    """Return a number's value; its text where it has none (3/0) or is too long to be computed with."""
+    plain = re.sub(rf"^{MINUS}", "-", re.sub(r"[\s,]", "", text))
+    try:
+        above, _, below = plain.partition("/")
+        return Fraction(above) / Fraction(below or 1)
+    except (ValueError, ZeroDivisionError):
+        return plain
+
+
+def final_answer(
+    text: str, answer: str, *, may_guess: bool, is_first: bool = False, is_cut: bool = False
+) -> str | None:
     """Return the text of the final answer in a response, or None if it gives none.
 
     Args:
@@ -71,19 +127,56 @@ def final_answer(text: str, answer: str, *, may_guess: bool, is_first: bool = Fa
         answer: The right answer, which says what an answer looks like.
         may_guess: Whether the last value counts where no word announces an answer.
         is_first: Whether it is the first value instead, as for a response that is to be the answer alone.
+        is_cut: Whether the token limit ended the response, so that a value at its very end may lack its rest.
     """
-    spoken = text[slice(*said_aloud(text))]
+    spoken = _STRUCK_OUT.sub(lambda match: " " * len(match.group()), text[slice(*said_aloud(text))])
+    spoken = _LATEX_FRACTION.sub(r"\1/\2", spoken[: _open_box(spoken)])
     pattern = answer_pattern(answer)
-    for mark in reversed(list(_MARK.finditer(spoken))):
-        equation = re.compile(r"[^\n]*=").match(spoken, mark.end())
-        start = equation.end() if equation and not _TAKEN_BACK.search(equation.group()) else mark.end()
-        match = pattern.compiled.search(spoken, start)
+    if is_cut and pattern is not SIDE and not is_first:
+        spoken = _without_last_word(spoken)
+    marks = list(_MARK.finditer(spoken))
+    for mark in reversed(marks):
+        match = pattern.compiled.search(spoken, _after_equation(spoken, mark.end(), pattern))
         if match:
             return _last_word(spoken, match, pattern)
-    values = [match.group() for match in pattern.compiled.finditer(spoken)] if may_guess else []
+    is_announced = bool(marks) and not re.search(r"\w", spoken[marks[-1].end() :])
+    values = [match.group() for match in pattern.compiled.finditer(spoken)] if may_guess and not is_announced else []
     if not values:
         return None
     return values[0] if is_first else values[-1]
+
+
+def _open_box(text: str) -> int:
+    """Return where a box begins that is never closed, or the length of the text."""
+    for box in _BOX.finditer(text):
+        depth = 1
+        for brace in re.finditer(r"[{}]", text[box.end() :]):
+            depth += 1 if brace.group() == "{" else -1
+            if depth == 0:
+                break
+        if depth:
+            return box.start()
+    return len(text)
+
+
+def _without_last_word(text: str) -> str:
+    """Return a text without the word or number that its end touches."""
+    return re.sub(r"[\w.,/]*\w\Z", "", text)
+
+
+def _after_equation(text: str, start: int, pattern: Pattern) -> int:
+    """Return where the value of an announced answer begins: after the line's last "=", unless that is explained.
+
+    "2 * 3 = 6" gives its right side, and "6 = 2 * 3" its left one.
+    """
+    equation = re.compile(r"[^\n]*=").match(text, start)
+    if equation is None or _TAKEN_BACK.search(equation.group()):
+        return start
+    left, right = text[start : text.index("=", start)], text[equation.end() :].partition("\n")[0]
+    is_explained = pattern is ANY_NUMBER and re.search(r"[0-9]\s*[-+*/\u2212\u00d7\u00f7]\s*[0-9]", right)
+    if is_explained and pattern.compiled.fullmatch(left.strip(" \t*_$`:")):
+        return start
+    return equation.end()
 
 
 def _last_word(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
@@ -101,7 +194,7 @@ def _last_word(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
     replaced = [value for value in values if value and not _CONFIRMED.fullmatch(value.group())]
     if replaced:
         return replaced[-1].group()
-    if pattern in (NUMBER, SIDE) and (others := pattern.compiled.findall(rest)):
+    if pattern in (ANY_NUMBER, SIDE) and (others := pattern.compiled.findall(rest)):
         return str(others[-1])
     return match.group() if _CONFIRMED.search(rest) else None
 

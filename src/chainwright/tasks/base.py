@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from chainwright.tasks._answers import answer_pattern, final_answer, said_aloud
+from chainwright.tasks._answers import final_answer, means_the_same, said_aloud
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._reader import Reader, Reading
 from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Slot
@@ -111,18 +111,22 @@ class Problem:
         """Whether the right response is the answer and nothing else."""
         return self.chain == self.answer
 
-    def check(self, response_text: str) -> bool:
+    def check(self, response_text: str, *, is_cut: bool = False) -> bool:
         """Return whether the final answer of a response is right, whatever its chain says.
 
         The answer is looked for after the last word that announces one, such as "answer" or "####"; thinking
         (`<think>`, Harmony's analysis) is not judged, and an answer that is taken back does not count. A problem made
         by hand, without a script, takes the last value of the text where nothing announces an answer, or the first one
         if the response is to be the answer alone.
+
+        Args:
+            response_text: The response.
+            is_cut: Whether the token limit ended it. A number or word that its end touches may lack its rest, and is
+                then no answer.
         """
         is_first = self.is_answer_only and self.rendering == "short"
-        got = final_answer(response_text, self.answer, may_guess=not self.lines, is_first=is_first)
-        pattern = answer_pattern(self.answer)
-        return got is not None and pattern.meaning(got) == pattern.meaning(self.answer)
+        got = final_answer(response_text, self.answer, may_guess=not self.lines, is_first=is_first, is_cut=is_cut)
+        return got is not None and means_the_same(got, self.answer)
 
     def read(self, response_text: str) -> list[ReadSlot]:
         """Return the gold slots read from a response, up to and including the first wrong one; none without slots.

@@ -288,7 +288,7 @@ class _Build:
             prompt=question,
             style=style,
             response_start=len(prompt_ids),
-            **(other | self._reading(alignment, len(prompt_ids), segments)),
+            **(other | self._reading(alignment, len(prompt_ids), segments, is_cut=other.get("stopped") is False)),
         )
 
     def _config(self, style: str) -> SegmentConfig:
@@ -299,7 +299,7 @@ class _Build:
             return ONE_LINE_ONE_STEP
         return SegmentConfig()
 
-    def _reading(self, alignment: Alignment, n_prompt: int, segments: Segments) -> dict[str, Any]:
+    def _reading(self, alignment: Alignment, n_prompt: int, segments: Segments, *, is_cut: bool) -> dict[str, Any]:
         """Return the fields that the problem fills in by reading the response.
 
         Thinking is neither read nor judged: what is said and taken back there is no error of the response. The plain
@@ -309,7 +309,7 @@ class _Build:
             return {}
         start = 0 if segments.style == "plain" else segments.summary.start
         text = alignment.text[start:]
-        is_correct = self.problem.check(text)
+        is_correct = self.problem.check(text, is_cut=is_cut)
         error = self.problem.first_error(text)
         if error is not None and error.error_type == UNPARSED and is_correct and segments.style != "plain":
             error = None  # a summary need not repeat the chain that was thought
