@@ -29,6 +29,7 @@ from chainwright.edits.run import following
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
+from chainwright.models.placement import input_device
 from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
@@ -149,7 +150,7 @@ def _decode(
     n_known = inner.get_input_embeddings().weight.shape[0]
     # a padding token is often added to a tokenizer without a row in the embedding
     pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None and i < n_known), 0)
-    ids, mask = left_pad([p.ids for p in batch], pad, inner.device)
+    ids, mask = left_pad([p.ids for p in batch], pad, input_device(inner))
     processors = LogitsProcessorList()
     if temperature > 0:
         processors.append(_SeededDraw([p.index for p in batch], temperature, seed, ids.shape[1]))

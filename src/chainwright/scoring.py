@@ -115,7 +115,7 @@ def check_fits(parts: Anatomy, trace: Trace) -> None:
 
 
 def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Corrections]) -> list[TokenScores]:
-    ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.model.device)
+    ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.device)
     hidden = final_states(parts, ids, mask)
     logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
     argmax = torch.full(ids.shape, -1)

@@ -25,7 +25,7 @@ def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRo
 
     With `innermost` the attention is read inside attached edits, after they have changed queries, keys or the mask.
     """
-    positions = positions.to(parts.model.device)
+    positions = positions.to(parts.device)
 
     def handler(call: AttentionCall, attend: Attend) -> Tensor:
         for rows in torch.split(positions, _BLOCK):
@@ -34,7 +34,7 @@ def read_rows(parts: Anatomy, input_ids: Tensor, positions: Tensor, read: ReadRo
 
     handlers = Handlers({i: (handler,) for i in range(parts.n_layers)})
     with attach(parts.model, handlers, innermost=innermost):
-        forward(parts, input_ids[None].to(parts.model.device), None, last_only=True)
+        forward(parts, input_ids[None].to(parts.device), None, last_only=True)
 
 
 def _only(call: AttentionCall, rows: Tensor) -> AttentionCall:

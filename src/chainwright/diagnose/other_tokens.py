@@ -155,7 +155,7 @@ def expected_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> dict[in
 def _places(
     parts: Anatomy, tokenizer: PreTrainedTokenizerBase, trace: Trace, n_top: int, least_entropy: float
 ) -> _Places:
-    device = parts.model.device
+    device = parts.device
     ids = trace.input_ids.to(device)
     expected = torch.full_like(ids, -1)
     for position, token in expected_tokens(tokenizer, trace).items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chainwright._errors import EditNeverFired
 from chainwright.edits.run import Reading, Run, following
 from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.placement import device_of
 from chainwright.models.seam import Handlers, attach
 from chainwright.traces.live import KnownRow, LiveSteps
 
@@ -28,8 +29,8 @@ class Touched:
 
     Attributes:
         run: The run that the edit is a part of.
-        by_layer: Sites by layer, each on its layer's own device. A tensor is counted in, not a Python number, so that
-            a compiled forward pass counts too.
+        by_layer: Sites by layer, each on the device that its layer runs on. A tensor is counted in, not a Python
+            number, so that a compiled forward pass counts too.
         readings: The segments and steps that the edit follows.
         n_extra_forwards: Passes over some of the layers that the edit added.
         n_extra_tokens: Tokens in those passes, padding included.
@@ -46,7 +47,7 @@ class Touched:
     def counter(self, parts: Anatomy, layer: int) -> Tensor:
         """Return the zero-dimensional counter of a layer, made on first use."""
         if layer not in self.by_layer:
-            device = next(parts.layers[layer].block.parameters()).device
+            device = device_of(parts.layers[layer].block)
             self.by_layer[layer] = torch.zeros((), dtype=torch.long, device=device)
         return self.by_layer[layer]
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.placement import input_device
 from chainwright.models.seam import Handlers, attach
 from chainwright.traces.live import KnownRow, LiveRow, LiveSteps, Place
 
@@ -286,7 +287,7 @@ class Run:
         is_padded = any(first > now.n_past for first in now.first)
         if not is_padded and not any(row.is_done for row in self.rows):
             return None
-        device = None if self.model is None else self.model.device
+        device = None if self.model is None else input_device(self.model)
         slots = torch.arange(now.n_past, now.n_past + now.n_new, device=device)
         first = torch.tensor(now.first, device=device)
         is_live = torch.tensor([not row.is_done for row in self.rows], device=device)

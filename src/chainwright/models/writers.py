@@ -114,7 +114,14 @@ def _feed_forward(layer: Layer, calls: list[ModuleCall]) -> FeedForward:
     post = None if _has_matrices(writer.module) else writer.module
     if post is not None:
         # the outermost such module: the MLP's own last projection returns the same
-        writer = next(s for s in reversed(others) if _has_matrices(s.module) and holds_equal(s.returned, writer.given))
+        inner = (s for s in reversed(others) if _has_matrices(s.module) and holds_equal(s.returned, writer.given))
+        behind = next(inner, None)
+        if behind is None:
+            raise UnsupportedModel(
+                f"No module of {type(layer.block).__name__} with weight matrices was found to write what the MLP adds "
+                "(quantised or fused weights cannot be read); load the model in an unquantised dtype."
+            )
+        writer = behind
     mlp_reads = whole.given if layer.mid_reader is None else mid
     return FeedForward(
         mlp=writer.module,
@@ -189,11 +196,16 @@ class _WatchProducts(TorchFunctionMode):
     def __init__(self, mlp: nn.Module, d_model: int, *, is_silencing: bool = False):
         super().__init__()
         self.d_model, self.is_silencing = d_model, is_silencing
-        # by storage, since a model may use a transposed view, or one expert's slice of a 3-d weight
-        self.weights = {
-            w.untyped_storage().data_ptr(): (name, w) for name, w in mlp.named_parameters() if w.dim() in (2, 3)
-        }
+        self.mlp = mlp
+        self.weights = self._by_storage()
+        # offloaded weights are only there while their module runs, each time at another place
+        self.is_offloaded = any(w.is_meta for w in mlp.parameters())
         self.products: list[_Product] = []
+
+    def _by_storage(self) -> dict[int, tuple[str, Tensor]]:
+        # by storage, since a model may use a transposed view, or one expert's slice of a 3-d weight
+        named = ((name, w) for name, w in self.mlp.named_parameters() if w.dim() in (2, 3) and not w.is_meta)
+        return {w.untyped_storage().data_ptr(): (name, w) for name, w in named}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -202,6 +214,8 @@ class _WatchProducts(TorchFunctionMode):
         return out
 
     def _watched(self, func: Any, factors: list[Tensor], out: Tensor) -> Tensor:
+        if self.is_offloaded:
+            self.weights = self._by_storage()
         weight = next((f for f in factors if f.dim() == 2 and f.untyped_storage().data_ptr() in self.weights), None)
         if weight is None:
             return out

@@ -134,7 +134,7 @@ class _Counter:
 
     def __init__(self, parts: Anatomy, run: Run):
         self.run = run
-        device = parts.model.device  # walks through the model, which takes too long for every token
+        device = parts.device  # walks through the model, which takes too long for every token
         self._gpu = device if device.type == "cuda" else None
         self.members: list[_Member] = []
         self._since = 0.0

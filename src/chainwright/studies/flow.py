@@ -27,6 +27,7 @@ from chainwright.diagnose.flow.prompts import flow_prompt, hop_marks, marked_pro
 from chainwright.diagnose.flow.slots import SLOT_MARKS, result_queries, slot_queries
 from chainwright.diagnose.flow.stages import FlowStages, MarkedQuery, flow_stages
 from chainwright.lab.knowledge import answers, recipe_for
+from chainwright.models.placement import input_device
 from chainwright.repair.back_attention.repair import BackAttention
 from chainwright.repair.base import Repair
 from chainwright.tasks import Problem
@@ -77,7 +78,7 @@ def prompt_flow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, aske
     prompt = flow_prompt(tokenizer, asked.prompt, asked.target, against=asked.against, span=asked.span)
     has_marks = asked.entity is not None or asked.relation is not None
     query = marked_prompt(tokenizer, prompt, entity=asked.entity, relation=asked.relation) if has_marks else None
-    device = model.device
+    device = input_device(model)
     found: list[Finding] = [
         logit_flow(
             model, prompt.input_ids.to(device), prompt.target_ids, conflict_id=prompt.conflict_id, tokenizer=tokenizer,
@@ -123,7 +124,7 @@ def world_flow(
     world, order = recipe.world, order or recipe.order
     asked = _drawn(world, task, order, seed)
     said = answers(model, tokenizer, asked)
-    groups = _groups(tokenizer, asked, said, n, model.device)
+    groups = _groups(tokenizer, asked, said, n, input_device(model))
     first = next(iter(groups.values()))[0]
     found: list[Finding] = [
         logit_flow(
@@ -203,7 +204,7 @@ def chain_flow(
         for name, queries in groups.items():
             if not queries:
                 continue
-            on_device = [_moved(query, model.device) for query in queries]
+            on_device = [_moved(query, input_device(model)) for query in queries]
             stages.append(flow_stages(model, on_device, name=name, marks=SLOT_MARKS))
             if on_device[0].conflict_id is not None and not flows:
                 one = on_device[0]

@@ -230,7 +230,7 @@ def _predictions(
 
 
 def _probs(parts: Anatomy, contexts: SlotContexts, head: Sequence[int] | None) -> Tensor:
-    device = parts.model.device
+    device = parts.device
     ids, mask = contexts.input_ids.to(device), contexts.attention_mask.to(device)
     silenced = nullcontext() if head is None else edit(parts.model, KnockOut({(head[0], head[1])}))
     with silenced:

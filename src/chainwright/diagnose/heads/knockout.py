@@ -154,7 +154,7 @@ def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_
     check_ids(input_ids, attention_mask)
     tracked = check_token_ids(parts, token_ids, len(input_ids))[:, None]
     input_ids = in_vocabulary(parts, "input_ids", input_ids)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(parts.model.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(parts.device)
     return Contexts(input_ids, mask, tracked)
 
 

@@ -74,7 +74,7 @@ def in_vocabulary(parts: Anatomy, name: str, ids: Tensor) -> Tensor:
     outside = (ids < 0) | (ids >= parts.d_vocab)
     if bool(outside.any()):
         raise BadInput(f"{name} must be between 0 and {parts.d_vocab - 1}; got {int(ids[outside][0])}.")
-    return ids.to(parts.model.device, torch.long)
+    return ids.to(parts.device, torch.long)
 
 
 def _read(
@@ -85,7 +85,7 @@ def _read(
     check_ids(input_ids, attention_mask)
     token_ids = check_token_ids(parts, token_ids, len(input_ids))
     input_ids = in_vocabulary(parts, "input_ids", input_ids)
-    mask = None if attention_mask is None else attention_mask.to(parts.model.device)
+    mask = None if attention_mask is None else attention_mask.to(parts.device)
     return token_ids, capture(parts.model, input_ids, attention_mask=mask, residual=True, positions="last")
 
 

@@ -344,7 +344,7 @@ def check_head(
 
 
 def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
-    device = parts.model.device
+    device = parts.device
     tracked = torch.stack([contexts.predicted_ids, contexts.right_ids], dim=1)
     return Contexts(contexts.input_ids.to(device), contexts.attention_mask.to(device), tracked.to(device))
 

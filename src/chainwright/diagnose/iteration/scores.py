@@ -173,7 +173,7 @@ def _weights(parts: Anatomy, trace: Trace, steps: Sequence[Step], link: str) -> 
         positions = list(_queries(step, link))
         queries[i, positions] = 1 / len(positions)
         targets[list(_targets(step, link)), i] = 1
-    return queries.to(parts.model.device), targets.to(parts.model.device)
+    return queries.to(parts.device), targets.to(parts.device)
 
 
 def _visible(steps: Sequence[Step], link: str) -> Tensor:
@@ -291,7 +291,7 @@ def _silenced(
 
 def _hits(parts: Anatomy, trace: Trace, positions: list[int], variants: Sequence[set[Head]]) -> Tensor:
     """Return whether the token after each position is predicted without each set of heads, `[V, P]`."""
-    device = parts.model.device
+    device = parts.device
     ids, index = trace.input_ids.to(device), torch.tensor(positions, device=device)
     cuts = [*range(0, len(variants), _ROWS_TOGETHER), len(variants)]
     hits = []

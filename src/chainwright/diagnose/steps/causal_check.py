@@ -200,7 +200,7 @@ def _effects(
 
 def _mean_logprob(parts: Anatomy, trace: Trace, n_rows: int) -> Tensor:
     """Return the mean log-probability of the summary in `n_rows` copies of the trace, `[n_rows]`."""
-    ids = trace.input_ids.to(parts.model.device)
+    ids = trace.input_ids.to(parts.device)
     hidden = final_states(parts, ids.expand(n_rows, -1))
     here = slice(max(1, trace.summary.start) - 1, trace.summary.end - 1)
     log_probs = unembed(parts, hidden[:, here].flatten(0, 1)).log_softmax(-1)

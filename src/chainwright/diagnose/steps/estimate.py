@@ -12,8 +12,9 @@ from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES
 from chainwright.diagnose.steps._backward import LOGITS_AT_ONCE
 from chainwright.diagnose.steps._inputs import TOKENS_AT_ONCE, TraceLike, as_trace, job_of
 from chainwright.models.anatomy import Anatomy, anatomy
+from chainwright.models.decoder import causal_lm
 from chainwright.models.load import check_device
-from chainwright.models.seam import causal_lm
+from chainwright.models.placement import device_of
 from chainwright.traces import Trace
 
 
@@ -69,10 +70,10 @@ def plan_step_saliency(
     Raises:
         BadTrace: As `step_saliency`.
     """
-    is_empty = next(model.parameters()).is_meta
+    is_empty = device_of(causal_lm(model)).type == "meta"
     parts = _of_config(model) if is_empty else anatomy(model)
     sizes = _sizes(parts)
-    place = check_device(device) if is_empty or device is not None else parts.model.device
+    place = check_device(device) if is_empty or device is not None else parts.device
     jobs = [job_of(parts, as_trace(t), "sequence", None) for t in (trace if isinstance(trace, list) else [trace])]
     lengths = [len(job.trace) for job in jobs]
     flops = sum(_flops(parts, sizes, n) for n in lengths)

@@ -218,7 +218,7 @@ class _Run:
 
     def maps(self, jobs: list[Job], done: Any) -> list[StepSaliency]:
         """Return the maps of traces that run side by side in one batch."""
-        traces, device = [job.trace for job in jobs], self.parts.model.device
+        traces, device = [job.trace for job in jobs], self.parts.device
         ids, mask = left_pad([trace.input_ids.tolist() for trace in traces], 0, device)
         steps = _steps(traces, ids.shape[1]).to(device)
         each = Steps(steps, max(len(trace.steps) for trace in traces))

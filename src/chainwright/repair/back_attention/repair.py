@@ -19,7 +19,9 @@ from chainwright.edits.back_attention import AttendBack, BackHead
 from chainwright.edits.base import edit
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import capture
+from chainwright.models.decoder import causal_lm
 from chainwright.models.padding import left_pad
+from chainwright.models.placement import device_of, input_device
 from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
 from chainwright.repair.base import Origin, Repair, load_weights, model_identity
 from chainwright.repair.run import Cost, counted
@@ -225,7 +227,7 @@ def begin(
     rows = rows_of(tokenizer, problems[:_N_MEASURED])
     if share == 0:
         return
-    ids, mask = left_pad([row.ids for row in rows], 0, next(model.parameters()).device)
+    ids, mask = left_pad([row.ids for row in rows], 0, input_device(causal_lm(model)))
     seen = capture(model, ids, attention_mask=mask, residual=True)
     assert seen.resid_pre is not None and seen.resid_post is not None
     depths = torch.cat([seen.resid_pre, seen.resid_post[-1:]])[:, mask.bool()]  # (depth, token, model)
@@ -260,6 +262,6 @@ def _placed(heads: Sequence[BackHead], parts: Anatomy) -> list[BackHead]:
     """Return copies of the heads where the model's layers are, in its number type."""
     out = []
     for head in heads:
-        first = next(parts.layers[head.source].block.parameters())
-        out.append(copy.deepcopy(head).to(first.device, parts.model.dtype))
+        where = device_of(parts.layers[head.source].block)
+        out.append(copy.deepcopy(head).to(where, parts.model.dtype))
     return out

@@ -23,7 +23,9 @@ from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
 from chainwright.models.anatomy import anatomy, evaluating, frozen
 from chainwright.models.capture import forward
+from chainwright.models.decoder import causal_lm
 from chainwright.models.padding import left_pad
+from chainwright.models.placement import input_device
 from chainwright.models.seam import widened
 from chainwright.tasks.base import Problem
 
@@ -130,7 +132,7 @@ def check_unsolved(model: nn.Module, tokenizer: PreTrainedTokenizerBase, problem
 
 
 def _n_solved(model: nn.Module, rows: Sequence[Row]) -> int:
-    ids, mask = left_pad([row.ids for row in rows], 0, next(model.parameters()).device)
+    ids, mask = left_pad([row.ids for row in rows], 0, input_device(causal_lm(model)))
     best = forward(anatomy(model), ids, mask).argmax(-1)
     return sum(
         bool(torch.equal(best[i, -row.n_answer - 1 : -1], ids[i, -row.n_answer :])) for i, row in enumerate(rows)
@@ -180,7 +182,7 @@ def _rate(config: AnswerTraining, step: int) -> float:
 
 def _loss(model: nn.Module, rows: Sequence[Row], pad: int, first_hop_weight: float) -> Tensor:
     width = max(len(row.ids) for row in rows)
-    device = next(model.parameters()).device
+    device = input_device(causal_lm(model))
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -127,7 +127,7 @@ class Branches:
         # jobs of one call may have evicted each other's branches since they were counted
         jobs = [self._job(job.pair, job.ids) for job in jobs]
         n_cached, n_new = max(j.n_cached for j in jobs), max(j.n_new for j in jobs)
-        device = self.parts.model.device
+        device = self.parts.device
         ids = torch.zeros(len(jobs), n_new, dtype=torch.long)
         positions = torch.zeros(len(jobs), n_new, dtype=torch.long)
         mask = torch.zeros(len(jobs), n_cached + n_new, dtype=torch.long)

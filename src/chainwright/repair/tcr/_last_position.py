@@ -51,7 +51,7 @@ def whole_prefix_logits(
     out = []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         here = slice(start, start + _PAIRS_AT_ONCE)
-        ids, mask = left_pad(contexts[here], 0, parts.model.device)
+        ids, mask = left_pad(contexts[here], 0, parts.device)
         heads = KnockOut([{head} for _, head in pairs[here]], positions=positions, scale=scale)
         with aside(parts, [row for row, _ in pairs[here]]), switch.on(heads), torch.no_grad():
             out.append(widened(forward(parts, ids, mask, last_only=True)[:, -1]))
@@ -100,12 +100,12 @@ def last_position_logits(
     cost.n_extra_forwards += 1
     cost.n_extra_tokens += len(pairs)
     with aside(parts, [row for row, _ in pairs]), switch.on(heads), torch.no_grad():
-        rows = torch.tensor([row for row, _ in pairs], device=parts.model.device)
+        rows = torch.tensor([row for row, _ in pairs], device=parts.device)
         return _step(parts, rows, contexts, _prefix(cache, windows, rows))
 
 
 def _step(parts: Anatomy, rows: Tensor, contexts: Sequence[Sequence[int]], prefix: Any) -> Tensor:
-    device, n_slots = parts.model.device, prefix.get_seq_length() + 1
+    device, n_slots = parts.device, prefix.get_seq_length() + 1
     _, mask = left_pad([ids for ids in contexts], 0, device)
     wide = torch.zeros(len(rows), n_slots, dtype=torch.long, device=device)
     wide[:, n_slots - mask.shape[1] :] = mask

@@ -63,7 +63,7 @@ class ForcedRows:
         self.switch = switch
         self.rows = rows
         self.prompts = prompts
-        self.ids, self.mask = left_pad(rows, 0, parts.model.device)
+        self.ids, self.mask = left_pad(rows, 0, parts.device)
         self.layers = [i % parts.n_layers for i in layers]
         self._hidden: dict[int, Tensor] = {}
         with ExitStack() as stack, torch.no_grad():

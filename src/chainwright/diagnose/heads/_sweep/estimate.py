@@ -127,7 +127,7 @@ def _dummy(lengths: Sequence[int]) -> Contexts:
 @torch.no_grad()
 def _seconds_per_token(parts: Anatomy, longest: int) -> float:
     n_tokens = min(longest, _MOST_TIMED)
-    ids = torch.arange(n_tokens, device=parts.model.device)[None] % parts.d_vocab
+    ids = torch.arange(n_tokens, device=parts.device)[None] % parts.d_vocab
     seconds = []
     with evaluating(parts.model):
         for _ in range(3):  # the first one warms up

@@ -31,7 +31,7 @@ def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> S
     n_rows = len(contexts.input_ids)
     dtype = torch.promote_types(parts.model.dtype, torch.float32)
     gates: dict[int, Tensor] = {
-        i: torch.ones(n_rows, parts.n_heads, dtype=dtype, device=parts.model.device, requires_grad=True)
+        i: torch.ones(n_rows, parts.n_heads, dtype=dtype, device=parts.device, requires_grad=True)
         for i in range(parts.n_layers)
     }
 

@@ -169,7 +169,7 @@ def gradient_each(
 
 def kind_of(parts: Anatomy) -> str:
     """Return the kind of device by which memory bounds are chosen, "cpu" or "other"."""
-    return "cpu" if parts.model.device.type == "cpu" else "other"
+    return "cpu" if parts.device.type == "cpu" else "other"
 
 
 def bytes_per_token(parts: Anatomy) -> int:
