@@ -11,6 +11,8 @@ from chainwright._errors import BadInput
 from chainwright._stats import wilson
 from chainwright.evaluation.accuracy import evaluate
 from chainwright.evaluation.comparison import Comparison, compare
+from chainwright.report.lines import by_cell, by_task, comparison_lines
+from chainwright.report.sections.comparison import verdict
 from chainwright.tasks import Problem
 from chainwright.traces import Trace
 from outcomes import outcome, two_ways
@@ -103,7 +105,49 @@ def test_a_problem_without_slots_has_no_exact_chains() -> None:
     problem = Problem("mine", 1, "ann", chain="", answer="bob", slots=())
     (row,) = evaluate([trace(problem, "bob"), trace(problem, "cat")]).rows
     assert (row["task"], row["accuracy"], row["exact"], row["n_read"]) == ("mine", 0.5, None, 0)
-    assert compare({"a": [trace(problem, "bob")], "b": [trace(problem, "cat")]}).overall("a")["exact"] == 0.0
+
+
+def test_comparisons_leave_unknown_chains_out() -> None:
+    """Slotless problems have no whole chain: unknown is neither right nor wrong."""
+    problem = Problem("mine", 1, "ann", chain="", answer="bob", slots=())
+    found = compare({"a": [trace(problem, "cat")] * 3, "b": [trace(problem, "bob")] * 3})
+    for row in found.rows:
+        assert row["n"] == 3 and row["n_read"] == 0
+        assert all(row[key] is None for key in ("exact", "exact_gain", "exact_gain_low", "n_fixed", "n_broken", "p"))
+    assert found.overall("b")["gain"] == 1.0
+    assert found.summary() == (
+        "a: answers 0.000, whole chains unknown, 1 tokens\n"
+        "b: answers 1.000 (+1.000, 95% +1.000 to +1.000), whole chains unknown, 1 tokens"
+    ).replace("1 tokens", f"{found.overall('a')['tokens']:.0f} tokens")
+    first, second = found.by_way()
+    assert (second["chains right"], second["gain in answers"], second["p"]) == (None, "+1.000", None)
+    assert list(first) == list(second)
+    chains, _, answers, gains = found.plot().data
+    assert (chains.name, list(chains.x), list(answers.x), list(gains.x)) == (
+        "whole chains (unknown)", [], [0.0, 1.0], [1.0],
+    )  # fmt: skip
+    assert [list(line.y) for line in found.plot("chains").data] == [[], []]
+    assert verdict(found) == [
+        "a gets 0% of 3 answers right.",
+        "Whole chains are unknown: the problems have no slots, or no chain was read.",
+        "Points more: b (+100.0).",
+    ]
+    assert "Gain in chains" not in "\n".join(comparison_lines(found))
+
+
+def test_comparisons_of_some_unknown_chains_count_the_others() -> None:
+    known, unknown = tasks.sample("parity", 2, 1)[0], Problem("mine", 1, "ann", chain="", answer="bob", slots=())
+    found = compare(
+        {"a": [outcome(known, False), trace(unknown, "bob")], "b": [outcome(known, True), trace(unknown, "bob")]}
+    )
+    row = found.overall("b")
+    assert (row["n"], row["n_read"], row["exact"], row["exact_gain"], row["n_fixed"]) == (2, 1, 1.0, 1.0, 1)
+    assert "whole chains 1.000 of the 1 that were read (+1.000" in found.summary()
+    assert [line["chains read"] for line in found.by_way()] == [1, 1]
+    assert verdict(found)[0] == "a gets 0% of 1 whole chain that were read (of 2) right."
+    assert [line["b"] for line in by_cell(found)] == ["1.00", None]
+    assert [line["task"] for line in by_task(found)] == ["Parity-NL"]
+    assert found.plot("chains") is not None
 
 
 def test_chains_that_could_not_be_read_are_in_no_share() -> None:

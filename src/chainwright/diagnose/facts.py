@@ -15,7 +15,7 @@ from chainwright._finding import Finding
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
 from chainwright.evaluation.accuracy import Accuracy, n_exact, n_read
-from chainwright.evaluation.comparison import Comparison
+from chainwright.evaluation.comparison import Comparison, n_read_of
 
 F = TypeVar("F")
 
@@ -159,7 +159,7 @@ def facts_of(findings: Iterable[Finding]) -> Facts:
         kinds=None if errors is None else _kinds(errors),
         uncertainty=None if errors is None else _uncertainty(errors),
         heads=_best_heads(roles) if roles else None,
-        gains=[_gain(comparison) for comparison in _of(held, Comparison) if len(comparison.names) == 2],
+        gains=[_gain(comparison) for comparison in _of(held, Comparison) if _is_read_pair(comparison)],
     )
 
 
@@ -225,14 +225,19 @@ def _best_heads(roles: Sequence[RoleFinding]) -> BestHeads:
     )
 
 
+def _is_read_pair(comparison: Comparison) -> bool:
+    """Return whether a comparison is of two ways and has whole chains that were read."""
+    return len(comparison.names) == 2 and comparison.overall(comparison.names[-1])["exact_gain"] is not None
+
+
 def _gain(comparison: Comparison) -> Gain:
-    before, row = comparison.overall(comparison.baseline), comparison.overall(comparison.names[-1])
+    row = comparison.overall(comparison.names[-1])
     return Gain(
         name=comparison.names[-1],
         baseline=comparison.baseline,
-        n=int(row["n"]),
-        n_right=round(row["exact"] * row["n"]),
-        n_right_before=round(before["exact"] * before["n"]),
+        n=n_read_of(row),
+        n_right=round(row["exact"] * n_read_of(row)),
+        n_right_before=round(row["exact"] * n_read_of(row)) - row["n_fixed"] + row["n_broken"],
         points=100 * row["exact_gain"],
         low=100 * row["exact_gain_low"],
         high=100 * row["exact_gain_high"],

@@ -31,10 +31,12 @@ class Comparison(Finding):
     Attributes:
         baseline: The way that the others are compared with.
         rows: One per (task, hops, way), and one with `hops` None for each (task, way) and with `task` "all" for each
-            way: `n`, `accuracy` and `exact` (chains known to be right), their paired differences from the baseline
-            (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap over
-            problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
-            `p` (exact McNemar test on them), and `tokens` (mean response length).
+            way: `n`, `n_read` (problems whose chain is known to be right or wrong, both with the way and with the
+            baseline), `accuracy` and `exact` (right chains among those read), their paired differences from the
+            baseline (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap
+            over problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
+            `p` (exact McNemar test on them), and `tokens` (mean response length). Everything about whole chains is None
+            where no chain was read, as for problems without slots.
         costs: What each way cost besides, by name of the way and of the measure, where it was measured.
         title: What was compared.
     """
@@ -63,35 +65,51 @@ class Comparison(Finding):
         lines = []
         for row in self.rows:
             if row["task"] == "all":
-                line = f"{row['name']}: answers {row['accuracy']:.3f}, whole chains {row['exact']:.3f}"
-                if row["name"] != self.baseline:
-                    line += (
-                        f" ({row['exact_gain']:+.3f}, 95% {row['exact_gain_low']:+.3f} to "
-                        f"{row['exact_gain_high']:+.3f}; {row['n_fixed']} fixed, {row['n_broken']} broken)"
-                    )
-                lines.append(f"{line}, {row['tokens']:.0f} tokens")
+                lines.append(f"{row['name']}: {self._line(row)}, {row['tokens']:.0f} tokens")
         return "\n".join(lines)
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        is_first = row["name"] == self.baseline
+        answers = f"answers {row['accuracy']:.3f}"
+        if row["exact"] is None:
+            gain = "" if is_first else f" ({_signed(row, 'gain')})"
+            return f"{answers}{gain}, whole chains unknown"
+        n_read = n_read_of(row)
+        among = "" if n_read == row["n"] else f" of the {n_read} that were read"
+        moved = f"; {row['n_fixed']} fixed, {row['n_broken']} broken"
+        gain = "" if is_first else f" ({_signed(row, 'exact_gain')}{moved})"
+        return f"{answers}, whole chains {row['exact']:.3f}{among}{gain}"
 
     def to_frame(self) -> pa.Table:
         """Return `rows` as a table."""
         return pa.Table.from_pylist(self.rows)
 
     def by_way(self) -> list[dict[str, Any]]:
-        """Return a table of the ways over all tasks for readers: shares, gains in whole chains, and costs."""
+        """Return a table of the ways over all tasks for readers: shares, gains in whole chains, and costs.
+
+        Gains are in answers where no chain was read, and the table says so; where some were not, it has their number.
+        """
         return [self._way(self.overall(name)) for name in self.names]
 
     def _way(self, row: Mapping[str, Any]) -> dict[str, Any]:
         is_first = row["name"] == self.baseline
         kinds = dict.fromkeys(name for cost in self.costs.values() for name in cost)
+        overall = [self.overall(name) for name in self.names]
+        is_unread = all(other["exact"] is None for other in overall)
+        key = "gain" if is_unread else "exact_gain"
+        has_gain = not is_first and row[key] is not None
+        has_chains = not is_first and row["exact"] is not None
+        read = {} if all(n_read_of(other) in (0, other["n"]) for other in overall) else {"chains read": n_read_of(row)}
         return {
             "way": row["name"],
             "answers right": row["accuracy"],
             "chains right": row["exact"],
-            "gain": None if is_first else f"{row['exact_gain']:+.3f}",
-            "95%": None if is_first else f"{row['exact_gain_low']:+.3f} to {row['exact_gain_high']:+.3f}",
-            "fixed": None if is_first else row["n_fixed"],
-            "broken": None if is_first else row["n_broken"],
-            "p": None if is_first else f"{row['p']:.2g}",
+            **read,
+            "gain in answers" if is_unread else "gain": f"{row[key]:+.3f}" if has_gain else None,
+            "95%": f"{row[f'{key}_low']:+.3f} to {row[f'{key}_high']:+.3f}" if has_gain else None,
+            "fixed": row["n_fixed"] if has_chains else None,
+            "broken": row["n_broken"] if has_chains else None,
+            "p": f"{row['p']:.2g}" if has_chains else None,
             "tokens": f"{row['tokens']:.0f}",
             **{kind: self.costs.get(row["name"], {}).get(kind) for kind in kinds},
         }
@@ -126,7 +144,7 @@ def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, s
         raise BadInput("compare needs at least one way of decoding with at least one trace; got none.")
     names = list(traces)
     check_paired(traces)
-    outcomes = {name: np.array([[bool(t.is_correct), t.is_exact is True] for t in traces[name]]) for name in names}
+    outcomes = {name: np.array([_outcome(trace) for trace in traces[name]]) for name in names}
     groups = _groups(traces[names[0]])
     rows = []
     for (task, hops), at in groups.items():
@@ -167,17 +185,37 @@ def _groups(traces: Sequence[Trace]) -> dict[tuple[str, int | None], list[int]]:
     return {**dict(ordered), **whole, ("all", None): list(range(len(traces)))}
 
 
+def n_read_of(row: Mapping[str, Any]) -> int:
+    """Return how many chains of a row were read; results of earlier versions took them all as read."""
+    return int(row.get("n_read", row["n"]))
+
+
+def _signed(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key]:+.3f}, 95% {row[f'{key}_low']:+.3f} to {row[f'{key}_high']:+.3f}"
+
+
+def _outcome(trace: Trace) -> tuple[float, float]:
+    """Return whether the answer and the whole chain of a trace are right, NaN for a chain that was not read."""
+    return float(bool(trace.is_correct)), float("nan") if trace.is_exact is None else float(trace.is_exact)
+
+
 def _compared(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], n_resamples: int, seed: int) -> dict[str, Any]:
     """Return the figures of one group; columns of the outcomes are answer and whole chain."""
-    n = len(first)
-    change = other.astype(float) - first
-    n_fixed = int((other[:, 1] & ~first[:, 1]).sum())
-    n_broken = int((first[:, 1] & ~other[:, 1]).sum())
-    n_moved = n_fixed + n_broken
-    row: dict[str, Any] = {"n": n}
+    is_read = ~np.isnan(first[:, 1]) & ~np.isnan(other[:, 1])
+    row: dict[str, Any] = {"n": len(first), "n_read": int(is_read.sum())}
     for i, (share, gain) in enumerate((("accuracy", "gain"), ("exact", "exact_gain"))):
-        row |= {share: float(other[:, i].mean()), gain: float(change[:, i].mean())}
-        low, high = bootstrap_interval(change[:, i], n_resamples=n_resamples, seed=seed)
+        rows = is_read if i else np.full(len(first), True)
+        if not rows.any():
+            row |= dict.fromkeys((share, gain, f"{gain}_low", f"{gain}_high"))
+            continue
+        change = other[rows, i] - first[rows, i]
+        low, high = bootstrap_interval(change, n_resamples=n_resamples, seed=seed)
+        row |= {share: float(other[rows, i].mean()), gain: float(change.mean())}
         row |= {f"{gain}_low": low, f"{gain}_high": high}
+    if not is_read.any():
+        return {**row, "n_fixed": None, "n_broken": None, "p": None}
+    change = other[is_read, 1] - first[is_read, 1]
+    n_fixed, n_broken = int((change > 0).sum()), int((change < 0).sum())
+    n_moved = n_fixed + n_broken
     p = float(binomtest(n_fixed, n_moved).pvalue) if n_moved else 1.0
     return {**row, "n_fixed": n_fixed, "n_broken": n_broken, "p": p}

@@ -46,38 +46,53 @@ def ways_compared(rows: Sequence[Row], baseline: str, *, is_narrow: bool = False
     for measure in (_CHAINS, _ANSWERS):
         fig.add_trace(_shares(rows, measure))
         fig.add_trace(_gains(others, measure, baseline))
+    if all(row["exact"] is None for row in rows):
+        fig.data[0].name = "whole chains (unknown)"
     _lay_out(fig, [safe(str(row["name"])) for row in rows], baseline, is_narrow)
     return fig.update_layout(xaxis2_range=_gain_range([row for _, row in others]))
 
 
 def _gain_range(rows: Sequence[Row]) -> list[float]:
     """Return the ends of the axis of gains: all intervals and 0, and five points to each side at least."""
-    ends = [row[f"{m.gain}_{end}"] for row in rows for m in (_CHAINS, _ANSWERS) for end in ("low", "high")]
+    keys = [f"{measure.gain}_{end}" for measure in (_CHAINS, _ANSWERS) for end in ("low", "high")]
+    ends = [row[key] for row in rows for key in keys if row[key] is not None]
     low, high = min([-0.05, *ends]), max([0.05, *ends])
     return [low - 0.04 * (high - low), high + 0.04 * (high - low)]
 
 
 def _shares(rows: Sequence[Row], measure: _Measure) -> go.Scatter:
+    places = [i for i, row in enumerate(rows) if row[measure.share] is not None]
+    rows = [rows[i] for i in places]
     share = [row[measure.share] for row in rows]
-    ends = [wilson(round(s * row["n"]), row["n"]) for s, row in zip(share, rows, strict=True)]
+    counts = [_n_of(row, measure) for row in rows]
+    ends = [wilson(round(s * n), n) for s, n in zip(share, counts, strict=True)]
     text = [
-        f"{safe(str(row['name']))}: {measure.name} right in {round(s * row['n'])} of {row['n']} ({percent(s)})<br>"
+        f"{safe(str(row['name']))}: {measure.name} right in {round(s * n)} of {n} ({percent(s)})<br>"
         f"95% interval: {between(*end)}"
-        for row, s, end in zip(rows, share, ends, strict=True)
+        for row, s, n, end in zip(rows, share, counts, ends, strict=True)
     ]
-    return _dots(share, list(range(len(rows))), [e.low for e in ends], [e.high for e in ends], text, measure, "x")
+    return _dots(share, places, [e.low for e in ends], [e.high for e in ends], text, measure, "x")
+
+
+def _n_of(row: Row, measure: _Measure) -> int:
+    """Return of how many a row's share is: whole chains only of those that were read."""
+    return int(row.get("n_read", row["n"]) if measure is _CHAINS else row["n"])
 
 
 def _gains(rows: Sequence[tuple[int, Row]], measure: _Measure, baseline: str) -> go.Scatter:
     key = measure.gain
+    rows = [(i, row) for i, row in rows if row[key] is not None]
     gain, low, high = ([row[name] for _, row in rows] for name in (key, f"{key}_low", f"{key}_high"))
     text = [
         f"{safe(str(row['name']))}: {100 * row[key]:+.1f} points of {measure.name} over {safe(baseline)}<br>"
-        f"95% interval: {100 * row[f'{key}_low']:+.1f} to {100 * row[f'{key}_high']:+.1f}; whole chains: "
-        f"{row['n_fixed']} fixed, {row['n_broken']} broken"
+        f"95% interval: {100 * row[f'{key}_low']:+.1f} to {100 * row[f'{key}_high']:+.1f}; whole chains: {_moved(row)}"
         for _, row in rows
     ]
     return _dots(gain, [i for i, _ in rows], low, high, text, measure, "x2")
+
+
+def _moved(row: Row) -> str:
+    return "unknown" if row["n_fixed"] is None else f"{row['n_fixed']} fixed, {row['n_broken']} broken"
 
 
 def _dots(
@@ -178,8 +193,10 @@ def _curve(
 ) -> go.Scatter:
     colour = GREY if is_baseline else _COLOURS[(place - 1) % len(_COLOURS)]
     dash, symbol = ("solid", "circle") if is_baseline else _STYLES[(place - 1) // len(_COLOURS) % len(_STYLES)]
+    rows = [row for row in rows if row[measure.share] is not None]
     share = [row[measure.share] for row in rows]
-    ends = [wilson(round(s * row["n"]), row["n"]) for s, row in zip(share, rows, strict=True)]
+    counts = [_n_of(row, measure) for row in rows]
+    ends = [wilson(round(s * n), n) for s, n in zip(share, counts, strict=True)]
     return go.Scatter(
         mode="lines+markers",
         name=safe(name),
@@ -196,9 +213,9 @@ def _curve(
             "width": 0,
         },
         text=[
-            f"{safe(name)}: {measure.name} right in {round(s * row['n'])} of {row['n']} at "
+            f"{safe(name)}: {measure.name} right in {round(s * n)} of {n} at "
             f"{counted(row['hops'], 'hop')} ({percent(s)})<br>95% interval: {between(*end)}"
-            for row, s, end in zip(rows, share, ends, strict=True)
+            for row, s, n, end in zip(rows, share, counts, ends, strict=True)
         ],
         hoverinfo="text",
         cliponaxis=False,

@@ -26,6 +26,8 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
     if found.title:
         yield from (f"## {found.title}", "")
     yield from titled(f"All {n} problems, beside '{found.baseline}'", found.by_way())
+    if all(row["exact"] is None for row in found.rows):
+        return
     if len({(row["task"], row["hops"]) for row in found.cells}) > 1:
         yield from titled("Chains right by task and hops", by_cell(found))
     if len({row["task"] for row in found.cells}) > 1:
@@ -38,7 +40,7 @@ def by_cell(found: Comparison) -> list[dict[str, Any]]:
     rows = []
     for task, hops in cells:
         here = {row["name"]: row for row in found.cells if (row["task"], row["hops"]) == (task, hops)}
-        shares = {name: f"{here[name]['exact']:.2f}" for name in found.names}
+        shares = {name: _share(here[name]["exact"]) for name in found.names}
         rows.append({"task": title_of(task), "hops": hops, "n": here[found.baseline]["n"], **shares})
     return rows
 
@@ -53,5 +55,12 @@ def by_task(found: Comparison) -> list[dict[str, Any]]:
             "95%": f"{row['exact_gain_low']:+.2f} to {row['exact_gain_high']:+.2f}",
         }
         for row in found.rows
-        if row["hops"] is None and row["task"] != "all" and row["name"] != found.baseline
+        if row["hops"] is None
+        and row["task"] != "all"
+        and row["name"] != found.baseline
+        and row["exact_gain"] is not None
     ]
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"

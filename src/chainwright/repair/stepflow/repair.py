@@ -345,6 +345,11 @@ class _Search:
     def result(self) -> StepFlow:
         """Return the best settings with the figures of all, or none if they lose on the half that is held out."""
         held_out = compare({"none": self.plain[1::2], "tuned": self.best_traces[1::2]}).overall("tuned")
+        if held_out["exact_gain"] is None:
+            raise BadInput(
+                "StepFlow.tune counts whole chains, but no chain of these problems could be read; pass problems of a "
+                "task, or problems with a chain and slots."
+            )
         is_kept = held_out["exact_gain"] >= 0
         note = (
             f"Whole chains right on {len(self.plain[::2])} problems to choose on and {len(self.plain[1::2])} held out; "

@@ -7,7 +7,7 @@ from typing import Any
 
 from chainwright import figures
 from chainwright._registry import register
-from chainwright.evaluation.comparison import Comparison
+from chainwright.evaluation.comparison import Comparison, n_read_of
 from chainwright.figures.words import counted, listed, percent
 from chainwright.report.section import Material, Section, drawn
 
@@ -51,13 +51,24 @@ def _shown(found: Comparison, suffix: str, charts: dict[str, Any]) -> dict[str, 
 
 
 def verdict(found: Comparison) -> list[str]:
-    """Return in sentences which ways gain, lose, or do not differ clearly from the baseline, in whole chains."""
+    """Return in sentences which ways gain, lose, or do not differ clearly from the baseline, in whole chains.
+
+    In final answers where no chain was read.
+    """
     base = found.overall(found.baseline)
-    said = [f"{found.baseline} gets {percent(base['exact'])} of {counted(base['n'], 'whole chain')} right."]
-    others = [found.overall(name) for name in found.names if name != found.baseline]
-    better = [_gain(row) for row in others if row["exact_gain_low"] > 0]
-    worse = [_gain(row) for row in others if row["exact_gain_high"] < 0]
-    unclear = [_gain(row) for row in others if row["exact_gain_low"] <= 0 <= row["exact_gain_high"]]
+    rows = [found.overall(name) for name in found.names if name != found.baseline]
+    if all(row["exact"] is None for row in (base, *rows)):
+        key, said = (
+            "gain",
+            [f"{found.baseline} gets {percent(base['accuracy'])} of {counted(base['n'], 'answer')} right."],
+        )
+        said.append("Whole chains are unknown: the problems have no slots, or no chain was read.")
+    else:
+        key, said = "exact_gain", [_chains(base, found.baseline)]
+    others = [row for row in rows if row[key] is not None]
+    better = [_gain(row, key) for row in others if row[f"{key}_low"] > 0]
+    worse = [_gain(row, key) for row in others if row[f"{key}_high"] < 0]
+    unclear = [_gain(row, key) for row in others if row[f"{key}_low"] <= 0 <= row[f"{key}_high"]]
     groups = (
         ("Points more", better),
         ("Points fewer", worse),
@@ -66,5 +77,13 @@ def verdict(found: Comparison) -> list[str]:
     return [*said, *(f"{words}: {listed(ways)}." for words, ways in groups if ways)]
 
 
-def _gain(row: Mapping[str, Any]) -> str:
-    return f"{row['name']} ({100 * row['exact_gain']:+.1f})"
+def _chains(row: Mapping[str, Any], name: str) -> str:
+    n_read = n_read_of(row)
+    if not n_read:
+        return f"No whole chain of {name} was read."
+    among = "" if n_read == row["n"] else f" that were read (of {row['n']})"
+    return f"{name} gets {percent(row['exact'])} of {counted(n_read, 'whole chain')}{among} right."
+
+
+def _gain(row: Mapping[str, Any], key: str) -> str:
+    return f"{row['name']} ({100 * row[key]:+.1f})"
