@@ -79,10 +79,61 @@ def test_reasoning_goes_between_the_markers_of_the_style(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("key", ["is_correct", "correct"])
-@pytest.mark.parametrize(("value", "is_correct"), [(True, True), (False, False), (1, True), (0, False), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "is_correct"),
+    [
+        (True, True), (False, False), (1, True), (0, False), (None, None),
+        ("true", True), ("False", False), ("1", True), ("0", False),
+    ],
+)  # fmt: skip
 def test_judgements_are_read(tmp_path, tokenizer, key, value, is_correct):
     (trace,) = read_jsonl(written(tmp_path, GOOD | {key: value}), tokenizer).traces
     assert trace.is_correct is is_correct
+
+
+THOUGHT = "<think>\nI add 5 and 7.\n</think>\n\nThere are 12 pens."
+USER, ASSISTANT = {"role": "user", "content": "How many pens?"}, {"role": "assistant", "content": "There are 12 pens."}
+CHOICE = {"index": 0, "message": ASSISTANT | {"reasoning_content": "I add 5 and 7."}, "finish_reason": "stop"}
+NESTED = {
+    "messages": {"messages": [USER, ASSISTANT | {"reasoning": "I add 5 and 7."}]},
+    "messages with parts": {
+        "messages": [
+            USER | {"content": [{"type": "text", "text": "How many pens?"}]},
+            ASSISTANT | {"content": [{"thinking": "I add 5 and 7."}, {"type": "text", "text": "There are 12 pens."}]},
+        ]
+    },
+    "prompt and completion": {"prompt": [USER], "completion": [ASSISTANT | {"thinking": "I add 5 and 7."}]},
+    "a message": {"prompt": "How many pens?", "completion": ASSISTANT | {"reasoning_content": "I add 5 and 7."}},
+    "choices": {"prompt": "How many pens?", "choices": [CHOICE]},
+    "messages and choices": {"messages": [USER], "choices": [CHOICE]},
+    "a server's response": {"question": "How many pens?", "response": {"id": "x", "choices": [CHOICE]}},
+    "a batch": {"question": "How many pens?", "response": {"status_code": 200, "body": {"choices": [CHOICE]}}},
+    "a choice of text": {
+        "prompt": "How many pens?", "choices": [{"text": "There are 12 pens."}], "reasoning": "I add 5 and 7.",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_messages_and_responses_of_servers_are_read(tmp_path, tokenizer, name):
+    (trace,) = read_jsonl(written(tmp_path, NESTED[name] | {"correct": 1}), tokenizer).traces
+    assert (trace.prompt, trace.response, trace.style) == ("How many pens?", THOUGHT, "think")
+    assert trace.is_correct is True and trace.stopped
+
+
+def test_messages_go_through_the_chat_template_if_there_is_one(tmp_path, tokenizer, monkeypatch):
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    line = {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT]}
+    (trace,) = read_jsonl(written(tmp_path, line), tokenizer).traces
+    assert trace.prompt == "[system]Be brief.[user]How many pens?[assistant]" and trace.response == ASSISTANT["content"]
+
+
+def test_a_response_that_a_server_cut_did_not_stop(tmp_path, tokenizer):
+    cut = {"message": {"role": "assistant", "content": None, "reasoning": "I add"}, "finish_reason": "length"}
+    (trace,) = read_jsonl(written(tmp_path, {"prompt": "How many?", "choices": [cut]}), tokenizer).traces
+    assert not trace.stopped and trace.response is not None and "I add" in trace.response
 
 
 def test_fields_that_are_not_read_are_named_once(tmp_path, tokenizer):
@@ -109,6 +160,14 @@ BAD = [
     ({"question": "a", "response": "b", "reasoning": ["x"]}, "'reasoning' is list, not text"),
     ({"question": "a", "response": "b", "reasoning": "x", "thinking": "y"}, "'reasoning' and 'thinking' hold diff"),
     ({"question": "a", "response": "<think>x</think>b", "reasoning": "x"}, "there is reasoning in a field of its own"),
+    ({"question": "a", "choices": []}, "'choices' is not a list of choices"),
+    ({"question": "a", "choices": [{"text": "b"}, {"text": "c"}]}, "there are 2 choices; write one line per choice"),
+    ({"question": "a", "response": {"status": 500}}, "'response' is neither text nor a message, and has no choices"),
+    ({"messages": "hello"}, "'messages' is not a list of messages with roles"),
+    ({"messages": [{"content": "a"}]}, "a message is not an object with a role and content"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "neither 'response' nor 'completion' is there"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "neither 'question' nor 'prompt' is there"),
+    ({"question": "a", "choices": [{"message": {"content": 5}}]}, "the content of a message is int, not text"),
     ({"question": "a", "response": "b", "id": {}}, "'id' is neither text nor a number"),
     (b'{"question": "a", "response": "\\ud800"}', "'response' holds half of a surrogate pair"),
     (b"[" * 200_000, "nested too deeply"),

@@ -1,9 +1,10 @@
 """Read traces made elsewhere: a file of JSON objects, one per line, with a question and a response as text.
 
-1. A line needs "question" and "response" (or "prompt" and "completion").
+1. A line needs "question" and "response" (or "prompt" and "completion"), as texts or as messages; "messages" or a
+   server's response with "choices" hold them as well (see `_messages`).
 2. Reasoning in a field of its own ("reasoning_content", "reasoning" or "thinking", as the servers' reasoning parsers
    write it) becomes the thinking segment, between the markers of the style.
-3. A judgement is "is_correct" or "correct": true, false, 1 or 0.
+3. A judgement is "is_correct" or "correct": true, false, 1 or 0, also as text.
 4. "answer" and "id" are kept in the trace's `info`, beside the file and line that it comes from. Any other field is
    named in one warning per file.
 """
@@ -14,10 +15,12 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainwright._errors import BadInput, BadTrace, UnreadFields
+from chainwright.traces._messages import NESTED_KEYS, flattened
 from chainwright.traces.offsets import Tokenizer
 from chainwright.traces.segments import check_style, is_opened_by
 from chainwright.traces.trace import Trace
@@ -28,7 +31,8 @@ _RESPONSE_KEYS = ("response", "completion")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _JUDGEMENT_KEYS = ("is_correct", "correct")
 _INFO_KEYS = ("id", "answer")
-_READ = {*_QUESTION_KEYS, *_RESPONSE_KEYS, *_REASONING_KEYS, *_JUDGEMENT_KEYS, *_INFO_KEYS}
+_WORDS = {"true": True, "false": False, "1": True, "0": False}
+_READ = {*_QUESTION_KEYS, *_RESPONSE_KEYS, *_REASONING_KEYS, *_JUDGEMENT_KEYS, *_INFO_KEYS, *NESTED_KEYS}
 _MARKERS = {
     "think": ("<think>\n", "\n</think>\n\n"),
     "harmony": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
@@ -111,6 +115,7 @@ def _warn_of_unread(path: Path, unread: Counter[str]) -> None:
 
 def _trace(record: dict[str, Any], tokenizer: Tokenizer, style: str, info: dict[str, Any]) -> Trace:
     """Return the trace of one line, or raise `BadTrace` with what is wrong with it."""
+    record, stopped = flattened(record, tokenizer, _REASONING_KEYS)
     question = _text(record, _QUESTION_KEYS)
     response = _text(record, _RESPONSE_KEYS)
     if not question:
@@ -126,7 +131,8 @@ def _trace(record: dict[str, Any], tokenizer: Tokenizer, style: str, info: dict[
         opening, closing = _MARKERS[style]
         # a chat template may have opened the thinking at the end of the prompt
         response = f"{'' if is_opened_by(question, check_style(style)) else opening}{reasoning}{closing}{response}"
-    return Trace.from_text(tokenizer, question, response, style=style, is_correct=_judgement(record), info=info)
+    trace = Trace.from_text(tokenizer, question, response, style=style, is_correct=_judgement(record), info=info)
+    return trace if stopped else replace(trace, stopped=False)
 
 
 def _reasoning(record: dict[str, Any]) -> str:
@@ -152,10 +158,12 @@ def _style_of_reasoning(style: str, question: str, response: str) -> str:
 def _judgement(record: dict[str, Any]) -> bool | None:
     """Return what a line says about whether its answer is right."""
     values = {key: record[key] for key in _JUDGEMENT_KEYS if record.get(key) is not None}
+    judgements = set()
     for key, value in values.items():
-        if value not in (0, 1) or not isinstance(value, (bool, int)):
+        plain = _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+        if not isinstance(plain, (bool, int)) or plain not in (0, 1):
             raise BadTrace(f"{key!r} is {value!r}, not true or false (or 1 or 0)")
-    judgements = {bool(value) for value in values.values()}
+        judgements.add(bool(plain))
     if len(judgements) > 1:
         raise BadTrace(f"{_listed(record, _JUDGEMENT_KEYS)} contradict each other")
     return next(iter(judgements), None)
