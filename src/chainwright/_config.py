@@ -31,6 +31,10 @@ from chainwright._errors import BadInput, unknown_name
 
 _PHRASE = "must_be"
 
+Positions = Literal["all", "last"]
+"""Where heads are silenced or read: at all positions of a pass, or at its last. Here, where configs can name it
+without PyTorch."""
+
 
 class Config(BaseModel):
     """Settings that are checked when they are made and cannot be changed afterwards; keyword arguments only.

@@ -16,7 +16,7 @@ import typer
 import chainwright
 from chainwright import _registry
 from chainwright.cli._command import expanded
-from chainwright.repair.tcr.config import FitProblems
+from chainwright.repair.tcr.config import CandidateConfig, ClassifierConfig, FitConfig, FitProblems
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig
 from chainwright.studies.config import DecodeSettings
 from chainwright.studies.diagnosis.config import DiagnoseConfig
@@ -94,12 +94,15 @@ def test_defaults_are_those_of_the_configs() -> None:
     assert study["--fit-n"] == FitProblems().n and study["--decision"] == fit["--decision"]
     seeds = ReproduceTCRConfig.model_fields["seeds"].default
     assert study["--seeds"] == ",".join(map(str, seeds)) == defaults("reproduce.stepflow")["--seeds"]
+    assert fit["--votes"] is FitConfig().n_votes and fit["--max-heads"] == CandidateConfig().max_heads
+    assert fit["--selector-lr"] == ClassifierConfig().lr and fit["--selector-epochs"] == ClassifierConfig().n_epochs
     for name in ("generate", "evaluate"):
         assert defaults(name)["--temperature"] == DecodeSettings().temperature
 
 
-def test_lists_of_commands_do_not_wait_for_pytorch() -> None:
-    for words in (["--help"], ["reproduce", "--help"], ["fit", "--help"], ["diagnose", "--help"], ["--version"]):
+def test_help_does_not_wait_for_pytorch() -> None:
+    helped = ([], ["reproduce"], ["fit"], ["diagnose"], ["fit", "tcr"], ["reproduce", "tcr"])
+    for words in (["--version"], *([*words, "--help"] for words in helped)):
         check = (
             "import sys\nfrom typer.testing import CliRunner\nfrom chainwright.cli import app\n"
             f"assert CliRunner().invoke(app, {words}).exit_code == 0\nprint('torch' in sys.modules)"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from chainwright._config import Config
 from chainwright._errors import BadInput, unknown_name
 
 if TYPE_CHECKING:
     from chainwright.diagnose.flow.attribution import SpanMode
     from chainwright.tasks.knowledge import Order
 
-Config = TypeVar("Config", bound=Any)
+C = TypeVar("C", bound=Config)
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
@@ -64,26 +64,21 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise BadInput(f"{path} exists; pass --overwrite to replace it, or choose another name.")
 
 
-def changed(config: Config, settings: Sequence[str]) -> Config:
+def changed(config: C, settings: Sequence[str]) -> C:
     """Return a config with some settings changed, each as "name=value"; values are read as JSON, otherwise as text.
 
     Raises:
         BadInput: A text without "=", an unknown name, or a value that the config refuses.
     """
-    known = {name: getattr(config, name) for name in _names(config)}
     new: dict[str, Any] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise BadInput(f"--set takes name=value, such as n_steps=100; got {text!r}.")
-        if name not in known:
-            raise unknown_name("setting", name, known)
+        if name not in type(config).model_fields:
+            raise unknown_name("setting", name, type(config).model_fields)
         new[name] = _value(value)
-    return type(config)(**known | new)  # type: ignore[no-any-return]
-
-
-def _names(config: Any) -> list[str]:
-    return list(getattr(type(config), "model_fields", None) or (field.name for field in fields(config)))
+    return config.replace(**new)
 
 
 def _value(text: str) -> Any:

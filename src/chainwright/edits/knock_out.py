@@ -15,12 +15,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.run import Run
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers
 
 Head = tuple[int, int]

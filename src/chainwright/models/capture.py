@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright.models._probe import evaluating, first_tensor, given_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -17,8 +18,6 @@ from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.decoder import hidden_states
 from chainwright.models.padding import position_ids
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach
-
-Positions = Literal["all", "last"]
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_scores_are_those_of_a_plain_loop_over_the_map_in_every_family(family: s
 def test_silencing_is_that_of_the_edit(family: str) -> None:
     tokenizer = load_tokenizer("reasoner")
     model, traces = tiny(family, vocab_size=len(tokenizer)), gold("llc", 3, 2)
-    found = iteration_scores(model, tokenizer, traces, settings=replace(FEW, n_checked=2, n_controls=2))
+    found = iteration_scores(model, tokenizer, traces, settings=FEW.replace(n_checked=2, n_controls=2))
     assert found.checked_for.count("control") == 2 and len(found.checked) == 2 * len(found.links) + 2
 
     def right(heads: set[tuple[int, int]], link: str) -> float:
@@ -212,7 +212,7 @@ def test_a_head_that_looks_at_the_input_is_found_and_beats_chance() -> None:
     length = 5
     traces = lab_traces(length, n=4)
     model = looking(len(iteration_tokenizer(RULES, 99)), length)
-    found = iteration_scores(model, iteration_tokenizer(RULES, 99), traces, settings=replace(FEW, n_shuffles=400))
+    found = iteration_scores(model, iteration_tokenizer(RULES, 99), traces, settings=FEW.replace(n_shuffles=400))
     k = found.link("input")
     assert found.ranking()[0] == (0, 0) and float(found.score[k, 0, 0]) > 0.9
     assert float(found.null_mean[k, 0, 0]) == pytest.approx(1 / length, abs=0.05), "one of five steps is the right one"
@@ -229,7 +229,7 @@ def test_a_head_that_looks_at_the_input_is_found_and_beats_chance() -> None:
 def test_the_null_is_the_mean_over_steps_that_can_be_seen() -> None:
     tokenizer = load_tokenizer("reasoner")
     model, traces = tiny("llama", vocab_size=len(tokenizer)), gold("parity", 4, 3)
-    found = iteration_scores(model, tokenizer, traces, settings=replace(FEW, n_shuffles=4000))
+    found = iteration_scores(model, tokenizer, traces, settings=FEW.replace(n_shuffles=4000))
     for link in ("previous", "recall"):
         expected = []
         for trace in traces:
@@ -271,7 +271,7 @@ def test_the_same_seed_gives_the_same_scores_and_another_one_other_shuffles(tmp_
     model, traces = tiny("qwen3", vocab_size=len(tokenizer)), gold("clf", 4, 2)
     first, again = (iteration_scores(model, tokenizer, traces, settings=FEW) for _ in range(2))
     assert torch.equal(first.null_mean, again.null_mean) and first.checked == again.checked
-    other = iteration_scores(model, tokenizer, traces, settings=replace(FEW, seed=1))
+    other = iteration_scores(model, tokenizer, traces, settings=FEW.replace(seed=1))
     assert not torch.equal(first.null_mean, other.null_mean) and torch.equal(first.score, other.score)
     loaded = Finding.load(first.save(tmp_path / "scores"))
     assert isinstance(loaded, IterationScores) and torch.equal(loaded.p_value, first.p_value)
@@ -294,9 +294,10 @@ def test_links_that_no_trace_has_are_said_to_be_missing() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_shuffles": 0}, "n_shuffles must be at least 1; got 0"),
-        ({"n_checked": -1}, "n_checked must be at least 0; got -1"),
-        ({"threshold": 1.5}, "threshold is an attention weight between 0 and 1; got 1.5"),
+        ({"n_shuffles": 1.5}, "n_shuffles must be a whole number from 1; got 1.5"),
+        ({"n_shuffles": 0}, "n_shuffles must be a whole number from 1; got 0"),
+        ({"n_checked": -1}, "n_checked must be a whole number from 0; got -1"),
+        ({"threshold": 1.5}, "threshold must be a number above 0 and below 1; got 1.5"),
     ],
 )
 def test_settings_that_cannot_be_counted_are_refused(changes: dict, message: str) -> None:

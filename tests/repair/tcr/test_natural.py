@@ -14,7 +14,8 @@ from chainwright.decode import _SeededDraw, generate
 from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
-from chainwright.repair.tcr.fit import FitConfig, fit_tcr
+from chainwright.repair.tcr.config import FitConfig
+from chainwright.repair.tcr.fit import fit_tcr
 from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
 from chainwright.reproduce.tcr.study import ReproduceTCR

@@ -21,46 +21,14 @@ from chainwright.cli._options import (
 )
 from chainwright.cli._shared import err, load, say
 
-_PLACE = "chainwright.repair.tcr"
-PROBLEMS = ConfigOptions(
-    f"{_PLACE}.config:FitProblems", "task", "n", "seed", helps={"seed": "Seed of the problems to fit and tune on."}
-)
+_CONFIG = "chainwright.repair.tcr.config"
+PROBLEMS = ConfigOptions(f"{_CONFIG}:FitProblems", "task", "n", "seed", flags={"seed": "--seed"})
 FIT = ConfigOptions(
-    f"{_PLACE}.fit:FitConfig",
-    "selector",
-    "detector",
-    "tau",
-    "decision",
-    "n_votes",
-    flags={"n_votes": "--votes"},
-    helps={
-        "selector": "'light', or the base model of a classifier: a bundled name, a folder, or a Hub id.",
-        "detector": "'trained', or 'entropy': flag tokens above an entropy threshold.",
-        "tau": "Entropy threshold of the entropy detector, in nats (default: tuned).",
-        "decision": "'verify': a network compares the runs without single heads; 'vote': they vote, as in the paper.",
-        "n_votes": "Heads that vote (default: the paper's 3, or 1 if that is clearly better).",
-    },
+    f"{_CONFIG}:FitConfig", "selector", "detector", "tau", "decision", "n_votes", flags={"n_votes": "--votes"}
 )
-CANDIDATES = ConfigOptions(
-    f"{_PLACE}.candidate_heads:CandidateConfig",
-    "max_heads",
-    "positions",
-    "cover",
-    helps={
-        "max_heads": "Maximum number of candidate heads.",
-        "positions": "Silence heads at all positions, or only at the last.",
-        "cover": "Choose heads that cover single errors ('samples') or error 'types'.",
-    },
-)
+CANDIDATES = ConfigOptions(f"{_CONFIG}:CandidateConfig", "max_heads", "positions", "cover")
 CLASSIFIER = ConfigOptions(
-    f"{_PLACE}.selector:ClassifierConfig",
-    "lr",
-    "n_epochs",
-    flags={"lr": "--selector-lr", "n_epochs": "--selector-epochs"},
-    helps={
-        "lr": "Learning rate of a classifier as selector; the default is the paper's.",
-        "n_epochs": "Passes over its training samples; the default is the paper's.",
-    },
+    f"{_CONFIG}:ClassifierConfig", "lr", "n_epochs", flags={"lr": "--selector-lr", "n_epochs": "--selector-epochs"}
 )
 
 
@@ -83,11 +51,9 @@ def tcr(
 ) -> None:
     """Locate erroneous heads, learn when to silence which of them, and save the repair."""
     from chainwright import prompts, tasks
-    from chainwright.repair.tcr.candidate_heads import CandidateConfig
-    from chainwright.repair.tcr.config import FitProblems
-    from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems
+    from chainwright.repair.tcr.config import CandidateConfig, ClassifierConfig, FitConfig, FitProblems
+    from chainwright.repair.tcr.fit import fit_tcr_on_problems
     from chainwright.repair.tcr.repair import TCR
-    from chainwright.repair.tcr.selector import ClassifierConfig
     from chainwright.tasks.cells import fit_cells, sample_cells
 
     _parse.check_free(out_folder, overwrite)

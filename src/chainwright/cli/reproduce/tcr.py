@@ -27,26 +27,9 @@ from chainwright.cli._shared import load, say
 from chainwright.cli._studies import print_findings, watch
 
 _CONFIG = "chainwright.reproduce.tcr.config:ReproduceTCRConfig"
-PROBLEMS = ConfigOptions(
-    _CONFIG, "n", "seeds", flags={"n": "-n"}, helps={"n": "Problems per task, hop count and seed."}
-)
-FIT = ConfigOptions(
-    _CONFIG,
-    "fit_n",
-    "decision",
-    helps={
-        "fit_n": "Without --repair: problems per task and hop count to fit one on.",
-        "decision": "Without --repair: how the fitted one decides, by a verifier or by the paper's vote.",
-    },
-)
-DECODING = ConfigOptions(
-    _CONFIG,
-    "repair",
-    "temperature",
-    "max_new_tokens",
-    "batch_size",
-    helps={"repair": "Study this repair instead of fitting one: a bundled name, a folder, or a Hub id."},
-)
+PROBLEMS = ConfigOptions(_CONFIG, "n", "seeds", flags={"n": "-n"})
+FIT = ConfigOptions(_CONFIG, "fit_n", "decision")
+DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size", flags={"repair": "--repair"})
 
 
 @register("command", "reproduce.tcr")

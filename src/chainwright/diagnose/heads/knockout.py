@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._progress import progress_bar
@@ -27,7 +28,7 @@ from chainwright.diagnose.heads._sweep.options import Method, check_options, n_m
 from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
 from chainwright.diagnose.heads.lens import check_token_ids, in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
-from chainwright.models.capture import Positions, check_ids, forward
+from chainwright.models.capture import check_ids, forward
 from chainwright.models.load import provenance
 from chainwright.models.seam import widened
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from chainwright._config import Config, Positions
 from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
@@ -28,31 +30,30 @@ from chainwright.diagnose.heads.knockout import baseline_probs
 from chainwright.diagnose.heads.lens import answer_writing_scores
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
-from chainwright.models.capture import Positions, check_ids
+from chainwright.models.capture import check_ids
 from chainwright.models.load import provenance
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class RolesConfig:
-    """How many heads each role gets, and how they are silenced.
+class RolesConfig(Config):
+    """How many heads each role gets, and how they are silenced."""
 
-    Attributes:
-        n_answer_writing: Heads counted as answer-writing.
-        share: Share of all heads that a processing role gets (the paper's top 2%) ...
-        at_least: ... but no fewer than this, for models with few heads.
-        basic_below: A head is basic when, without it, the mean probability of the predicted token falls below
-            this share of what it was, in both sets.
-        positions: Where heads are silenced.
-    """
-
-    n_answer_writing: int = 10
-    share: float = 0.02
-    at_least: int = 3
-    basic_below: float = 0.1
-    positions: Positions = "all"
+    n_answer_writing: int = Field(default=10, ge=0, description="Heads counted as answer-writing.")
+    share: float = Field(
+        default=0.02, ge=0, le=1, description="Share of all heads that a processing role gets (the paper's top 2%)."
+    )
+    at_least: int = Field(
+        default=3, ge=0, description="Minimum number of heads of a processing role, for models with few heads."
+    )
+    basic_below: float = Field(
+        default=0.1,
+        ge=0,
+        description="A head is basic when, without it, the mean probability of the predicted token falls below this "
+        "share of what it was, in both sets.",
+    )
+    positions: Positions = Field(default="all", description="Silence heads at all positions, or only at the last.")
 
 
 _MAPS = (
@@ -309,7 +310,7 @@ def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, confi
         first_erroneous=out_e.argmax,
         p_right=out_e.probs[..., 1].float(),
         p_right_whole=base_e[:, 1].float(),
-        config={name: getattr(config, name) for name in config.__dataclass_fields__},
+        config=config.record(),
         provenance=provenance(parts.model),
     )
 

@@ -15,14 +15,16 @@ Small models trained on iterative tasks have measures of their own, in `emergenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
 import torch
+from pydantic import Field
 from scipy import stats
 from torch import Tensor, nn
 
+from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright.diagnose._attention_rows import read_rows
 from chainwright.diagnose.iteration.findings import LINKS, MAPS, IterationOverlap, IterationScores, Link
@@ -36,33 +38,16 @@ from chainwright.traces.offsets import Tokenizer
 _ROWS_TOGETHER = 8  # knockouts that run in one batch
 
 
-@dataclass(frozen=True)
-class IterationSettings:
-    """How scores are compared with chance, and how many heads are silenced.
+class IterationSettings(Config):
+    """How scores are compared with chance, and how many heads are silenced."""
 
-    Attributes:
-        n_shuffles: Number of shuffles of the steps.
-        threshold: Attention above which a step counts for `thresholded`.
-        n_checked: Best heads of each link that are silenced one at a time.
-        n_controls: Other heads that are silenced for comparison.
-        seed: Seed of the shuffles and of the choice of controls.
-    """
-
-    n_shuffles: int = 500
-    threshold: float = 0.5
-    n_checked: int = 3
-    n_controls: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for numbers out of range."""
-        for name in ("n_checked", "n_controls"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"{name} must be at least 0; got {getattr(self, name)}.")
-        if self.n_shuffles < 1:
-            raise BadInput(f"n_shuffles must be at least 1; got {self.n_shuffles}.")
-        if not 0 < self.threshold < 1:
-            raise BadInput(f"threshold is an attention weight between 0 and 1; got {self.threshold}.")
+    n_shuffles: int = Field(default=500, ge=1, description="Shuffles of the steps.")
+    threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="Attention above which a step counts for `thresholded`."
+    )
+    n_checked: int = Field(default=3, ge=0, description="Best heads of each link that are silenced one at a time.")
+    n_controls: int = Field(default=5, ge=0, description="Other heads that are silenced for comparison.")
+    seed: int = Field(default=0, description="Seed of the shuffles and of the choice of controls.")
 
 
 def iteration_scores(
@@ -122,7 +107,7 @@ def iteration_scores(
         exact_without=causal.exact[1:],
         n_steps=[tallies[link].n for link in links],
         n_traces=len(traces),
-        config=asdict(chosen),
+        config=chosen.record(),
         provenance=provenance(parts.model),
     )
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainwright._config import Positions
 from chainwright.edits import KnockOut
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions, forward
+from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.seam import widened
 from chainwright.repair.run import Cost

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from chainwright.repair.base import load_weights
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a perceptron is trained.
-
-    Attributes:
-        n_hidden: Units of the hidden layer; 0 makes the network linear.
-        n_epochs: Passes over the samples at most; the epoch that was best on the held-out tenth is kept.
-        dropout: Share of inputs and hidden units that each training step leaves out.
-    """
-
-    n_hidden: int = 96
-    n_epochs: int = 40
-    batch_size: int = 128
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    dropout: float = 0.2
-    held_out: float = 0.1
-    seed: int = 0
+from chainwright.repair.tcr.config import TrainConfig
 
 
 class Perceptron(nn.Module):

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from chainwright._config import Positions
 from chainwright.edits import Head, KnockOut
 from chainwright.edits.run import aside
 from chainwright.models._probe import first_tensor, widened
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions, final_states
+from chainwright.models.capture import final_states
 from chainwright.models.padding import left_pad
 from chainwright.models.residual import unembed
 from chainwright.repair.tcr._ablated_cache import Pair

@@ -12,8 +12,8 @@ head fixes is offered too, and is the default, since a head can belong to a type
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -28,45 +28,10 @@ from chainwright.diagnose.errors import first_errors
 from chainwright.diagnose.heads.roles import HeadRoles, RolesConfig, head_roles
 from chainwright.edits import Head
 from chainwright.models.anatomy import anatomy
-from chainwright.models.capture import Positions
 from chainwright.models.load import provenance
+from chainwright.repair.tcr.config import CandidateConfig
 from chainwright.repair.tcr.training_data import Outcomes, lessons_of, outcomes
 from chainwright.traces import Trace
-
-Cover = Literal["samples", "types"]
-
-
-@dataclass(frozen=True)
-class CandidateConfig:
-    """How candidate heads are found.
-
-    Attributes:
-        n_contexts: Wrong, and as many right, contexts of each key error type on which heads are located.
-        min_errors: Types with fewer known first errors are skipped.
-        max_heads: Most heads that are taken.
-        cover: What the heads are to cover: errors that they fix ("samples"), or key error types that they were
-            located in ("types", the paper's).
-        positions: Where heads are silenced.
-        n_lessons: Lessons on which errors fixed and right tokens kept are counted.
-        right_share: Share of the right tokens with an entropy above 0.01 nats on which `kept` is counted.
-    """
-
-    n_contexts: int = 16
-    min_errors: int = 5
-    max_heads: int = 8
-    cover: Cover = "samples"
-    positions: Positions = "all"
-    n_lessons: int = 150
-    right_share: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that are too small."""
-        for name in ("n_contexts", "min_errors", "max_heads", "n_lessons"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.cover not in get_args(Cover):
-            raise BadInput(f"cover must be 'samples' or 'types'; got {self.cover!r}.")
 
 
 @register("finding", "Candidates")
@@ -216,7 +181,7 @@ def _chosen(
         types=types,
         n_errors=len(fixes),
         n_right=len(keeps),
-        config=asdict(config),
+        config=config.record(),
         provenance=source,
     )
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
-from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr._mlp import Perceptron, train_perceptron
 from chainwright.repair.tcr._parts import part_settings, restore_part
+from chainwright.repair.tcr.config import TrainConfig
 from chainwright.repair.tcr.token_repair import Detector, Seen, entropy_nats
 
 

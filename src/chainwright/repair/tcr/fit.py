@@ -14,8 +14,7 @@ Fit and tune lessons are different problems. Accuracy is to be measured on a thi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,13 @@ from chainwright._errors import BadInput
 from chainwright.decode import generate
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.capture import Positions
 from chainwright.models.load import end_ids, provenance
 from chainwright.repair.base import Origin, model_identity
-from chainwright.repair.tcr._mlp import Perceptron, TrainConfig
-from chainwright.repair.tcr.candidate_heads import CandidateConfig, Candidates, find_candidates
-from chainwright.repair.tcr.config import Decision, TCRConfig
+from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr.candidate_heads import Candidates, find_candidates
+from chainwright.repair.tcr.config import FitConfig, TCRConfig
 from chainwright.repair.tcr.detector import EntropyDetector, TrainedDetector, fit_detector
-from chainwright.repair.tcr.selector import ClassifierConfig, Selector, fit_light_selector
+from chainwright.repair.tcr.selector import Selector, fit_light_selector
 from chainwright.repair.tcr.thresholds import (
     Decided,
     Detection,
@@ -55,61 +53,6 @@ Say = Callable[[str], None]
 Tick = Callable[[int, int], None]
 _THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How TCR is fitted.
-
-    Attributes:
-        candidates: How the candidate heads are found; its `positions` are those that the repair decodes with.
-        selector: "light", or the base of the paper's form: a bundled name, a folder or a Hub id of a small model.
-        detector: "trained" or "entropy".
-        tau: Entropy threshold in nats; None tunes it. Not used by the trained detector.
-        decision: "verify": a verifier decides between the model's first and second choice. "vote": the paper's vote.
-        n_votes: Heads that vote; the paper has 3. None takes 3, or 1 if that is clearly better on tune lessons.
-        slack: Share of the tune chains that fewer flags may cost: of all thresholds that come as near to the best one
-            the highest is taken.
-        scale: What a head's output is multiplied by.
-        layers: Layers that selector and detector read; None takes a quarter, a half, three quarters and the last.
-        doubt_above: Tokens with less entropy (nats) teach the selector nothing, unless they are wrong.
-        certain_below: Right tokens with less entropy than this (nats) teach the detector little, so that only ...
-        certain_share: ... this share of them is used.
-        tune_share: Share of the problems that are kept for tuning.
-        training: How the detector and the light selector are trained.
-        classifier: How the paper's form of the selector is trained.
-        max_bytes: Memory bound of the fitted repair.
-    """
-
-    candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    selector: str = "light"
-    detector: str = "trained"
-    tau: float | None = None
-    decision: Decision = "verify"
-    n_votes: int | None = None
-    slack: float = 0.01
-    scale: float = 0.0
-    layers: tuple[int, ...] | None = None
-    doubt_above: float = 0.1
-    certain_below: float = 0.01
-    certain_share: float = 0.1
-    tune_share: float = 0.3
-    training: TrainConfig = field(default_factory=TrainConfig)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    max_bytes: int = 2**30
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be fitted."""
-        if self.detector not in ("trained", "entropy"):
-            raise BadInput(f"detector must be 'trained' or 'entropy'; got {self.detector!r}.")
-        if self.decision not in get_args(Decision):
-            raise BadInput(f"decision must be 'verify' or 'vote'; got {self.decision!r}.")
-        if self.n_votes is not None and self.n_votes < 1:
-            raise BadInput(f"n_votes must be at least 1; got {self.n_votes}.")
-        if not 0 <= self.slack < 1:
-            raise BadInput(f"slack must be at least 0 and below 1; got {self.slack}.")
-        if not 0 < self.tune_share < 1:
-            raise BadInput(f"tune_share must be above 0 and below 1; got {self.tune_share}.")
 
 
 class Fitted(NamedTuple):
@@ -212,7 +155,13 @@ def fit_tcr(
         selector=selector,
         detector=options[best],
         verifier=verifier,
-        config=TCRConfig(n_votes, settings.candidates.positions, settings.scale, settings.max_bytes, settings.decision),
+        config=TCRConfig(
+            n_votes=n_votes,
+            positions=settings.candidates.positions,
+            scale=settings.scale,
+            max_bytes=settings.max_bytes,
+            decision=settings.decision,
+        ),
         layers=settings.layers or read_layers(parts.n_layers),
         end_ids=sorted(end_ids(parts.model, tokenizer)),
         origin=_origin(model, figures),
@@ -342,11 +291,8 @@ def _verifiers(seen: Outcomes, config: FitConfig) -> tuple[Verifier | None, Veri
 
 
 __all__ = [
-    "CandidateConfig",
     "Detection",
-    "FitConfig",
     "Fitted",
-    "Positions",
     "detection",
     "exact_share",
     "fit_tcr",

@@ -14,7 +14,6 @@ class, to silence nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +29,8 @@ from chainwright.models.decoder import decoder, hidden_states
 from chainwright.models.load import load_model
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.repair.base import load_weights
-from chainwright.repair.tcr.selector import ClassifierConfig, multilabel_loss
+from chainwright.repair.tcr.config import ClassifierConfig
+from chainwright.repair.tcr.selector import multilabel_loss
 from chainwright.repair.tcr.token_repair import Seen
 
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense", "c_proj"}
@@ -184,7 +184,7 @@ class ClassifierSelector:
             "base": self.base,
             "tokens_of": self.tokens_of,
             "n_choices": self.n_choices,
-            "training": asdict(self.config),
+            "training": self.config.record(),
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ verifier are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -34,9 +33,9 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.repair.base import Origin
 from chainwright.repair.tcr._mlp import Perceptron
 from chainwright.repair.tcr._parts import part_tensors
-from chainwright.repair.tcr.config import TCRConfig
+from chainwright.repair.tcr.config import FitConfig, TCRConfig
 from chainwright.repair.tcr.detector import detector_settings, restore_detector
-from chainwright.repair.tcr.fit import FitConfig, Fitted, fit_tcr
+from chainwright.repair.tcr.fit import Fitted, fit_tcr
 from chainwright.repair.tcr.selector import Selector, restore_selector, selector_settings
 from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen, Without
 from chainwright.repair.tcr.verifier import Verifier
@@ -173,7 +172,7 @@ class TCR(CorrectingRepair):
             "heads": [list(head) for head in self.heads],
             "layers": list(self.layers),
             "end_ids": list(self.end_ids),
-            "config": asdict(self.config),
+            "config": self.config.record(),
             "detector": detector_settings(self.detector),
             "selector": selector_settings(self.selector),
         }
@@ -232,9 +231,8 @@ class TCR(CorrectingRepair):
 
 
 def _decoding(saved: Mapping[str, Any]) -> TCRConfig:
-    known = [field.name for field in fields(TCRConfig)]
-    if others := [name for name in saved if name not in known]:
-        raise unknown_name("setting of TCR", others[0], known)
+    if others := [name for name in saved if name not in TCRConfig.model_fields]:
+        raise unknown_name("setting of TCR", others[0], TCRConfig.model_fields)
     return TCRConfig(**saved)
 
 

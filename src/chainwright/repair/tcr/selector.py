@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -25,31 +24,10 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
-from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr._mlp import Perceptron, train_perceptron
 from chainwright.repair.tcr._parts import part_settings, restore_part
+from chainwright.repair.tcr.config import TrainConfig
 from chainwright.repair.tcr.token_repair import Seen
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """How the classifier is trained; the defaults are the paper's."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    batch_size: int = 16
-    lr: float = 1e-4
-    n_epochs: int = 3
-    max_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be trained with."""
-        for name in ("rank", "batch_size", "n_epochs"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} of a base classifier must be at least 1; got {getattr(self, name)}.")
-        if not 0 < self.lr < math.inf:
-            raise BadInput(f"lr of a base classifier must be above 0; got {self.lr}.")
 
 
 class Selector(Protocol):

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput, EditNeverFired
 from chainwright.edits import Head
 from chainwright.edits.run import Run
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.caches import is_appending
-from chainwright.models.capture import Positions
 from chainwright.models.seam import widened
 from chainwright.repair.base import Origin, Repair
 from chainwright.repair.run import Cost, Decider, counted

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright.diagnose.contexts import right_token
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, evaluating
-from chainwright.models.capture import Positions
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._teacher_forcing import ForcedRows, Site
 from chainwright.repair.tcr.detector import doubt_features, entropy_nats

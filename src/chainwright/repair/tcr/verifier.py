@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
-from chainwright.repair.tcr._mlp import Perceptron, TrainConfig, train_perceptron
+from chainwright.repair.tcr._mlp import Perceptron, train_perceptron
+from chainwright.repair.tcr.config import TrainConfig
 from chainwright.repair.tcr.detector import doubt_features
 from chainwright.repair.tcr.token_repair import Seen
 

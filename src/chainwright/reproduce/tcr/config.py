@@ -9,8 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright.repair.tcr.config import Decision, FitProblems
-from chainwright.repair.tcr.fit import FitConfig
+from chainwright.repair.tcr.config import Decision, FitConfig, FitProblems
 from chainwright.studies.config import BatchSize, CellsConfig, Count, Hops, NewTokens, Place, Seeds, Temperature
 
 # what the quick profile runs
@@ -57,13 +56,18 @@ class ReproduceTCRConfig(CellsConfig):
         description="Knockouts of the ablations: at all positions, at the last, or half of a head at all of them.",
     )
     fit_hops: Hops = Field(default={}, description="Hop counts of the tasks to fit on; the other tasks are held out.")
-    fit_n: Count = Field(default=FitProblems().n, description="Problems per task and hop count to fit and tune on.")
+    fit_n: Count = Field(
+        default=FitProblems().n, description="Without a repair: problems per task and hop count to fit one on."
+    )
     fit_seed: int = Field(default=FitProblems().seed, description="Seed of the problems to fit on, none of seeds.")
     tau: float = Field(default=0.3, description="Threshold of the entropy detector in nats.")
     decision: Decision = Field(
-        default=FitConfig().decision, description="How the fitted repair decides: verify or vote."
+        default=FitConfig().decision,
+        description="Without a repair: how the fitted one decides, by a verifier or by the paper's vote.",
     )
-    repair: Place | None = Field(default=None, description="Repair to study instead of fitting one.")
+    repair: Place | None = Field(
+        default=None, description="Study this repair instead of fitting one: a bundled name, a folder, or a Hub id."
+    )
     also: Sequence[str] = Field(
         default=(),
         description="Further TCR repairs to decode with, each a way named after its folder. Their selectors join the "

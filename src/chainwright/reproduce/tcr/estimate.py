@@ -19,8 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.models.sources import BUNDLED, bundled_models
-from chainwright.repair.tcr.candidate_heads import CandidateConfig
-from chainwright.repair.tcr.config import TCRConfig
+from chainwright.repair.tcr.config import CandidateConfig, TCRConfig
 
 if TYPE_CHECKING:
     from chainwright.reproduce.tcr.config import ReproduceTCRConfig

@@ -14,7 +14,7 @@ each time: so the ablations need no decoding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_as, provenance
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.candidate_heads import Candidates
-from chainwright.repair.tcr.fit import FitConfig, fit_tcr_on_problems, look
+from chainwright.repair.tcr.config import FitConfig
+from chainwright.repair.tcr.fit import fit_tcr_on_problems, look
 from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.repair.tcr.repair import TCR
 from chainwright.repair.tcr.training_data import lessons_of
@@ -172,8 +173,8 @@ class ReproduceTCR(Plan):
     def _force(self, job: Job, variant: str) -> None:
         repair = self._repair(job.done)
         config = FitConfig(layers=repair.layers, scale=0.5 if variant == "half" else 0.0)
-        candidates = replace(config.candidates, positions="last" if variant == "last" else "all")
-        config = replace(config, candidates=candidates)
+        candidates = config.candidates.replace(positions="last" if variant == "last" else "all")
+        config = config.replace(candidates=candidates)
         traces = self._gold_traces(job.done)
         found = look(anatomy(self.model), lessons_of(self.tokenizer, traces), repair.heads, config, job.tick)
         save_outcomes(found, job.out)

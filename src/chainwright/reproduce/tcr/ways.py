@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -60,15 +59,15 @@ def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None)
     selector: Selector = tcr.selector
     config, n = tcr.config, len(tcr.heads)
     if way == "TCR, vote":
-        config = replace(config, decision="vote")
+        config = config.replace(decision="vote")
     elif way == "TCR, entropy":
-        config = replace(config, decision="vote", n_votes=3)
+        config = config.replace(decision="vote", n_votes=3)
     elif way == "TCR, gold":
-        selector, config = NeverAbstains(tcr.selector), replace(config, decision="vote", n_votes=3)
+        selector, config = NeverAbstains(tcr.selector), config.replace(decision="vote", n_votes=3)
     elif way == "random head":
-        selector, config = RandomSelector(n), replace(config, decision="vote", n_votes=1)
+        selector, config = RandomSelector(n), config.replace(decision="vote", n_votes=1)
     elif way == "best single head":
-        selector, config = FixedSelector(n, [best_single(tcr, candidates)]), replace(config, decision="vote", n_votes=1)
+        selector, config = FixedSelector(n, [best_single(tcr, candidates)]), config.replace(decision="vote", n_votes=1)
     return TCR(
         tcr.heads, selector, detector,
         config=config, layers=tcr.layers, end_ids=tcr.end_ids, verifier=tcr.verifier,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from chainwright._config import Positions
 from chainwright._errors import UnsupportedModel
 from chainwright.diagnose.heads._sweep.baseline_pass import (
     BaselinePass,
@@ -28,7 +29,6 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
 from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
-from chainwright.models.capture import Positions
 from chainwright.models.residual import unembed
 from chainwright.models.seam import Handlers, attach, attached_handlers
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright.diagnose.heads._sweep.all_positions import bytes_per_variant
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, groups
 from chainwright.diagnose.heads._sweep.options import Method, check_options, n_measured
 from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_AT_ONCE, BYTES_KEPT, bytes_per_token, kind_of
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
-from chainwright.models.capture import Positions, forward
+from chainwright.models.capture import forward
 
 # shares of a layer's time: the silenced head's layer after its attention, and what still runs of the last layer
 _OWN_LAYER, _LAST_LAYER = 0.4, 0.3

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chainwright._config import Positions
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
 from chainwright.models.anatomy import Anatomy, frozen
-from chainwright.models.capture import Positions
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
 
 

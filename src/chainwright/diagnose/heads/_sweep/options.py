@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions
 
 Method = Literal["exact", "gradient", "screened"]
 

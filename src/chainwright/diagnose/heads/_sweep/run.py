@@ -22,13 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chainwright._config import Positions
 from chainwright.diagnose.heads._sweep.all_positions import from_layer
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, Group, groups, is_edited
 from chainwright.diagnose.heads._sweep.gradient import gradient_pass
 from chainwright.diagnose.heads._sweep.last_position import last_position
 from chainwright.diagnose.heads._sweep.same_layer import Sharing
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.capture import Positions
 
 # memory of the variants that run at once: on a CPU it should fit the processor's caches, a GPU needs large batches
 BYTES_AT_ONCE = {"cpu": 2**23, "other": 2**30}
