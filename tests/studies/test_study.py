@@ -18,6 +18,7 @@ import torch
 import study_nursery
 from chainwright import tasks
 from chainwright._errors import BadInput
+from chainwright._version import __version__
 from chainwright.diagnose import Alternatives, HeadCheck, HeadEvidence, RoleFinding
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.studies import Job, Study, Watch
@@ -79,7 +80,7 @@ def test_a_run_leaves_the_files_that_are_named(whole: tuple[Path, Diagnosis]) ->
     assert [(e.task, e.error_type) for e in evidence] == [(r.task, r.error_type) for r in found.roles]
     known = Study.open(folder).manifest
     assert known.kind == "diagnosis" and known.config["seeds"] == [0] and known.model["model"] == "reasoner"
-    assert len(known.model["fingerprint"]) == 16 and known.chainwright == "0.1.0"
+    assert len(known.model["fingerprint"]) == 16 and known.chainwright == __version__
 
 
 def test_units_have_titles_for_readers(reasoner: LoadedModel, whole: tuple[Path, Diagnosis]) -> None:

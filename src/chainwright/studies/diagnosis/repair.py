@@ -17,6 +17,7 @@ from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
+from chainwright.figures.words import counted
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.studies.diagnosis.config import DiagnoseConfig
@@ -91,7 +92,7 @@ class Repaired(Instrument):
         if unit == COMPARISON:
             return f"What {_name(config)} gains"
         cell = cell_of(config, unit)
-        return f"{tasks.title(cell.task)}, {cell.hops} hops with {_name(config)}"
+        return f"{tasks.title(cell.task)}, {counted(cell.hops, 'hop')} with {_name(config)}"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
         """Return the comparison with the repair's cost, and the chains that changed."""

@@ -18,6 +18,7 @@ from chainwright._registry import register
 from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
 from chainwright.diagnose.steps.estimate import SaliencyPlan, plan_step_saliency
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
+from chainwright.figures.words import counted
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.units import Bench, Instrument, cell_of, cells, trace_units
 from chainwright.studies.plan import Job, Results, Skip
@@ -61,7 +62,7 @@ class StepMaps(Instrument):
         if unit == GROUPS:
             return "Steps of right traces against wrong ones"
         cell = cell_of(config, unit)
-        return f"Step maps: {tasks.title(cell.task)}, {cell.hops} hops"
+        return f"Step maps: {tasks.title(cell.task)}, {counted(cell.hops, 'hop')}"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
         """Return the maps, each with its trace's index in the diagnosis as `config["trace"]`; then the comparison."""

@@ -38,6 +38,7 @@ from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, alternatives
 from chainwright.evaluation.accuracy import Accuracy, evaluate
+from chainwright.figures.words import counted
 from chainwright.repair.base import Repair
 from chainwright.scoring import TokenScores, score_all
 from chainwright.studies.diagnosis.config import DiagnoseConfig
@@ -142,7 +143,7 @@ class Traces(Instrument):
         """Return a title such as "Parity-NL, 12 hops: 40 problems"."""
         cell = cell_of(config, unit)
         seed = f", seed {cell.seed}" if len(config.seeds) > 1 else ""
-        return f"{tasks.title(cell.task)}, {cell.hops} hops{seed}: {config.n} problems"
+        return f"{tasks.title(cell.task)}, {counted(cell.hops, 'hop')}{seed}: {config.n} problems"
 
 
 @register("instrument", "accuracy")
@@ -195,7 +196,7 @@ class Errors(Instrument):
         if unit == "errors":
             return "First errors"
         cell = cell_of(config, unit)
-        return f"Scoring every token: {tasks.title(cell.task)}, {cell.hops} hops"
+        return f"Scoring every token: {tasks.title(cell.task)}, {counted(cell.hops, 'hop')}"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
         """Return the `ErrorTable`, and the `Alternatives` if the study has them."""
