@@ -38,6 +38,10 @@ class UnreadFields(ChainwrightWarning):
     """A file of traces has fields that are not read."""
 
 
+class UnknownMarkers(ChainwrightWarning):
+    """A response has a tag that looks like a marker of thinking and is none that is known."""
+
+
 class OtherWeights(ChainwrightWarning):
     """A repair was made for a checkpoint of the same shape with other weights: it runs, and may do nonsense."""
 

@@ -11,7 +11,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.models import load_model
 from chainwright.traces import Trace
-from chainwright.traces.live import LiveSteps, Place, _Response, _Settled
+from chainwright.traces.live import LiveSteps, Place, _Response
 from chainwright.traces.offsets import MarkerDecoder
 from chainwright.traces.segments import ONE_LINE_ONE_STEP, SegmentConfig
 from trace_tokenizers import byte_fallback, byte_level, late_spaces, metaspace
@@ -74,10 +74,12 @@ def test_every_step_of_the_trace_is_announced_with_the_step_before_it(config, re
     row, _ = read(how, "Q<think>", response)
     trace = Trace.from_ids(TOKENIZER, row.ids, 8, style="think", segment_config=config)
     thinking = [step for step in trace.steps[1:] if step.start < trace.thinking.end]
+    # what is between two blocks of thinking looks like a summary until the second one opens
+    known = {step.start for step in thinking[1:] if row.places[step.start].thinking_end < 0}
     for before, step in pairwise(thinking):
-        assert row.places[step.start].previous == before, (response, step)
+        assert step.start not in known or row.places[step.start].previous == before, (response, step)
     fired = [i for i, place in enumerate(row.places) if place.previous and i < trace.thinking.end]
-    assert {step.start for step in thinking[1:]} <= set(fired)
+    assert known <= set(fired)
     if config == ONE_LINE_ONE_STEP and "<" not in response:
         said = [i for i in fired if response[i - 8].strip()]  # a blank at the start of a line may stay alone
         assert {step.start for step in thinking[1:]} >= set(said)
@@ -135,7 +137,7 @@ class _ReadAnew(_Response):
     def append(self, token_id: int) -> Place:
         self.written.ids.append(token_id)
         self.written.reread()
-        self._settled = _Settled()
+        self._reader.restart()
         self.place = self._look()
         return self.place
 

@@ -12,21 +12,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
 
+from chainwright._markers import said_aloud
 from chainwright.tasks._patterns import MINUS, NUMBER, SIDE, Pattern
 
-_OPENING_TAG = (
-    r"<(?:think|thinking|thought|reasoning|reflection)\b[^>\n]*>|\u25c1think\u25b7|\[THINK\]|<\|begin_of_thought\|>"
-)
-_CLOSING_TAG = re.compile(
-    r"</(?:think|thinking|thought|reasoning|reflection)>|\u25c1/think\u25b7|\[/THINK\]|<\|end_of_thought\|>"
-)
-_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
-_ANALYSIS_FIRST = re.compile(
-    r"\s*(?:<\|start\|>[^<]*)?<\|channel\|>\s*analysis\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
-)
-_OPENED = re.compile(rf"^\s*(?:{_OPENING_TAG})|<\|channel\|>\s*analysis\b", re.MULTILINE)
 _MARK = re.compile(
     r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
     r"|^(?:[^\w\n]|[0-9_]|step\b)*(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\b"
@@ -64,28 +53,6 @@ _LETTER = r"[^\W\d_]"
 _FRACTION = rf"{NUMBER.regex}(?:\.[0-9]+)?(?:[ ]?/[ ]?[0-9]+(?![0-9.]))?"
 ANY_NUMBER = Pattern(_FRACTION, "number")
 """A number as an answer: other than in a chain, it may have decimals or be a fraction."""
-
-
-class Aloud(NamedTuple):
-    """The part of a response that is not thinking: its first character, and one past its last."""
-
-    start: int
-    end: int
-
-
-def said_aloud(text: str) -> Aloud:
-    """Return the part of a response that is judged: after the last thinking, and before one that is cut."""
-    start = 0
-    while closing := _closing(text[start:]):
-        start += closing.end()
-    opened = _OPENED.search(text[start:])  # a slice, so that a marker right after the closing one begins a line
-    return Aloud(start, start + opened.start() if opened else len(text))
-
-
-def _closing(text: str) -> re.Match[str] | None:
-    """Return the first marker that closes thinking; in Harmony's channels a tag is text like any other."""
-    is_harmony = _ANALYSIS_FIRST.match(text) or _FINAL.search(text)
-    return (_FINAL if is_harmony else _CLOSING_TAG).search(text)
 
 
 def answer_pattern(answer: str) -> Pattern:

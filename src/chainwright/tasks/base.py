@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from chainwright.tasks._answers import final_answer, means_the_same, said_aloud
+from chainwright._markers import said_aloud
+from chainwright.tasks._answers import final_answer, means_the_same
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._reader import Reader, Reading
 from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Slot

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class TokenSegments(NamedTuple):
-    """The segments and steps of a whole trace, in tokens."""
+    """The segments and steps of a whole trace, in tokens; `tools` are the indices of the steps that a tool wrote."""
 
     question: Span
     thinking: Span
     summary: Span
     steps: list[Span]
+    tools: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,22 @@ def place_segments(alignment: Alignment, segments: Segments, n_prompt: int, *, o
         opened: Whether the prompt ends with the opening marker. If so, the tokens of a response without any text belong
             to the thinking, otherwise to the summary.
     """
-    n_opening, n_thinking, steps = _count_tokens(alignment, segments, opened)
+    n_opening, n_thinking, steps, tools = _count_tokens(alignment, segments, opened)
     question = Span(0, n_prompt + n_opening)
     thinking = Span(question.end, question.end + n_thinking)
     summary = Span(thinking.end, n_prompt + len(alignment.starts))
     borders = list(accumulate(steps, initial=question.end))
     spans = [Span(a, b) for a, b in pairwise(borders)]
-    return TokenSegments(question, thinking, summary, [question, *spans])
+    return TokenSegments(question, thinking, summary, [question, *spans], tuple(i + 1 for i in tools))
 
 
 class _Counts(NamedTuple):
-    """Numbers of response tokens: in the opening marker, in the thinking, and in each non-empty step."""
+    """Numbers of response tokens in the opening marker, in the thinking, and in each step; `tools`: steps of tools."""
 
     n_opening: int
     n_thinking: int
     steps: list[int]
+    tools: list[int]
 
 
 def _count_tokens(alignment: Alignment, segments: Segments, opened: bool) -> _Counts:
@@ -108,14 +110,16 @@ def _count_tokens(alignment: Alignment, segments: Segments, opened: bool) -> _Co
     n_tokens = len(alignment.starts)
     pieces = [piece for piece in (segments.opening, *segments.steps) if piece.start < piece.end]
     if not pieces:
-        return _Counts(0, n_tokens if opened else 0, [n_tokens] if n_tokens else [])
+        return _Counts(0, n_tokens if opened else 0, [n_tokens] if n_tokens else [], [])
     starts = [piece.start for piece in pieces]
     counts = Counter(starts[max(0, bisect_right(starts, anchor) - 1)] for anchor in alignment.anchors())
     steps = [(start, counts[start]) for start in starts if start >= segments.opening.end and counts[start]]
+    tools = {step.start for step in segments.tools}
     return _Counts(
         n_opening=n_tokens - sum(n for _, n in steps),
         n_thinking=sum(n for start, n in steps if start < segments.thinking.end),
         steps=[n for _, n in steps],
+        tools=[i for i, (start, _) in enumerate(steps) if start in tools],
     )
 
 

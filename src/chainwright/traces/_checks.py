@@ -97,3 +97,10 @@ def check_positions(trace: Trace) -> None:
     position = trace.first_error_position
     if position is not None and not 0 <= position < trace.n_tokens:
         raise BadTrace(f"first_error_position must be a token of 0..{trace.n_tokens - 1}, got {position}.")
+
+
+def check_tool_steps(trace: Trace) -> None:
+    """Raise `BadTrace` unless the tools' steps are steps of the thinking, each named once and in order."""
+    allowed = [i for i, step in enumerate(trace.steps) if i and step.start < trace.thinking.end]
+    if list(trace.tool_steps) != sorted(set(trace.tool_steps) & set(allowed)):
+        raise BadTrace(f"tool_steps must be indices of steps of the thinking in order, got {trace.tool_steps}.")

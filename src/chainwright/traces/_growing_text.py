@@ -94,7 +94,7 @@ class GrowingText:
 
     def reread(self) -> None:
         """Decode all tokens again, as a finished trace is decoded."""
-        self.text, offsets = token_offsets(self.tokenizer, self.ids, keep_markers=True)
+        self.text, offsets = token_offsets(self.tokenizer, self.ids, keep_markers=True, markers=self.decode.markers)
         self.anchors = []
         for span in offsets:
             self._anchor(span.start, self.text[span.start : span.end])

@@ -9,40 +9,29 @@ A step begins at the first token of a sentence or line. At that token it is unkn
 to be a fragment, which a finished trace merges into the step before it. So fragments count as beginnings here, while
 the step before them is cut as in the finished trace.
 
-`segments.py` cuts the text and `_growing_text.py` decodes it. This module only avoids cutting it again at tokens where
-nothing can change, and cutting parts of it that can no longer change.
+`segments.py` cuts the text, `_growing_text.py` decodes it; both read on from where they were, so the time grows
+linearly with the number of tokens. This module only asks them at each token.
 """
 
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from chainwright._errors import BadInput
+from chainwright._markers import prompt_family
+from chainwright.traces._cutting import Pieces, is_tool
 from chainwright.traces._growing_text import GrowingText
 from chainwright.traces.offsets import MarkerDecoder, Tokenizer
-from chainwright.traces.segments import (
-    SegmentConfig,
-    Segments,
-    Span,
-    Style,
-    announces_answer,
-    check_style,
-    detect_style,
-    find_borders,
-    is_opened_by,
-    segment,
-)
+from chainwright.traces.segments import Look, Reader, SegmentConfig, Span, check_style, thinking_steps
 
 if TYPE_CHECKING:
     from chainwright.traces.trace import Trace
 
-_ANNOUNCEMENT = 64  # a line that announces an answer does so within this many characters
-_TAIL = 64  # ids at the end of the prompt that are searched for an opening marker
+_NEAR = 32  # pieces before a step that are searched for the last one that is the model's
 
 
 class Place(NamedTuple):
@@ -72,7 +61,7 @@ class LiveSteps:
     Attributes:
         tokenizer: The model's tokenizer.
         style: "think", "harmony", "plain", or "auto" to detect it from the markers as they appear.
-        config: How the thinking is cut into steps.
+        config: How the thinking is recognised and cut into steps.
     """
 
     tokenizer: Tokenizer
@@ -140,9 +129,8 @@ class LiveRow:
         if len(self.ids) <= self.n_question:
             return Place(self.n_question, -1, None)
         if self._response is None:
-            prompt = self.ids[max(0, self.n_question - _TAIL) : self.n_question]
-            decode = MarkerDecoder(self.how.tokenizer)
-            self._response = _Response(self.how, decode, decode(prompt))
+            decode = MarkerDecoder(self.how.tokenizer, (self.how.config or SegmentConfig()).pair())
+            self._response = _Response(self.how, decode, decode(self.ids[: self.n_question]))
         return self._response.append(token_id).moved(self.n_question)
 
 
@@ -161,7 +149,8 @@ class KnownRow:
     @classmethod
     def of(cls, trace: Trace) -> KnownRow:
         """Return the row of a trace, before its first token."""
-        inside = [step for step in trace.steps[1:] if step.start < trace.thinking.end]
+        models = [step for step, is_models in zip(trace.steps, trace.is_models_step, strict=True) if is_models]
+        inside = [step for step in models if step.start < trace.thinking.end]
         befores = dict(zip((step.start for step in inside[1:]), inside, strict=False))
         if inside:
             befores[trace.summary.start] = inside[-1]
@@ -189,20 +178,6 @@ class KnownRow:
         return KnownRow(self.all_places, list(self.ids))
 
 
-class _Settled(NamedTuple):
-    """The beginning of a response whose cut into steps no further text can change.
-
-    Attributes:
-        start: Where it ends: the first character of a line at which a step of the thinking begins; 0 if it is empty.
-        until: Length of the text from which that is certain; a text cut back below it must be read from the start.
-        opening: End of the opening marker.
-    """
-
-    start: int = 0
-    until: int = 0
-    opening: int = 0
-
-
 class _Response:
     """The response of one row; positions count from its first token, characters from its first.
 
@@ -213,120 +188,71 @@ class _Response:
 
     def __init__(self, how: LiveSteps, decode: MarkerDecoder, prompt: str):
         self.how = how
-        self.prompt = prompt
         self.written = GrowingText(how.tokenizer, decode)
         self.place = Place(0, -1, None)
-        self._style: Style | None = None
-        self._settled = _Settled()
+        family = prompt_family(prompt, how.style, (how.config or SegmentConfig()).pair())
+        self._reader = Reader(how.style, how.config, family=family)
 
     def copy(self) -> _Response:
         """Return an independent response with the same tokens."""
         other = copy.copy(self)
-        other.written = self.written.copy()
+        other.written, other._reader = self.written.copy(), self._reader.copy()
         return other
 
     def truncate(self, n_tokens: int, place: Place) -> None:
         """Drop all but the first tokens, the last of which had this place."""
-        was_reread = self.written.truncate(n_tokens)
+        if self.written.truncate(n_tokens):
+            self._reader.restart()
+        else:
+            self._reader.truncate(self.written.n_whole)
         self.place = place
-        if was_reread or len(self.written.text) < self._settled.until:
-            self._settled = _Settled()
 
     def append(self, token_id: int) -> Place:
         """Add one token and return its place."""
-        before = self.written.append(token_id)
-        if before is None:  # any of the text may have changed
-            self._settled = _Settled()
-            self.place = self._look()
-        elif self._may_change(before):
-            self.place = self._look()
-        else:
-            # the cut of the text is as it was: the token continues the step of the one before it
-            self.place = self.place._replace(previous=None)
+        if self.written.append(token_id) is None:  # any of the text may have changed
+            self._reader.restart()
+        self.place = self._look()
         return self.place
 
-    def _may_change(self, before: int) -> bool:
-        """Return whether the latest token can begin a step, complete a marker, or make its line announce an answer.
-
-        Its characters are those from `before` on. A cheap test that may say yes too often, but never no wrongly: most
-        tokens are the middle of a sentence, and cutting the text at each of them would take quadratic time.
-        """
-        old, added = self.written.text[:before], self.written.text[before:]
-        words = old.rstrip()
-        # a first token, the end of a marker, or a sentence that ends inside the token
-        if not words or ">" in added or any(mark in added.rstrip()[:-1] for mark in "\n.?!"):
-            return True
-        # the white space between the last word and this token's first letter is what may be a boundary
-        lead = added[: len(added) - len(added.lstrip())]
-        gap = old[len(words) :] + (lead if len(lead) < len(added) else "")
-        if words.endswith(">") or "\n" in gap or (gap and words[-1:] in (".", "?", "!")):
-            return True
-        # in the plain style a line may turn into the answer line after it began, as `answer` completes `ans`
-        line = old.rfind("\n") + 1
-        return len(self.written.text) - line < _ANNOUNCEMENT and (
-            announces_answer(old[line:]) != announces_answer(self.written.text[line:])
-        )
-
     def _look(self) -> Place:
-        """Return the latest token's place, by cutting the part of the text that is not settled."""
-        style = (
-            detect_style(self.prompt, self.written.text) if self.how.style == "auto" else check_style(self.how.style)
-        )
-        if style != self._style:
-            self._style, self._settled = style, _Settled()
-        start = self._settled.start
-        text = self.written.text[start:]
-        # the settled part lies inside the thinking, so what follows it counts as opened
-        opened = start > 0 or is_opened_by(self.prompt, style)
-        borders = find_borders(text, style, opened=opened, complete=False)
-        opening = self._settled.opening if start else borders.begin
-        question_end = bisect_left(self.written.anchors, opening)
-        first = bisect_left(self.written.anchors, start + borders.border)  # the summary's first token
-        has_summary = borders.border < len(text) and first < len(self.written.ids)
+        """Return the latest token's place."""
+        text, anchors = self.written.text, self.written.anchors
+        # a character that is not complete yet will be replaced by another one
+        self._reader.feed(text, self.written.n_whole)
+        look = self._reader.look(text, complete=False)
+        begin, _, border = look.borders
+        question_end = bisect_left(anchors, begin)
+        first = bisect_left(anchors, border)  # the summary's first token
+        has_summary = border < len(text) and first < len(anchors)
         thinking_end = max(first, question_end) if has_summary else -1
-        if has_summary and first < len(self.written.ids) - 1:
+        if has_summary and first < len(anchors) - 1:
             return Place(question_end, thinking_end, None)  # steps inside the summary are not reported
-        cut = partial(segment, style=style, opened=opened, complete=False)
-        segments = cut(text, config=self.how.config)
-        previous = self._step_before(cut, text, segments)
-        if not has_summary:
-            self._settle(segments, opening)
-        return Place(question_end, thinking_end, previous)
+        pieces = self._reader.pieces(text, self.written.n_whole, look)
+        before = self._before_summary(pieces, look) if has_summary else self._before_step(pieces)
+        start = -1 if before is None else bisect_left(anchors, before)
+        latest = len(anchors) - 1
+        return Place(question_end, thinking_end, Span(start, latest) if 0 <= start < latest else None)
 
-    def _step_before(self, cut: Callable[..., Segments], text: str, segments: Segments) -> Span | None:
-        """Return the step before the latest token if a step can begin there; `text` is the part that is not settled."""
-        latest, settled = len(self.written.ids) - 1, self._settled.start
-        # without merging, every sentence or line is a beginning; the latest token must be the first of one
-        fine = cut(text, config=SegmentConfig(min_chars=0, merge_numbers=False))
-        anchor = self.written.anchors[latest] - settled
-        begin = max((step.start for step in fine.steps if step.start <= anchor), default=-1)
-        if begin < 0 or begin > segments.summary.start or bisect_left(self.written.anchors, settled + begin) != latest:
-            return None
-        # the sentence that begins here is still short and would be merged; cut as if it had reached its full length
-        config = self.how.config or SegmentConfig()
-        if begin < segments.summary.start:
-            segments = cut(text[:begin] + "x" * max(1, config.min_chars), config=config)
-        starts = [step.start for step in segments.steps if step.start < segments.thinking.end]
-        if begin < segments.thinking.end and begin not in starts:
-            return None
-        before = [start for start in starts if start < begin]
-        if not before:
-            return None
-        first = bisect_left(self.written.anchors, settled + before[-1])
-        return Span(first, latest) if first < latest else None
+    def _before_summary(self, pieces: Pieces, look: Look) -> int | None:
+        """Return the first character of the last step of the thinking that is the model's; None without any."""
+        steps = thinking_steps(self.written.text, pieces, look.borders.close, look.borders.border)
+        return self._models([step.start for step in steps[-_NEAR:]], pieces)
 
-    def _settle(self, segments: Segments, opening: int) -> None:
-        """Settle the text up to a step of the thinking that begins a line and is followed by others.
+    def _before_step(self, pieces: Pieces) -> int | None:
+        """Return the first character of the step before the one that begins at the latest token; None if none does."""
+        text, anchors, n_whole = self.written.text, self.written.anchors, self.written.n_whole
+        if len(text) > n_whole:
+            # a step may begin with the character that is not complete; it is taken back at once
+            pieces = pieces.tail(_NEAR)
+            pieces.feed(text, len(text))
+        piece = bisect_right(pieces.starts, anchors[-1]) - 1
+        if piece < 1 or bisect_left(anchors, pieces.starts[piece]) != len(anchors) - 1:
+            return None
+        if pieces.is_open(text, piece) or (pieces.is_harmony and is_tool(text, pieces.starts[piece])):
+            return None
+        return self._models(pieces.steps[max(0, piece - _NEAR) : piece], pieces)
 
-        Such a step is complete and long enough, so later text cannot change it, and nothing by which a border is
-        recognised extends over its beginning.
-        """
-        start = self._settled.start
-        starts = [start + step.start for step in segments.steps]
-        # the last two steps may still grow or merge; the first one may still take in a fragment
-        for begin in reversed(starts[1:-2]):
-            # a Harmony header may be in progress across lines
-            reaches_over = segments.style == "harmony" and "<|" in self.written.text[max(start, opening) : begin]
-            if self.written.text[begin - 1] == "\n" and self.written.text[begin] not in "< \t" and not reaches_over:
-                self._settled = _Settled(begin, starts[-1] + 1, opening)
-                return
+    def _models(self, starts: Sequence[int], pieces: Pieces) -> int | None:
+        """Return the last of some steps that no tool wrote."""
+        text = self.written.text
+        return next((s for s in reversed(starts) if not (pieces.is_harmony and is_tool(text, s))), None)

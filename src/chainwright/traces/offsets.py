@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from chainwright.traces.segments import MARKERS, Span
+from chainwright._markers import MARKERS, ThinkMarkers
+from chainwright.traces.segments import Span
 
 _WINDOW = 8  # ids of context that a new window begins with; a character takes at most four
 _MOST_PENDING = 16  # ids that may wait for a character to be completed; more than that are not valid UTF-8
@@ -57,7 +58,13 @@ class TokenOffsets(NamedTuple):
     offsets: list[Span]
 
 
-def token_offsets(tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_markers: bool = False) -> TokenOffsets:
+def token_offsets(
+    tokenizer: Tokenizer,
+    input_ids: Sequence[int],
+    *,
+    keep_markers: bool = False,
+    markers: ThinkMarkers | None = None,
+) -> TokenOffsets:
     """Return the decoded text of `input_ids` and the span of it that each token covers.
 
     Args:
@@ -65,16 +72,17 @@ def token_offsets(tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_marker
         input_ids: T token ids.
         keep_markers: Whether segment markers that are special tokens (Harmony's) stay in the text. Otherwise the text
             equals `tokenizer.decode(input_ids, skip_special_tokens=True)`.
+        markers: A pair that counts as segment markers besides the known ones.
     """
     decode = _decoder(tokenizer)
-    markers = _hidden_markers(tokenizer, decode) if keep_markers else {}
+    hidden = _hidden_markers(tokenizer, decode, markers) if keep_markers else {}
     # special tokens other than markers; a special token that does decode to text counts as ordinary
-    silent = {i for i in set(input_ids) & set(tokenizer.all_special_ids) if i not in markers and not decode([i])}
+    silent = {i for i in set(input_ids) & set(tokenizer.all_special_ids) if i not in hidden and not decode([i])}
     text, offsets = "", []
-    for run in _runs(input_ids, markers):
-        if run[0] in markers:
+    for run in _runs(input_ids, hidden):
+        if run[0] in hidden:
             # `decode` would drop the marker, so its text is put in by hand
-            part, spans = markers[run[0]], [Span(0, len(markers[run[0]]))]
+            part, spans = hidden[run[0]], [Span(0, len(hidden[run[0]]))]
         else:
             part, spans = _offsets_of_run(decode, run, silent)
         offsets += [Span(len(text) + span.start, len(text) + span.end) for span in spans]
@@ -82,17 +90,18 @@ def token_offsets(tokenizer: Tokenizer, input_ids: Sequence[int], *, keep_marker
     return TokenOffsets(text, offsets)
 
 
-def decode_with_markers(tokenizer: Tokenizer, input_ids: Sequence[int]) -> str:
+def decode_with_markers(tokenizer: Tokenizer, input_ids: Sequence[int], markers: ThinkMarkers | None = None) -> str:
     """Return the text of `token_offsets(..., keep_markers=True)` without the offsets, which is faster."""
-    return MarkerDecoder(tokenizer)(input_ids)
+    return MarkerDecoder(tokenizer, markers)(input_ids)
 
 
 class MarkerDecoder:
     """Decodes like `decode_with_markers`, but looks up the tokenizer's markers only once."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, markers: ThinkMarkers | None = None):
+        self.markers = markers
         self._decode = _decoder(tokenizer)
-        self._markers = _hidden_markers(tokenizer, self._decode)
+        self._markers = _hidden_markers(tokenizer, self._decode, markers)
 
     def __call__(self, input_ids: Sequence[int]) -> str:
         """Return the text of some ids."""
@@ -107,10 +116,12 @@ def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _hidden_markers(tokenizer: Tokenizer, decode: Callable[[list[int]], str]) -> dict[int, str]:
+def _hidden_markers(
+    tokenizer: Tokenizer, decode: Callable[[list[int]], str], own: ThinkMarkers | None
+) -> dict[int, str]:
     """Return the markers, by id, that are special tokens of this tokenizer and so are missing from decoded text."""
     hidden = {}
-    for marker in MARKERS:
+    for marker in (*MARKERS, *((own.open, own.close) if own else ())):
         token_id = tokenizer.convert_tokens_to_ids(marker)
         # for an unknown token some tokenizers return the id of <unk>, hence the way back
         if isinstance(token_id, int) and tokenizer.convert_ids_to_tokens(token_id) == marker:

@@ -82,7 +82,9 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("first_error_position", pa.int32()),
     ("problem", pa.string()),
     ("info", pa.string()),
+    ("tool_steps", pa.list_(pa.int32())),
 ]
+_OPTIONAL = {"tool_steps"}  # columns that files from before it do not have
 SCHEMA = pa.schema(_COLUMNS, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
@@ -167,6 +169,7 @@ def _to_row(i: int, trace: Trace) -> dict[str, Any]:
         "input_ids": trace.input_ids.tolist(),
         "response_start": trace.response_start,
         "steps": [step._asdict() for step in trace.steps],
+        "tool_steps": list(trace.tool_steps),
         "slots": [asdict(slot) for slot in trace.slots],
         "first_error": error and asdict(error),
         "first_error_position": trace.first_error_position,
@@ -207,7 +210,10 @@ def _read_rows(path: Path, file: Any) -> list[dict[str, Any]]:
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         _check_schema(path, parquet.schema_arrow)
-        return list(parquet.read(columns=SCHEMA.names).cast(SCHEMA).to_pylist())
+        table = parquet.read(columns=[name for name in SCHEMA.names if name in parquet.schema_arrow.names])
+        for name in (name for name in SCHEMA.names if name not in table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+        return list(table.select(SCHEMA.names).cast(SCHEMA).to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadTrace(
             f"{path} is not a complete Parquet file of traces ({_first_line(error)}); "
@@ -233,7 +239,7 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
             f"{path} has schema version {text}, and this Chainwright reads up to version {SCHEMA_VERSION}; "
             "upgrade Chainwright to read it."
         )
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+    missing = [name for name in SCHEMA.names if name not in schema.names and name not in _OPTIONAL]
     if missing:
         raise BadTrace(f"{path} lacks the columns {', '.join(missing)}; write it again with write_traces.")
 
@@ -259,6 +265,7 @@ def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
             info=json.loads(row["info"]),
             response_start=row["response_start"],
             first_error_position=row["first_error_position"],
+            tool_steps=tuple(row["tool_steps"] or ()),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadTrace(f"Row {i} of {path} is not a valid trace: {_first_line(error)}.") from error

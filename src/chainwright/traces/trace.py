@@ -10,13 +10,15 @@ calls).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chainwright._errors import BadTrace
+from chainwright._errors import BadTrace, UnknownMarkers
+from chainwright._markers import Spoken, ThinkMarkers, as_markers, lookalikes, prompt_family, said_aloud
 from chainwright.tasks.base import UNPARSED
 from chainwright.traces._align import Alignment, deviation, place_segments
 from chainwright.traces._checks import (
@@ -25,6 +27,7 @@ from chainwright.traces._checks import (
     check_positions,
     check_segments,
     check_steps,
+    check_tool_steps,
     checked_info,
     checked_span,
 )
@@ -32,11 +35,9 @@ from chainwright.traces.offsets import Tokenizer, TokenOffsets, decode_with_mark
 from chainwright.traces.segments import (
     ONE_LINE_ONE_STEP,
     SegmentConfig,
-    Segments,
     Span,
     check_style,
     detect_style,
-    is_opened_by,
     segment,
 )
 
@@ -96,6 +97,8 @@ class Trace:
         response_start: First token of the response; the question may reach past it by an opening marker.
         first_error_position: First token in which the wrong slot differs from the right one; None without an
             error, and when the response ends before that token.
+        tool_steps: Indices of the steps that a tool wrote (Harmony's tool messages). They are there because the steps
+            tile the trace; `is_models_step` tells them apart.
 
     Raises:
         BadTrace: The ids are not whole numbers in one row, or a rule above does not hold.
@@ -117,6 +120,7 @@ class Trace:
     info: Mapping[str, InfoValue] = field(default_factory=dict, kw_only=True)
     response_start: int = field(default=-1, kw_only=True)
     first_error_position: int | None = field(default=None, kw_only=True)
+    tool_steps: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         """Bring every field to its type and check the spans against each other."""
@@ -126,6 +130,7 @@ class Trace:
             set_field(self, name, checked_span(name, getattr(self, name)))
         set_field(self, "steps", [checked_span(f"step {i}", step) for i, step in enumerate(self.steps)])
         set_field(self, "slots", tuple(self.slots))
+        set_field(self, "tool_steps", tuple(self.tool_steps))
         set_field(self, "style", check_style(self.style))
         set_field(self, "info", checked_info(self.info))
         if self.response_start == -1:
@@ -133,6 +138,7 @@ class Trace:
         check_segments(self)
         check_steps(self)
         check_positions(self)
+        check_tool_steps(self)
 
     @classmethod
     def from_text(
@@ -146,6 +152,7 @@ class Trace:
         is_correct: bool | None = None,
         info: Mapping[str, InfoValue] | None = None,
         segment_config: SegmentConfig | None = None,
+        markers: ThinkMarkers | tuple[str, str] | None = None,
     ) -> Trace:
         """Return the trace of a question and a response given as text.
 
@@ -160,14 +167,19 @@ class Trace:
             info: Where the trace comes from.
             segment_config: How thinking is cut into steps; the default is one line, one step for a problem
                 with short lines, and sentences of at least 15 characters otherwise.
+            markers: The pair around the thinking, such as `("<plan>", "</plan>")`; the default is that of
+                `segment_config`, or else all known pairs.
+
+        Warns:
+            UnknownMarkers: The style is "auto", no known marker is there, and a tag that looks like one is.
 
         Raises:
-            BadInput: The style is unknown.
+            BadInput: The style is unknown, or the markers are no pair.
             BadTrace: The question has no tokens.
         """
+        build = _Build(tokenizer, style, problem, segment_config, markers)
         prompt_ids = _ids_with_front_tokens(tokenizer, question)
-        response_ids, offsets = _encode_response(tokenizer, response)
-        build = _Build(tokenizer, style, problem, segment_config)
+        response_ids, offsets = _encode_response(tokenizer, response, build.pair)
         other = {"info": info or {}, "is_correct": is_correct}
         return build.trace(prompt_ids, response_ids, question, offsets, other)
 
@@ -183,6 +195,7 @@ class Trace:
         stopped: bool = True,
         info: Mapping[str, InfoValue] | None = None,
         segment_config: SegmentConfig | None = None,
+        markers: ThinkMarkers | tuple[str, str] | None = None,
     ) -> Trace:
         """Return the trace of ids that a model read and wrote.
 
@@ -196,17 +209,21 @@ class Trace:
             stopped: Whether the response came to its end by itself.
             info: Where the trace comes from.
             segment_config: As in `from_text`.
+            markers: As in `from_text`.
+
+        Warns:
+            UnknownMarkers: As in `from_text`.
 
         Raises:
-            BadInput: The style is unknown.
+            BadInput: The style is unknown, or the markers are no pair.
             BadTrace: `n_question` is not in 1..T, or the ids are not whole numbers in one row.
         """
         ids = as_ids(input_ids).tolist()
         if not 1 <= n_question <= len(ids):
             raise BadTrace(f"n_question is {n_question}, but a question takes 1 to all {len(ids)} of the input_ids.")
-        question = decode_with_markers(tokenizer, ids[:n_question])
-        offsets = token_offsets(tokenizer, ids[n_question:], keep_markers=True)
-        build = _Build(tokenizer, style, problem, segment_config)
+        build = _Build(tokenizer, style, problem, segment_config, markers)
+        question = decode_with_markers(tokenizer, ids[:n_question], build.pair)
+        offsets = token_offsets(tokenizer, ids[n_question:], keep_markers=True, markers=build.pair)
         other = {"info": info or {}, "stopped": stopped}
         return build.trace(ids[:n_question], ids[n_question:], question, offsets, other)
 
@@ -232,6 +249,11 @@ class Trace:
         if self.first_error is not None:
             return False
         return True if len(self.slots) == len(self.problem.slots) else None
+
+    @property
+    def is_models_step(self) -> tuple[bool, ...]:
+        """Whether the model wrote each step: it did not write the question, nor a tool's message."""
+        return tuple(i > 0 and i not in self.tool_steps for i in range(len(self.steps)))
 
     @property
     def is_unlocated(self) -> bool:
@@ -261,6 +283,14 @@ class _Build:
     style: str
     problem: Problem | None
     segment_config: SegmentConfig | None
+    markers: ThinkMarkers | tuple[str, str] | None
+
+    @property
+    def pair(self) -> ThinkMarkers | None:
+        """Return the one pair of markers that is looked for, None for all known ones."""
+        if self.markers is not None:
+            return as_markers(self.markers)
+        return None if self.segment_config is None else self.segment_config.pair()
 
     def trace(
         self,
@@ -275,20 +305,25 @@ class _Build:
         What the problem reads goes before the fields in `other`.
         """
         text = offsets.text
-        style = detect_style(question, text) if self.style == "auto" else check_style(self.style)
-        opened = is_opened_by(question, style)
-        segments = segment(text, style, opened=opened, config=self._config(style))
+        marks = SegmentConfig(markers=self.pair)
+        style = detect_style(question, text, marks) if self.style == "auto" else check_style(self.style)
+        if style == "plain" and self.style == "auto":
+            _warn_of_lookalikes(text)
+        config = replace(self._config(style), markers=self.pair)
+        family = prompt_family(question, style, self.pair)
+        segments = segment(text, style, opened=family or False, config=config)
         alignment = Alignment.of(offsets)
-        placed = place_segments(alignment, segments, len(prompt_ids), opened=opened)
+        placed = place_segments(alignment, segments, len(prompt_ids), opened=family is not None)
         return Trace(
             torch.tensor([*prompt_ids, *response_ids], dtype=torch.long),
-            *placed,
+            *placed[:4],
+            tool_steps=placed.tools,
             problem=self.problem,
             response=text,
             prompt=question,
             style=style,
             response_start=len(prompt_ids),
-            **(other | self._reading(alignment, len(prompt_ids), segments, is_cut=other.get("stopped") is False)),
+            **(other | self._reading(alignment, len(prompt_ids), style, family, is_cut=other.get("stopped") is False)),
         )
 
     def _config(self, style: str) -> SegmentConfig:
@@ -299,7 +334,9 @@ class _Build:
             return ONE_LINE_ONE_STEP
         return SegmentConfig()
 
-    def _reading(self, alignment: Alignment, n_prompt: int, segments: Segments, *, is_cut: bool) -> dict[str, Any]:
+    def _reading(
+        self, alignment: Alignment, n_prompt: int, style: str, family: str | None, *, is_cut: bool
+    ) -> dict[str, Any]:
         """Return the fields that the problem fills in by reading the response.
 
         Thinking is neither read nor judged: what is said and taken back there is no error of the response. The plain
@@ -307,27 +344,39 @@ class _Build:
         """
         if self.problem is None:
             return {}
-        start = 0 if segments.style == "plain" else segments.summary.start
-        text = alignment.text[start:]
+        start, end = said_aloud(alignment.text, style, self.pair, family)
+        text = Spoken(alignment.text[start:end])
         is_correct = self.problem.check(text, is_cut=is_cut)
         error = self.problem.first_error(text)
-        if error is not None and error.error_type == UNPARSED and is_correct and segments.style != "plain":
+        if error is not None and error.error_type == UNPARSED and is_correct and style != "plain":
             error = None  # a summary need not repeat the chain that was thought
         if error is not None:
             error = replace(error, start=error.start + start, end=error.end + start)
         position = None if error is None else alignment.token_at(deviation(error))
         return {
-            "slots": _token_slots(self.problem, alignment, n_prompt, start),
+            "slots": _token_slots(self.problem, alignment, n_prompt, text, start),
             "is_correct": is_correct,
             "first_error": error,
             "first_error_position": None if position is None else n_prompt + position,
         }
 
 
-def _token_slots(problem: Problem, alignment: Alignment, n_prompt: int, start: int) -> tuple[TraceSlot, ...]:
-    """Return the slots that the problem reads from character `start` of the response, at their tokens of the trace."""
+def _warn_of_lookalikes(text: str) -> None:
+    """Warn of the first tag of a plain response that looks like a marker of thinking."""
+    tag = next(lookalikes(text), None)
+    if tag is not None:
+        warnings.warn(
+            f"{tag!r} looks like a marker of thinking, but is none that is known, so the whole response counts as the "
+            "answer; name the pair with markers=(open, close) (--think-markers OPEN CLOSE), or say style='plain'.",
+            UnknownMarkers,
+            stacklevel=4,
+        )
+
+
+def _token_slots(problem: Problem, alignment: Alignment, n_prompt: int, text: str, start: int) -> tuple[TraceSlot, ...]:
+    """Return the slots that the problem reads from the text at character `start` of the response, at their tokens."""
     slots = []
-    for read in problem.read(alignment.text[start:]):
+    for read in problem.read(text):
         gold = problem.slots[read.slot]
         span = alignment.token_span(start + read.start, start + read.end)
         slots.append(
@@ -360,14 +409,16 @@ def _ids_with_front_tokens(tokenizer: Tokenizer, question: str) -> list[int]:
     return plain if plain[: len(front)] == front else front + plain
 
 
-def _encode_response(tokenizer: Tokenizer, response: str) -> tuple[list[int], TokenOffsets]:
+def _encode_response(
+    tokenizer: Tokenizer, response: str, markers: ThinkMarkers | None
+) -> tuple[list[int], TokenOffsets]:
     """Return the ids of a response and the characters that each of them covers.
 
     The text is the response as given when the ids decode to it, or when the tokenizer knows which
     characters each id comes from (all fast ones do); otherwise it is what the ids decode to.
     """
     ids = list(tokenizer(response, add_special_tokens=False)["input_ids"])
-    offsets = token_offsets(tokenizer, ids, keep_markers=True)
+    offsets = token_offsets(tokenizer, ids, keep_markers=True, markers=markers)
     if offsets.text != response and getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
         offsets = TokenOffsets(response, [Span(*pair) for pair in encoded["offset_mapping"]])
