@@ -32,6 +32,7 @@ from chainwright.diagnose.flow._value_neurons import Lens, Rows, Values
 from chainwright.diagnose.heads.lens import in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import check_ids
+from chainwright.models.gradients import check_gradients
 from chainwright.models.load import provenance
 from chainwright.models.residual import NormMode
 from chainwright.models.seam import Handlers, attach
@@ -231,6 +232,7 @@ def logit_flow(
         weights), each step decomposes only the top cells, and spans are an addition.
     """
     parts = anatomy(model)
+    check_gradients(parts, "Logit flow")
     ids = _context(parts, input_ids)
     targets = _targets(parts, token_id, span)
     conflict = None if conflict_id is None else _targets(parts, conflict_id, None, "conflict_id")[0]

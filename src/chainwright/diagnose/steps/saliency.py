@@ -37,6 +37,7 @@ from chainwright.diagnose.steps.measures import (
     step_measures,
 )
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating, frozen
+from chainwright.models.gradients import check_gradients
 from chainwright.models.load import provenance
 from chainwright.models.padding import left_pad
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind
@@ -186,6 +187,7 @@ def step_saliency(
     if span is not None and target != "span":
         raise BadInput("A span was passed, but target 'sequence' takes every token; pass target='span' with it.")
     parts = anatomy(model)
+    check_gradients(parts, "Step saliency")
     many = isinstance(trace, list)
     jobs = [job_of(parts, as_trace(t), target, span) for t in (trace if isinstance(trace, list) else [trace])]
     run = _Run(parts, pairs, target, Workspace(block_bytes))

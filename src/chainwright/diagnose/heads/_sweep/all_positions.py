@@ -26,9 +26,11 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
     rounding_tolerance,
     total_variation,
 )
+from chainwright.diagnose.heads._sweep.options import ONE_BY_ONE
 from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.gradients import has_gradients
 from chainwright.models.residual import unembed
 from chainwright.models.seam import Handlers, attach, attached_handlers
 
@@ -115,10 +117,11 @@ def _check_replay(parts: Anatomy, plain: BaselinePass, n_rows: int, sharing: Sha
         hidden = _rerun(parts, plain.calls, _Variants(layer, every, "all", n_rows), sharing)
         off = total_variation(unembed(parts, parts.final_norm(hidden[:1])), plain.logits[:1])
         if not off <= rounding_tolerance(parts):  # written so that NaN fails too
+            advice = "use method='gradient'" if has_gradients(parts) else ONE_BY_ONE
             raise UnsupportedModel(
                 f"The layers of this {parts.model.config.model_type} model, called one by one, move {off:.3g} of the "
                 "probability that the whole model gives, so single knockouts cannot share what they have in common; "
-                "use method='gradient'."
+                f"{advice}."
             )
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from chainwright._config import Positions
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
+from chainwright.diagnose.heads._sweep.options import ONE_BY_ONE
 from chainwright.models.anatomy import Anatomy, frozen
+from chainwright.models.gradients import check_gradients
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
 
 
@@ -27,7 +29,12 @@ class Slopes(NamedTuple):
 
 
 def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> Slopes:
-    """Return the derivatives for all heads from one forward and one backward pass."""
+    """Return the derivatives for all heads from one forward and one backward pass.
+
+    Raises:
+        UnsupportedModel: No gradients flow through the model.
+    """
+    check_gradients(parts, "A sweep with method='gradient' or 'screened'", f"{ONE_BY_ONE}, or ")
     n_rows = len(contexts.input_ids)
     dtype = torch.promote_types(parts.model.dtype, torch.float32)
     gates: dict[int, Tensor] = {

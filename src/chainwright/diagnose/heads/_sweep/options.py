@@ -9,6 +9,7 @@ from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy
 
 Method = Literal["exact", "gradient", "screened"]
+ONE_BY_ONE = "silence the heads one by one inside edit(model, KnockOut({(layer, head)}))"
 
 
 def check_options(method: str, positions: str, share: float, max_bytes: int | None) -> None:
