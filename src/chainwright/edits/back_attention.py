@@ -198,6 +198,13 @@ class _TwoPasses:
             raise BadInput(
                 f"Back attention needs an attention mask of shape [N, T] to know the padding; got {list(mask.shape)}."
             )
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name, getattr(getattr(module, "config", None), name, False)):
+                raise BadInput(
+                    f"Back attention runs some layers twice, and {name} would record both runs, so that layers would "
+                    "stand at wrong indices; use capture(model, input_ids, attention=True, residual=True) inside the "
+                    "block."
+                )
         self.mask, self.calls = mask, []
 
     def closed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

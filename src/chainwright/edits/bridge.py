@@ -209,6 +209,8 @@ def _bridge(queries: _Queries, touched: Touched, counter: Tensor, call: Attentio
         weights, is_needed = _floored(queries, slice(0, 1), weights, now.offset(call.layer))
         _count(touched, counter, is_needed, slice(0, 1))
     z = weighted_values(call, weights)
+    if call.weights is not None:
+        call.weights.append(weights.to(z.dtype))
     return z
 
 
@@ -225,9 +227,18 @@ def _in_stretches(queries: _Queries, touched: Touched, counter: Tensor, call: At
         part = _at_queries(call, here)
         changed, is_needed = _floored(queries, here, attn_pattern(part), offset)
         _count(touched, counter, is_needed, here)
+        if call.weights:
+            call.weights.append(_replaced(call.weights[-1], here, changed, is_needed))
         out = z.clone() if out is z else out
         out[:, here] = torch.where(is_needed.transpose(1, 2)[..., None], weighted_values(part, changed), z[:, here])
     return out
+
+
+def _replaced(weights: Tensor, here: slice, changed: Tensor, is_needed: Tensor) -> Tensor:
+    """Return attention weights `[N, H, Tq, Tk]` with those of some queries changed where a head needed it."""
+    weights = weights.clone()
+    weights[:, :, here] = torch.where(is_needed[..., None], changed.to(weights.dtype), weights[:, :, here])
+    return weights
 
 
 def _count(touched: Touched, counter: Tensor, is_needed: Tensor, here: slice) -> None:

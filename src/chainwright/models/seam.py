@@ -53,6 +53,9 @@ class AttentionCall:
         mask: None (causal from the upper left, or nothing hidden when Tq = 1), bool `[N, 1, Tq, Tk]` (True = visible),
             or float of that shape to add to the scores.
         options: The other keywords of the call (scaling, dropout, sliding_window, softcap, s_aux ...).
+        weights: The attention weights `[N, H, Tq, Tk]` that z was computed with, last in the list. An eager delegate
+            puts them there, and so must a handler that computes z from weights of its own: they are what a user of
+            `output_attentions` is given. None where the model does not give its weights (sdpa).
     """
 
     module: nn.Module
@@ -62,6 +65,7 @@ class AttentionCall:
     v: Tensor
     mask: Tensor | None
     options: dict[str, Any]
+    weights: list[Tensor] | None = None
 
 
 Attend = Callable[[AttentionCall], Tensor]
@@ -135,7 +139,10 @@ def _modelling_attribute(module: nn.Module, name: str) -> Any:
 
 
 def _delegate(function: Delegate, call: AttentionCall) -> Tensor:
-    return function(call.module, call.q, call.k, call.v, call.mask, **call.options)[0]
+    z, weights = function(call.module, call.q, call.k, call.v, call.mask, **call.options)
+    if call.weights is not None and weights is not None:
+        call.weights.append(weights)
+    return z
 
 
 def _seam_attention(
@@ -149,7 +156,8 @@ def _seam_attention(
 ) -> tuple[Tensor, Tensor | None]:
     handlers: Handlers | None = options.pop(STATE_KEY, None)
     # a layer that is called outside the decoder's forward (a replay of one block) has no handlers in its keywords
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    # and the attention of an image encoder may not be counted as a layer
+    layer: int = getattr(module, "layer_idx", -1)
     chain = () if handlers is None else handlers.by_layer.get(layer, ())
     function = None if handlers is None else handlers.delegates.get(type(module))
     function = function or _delegate_function(kind, module)
@@ -161,7 +169,10 @@ def _seam_attention(
     if torch.compiler.is_compiling() and handlers is not None and handlers.reads_state:
         # the compiler would start again at each token (see _call_before_uncompiled)
         attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
-    return attend(AttentionCall(module, layer, query, key, value, attention_mask, options)), None
+    # Transformers skips a layer without weights when it collects them, which would shift those of all later layers
+    weights: list[Tensor] | None = [] if kind == "eager" else None
+    z = attend(AttentionCall(module, layer, query, key, value, attention_mask, options, weights))
+    return z, weights[-1] if weights else None
 
 
 def _wrapped(handler: Handler, attend: Attend, call: AttentionCall) -> Tensor:
