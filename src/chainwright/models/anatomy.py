@@ -340,7 +340,13 @@ def _changes(s: ModuleCall) -> bool:
 
 
 def _check_positionwise(post: ModuleCall) -> None:
-    alone = post.module(post.given.flatten(0, -2)[:, None])
+    try:
+        alone = post.module(post.given.flatten(0, -2)[:, None])
+    except TypeError as error:
+        raise UnsupportedModel(
+            f"{type(post.module).__name__}, which comes after the attention, needs more than the attention's output, "
+            "so what one head writes cannot be computed."
+        ) from error
     if not close(post.returned.flatten(0, -2), alone[:, 0]):
         raise UnsupportedModel(
             f"{type(post.module).__name__} mixes positions after the attention, so what one head writes at a position "
