@@ -17,6 +17,7 @@ This is the tracking half. It is here, below repairs, because edits need it too;
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,10 @@ _EMBEDDINGS = "This edit reads the tokens, but the model is being run on embeddi
 _UNSEEN = (
     "The cache holds {} tokens that this edit has not seen; attach it before the prompt is read, and start with an "
     "empty cache."
+)
+_CONTINUED = (
+    "The cache holds tokens that were read as a response, but generate would take them for the question; fill the "
+    "cache in one pass, or start generate with an empty one."
 )
 _RIGHT_PADDED = "Rows must be padded on the left: in some row a token stands before a masked position."
 
@@ -139,6 +144,7 @@ class Run:
         end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
         readings: The segments and steps that open edits follow.
         on_top: What repairs count with; see `repair/run.py`.
+        n_generations: How many calls of the model's `generate` have begun.
         n_prefilled: How many of each row's prompt tokens, the last ones, are the beginning of its response; empty
             where the whole prompt is the question.
     """
@@ -154,6 +160,8 @@ class Run:
         self.readings: list[Reading] = []
         self.on_top: Any = None
         self.n_prefilled: list[int] = []
+        self.n_generations = 0
+        self._generation = 0  # the one that the latest pass belongs to
         self.n_users = 0
         self.closing = ExitStack()
         self._aside: list[int] | None = None
@@ -167,6 +175,22 @@ class Run:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise BadInput("A model cannot be copied or pickled while it is being edited or read; do it outside the block.")
+
+    def watch_generate(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `generate` so that the run knows where it begins; one inside another (drafting) is part of it."""
+        depth = 0
+
+        @functools.wraps(own)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            self.n_generations += depth == 0
+            depth += 1
+            try:
+                return own(*args, **kwargs)
+            finally:
+                depth -= 1
+
+        return generate
 
     def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note how many logits the causal language model is asked for: it tells prompts and candidates apart."""
@@ -216,6 +240,11 @@ class Run:
 
     def _follow(self, ids: Tensor, mask: Any, now: Pass) -> None:
         n_rows, new = len(ids), ids.tolist()
+        # generate continues a cache that was filled by hand: what is left of its prompt may be a single token
+        is_continued = now.n_past > 0 and self.n_generations > self._generation
+        self._generation = self.n_generations
+        if is_continued and any(reading.has_response for reading in self.readings):
+            raise BadInput(_CONTINUED)
         if now.n_past > 0:
             shown = _shown(mask, n_rows, now.n_new, now.n_past)
             if len(self.rows) != n_rows or now.n_past > self.n_slots:
@@ -233,7 +262,7 @@ class Run:
             now.first = [0] * n_rows if shown is None else [int(n) for n in (~shown).sum(1)]
             self._begin_or_continue(new, now)
         self.n_passes += 1
-        self._extend(new, now)
+        self._extend(new, now, is_continued=is_continued)
 
     def _begin_or_continue(self, new: list[list[int]], now: Pass) -> None:
         """Begin a run, unless each row is one of this run's with one more token: then it is decoded without a cache."""
@@ -257,11 +286,11 @@ class Run:
         for reading in self.readings:
             reading.take(order)
 
-    def _extend(self, new: list[list[int]], now: Pass) -> None:
+    def _extend(self, new: list[list[int]], now: Pass, *, is_continued: bool = False) -> None:
         is_first = self.n_slots == 0
         n_confirmed_new = now.n_confirmed - (now.n_past or self.n_slots)
-        self.is_decoding = self.is_decoding or (not is_first and n_confirmed_new == 1)
-        now.is_prompt = not is_first and not self.is_decoding and self._n_kept is not None
+        self.is_decoding = self.is_decoding or (not is_first and n_confirmed_new == 1 and not is_continued)
+        now.is_prompt = not is_first and not self.is_decoding and (self._n_kept is not None or is_continued)
         self.n_reopened = 0
         ends, pads = self._ends()
         for row, first, ids in zip(self.rows, now.first, new, strict=True):
@@ -374,6 +403,12 @@ class Reading:
         self.on_take: list[Callable[[Sequence[int]], None]] = []
         self.seconds = 0.0
 
+    @property
+    def has_response(self) -> bool:
+        """Return whether tokens beyond the first prompt were read, in rows whose prompt is their question."""
+        live = [row for row in self.rows if isinstance(row, LiveRow)] if self.n_question is None else []
+        return any(row.n_question is not None and len(row.ids) > row.n_question for row in live)
+
     def begin(self, n_rows: int) -> None:
         """Begin a run of so many rows."""
         for notify in self.on_begin:
@@ -469,6 +504,9 @@ def _opened(parts: Anatomy) -> Run:
     run.closing.enter_context(attach(parts.model, Handlers({}, (run.before,))))
     opened = parts.model.register_forward_pre_hook(run.opened, with_kwargs=True, prepend=True)
     closed = parts.model.register_forward_hook(run.closed, always_call=True)
+    if "generate" not in vars(parts.model):
+        vars(parts.model)["generate"] = run.watch_generate(parts.model.generate)
+        run.closing.callback(vars(parts.model).pop, "generate", None)
     run.closing.callback(opened.remove)
     run.closing.callback(closed.remove)
     return run
