@@ -84,6 +84,6 @@ def test_all_types_are_tried_by_default() -> None:
 
 
 def test_the_counts_and_the_markdown_hold_what_came_of_each() -> None:
-    outcomes = [Outcome("a", "works"), Outcome("b", "refused", "x|y"), Outcome("c", "works")]
+    outcomes = [Outcome("a", "works"), Outcome("b", "refused", "x|y (tried: a, b); use c."), Outcome("c", "works")]
     assert counts(outcomes) == "3 model types: 2 works, 1 refused."
     assert as_markdown(outcomes).splitlines()[2:] == ["| a | works |  |", r"| b | refused | x\|y |", "| c | works |  |"]

@@ -305,6 +305,7 @@ def counts(outcomes: Collection[Outcome]) -> str:
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return the outcomes as a Markdown table."""
-    rows = (f"| {o.type} | {o.verdict} | {o.reason.replace('|', chr(92) + '|')} |" for o in outcomes)
+    """Return the outcomes as a Markdown table, whose reasons end before what was tried and what to do instead."""
+    short = (o._replace(reason=o.reason.split("; ")[0].split(" (tried:")[0]) for o in outcomes)
+    rows = (f"| {o.type} | {o.verdict} | {o.reason.replace('|', chr(92) + '|')} |" for o in short)
     return "\n".join(["| type | verdict | reason |", "|---|---|---|", *rows])
