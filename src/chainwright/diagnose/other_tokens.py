@@ -20,6 +20,7 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import final_states
 from chainwright.models.load import provenance
 from chainwright.models.residual import unembed
+from chainwright.scoring import check_fits
 from chainwright.traces import Trace
 
 _LOGITS_AT_ONCE = 2**26
@@ -121,10 +122,13 @@ def alternatives(
 
     Raises:
         BadInput: No traces, or `n_top` is below 1.
+        BadTrace: A trace has tokens that the model does not have, or more than it has positions for.
     """
     if not traces or n_top < 1:
         raise BadInput(f"alternatives needs a trace and n_top of at least 1; got {len(traces)} traces, n_top {n_top}.")
     parts = anatomy(model)
+    for trace in traces:
+        check_fits(parts, trace)
     with evaluating(parts.model), torch.no_grad():
         places = [_places(parts, tokenizer, trace, min(n_top, parts.d_vocab), least_entropy) for trace in traces]
     top_ids, expected = torch.cat([p.top_ids for p in places]), torch.cat([p.expected_ids for p in places])

@@ -27,7 +27,7 @@ from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
 from chainwright.diagnose.heads._sweep.run import KnockoutResults, knock_out_each
 from chainwright.diagnose.heads.knockout import baseline_probs
-from chainwright.diagnose.heads.lens import answer_writing_scores
+from chainwright.diagnose.heads.lens import answer_writing_scores, in_vocabulary
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import check_ids
@@ -264,6 +264,8 @@ def head_roles(
     settings = config or RolesConfig()
     _check_sets(correct, erroneous)
     parts = anatomy(model)
+    for contexts in (correct, erroneous):
+        in_vocabulary(parts, "input_ids of contexts", contexts.input_ids)
     with evaluating(parts.model):
         return _roles(parts, correct, erroneous, settings)
 
