@@ -246,6 +246,9 @@ def test_a_value_that_the_token_limit_may_have_cut_is_no_answer():
             assert problem.check(f"{text}.", is_cut=True) and problem.check(f"{text}\n", is_cut=True)
         assert problem.check(f"Answer: {value}. It foll", is_cut=True)
     assert not number.check("Answer: 71.2", is_cut=True) and not number.check("Answer: 71,00", is_cut=True)
+    short, natural = (tasks.sample("moas", 2, 1, rendering=r)[0] for r in ("short", "natural"))
+    assert short.check(f"answer {short.answer}", is_cut=True)
+    assert not natural.check(f"Answer: {natural.answer}", is_cut=True)
     coin = Problem("mine", 1, "", "", "heads", ())  # nothing longer begins with it
     assert coin.check("Answer: heads", is_cut=True)
     alone = Problem("two-hop", 2, "dopa mother boss", "tula", "tula", ())

@@ -123,9 +123,11 @@ class Problem:
         Args:
             response_text: The response.
             is_cut: Whether the token limit ended it. A number or word that its end touches may lack its rest, and is
-                then no answer.
+                then no answer; in the short rendering of a task it lacks none.
         """
         is_first = self.is_answer_only and self.rendering == "short"
+        # the models that read a task's short text write whole words as tokens
+        is_cut = is_cut and not (self.lines and self.rendering == "short")
         got = final_answer(response_text, self.answer, may_guess=not self.lines, is_first=is_first, is_cut=is_cut)
         return got is not None and means_the_same(got, self.answer)
 
