@@ -160,6 +160,16 @@ def test_broken_jsonl_lines_are_named_and_skipped_only_when_asked(tmp_path: Path
     assert "Right: 0 of the 2 traces that are judged" in printed
 
 
+def test_markers_of_thinking_are_an_option(tmp_path: Path) -> None:
+    path = tmp_path / "made.jsonl"
+    record = {"question": "parity start heads ?\n", "response": "<plan>start heads</plan>end heads", "correct": True}
+    path.write_text(json.dumps(record) + "\n")
+    code, printed = call("evaluate", "--traces", path, "--think-markers", "<plan>", "</plan>")
+    assert code == 0 and "Read 1 trace" in printed
+    code, printed = call("evaluate", "--traces", path, "--think-markers", "<plan>", "<plan>")
+    assert code == 2 and "must differ" in printed
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     code, printed = call("diagnose", "-t", "clf", "--hops", 3, "-n", 1, "-o", tmp_path, "--overwrite", "-q")

@@ -219,3 +219,16 @@ def test_any_bytes_are_either_traces_or_bad_lines(tmp_path_factory, lines):
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     n_lines = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
     assert len(traces) + len(bad_lines) == n_lines
+
+
+def test_reasoning_goes_between_the_markers_of_the_prompt_or_the_users(tmp_path):
+    tokenizer = trace_tokenizers.byte_level()
+    path = tmp_path / "made.jsonl"
+    record = {"prompt": "ann", "completion": "tails", "reasoning": "heads"}
+    path.write_text("\n".join(json.dumps(record | {"prompt": p}) for p in ("ann", "ann[THINK]", "ann<think>\nOh")))
+    own, opened, usual = read_jsonl(path, tokenizer).traces
+    assert own.response == "<think>\nheads\n</think>\n\ntails"
+    assert opened.response == "heads\n[/THINK]\n\ntails" and usual.response == "heads\n</think>\n\ntails"
+    assert all(trace.style == "think" and trace.summary.start < len(trace) for trace in (own, opened, usual))
+    (mine, *_) = read_jsonl(path, tokenizer, markers=("<plan>", "</plan>")).traces
+    assert mine.response == "<plan>\nheads\n</plan>\n\ntails" and mine.style == "think"

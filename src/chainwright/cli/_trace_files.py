@@ -113,19 +113,25 @@ def tokenizer_of(ways: Ways, model: str | None, *, trust_remote_code: bool = Fal
     return tokenizer
 
 
-def read_file(path: Path, tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool) -> JsonlTraces:
+def read_file(
+    path: Path, tokenizer: PreTrainedTokenizerBase, *, skip_bad: bool, markers: tuple[str, str] | None = None
+) -> JsonlTraces:
     """Return the traces of a Parquet or JSONL file, with the lines that were skipped.
 
+    `markers` are those around the thinking of a JSONL file; in a Parquet file it has been found already.
+
     Raises:
-        BadInput: No such file, or a file of neither kind.
+        BadInput: No such file, a file of neither kind, markers that are no pair, or markers for a Parquet file.
         BadTrace: Broken lines without `skip_bad`, or a damaged file.
     """
     if not path.is_file():
         raise BadInput(f"There is no file {path}; give traces as .parquet or .jsonl.")
     if path.suffix == ".parquet":
+        if markers is not None:
+            raise BadInput(f"--think-markers are for JSONL; {path} is a .parquet file, whose traces are cut already.")
         return JsonlTraces(read_traces(path), [])
     if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return read_jsonl(path, tokenizer, skip_bad=skip_bad)
+        return read_jsonl(path, tokenizer, skip_bad=skip_bad, markers=markers)
     raise BadInput(f"{path} is neither .parquet nor .jsonl; those are the kinds of trace file that can be read.")
 
 

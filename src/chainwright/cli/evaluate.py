@@ -43,6 +43,10 @@ def evaluate(
         typer.Option("--traces", help="Evaluate these traces instead: Parquet, or JSONL with question and response."),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip broken lines of a JSONL file.")] = False,
+    think_markers: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--think-markers", metavar="OPEN CLOSE", help="What is around the thinking in a JSONL file."),
+    ] = None,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
@@ -66,7 +70,7 @@ def evaluate(
         judged = decode(source, asked, decoding, repair, out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)
-        judged = _read(read_file(traces, source.tokenizer(), skip_bad=skip_bad))
+        judged = _read(read_file(traces, source.tokenizer(), skip_bad=skip_bad, markers=think_markers))
     if are_judged(judged):
         print_accuracy(accuracy.evaluate(judged))
         say(first_errors(judged).summary())

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainwright._errors import BadInput, BadTrace, UnreadFields
+from chainwright._markers import PAIRS, ThinkMarkers, as_markers, prompt_family
 from chainwright.traces._messages import NESTED_KEYS, flattened
 from chainwright.traces.offsets import Tokenizer
-from chainwright.traces.segments import check_style, is_opened_by
+from chainwright.traces.segments import SegmentConfig, check_style, detect_style, is_opened_by
 from chainwright.traces.trace import Trace
 
 _N_NAMED = 10  # bad lines that an error message names
@@ -33,10 +34,7 @@ _JUDGEMENT_KEYS = ("is_correct", "correct")
 _INFO_KEYS = ("id", "answer")
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
 _READ = {*_QUESTION_KEYS, *_RESPONSE_KEYS, *_REASONING_KEYS, *_JUDGEMENT_KEYS, *_INFO_KEYS, *NESTED_KEYS}
-_MARKERS = {
-    "think": ("<think>\n", "\n</think>\n\n"),
-    "harmony": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
-}
+_HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
 
 
 class BadLine(NamedTuple):
@@ -58,7 +56,14 @@ class JsonlTraces(NamedTuple):
     bad_lines: list[BadLine]
 
 
-def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", skip_bad: bool = False) -> JsonlTraces:
+def read_jsonl(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    style: str = "auto",
+    skip_bad: bool = False,
+    markers: ThinkMarkers | tuple[str, str] | None = None,
+) -> JsonlTraces:
     """Return the traces that a JSONL file holds as text, made into tokens by `tokenizer`.
 
     Args:
@@ -66,23 +71,27 @@ def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, style: str = "auto", s
         tokenizer: The tokenizer of the model that the traces will be shown to.
         style: "think", "harmony", "plain", or "auto" to go by the markers of each response.
         skip_bad: Whether to skip lines that cannot be read (they are listed in the result) instead of raising.
+        markers: The pair around the thinking, as in `Trace.from_text`; reasoning in a field of its own is put between
+            them.
 
     Warns:
         UnreadFields: Some lines have fields that are not read; once per file, with their names.
+        UnknownMarkers: A response has a tag that looks like a marker of thinking and is none that is known.
 
     Raises:
-        BadInput: The file cannot be opened, or the style is unknown.
+        BadInput: The file cannot be opened, the style is unknown, or the markers are no pair.
         BadTrace: Some line cannot be read and `skip_bad` is off; the message names the first of them.
     """
     if style != "auto":
         check_style(style)
+    pair = None if markers is None else as_markers(markers)
     traces: list[Trace] = []
     bad_lines: list[BadLine] = []
     unread: Counter[str] = Counter()
     for number, line in enumerate(_lines(Path(path)), start=1):
         try:
             record = _record(line)
-            traces.append(_trace(record, tokenizer, style, {"source": Path(path).name, "line": number}))
+            traces.append(_trace(record, tokenizer, style, pair, {"source": Path(path).name, "line": number}))
             unread.update(key for key in record if key not in _READ)
         except BadTrace as error:
             bad_lines.append(BadLine(number, str(error).removesuffix(".")))
@@ -113,7 +122,9 @@ def _warn_of_unread(path: Path, unread: Counter[str]) -> None:
         )
 
 
-def _trace(record: dict[str, Any], tokenizer: Tokenizer, style: str, info: dict[str, Any]) -> Trace:
+def _trace(
+    record: dict[str, Any], tokenizer: Tokenizer, style: str, markers: ThinkMarkers | None, info: dict[str, Any]
+) -> Trace:
     """Return the trace of one line, or raise `BadTrace` with what is wrong with it."""
     record, stopped = flattened(record, tokenizer, _REASONING_KEYS)
     question = _text(record, _QUESTION_KEYS)
@@ -127,11 +138,15 @@ def _trace(record: dict[str, Any], tokenizer: Tokenizer, style: str, info: dict[
                 raise BadTrace(f"{key!r} is neither text nor a number")
             info[key] = value
     if reasoning := _reasoning(record):
-        style = _style_of_reasoning(style, question, response)
-        opening, closing = _MARKERS[style]
+        style = _style_of_reasoning(style, question, response, markers)
         # a chat template may have opened the thinking at the end of the prompt
-        response = f"{'' if is_opened_by(question, check_style(style)) else opening}{reasoning}{closing}{response}"
-    trace = Trace.from_text(tokenizer, question, response, style=style, is_correct=_judgement(record), info=info)
+        family = prompt_family(question, style, markers)
+        opening, closing = _around(style, family, markers)
+        response = f"{'' if family else opening}{reasoning}{closing}{response}"
+    judgement = _judgement(record)
+    trace = Trace.from_text(
+        tokenizer, question, response, style=style, is_correct=judgement, info=info, markers=markers
+    )
     return trace if stopped else replace(trace, stopped=False)
 
 
@@ -144,11 +159,19 @@ def _reasoning(record: dict[str, Any]) -> str:
     return next(iter(texts), "")
 
 
-def _style_of_reasoning(style: str, question: str, response: str) -> str:
+def _around(style: str, family: str | None, markers: ThinkMarkers | None) -> tuple[str, str]:
+    """Return what goes around the reasoning of a line: the pair of the user, of the prompt, or the usual one."""
+    if style == "harmony":
+        return _HARMONY
+    pair = markers or next((pair for pair in PAIRS if pair.open == family), PAIRS[0])
+    return f"{pair.open}\n", f"\n{pair.close}\n\n"
+
+
+def _style_of_reasoning(style: str, question: str, response: str, markers: ThinkMarkers | None) -> str:
     """Return the style whose markers go around the reasoning of a line."""
     if style == "plain":
         raise BadTrace("there is reasoning, but the plain style has no thinking; use another style, such as 'auto'")
-    if "</think>" in response or "<|channel|>" in response:
+    if detect_style("", response, SegmentConfig(markers=markers)) != "plain":
         raise BadTrace("there is reasoning in a field of its own and thinking in the response; keep one of the two")
     if style == "auto":
         return "harmony" if is_opened_by(question, "harmony") else "think"

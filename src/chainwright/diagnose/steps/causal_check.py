@@ -174,7 +174,9 @@ def _draw(traces: Sequence[Trace], n_pairs: int, seed: int) -> list[tuple[int, i
     for i, trace in enumerate(traces):
         if trace.summary.start == trace.summary.end or len(trace.steps) < 2:
             raise BadInput(f"Trace {i} has no summary, or no step before it, so no effect can be measured; omit it.")
-        every += [(i, step, earlier) for step in range(1, len(trace.steps)) for earlier in range(step)]
+        # a tool wrote its message, so nothing that the model did there can be cut
+        models = [step for step, is_models in enumerate(trace.is_models_step) if is_models]
+        every += [(i, step, earlier) for step in models for earlier in range(step)]
     return sorted(Random(seed).sample(every, min(n_pairs, len(every))))
 
 
