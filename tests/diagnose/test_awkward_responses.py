@@ -16,7 +16,8 @@ ASKS, OPEN, CLOSE, LINE, ANSWER = [20, 21, 22, 23], 6, 5, 3, 4
 CASES = {
     "closed at once": ([*ASKS, OPEN], [CLOSE, 30, 31, 32], (6, 9)),
     "never closed": ([*ASKS, OPEN], [30, 31, LINE, 32, 33, 34], (11, 11)),
-    "markers inside": ([*ASKS, OPEN], [30, 31, OPEN, 32, CLOSE, 33, CLOSE, OPEN, 34], (10, 14)),
+    "markers inside": ([*ASKS, OPEN], [30, 31, OPEN, 32, CLOSE, 33, CLOSE, 34, 30], (12, 14)),
+    "opened again, never closed": ([*ASKS, OPEN], [30, 31, OPEN, 32, CLOSE, 33, CLOSE, OPEN, 34], (14, 14)),
     "opened by the response, never closed": (ASKS, [OPEN, 30, 31, LINE, 32], (9, 9)),
     "closed without being opened": (ASKS, [30, 31, CLOSE, 32, 33], (7, 9)),
     "nothing but an answer": (ASKS, [ANSWER, 8, 30], (4, 7)),
