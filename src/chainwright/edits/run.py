@@ -17,17 +17,19 @@ This is the tracking half. It is here, below repairs, because edits need it too;
 
 from __future__ import annotations
 
-import functools
 import inspect
+import sys
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy
@@ -45,6 +47,7 @@ _CONTINUED = (
     "The cache holds tokens that were read as a response, but generate would take them for the question; fill the "
     "cache in one pass, or start generate with an empty one."
 )
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _RIGHT_PADDED = "Rows must be padded on the left: in some row a token stands before a masked position."
 
 
@@ -144,7 +147,6 @@ class Run:
         end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
         readings: The segments and steps that open edits follow.
         on_top: What repairs count with; see `repair/run.py`.
-        n_generations: How many calls of the model's `generate` have begun.
         n_prefilled: How many of each row's prompt tokens, the last ones, are the beginning of its response; empty
             where the whole prompt is the question.
     """
@@ -160,8 +162,7 @@ class Run:
         self.readings: list[Reading] = []
         self.on_top: Any = None
         self.n_prefilled: list[int] = []
-        self.n_generations = 0
-        self._generation = 0  # the one that the latest pass belongs to
+        self._generation: Callable[[], Any] = _nothing  # the call of generate that the latest pass belongs to
         self.n_users = 0
         self.closing = ExitStack()
         self._aside: list[int] | None = None
@@ -175,22 +176,6 @@ class Run:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise BadInput("A model cannot be copied or pickled while it is being edited or read; do it outside the block.")
-
-    def watch_generate(self, own: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `generate` so that the run knows where it begins; one inside another (drafting) is part of it."""
-        depth = 0
-
-        @functools.wraps(own)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
-            self.n_generations += depth == 0
-            depth += 1
-            try:
-                return own(*args, **kwargs)
-            finally:
-                depth -= 1
-
-        return generate
 
     def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note how many logits the causal language model is asked for: it tells prompts and candidates apart."""
@@ -241,8 +226,9 @@ class Run:
     def _follow(self, ids: Tensor, mask: Any, now: Pass) -> None:
         n_rows, new = len(ids), ids.tolist()
         # generate continues a cache that was filled by hand: what is left of its prompt may be a single token
-        is_continued = now.n_past > 0 and self.n_generations > self._generation
-        self._generation = self.n_generations
+        generation = _generation()
+        is_continued = now.n_past > 0 and generation is not None and generation is not self._generation()
+        self._generation = _nothing if generation is None else weakref.ref(generation)
         if is_continued and any(reading.has_response for reading in self.readings):
             raise BadInput(_CONTINUED)
         if now.n_past > 0:
@@ -504,9 +490,6 @@ def _opened(parts: Anatomy) -> Run:
     run.closing.enter_context(attach(parts.model, Handlers({}, (run.before,))))
     opened = parts.model.register_forward_pre_hook(run.opened, with_kwargs=True, prepend=True)
     closed = parts.model.register_forward_hook(run.closed, always_call=True)
-    if "generate" not in vars(parts.model):
-        vars(parts.model)["generate"] = run.watch_generate(parts.model.generate)
-        run.closing.callback(vars(parts.model).pop, "generate", None)
     run.closing.callback(opened.remove)
     run.closing.callback(closed.remove)
     return run
@@ -533,6 +516,25 @@ def _as_set(ids: int | Collection[int] | None) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset([ids]) if isinstance(ids, int) else frozenset(int(i) for i in ids)
+
+
+def _nothing() -> None:
+    """Stand for the call of generate of a pass that is in none."""
+
+
+def _generation() -> Any:
+    """Return what identifies the outermost call of `generate` that a pass is part of, or None outside of one.
+
+    A pass by hand and one by `generate` look the same to the model, and `generate` is not replaced to tell them apart:
+    its frame is found on the stack. Its own copy of the generation config lives as long as the call.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    outermost: FrameType | None = None
+    while frame is not None:
+        if frame.f_code is _GENERATE:
+            outermost = frame
+        frame = frame.f_back
+    return None if outermost is None else outermost.f_locals["generation_config"]
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
