@@ -96,7 +96,7 @@ def test_the_default_folder_has_the_name_of_the_file(tmp_path: Path, monkeypatch
 
 def test_status_and_show_of_a_finished_study(ran: tuple[Path, str]) -> None:
     code, printed = call("study", "status", ran[0])
-    assert code == 0 and re.search(r"diagnosis, finished; made with Chainwright 0\.1\.0 Model: reasoner", printed)
+    assert code == 0 and re.search(r"diagnosis, finished; made with Chainwright 0\.2\.0 Model: reasoner", printed)
     assert re.search(r"Units: \d+ done.* Time: .* spent Locked by: none", printed) and "Resume it" not in printed
     code, printed = call("study", "show", ran[0])
     assert code == 0 and "Where:" in printed and "Accuracy" in printed and "traces/clf-013-1" in printed

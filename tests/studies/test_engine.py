@@ -248,7 +248,7 @@ EDITS = [
     ("kind", "other", r'kind is "other" there, "squares" was asked'),
     ("schema_version", 1, r"has study schema version 1, this Chainwright reads 2; use the version that wrote it"),
     ("schema_version", 3, r"has study schema version 3, this Chainwright reads 2"),
-    ("chainwright", "9.9", r'chainwright is "9\.9" there, "0\.1\.0" was asked'),
+    ("chainwright", "9.9", r'chainwright is "9\.9" there, "0\.2\.0" was asked'),
 ]
 
 

@@ -1,7 +1,6 @@
 # ruff: noqa: RUF001
 """Generated responses, cut at every token: the live reader says what the finished trace of the cut response says."""
 
-import time
 from itertools import pairwise
 
 import pytest
@@ -137,19 +136,3 @@ def test_text_that_is_taken_back_leaves_no_trace(response, more, prompt, data):
     row.truncate(n)
     row.extend(ids[n:])
     assert row.places == places
-
-
-@pytest.mark.parametrize("opening", ["<think>", ""])
-@pytest.mark.parametrize("sentence", ["We add two and three. ", "我们加二。", "and so on and on ", "a < b and `c "])
-def test_one_long_line_takes_time_in_proportion_to_its_length(opening, sentence):
-    tokenizer = OneByOne()
-
-    def seconds(n):
-        ids = tokenizer(opening + sentence * (n // len(sentence)))["input_ids"]
-        start = time.process_time()
-        LiveSteps(tokenizer).row(1).extend([ids[0], *ids])
-        return time.process_time() - start
-
-    short = min(seconds(1000) for _ in range(3))
-    # 8 times the length: 64 times the time if it were quadratic
-    assert seconds(8000) < 24 * short
