@@ -8,7 +8,7 @@ from rich.console import Console
 from chainwright._progress import progress_bar, progress_rows
 
 
-def test_nothing_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_drawn_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for shown in (True, False):
         with progress_bar("generating", 3, shown=shown) as bar:
             bar.advance()

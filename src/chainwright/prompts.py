@@ -349,7 +349,7 @@ def _default_limit(tokenizer: PreTrainedTokenizerBase, problem: Problem | str, r
         return _Limit(_TOKENS_OF_TEXT, "text")
     n_gold = len(tokenizer(problem.chain, add_special_tokens=False)["input_ids"])
     if problem.is_answer_only and problem.rendering == "short" and not is_chat:
-        # one more shows where the model ends, or that it goes on to another number
+        # one more shows where the model ends, or that it continues to another number
         after_space = len(tokenizer(f" {problem.chain}", add_special_tokens=False)["input_ids"])
         return _Limit(max(n_gold, after_space) + 1, "answer")
     return _Limit(n_gold + n_gold // 2 + 16, "chain")

@@ -40,7 +40,7 @@ def test_ways_are_paired_by_problem_in_whatever_order_they_lie(files: Path) -> N
 
 
 def test_the_table_is_printed_and_the_report_written(files: Path, tmp_path: Path) -> None:
-    words = ("compare", f"alone={files / 'none.parquet'}", f"mended={files / 'repair.parquet'}")
+    words = ("compare", f"alone={files / 'none.parquet'}", f"repaired={files / 'repair.parquet'}")
     code, printed = call(*words)
     assert code == 0 and "All 10 problems, gains in whole chains over alone" in printed
     assert "+0.200" in printed and "Whole chains right" in printed and "Report" not in printed

@@ -60,7 +60,7 @@ def test_the_bridge_and_its_mass_keep_to_the_segments(case: str) -> None:
     with edit(model, bridge, strict=False) as (touched,):
         under = score(model, trace)
     assert bool(under.logprob[1:].isfinite().all())
-    # while it is written nobody knows that one plain word is all there will be, so it counts as thinking
+    # while it is written it is unknown that one plain word is all there will be, so it counts as thinking
     if not any(want) and case != "one token":
         assert touched.n_sites == 0
     repair = StepFlow((0, 1, 2), (1, 2), 0.9, 0.5, tokenizer=Words(), min_chars=1)

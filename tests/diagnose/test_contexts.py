@@ -185,7 +185,7 @@ def test_a_right_token_that_cannot_be_told_is_left_out() -> None:
 
 
 def test_a_value_whose_token_depends_on_what_follows_is_left_out() -> None:
-    """' coi' alone begins with the token ' c'; as the gold chain goes on, ' coin' is one token."""
+    """' coi' alone begins with the token ' c'; as the gold chain continues, ' coin' is one token."""
     tokenizer = byte_level()
     assert len(tokenizer(" coin")["input_ids"]) == 1 and len(tokenizer(" coi")["input_ids"]) == 3
     plain = Trace.from_text(tokenizer, "a + b ?", "it is bob")

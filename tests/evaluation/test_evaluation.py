@@ -75,7 +75,7 @@ def test_summary_and_table() -> None:
     assert evaluate([]).rows == [] and evaluate([]).summary() == ""
 
 
-def test_traces_that_nobody_can_judge_are_refused_by_number() -> None:
+def test_traces_that_cannot_be_judged_are_refused_by_number() -> None:
     (problem,) = tasks.sample("parity", 2, 1)
     plain = Trace.from_text(task_words(), "ann", "flips")
     with pytest.raises(BadInput, match="Trace 1 has no problem and no judgement, so it is unknown whether it is right"):

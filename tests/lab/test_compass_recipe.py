@@ -1,4 +1,4 @@
-"""The recipe of the compass model: what its rows count in the loss, and a training that goes on where it stopped."""
+"""The recipe of the compass model: what its rows count in the loss, and a training that resumes where it stopped."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The laboratory: its models, training that is killed and goes on, and what it measures on the way."""
+"""The laboratory: its models, training that is killed and resumes, and what it measures on the way."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The recipe of the bundled reasoner: its data, its learning rate, and training that was killed and goes on."""
+"""The recipe of the bundled reasoner: its data, its learning rate, and training that was killed and resumes."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_batches_are_a_function_of_the_seed_and_their_number() -> None:
     first = groups()
     assert len(first) == 3 and same_groups(groups(), first)
     assert same_groups(groups(n_workers=2), first), "the number of workers changes nothing"
-    assert same_groups(groups(first=1), first[1:]), "nor does where a run goes on"
+    assert same_groups(groups(first=1), first[1:]), "nor does where a run resumes"
     other = groups(SMALL.replace(seed=1))
     assert not any(torch.equal(a[0].input_ids, b[0].input_ids) for a, b in zip(first, other, strict=True))
 

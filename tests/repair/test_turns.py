@@ -62,7 +62,7 @@ def test_contexts_may_nest_and_be_left_in_any_order() -> None:
     assert run(other, tcr(other)) == run(other, tcr(other)) and run(model, None) == want
     outer.__exit__(None, None, None)
     fresh = tiny("llama")
-    assert run(model, None) == run(fresh, tcr(fresh)), "what is still attached goes on acting"
+    assert run(model, None) == run(fresh, tcr(fresh)), "what is still attached keeps acting"
     inner.__exit__(None, None, None)
     assert not model._forward_hooks and not model._forward_pre_hooks and not model.base_model._forward_pre_hooks
     assert run(model, [flow, votes]) == want

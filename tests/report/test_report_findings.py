@@ -37,7 +37,7 @@ def test_first_errors_and_accuracy_make_a_report(traces: list[Trace], tmp_path: 
     page = path.read_text(encoding="utf-8")
     assert sections(page) == ["found", "accuracy", "errors", "limits"]
     assert "the model got 5 of 8 whole chains" in page and "a recall error: 3 of 3 wrong chains" in page
-    assert "Heads:" not in page and "silenc" not in page, "nobody looked for heads"
+    assert "Heads:" not in page and "silenc" not in page, "no heads were looked for"
     assert "This report shows 2 findings: error table and accuracy." in page
 
 

@@ -71,7 +71,7 @@ def test_alternatives_stand_at_slots_with_the_expected_token_where_it_is_another
     texts = data["texts"]
     wrong = data["traces"][data["groups"][0]["traces"][0]]
     tokens, shares, expected = wrong["others"][str(wrong["error"]["at"])]
-    assert [texts[i] for i in tokens][1:] == [" <b>other</b>"], "what rounds to none is left out"
+    assert [texts[i] for i in tokens][1:] == [" <b>other</b>"], "what rounds to none is omitted"
     assert shares == [700, 125]
     assert (texts[expected[0]], expected[1]) == (" <b>other</b>", 125)
     right = data["traces"][data["groups"][1]["traces"][0]]

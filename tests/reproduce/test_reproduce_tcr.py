@@ -1,4 +1,4 @@
-"""The study of TCR, small: it goes on after a kill, pairs its problems, and its forecast equals its decoding."""
+"""The study of TCR, small: it resumes after a kill, pairs its problems, and its forecast equals its decoding."""
 
 import warnings
 from collections.abc import Sequence

@@ -131,7 +131,7 @@ def test_bad_settings_are_refused() -> None:
         LiveSteps(TOKENIZER).row(0)
 
 
-class _ReadAnew(_Response):
+class _ReadAgain(_Response):
     """Decodes and cuts all tokens again at each one, as one would without regard to time."""
 
     def append(self, token_id: int) -> Place:
@@ -156,11 +156,11 @@ long_texts = st.lists(st.sampled_from(LONG_PIECES), min_size=12, max_size=30).ma
 def test_long_responses_are_read_as_if_anew_at_each_token(tokenizer, style, response, prompt, kept) -> None:
     how = LiveSteps(tokenizer(), style)
     ids = tokenizer()(response, add_special_tokens=False)["input_ids"]
-    quick, anew = (kind(how, MarkerDecoder(tokenizer()), prompt) for kind in (_Response, _ReadAnew))
+    quick, again = (kind(how, MarkerDecoder(tokenizer()), prompt) for kind in (_Response, _ReadAgain))
     want, is_whole = [], []
     for token_id in ids:
-        want.append(anew.append(token_id))
-        is_whole.append(not anew.written.text.endswith("\ufffd"))
+        want.append(again.append(token_id))
+        is_whole.append(not again.written.text.endswith("\ufffd"))
     got = [quick.append(token_id) for token_id in ids]
     assert [place[:2] for place in got] == [place[:2] for place in want]
     # a blank and half a character in one token: read by itself it begins a step, with the next token it does not

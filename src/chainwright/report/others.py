@@ -1,4 +1,4 @@
-"""Findings that no section shows: each with its summary, its figure and its table, so that none is left out."""
+"""Findings that no section shows: each with its summary, its figure and its table, so that none is omitted."""
 
 from __future__ import annotations
 

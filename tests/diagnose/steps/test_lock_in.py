@@ -76,8 +76,8 @@ def test_planted_lock_in_is_found_in_its_layer_and_nothing_without_it() -> None:
     groups = compare_bridges([*wrong, *right], masses, whole=True)
     chosen = choose_layers(groups)
     assert chosen.bridge == (2,) and chosen.momentum == () and 0.05 < chosen.floors[0] < 0.9
-    mended = generate(model, tokenizer, problems, repair=PlantedLockIn(StepFlow(*chosen), 2, 8.0), progress=False)
-    assert sum(t.first_error is not None for t in mended) < len(wrong) / 2
+    repaired = generate(model, tokenizer, problems, repair=PlantedLockIn(StepFlow(*chosen), 2, 8.0), progress=False)
+    assert sum(t.first_error is not None for t in repaired) < len(wrong) / 2
     same = BridgeGroups(right=groups.right, wrong=groups.right, segments=groups.segments, rows=[], n_unmatched=0)
     assert choose_layers(same) == ChosenLayers((), (), ())
 

@@ -1,4 +1,4 @@
-"""The positive control: planted lock-in breaks the chains, and the bridge on that layer, and only there, mends them."""
+"""The positive control: planted lock-in breaks the chains, and the bridge on that layer, and only there, fixes them."""
 
 import pytest
 
@@ -20,8 +20,8 @@ def test_the_bridge_mends_planted_lock_in_on_its_own_layer() -> None:
 
     plain = n_right(None)
     broken = n_right(PlantedLockIn(StepFlow((), ()), 2, 8.0))
-    mended = n_right(PlantedLockIn(StepFlow((2,), (), 0.6), 2, 8.0))
+    repaired = n_right(PlantedLockIn(StepFlow((2,), (), 0.6), 2, 8.0))
     elsewhere = n_right(PlantedLockIn(StepFlow((0,), (), 0.15), 2, 8.0))
-    assert plain >= 19 and broken <= 12 and mended >= 18 and elsewhere <= 12
+    assert plain >= 19 and broken <= 12 and repaired >= 18 and elsewhere <= 12
     with pytest.raises(BadInput, match="strength must be above 0; got 0"):
         PlantedLockIn(StepFlow(), 2, 0)

@@ -102,9 +102,9 @@ def test_the_forecast_on_lessons_is_what_decoding_gives(positions: str, decision
     else:
         decided = seen.verified(repair.verifier.p_second(seen.verifier_features))
     after = seen.chains_right(seen.repaired(seen.entropy > 0.2, decided))
-    mended = generate(model, tokenizer, problems, repair=repair, progress=False)
-    assert after.tolist() == [t.first_error is None for t in mended]
-    assert any(a != b for a, b in zip(plain, mended, strict=True)), "the repair changes nothing here"
+    repaired = generate(model, tokenizer, problems, repair=repair, progress=False)
+    assert after.tolist() == [t.first_error is None for t in repaired]
+    assert any(a != b for a, b in zip(plain, repaired, strict=True)), "the repair changes nothing here"
 
 
 def test_a_trained_detector_flags_only_what_its_forecast_looked_at() -> None:
@@ -118,8 +118,8 @@ def test_a_trained_detector_flags_only_what_its_forecast_looked_at() -> None:
     with torch.no_grad():
         flagged = (detector.network(seen.doubt)[:, 0].sigmoid() > 0.01) & (seen.entropy > SMALL.doubt_above)
     decided = seen.decided(choice_scores(repair.selector, seen), repair.config.n_votes)
-    mended = generate(model, tokenizer, [t.problem for t in plain], repair=repair, progress=False)
-    assert seen.chains_right(seen.repaired(flagged, decided)).tolist() == [t.first_error is None for t in mended]
+    repaired = generate(model, tokenizer, [t.problem for t in plain], repair=repair, progress=False)
+    assert seen.chains_right(seen.repaired(flagged, decided)).tolist() == [t.first_error is None for t in repaired]
     assert repair.cost.n_flagged > 10
 
 
@@ -189,7 +189,7 @@ def test_a_base_that_cannot_read_the_context_is_refused(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(BadInput, match="cannot read the contexts of 'reasoner'"):
         fit_tcr(*reasoner(), traces(), config=SMALL.replace(selector=str(tmp_path / "base")), say=said.append)
-    assert not said, "it is told before anything is located"
+    assert not said, "refused before anything is located"
 
 
 def test_greedy_cover_by_hand() -> None:
@@ -250,8 +250,8 @@ def test_one_head_votes_only_where_that_is_clearly_better() -> None:
 
 def test_fewer_flags_are_taken_where_they_cost_little() -> None:
     seen = fitted().tune
-    mends = torch.ones(len(seen.doubtful), dtype=torch.bool)
-    decided = Decided(torch.zeros(1), mends, None, None)
+    fixes = torch.ones(len(seen.doubtful), dtype=torch.bool)
+    decided = Decided(torch.zeros(1), fixes, None, None)
     every, none = ~seen.is_right, torch.zeros_like(seen.is_right)
     assert tuned_threshold(seen, [every, every, none], decided, 0.0) == 1
     assert tuned_threshold(seen, [every, every, none], decided, 0.99) == 2

@@ -113,8 +113,8 @@ def test_fit_decode_and_study_of_an_instruction_model(tmp_path: Path) -> None:
     TCR.from_fit(fitted).save_pretrained(tmp_path / "repair")
 
     again = TCR.from_pretrained(tmp_path / "repair")
-    mended = generate(model, tokenizer, problems[:4], repair=again, progress=False)
-    for trace in mended:
+    repaired = generate(model, tokenizer, problems[:4], repair=again, progress=False)
+    for trace in repaired:
         chosen = score(model, trace, repair=again).argmax[trace.response_start :]
         assert chosen.tolist() == trace.response_ids.tolist(), "score sees what decoding did"
 
