@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import EditNeverFired
-from chainwright.edits.run import Reading, Run, following
+from chainwright.edits.reading import Reading
+from chainwright.edits.run import Run, following
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.placement import device_of
 from chainwright.models.seam import Handlers, attach

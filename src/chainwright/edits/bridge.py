@@ -22,8 +22,9 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
+from chainwright.edits._passes import Pass
 from chainwright.edits.base import Edit, Touched
-from chainwright.edits.run import Pass, Reading
+from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.attention_weights import attn_pattern, weighted_values
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, is_plain

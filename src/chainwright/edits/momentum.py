@@ -21,8 +21,9 @@ from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
+from chainwright.edits._passes import Pass
 from chainwright.edits.base import Edit, Touched
-from chainwright.edits.run import Pass, Reading
+from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, widened
 from chainwright.traces.live import LiveSteps, Place

@@ -22,8 +22,6 @@ import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -32,101 +30,20 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from chainwright._errors import BadInput
+from chainwright.edits._passes import UNSEEN, Pass, Row
+from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.placement import input_device
 from chainwright.models.seam import Handlers, attach
-from chainwright.traces.live import KnownRow, LiveRow, LiveSteps, Place
 
 _RUN = "_chainwright_run"
 _EMBEDDINGS = "This edit reads the tokens, but the model is being run on embeddings; pass input_ids."
-_UNSEEN = (
-    "The cache holds {} tokens that this edit has not seen; attach it before the prompt is read, and start with an "
-    "empty cache."
-)
 _CONTINUED = (
     "The cache holds tokens that were read as a response, but generate would take them for the question; fill the "
     "cache in one pass, or start generate with an empty one."
 )
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _RIGHT_PADDED = "Rows must be padded on the left: in some row a token stands before a masked position."
-
-
-@dataclass
-class Row:
-    """One row of the batch.
-
-    Attributes:
-        ids: Its tokens, prompt and response, without padding.
-        n_prompt: How many of them are the prompt.
-        is_done: Whether it has written an end token.
-        n_checked: How many of them were searched for end tokens.
-    """
-
-    ids: list[int]
-    n_prompt: int
-    is_done: bool = False
-    n_checked: int = 0
-
-    def copy(self) -> Row:
-        """Return a row that continues from here by itself."""
-        return replace(self, ids=list(self.ids))
-
-    def truncate(self, n_tokens: int) -> None:
-        """Forget all tokens from position `n_tokens` on."""
-        if n_tokens < len(self.ids):
-            del self.ids[n_tokens:]
-            self.is_done = self.is_done and self.n_checked <= n_tokens
-            self.n_checked = min(self.n_checked, n_tokens)
-
-    def check_end(self, n_confirmed: int, ends: frozenset[int], pads: frozenset[int] | None) -> bool:
-        """Search the tokens up to `n_confirmed` for end tokens; return whether a row that seemed finished continued.
-
-        Args:
-            n_confirmed: Tokens that can no longer be taken back.
-            ends: The end tokens.
-            pads: What may follow one; None where an end token is certain to end the row.
-        """
-        was_done = self.is_done
-        for token in self.ids[self.n_checked : n_confirmed]:
-            continues = self.is_done and pads is not None and token not in pads
-            self.is_done = token in ends or (self.is_done and not continues)
-        self.n_checked = max(self.n_checked, n_confirmed)
-        return was_done and not self.is_done
-
-
-@dataclass
-class Pass:
-    """One forward pass of the decoder.
-
-    Attributes:
-        n_past: Slots that were filled before it.
-        n_new: Slots that it fills.
-        n_candidates: How many of those hold candidates of assisted decoding, which may be taken back.
-        first: The slot of each row's first token; those before it are padding.
-        windows: Slot of the first key that a layer is given, for the layers that look through a sliding window.
-        is_prompt: Whether it continues the prompt, as `generate` does when it reads one in pieces.
-        is_aside: Whether it only asks what the model would say otherwise; see `Run.aside`.
-        last: Index of each row's last token among the new ones, `[N]`, -1 in a row that has none; None where it is the
-            last one in every row, as it is with padding on the left.
-    """
-
-    n_past: int = 0
-    n_new: int = 0
-    n_candidates: int = 0
-    first: list[int] = field(default_factory=list)
-    windows: dict[int, int] = field(default_factory=dict)
-    is_prompt: bool = False
-    is_aside: bool = False
-    last: Tensor | None = None
-
-    @property
-    def n_confirmed(self) -> int:
-        """Return the slots that are filled after it, without candidates."""
-        return self.n_past + self.n_new - self.n_candidates
-
-    def offset(self, layer: int) -> int:
-        """Return the slot of the first key that a layer is given."""
-        return self.windows.get(layer, 0)
 
 
 class Run:
@@ -234,7 +151,7 @@ class Run:
         if now.n_past > 0:
             shown = _shown(mask, n_rows, now.n_new, now.n_past)
             if len(self.rows) != n_rows or now.n_past > self.n_slots:
-                self._lose(_UNSEEN.format(now.n_past), now.n_past, now.n_new, shown)
+                self._lose(UNSEEN.format(now.n_past), now.n_past, now.n_new, shown)
                 return
             if shown is not None and now.n_new > 1 and not _is_left_padded(shown):
                 self._lose(_RIGHT_PADDED, now.n_past, now.n_new, shown)
@@ -356,113 +273,6 @@ class Run:
         chosen = order.tolist()
         self._take(chosen)
         self.latest.first = [self.latest.first[i] for i in chosen]
-
-
-class Reading:
-    """The place of every token in its row's segments and steps, for edits that act on those.
-
-    Attributes:
-        run: The run that is read.
-        how: How responses are read; None where the places are known beforehand.
-        n_question: Tokens of each row's question; None where the prompt is the question.
-        known: The places of each row, or None.
-        rows: The tokens and places of each row.
-        places: For each row of the latest pass the places of its new tokens; None for padding. Positions in a place
-            count from the row's first token.
-        on_begin: Called when a run begins.
-        on_take: Called with the indices when rows change places.
-        seconds: Wall seconds that reading took.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        how: LiveSteps | None,
-        n_question: Sequence[int] | None = None,
-        known: Sequence[KnownRow] | None = None,
-    ):
-        self.run = run
-        self.how, self.n_question, self.known = how, n_question, known
-        self.rows: list[LiveRow | KnownRow] = []
-        self.places: list[list[Place | None]] = []
-        self.on_begin: list[Callable[[], None]] = []
-        self.on_take: list[Callable[[Sequence[int]], None]] = []
-        self.seconds = 0.0
-
-    @property
-    def has_response(self) -> bool:
-        """Return whether tokens beyond the first prompt were read, in rows whose prompt is their question."""
-        live = [row for row in self.rows if isinstance(row, LiveRow)] if self.n_question is None else []
-        return any(row.n_question is not None and len(row.ids) > row.n_question for row in live)
-
-    def begin(self, n_rows: int) -> None:
-        """Begin a run of so many rows."""
-        for notify in self.on_begin:
-            notify()
-        lengths: Sequence[int | None] = self.n_question or [None]
-        if self.known is not None:
-            lengths = [0] * len(self.known)
-        if n_rows % len(lengths):
-            raise BadInput(
-                f"The lengths of {len(lengths)} questions were given, but the batch has {n_rows} rows; give one per "
-                "row, or a batch that is a multiple of them."
-            )
-        repeats = n_rows // len(lengths)
-        if self.known is not None:
-            self.rows = [row.copy() for row in self.known for _ in range(repeats)]
-            return
-        if self.how is None:
-            raise BadInput("This edit reads the response while it is written; give it steps=LiveSteps(tokenizer).")
-        self.rows = [self.how.row(n) for n in lengths for _ in range(repeats)]
-
-    def extend(self, now: Pass, new: list[list[int]]) -> None:
-        """Take in the new tokens of a pass."""
-        if len(self.rows) != len(new) or any(
-            now.n_past - first > len(row.ids) for first, row in zip(now.first, self.rows, strict=True)
-        ):
-            raise BadInput(_UNSEEN.format(now.n_past))
-        since = perf_counter()
-        prefilled = self.run.n_prefilled or [0] * len(new)
-        self.places = [
-            self._extended(row, ids, first, now, n)
-            for row, ids, first, n in zip(self.rows, new, now.first, prefilled, strict=True)
-        ]
-        self.seconds += perf_counter() - since
-
-    def _extended(
-        self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass, n_prefilled: int
-    ) -> list[Place | None]:
-        n_known = self._n_unchanged(row, new, first, now)
-        row.truncate(max(0, now.n_past - first) + n_known)
-        n_padding = max(0, min(len(new), first - now.n_past))
-        if isinstance(row, LiveRow) and self.n_question is None:
-            if not row.ids:
-                row.n_question = now.n_confirmed - first - n_prefilled
-            elif now.is_prompt:
-                row.n_question = len(row.ids) + len(new) - n_prefilled
-        old = list(row.places[:n_known]) if isinstance(row, LiveRow) else list(row.all_places[:n_known])
-        return [None] * n_padding + old + list(row.extend(new[n_padding + n_known :]))
-
-    def _n_unchanged(self, row: LiveRow | KnownRow, new: list[int], first: int, now: Pass) -> int:
-        """Return how many tokens are those that were read already, in a pass that repeats them for want of a cache."""
-        is_repeated = now.n_past == 0 and row.ids and row.ids == new[first:-1]
-        return len(row.ids) if is_repeated else 0
-
-    def take(self, order: Sequence[int]) -> None:
-        """Put row `order[i]` in the place of row i."""
-        self.rows = [self.rows[i].copy() for i in order]
-        for notify in self.on_take:
-            notify(order)
-
-    def look(self, now: Pass, rows: Sequence[int]) -> None:
-        """Take the places of a pass aside from the rows that it is a part of."""
-        if now.n_past:
-            raise BadInput("Edits that act on steps need whole rows; run the pass without a cache.")
-        self.places = []
-        for first, i in zip(now.first, rows, strict=True):
-            row = self.rows[i]
-            places = row.places if isinstance(row, LiveRow) else row.all_places
-            self.places.append([None] * first + list(places[: now.n_new - first]))
 
 
 @contextmanager

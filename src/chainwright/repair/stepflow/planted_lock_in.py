@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chainwright._errors import BadInput
 from chainwright.edits.base import Edit, Touched, edit
-from chainwright.edits.run import Reading
+from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handlers
 from chainwright.repair.base import Repair
