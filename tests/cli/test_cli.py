@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chainwright import StepFlow
 from command_line import call
 
 
@@ -195,3 +196,12 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in (tmp_path / "s" / "traces").iterdir()] == ["clf-003-0"]
     monkeypatch.setattr(units, "generate", real)
     assert call(*ask)[0] == 0
+
+
+def test_several_repairs_decode_together_and_two_that_cannot_are_refused(tmp_path: Path) -> None:
+    StepFlow((0,), (), 0.3).save_pretrained(tmp_path / "flow")
+    both = ("--repair", tmp_path / "flow", "--repair", "tcr-reasoner")
+    code, printed = call("generate", "-t", "clf", "--hops", 4, "-n", 2, *both, "-o", tmp_path / "t.parquet", "-q")
+    assert code == 0 and "stepflow: " in printed and "tcr: " in printed
+    code, printed = call("generate", "-t", "clf", "--hops", 4, "-n", 2, "--repair", "tcr-reasoner", *both, "-q")
+    assert code == 2 and "decode together" in printed

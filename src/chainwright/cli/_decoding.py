@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainwright.cli import _parse
 from chainwright.cli._command import ConfigOptions, Values
-from chainwright.cli._shared import load, load_repair, print_cost, say
+from chainwright.cli._shared import load_repairs, print_cost, say
+from chainwright.cli._source import load
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from chainwright.traces import Trace
 
 DECODING = ConfigOptions(
     "chainwright.studies.config:DecodeSettings", "seed", "temperature", "max_new_tokens", "batch_size"
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """The model that decodes, as its options name it."""
-
-    model: str
-    device: str | None
-    dtype: str | None
-    revision: str | None
-    trust_remote_code: bool
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return its tokenizer alone."""
-        from chainwright.models.load import load_tokenizer
-
-        return load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -50,10 +33,11 @@ class Asked:
 
 
 def decode(
-    source: Source,
+    model: str,
+    source: Values,
     asked: Asked,
     decoding: Values,
-    repair: str | None,
+    repair: Sequence[str],
     out_file: Path | None,
     *,
     overwrite: bool,
@@ -65,20 +49,20 @@ def decode(
     from chainwright.studies.config import DecodeSettings
     from chainwright.tasks.cells import choose_cells, sample_cells
 
-    rendering = prompts.rendering_for(asked.rendering, source.model)
+    rendering = prompts.rendering_for(asked.rendering, model)
     cells = choose_cells(asked.task, asked.hops, rendering)
     settings = DecodeSettings(**decoding)
     is_prompt = asked.prompt is not None
     problems = [asked.prompt] if asked.prompt is not None else sample_cells(cells, asked.n, settings.seed, rendering)
     _parse.check_free(out_file, overwrite)
-    fixed = load_repair(repair)
-    loaded = load(source.model, source.device, source.dtype, source.revision, source.trust_remote_code)
+    fixed = load_repairs(repair)
+    loaded = load(model, source)
     chosen_by = {
-        "model": source.model,
+        "model": model,
         "asked": asked.prompt if is_prompt else cells,
         "n": asked.n,
         "rendering": rendering,
-        "repair": generation.identity_of(repair),
+        "repair": _identity(repair),
     }
     plan = generation.TracesPlan(loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by, raw=asked.raw)
     if out_file is None:
@@ -89,3 +73,10 @@ def decode(
     say(prompts.describe(traces))
     print_cost(fixed)
     return traces
+
+
+def _identity(repairs: Sequence[str]) -> str | list[str | None] | None:
+    """Return what identifies the repairs of a trace file, that of a single one as it always was."""
+    from chainwright.studies.generation import identity_of
+
+    return [identity_of(name) for name in repairs] if len(repairs) > 1 else identity_of(next(iter(repairs), None))

@@ -48,6 +48,13 @@ Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temp
 RepairName = Annotated[
     str | None, typer.Option("--repair", help="Decode with this repair: a bundled name, a folder, or a Hub id.")
 ]
+RepairNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--repair",
+        help="Decode with this repair: a bundled name, a folder, or a Hub id; may be repeated to combine some.",
+    ),
+]
 TraceFile = Annotated[
     Path | None, typer.Option("--out", "-o", help="Write traces to this Parquet file. An interrupted run resumes.")
 ]
@@ -79,6 +86,8 @@ BY_FIELD: Mapping[str, Any] = {
     "temperature": Temperature,
     "max_new_tokens": MaxNewTokens,
     "batch_size": BatchSize,
+    "device": Device,
     "dtype": Dtype,
     "revision": Revision,
+    "trust_remote_code": RemoteCode,
 }

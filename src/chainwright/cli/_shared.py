@@ -16,7 +16,6 @@ from chainwright._errors import ChainwrightError, ChainwrightWarning
 
 if TYPE_CHECKING:
     from chainwright.evaluation.accuracy import Accuracy
-    from chainwright.models import LoadedModel
     from chainwright.repair.base import Repair
 
 out = Console()
@@ -83,16 +82,18 @@ def print_table(title: str | None, rows: Sequence[Mapping[str, object]]) -> None
     out.print(table)
 
 
-def load(name: str, device: str | None, dtype: str | None, revision: str | None, remote_code: bool) -> LoadedModel:
-    from chainwright.models import load_model
-
-    return load_model(name, device=device, dtype=dtype, revision=revision, trust_remote_code=remote_code)
-
-
 def load_repair(name: str | None) -> Repair | None:
     from chainwright.repair.base import Repair
 
     return None if name is None else Repair.from_pretrained(name)
+
+
+def load_repairs(names: Sequence[str]) -> Repair | None:
+    """Return the repairs to decode with, several as one that decodes with all of them."""
+    from chainwright.repair.composed import Composed
+
+    loaded = [repair for name in names if (repair := load_repair(name)) is not None]
+    return Composed(loaded) if len(loaded) > 1 else next(iter(loaded), None)
 
 
 def print_cost(repair: Repair | None) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainwright.cli._shared import load, out, print_accuracy, print_table, say
+from chainwright.cli._shared import out, print_accuracy, print_table, say
+from chainwright.cli._source import Source, load
 
 if TYPE_CHECKING:
     from chainwright.studies import Results, Study, Watch
@@ -45,7 +46,8 @@ def run_diagnosis(
     from chainwright.report import write_report
     from chainwright.studies.diagnosis import run as study
 
-    loaded = load(config.model, device, config.dtype, config.revision, trust_remote_code)
+    source = Source(device=device, dtype=config.dtype, revision=config.revision, trust_remote_code=trust_remote_code)
+    loaded = load(config.model, source.record())
     study.run_study(
         loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=not quiet
     )

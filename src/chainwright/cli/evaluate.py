@@ -9,24 +9,21 @@ import typer
 
 from chainwright._registry import register
 from chainwright.cli._command import Values
-from chainwright.cli._decoding import DECODING, Asked, Source, decode
+from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
-    Device,
-    Dtype,
     HopCounts,
     ModelName,
     NProblems,
     Overwrite,
     Quiet,
     Raw,
-    RemoteCode,
     RenderingName,
-    RepairName,
-    Revision,
+    RepairNames,
     TaskNames,
     TraceFile,
 )
 from chainwright.cli._shared import print_accuracy, say
+from chainwright.cli._source import SOURCE, load_tokenizer
 
 if TYPE_CHECKING:
     from chainwright.traces import JsonlTraces, Trace
@@ -50,12 +47,9 @@ def evaluate(
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
-    repair: RepairName = None,
+    repair: RepairNames = None,
     decoding: Values = DECODING,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,22 +58,21 @@ def evaluate(
     from chainwright.diagnose.errors import first_errors
     from chainwright.evaluation import accuracy
 
-    source = Source(model, device, dtype, revision, trust_remote_code)
     if traces is None:
         asked = Asked(task, hops, n, rendering, raw=raw)
-        judged = decode(source, asked, decoding, repair, out_file, overwrite=overwrite, quiet=quiet)
+        judged = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)
-        judged = _read(read_file(traces, source.tokenizer(), skip_bad=skip_bad, markers=think_markers))
+        judged = _read(read_file(traces, load_tokenizer(model, source), skip_bad=skip_bad, markers=think_markers))
     if are_judged(judged):
         print_accuracy(accuracy.evaluate(judged))
         say(first_errors(judged).summary())
 
 
-def _check_only_reads(repair: str | None, out_file: Path | None) -> None:
+def _check_only_reads(repair: list[str] | None, out_file: Path | None) -> None:
     from chainwright._errors import BadInput
 
-    if repair is not None:
+    if repair:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; pass only one of them.")
     if out_file is not None:
         raise BadInput("--out writes new traces, but --traces only reads some; pass only one of them.")

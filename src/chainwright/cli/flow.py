@@ -9,8 +9,10 @@ import typer
 from rich.table import Table
 
 from chainwright._registry import register
-from chainwright.cli._options import Device, Dtype, HopCounts, ModelName, Overwrite, Quiet, RemoteCode, Revision, Seed
-from chainwright.cli._shared import load, load_repair, out, plain, print_table, say
+from chainwright.cli._command import Values
+from chainwright.cli._options import HopCounts, ModelName, Overwrite, Quiet, Seed
+from chainwright.cli._shared import load_repair, out, plain, print_table, say
+from chainwright.cli._source import SOURCE, load
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
@@ -61,10 +63,7 @@ def flow(
         "runs/flow"
     ),
     seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +80,7 @@ def flow(
         if target is None:
             raise BadInput("--prompt needs --target, the answer to trace.")
         asked = flows.PromptAsked(prompt, target, against, entity, relation, _parse.span_mode(span))
-        loaded = load(model, device, dtype, revision, trust_remote_code)
+        loaded = load(model, source)
         with flows.attached(loaded.model, load_repair(repair)):
             found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
     else:
@@ -91,7 +90,7 @@ def flow(
             raise BadInput(
                 f"With --task the questions decide what is traced; {', '.join(stray)} can only be passed with --prompt."
             )
-        loaded = load(model, device, dtype, revision, trust_remote_code)
+        loaded = load(model, source)
         with flows.attached(loaded.model, load_repair(repair)):
             found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)

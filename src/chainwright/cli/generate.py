@@ -8,24 +8,21 @@ import typer
 
 from chainwright._registry import register
 from chainwright.cli._command import Values
-from chainwright.cli._decoding import DECODING, Asked, Source, decode
+from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
-    Device,
-    Dtype,
     HopCounts,
     ModelName,
     NProblems,
     Overwrite,
     Quiet,
     Raw,
-    RemoteCode,
     RenderingName,
-    RepairName,
-    Revision,
+    RepairNames,
     TaskNames,
     TraceFile,
 )
 from chainwright.cli._shared import out, print_accuracy
+from chainwright.cli._source import SOURCE
 
 
 @register("command", "generate")
@@ -38,21 +35,17 @@ def generate(
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
-    repair: RepairName = None,
+    repair: RepairNames = None,
     decoding: Values = DECODING,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Let a model answer problems or a prompt; print the first trace and the accuracy, and write the traces."""
     from chainwright.evaluation.accuracy import evaluate
 
-    source = Source(model, device, dtype, revision, trust_remote_code)
     asked = Asked(task, hops, n, rendering, prompt, raw)
-    traces = decode(source, asked, decoding, repair, out_file, overwrite=overwrite, quiet=quiet)
+    traces = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     out.rule("first trace")
     for text in (traces[0].prompt or "", traces[0].response or ""):
         out.print(text, markup=False, highlight=False)

@@ -13,16 +13,13 @@ from chainwright.cli import _parse
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
     Changes,
-    Device,
-    Dtype,
     ModelName,
     Overwrite,
     Quiet,
-    RemoteCode,
     RepairFolder,
-    Revision,
 )
-from chainwright.cli._shared import load, say
+from chainwright.cli._shared import say
+from chainwright.cli._source import SOURCE, load
 
 SIZE = ConfigOptions(
     "chainwright.repair.back_attention.repair:BackAttention.fit",
@@ -57,10 +54,7 @@ def back_attention(
     size: Values = SIZE,
     out_folder: RepairFolder = Path("runs/back-attention"),
     changes: Changes = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -76,7 +70,7 @@ def back_attention(
     depths = _depths(targets)
     recipe = None if questions else recipe_for(model)
     problems = back_world.world_problems(recipe) if recipe else read_problems(questions or "", kind)
-    loaded = load(model, device, dtype, revision, trust_remote_code)
+    loaded = load(model, source)
     repair = BackAttention.fit(
         loaded.model, loaded.tokenizer, problems, targets=depths, training=training, progress=not quiet, **size
     )

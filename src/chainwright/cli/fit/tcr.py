@@ -8,18 +8,15 @@ from chainwright._registry import register
 from chainwright.cli import _parse
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
-    Device,
-    Dtype,
     HopCounts,
     ModelName,
     Overwrite,
     Quiet,
-    RemoteCode,
     RenderingName,
     RepairFolder,
-    Revision,
 )
-from chainwright.cli._shared import err, load, say
+from chainwright.cli._shared import err, say
+from chainwright.cli._source import SOURCE, load
 
 _CONFIG = "chainwright.repair.tcr.config"
 PROBLEMS = ConfigOptions(f"{_CONFIG}:FitProblems", "task", "n", "seed", flags={"seed": "--seed"})
@@ -42,10 +39,7 @@ def tcr(
     fit: Values = FIT,
     candidates: Values = CANDIDATES,
     classifier: Values = CLASSIFIER,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +58,7 @@ def tcr(
     # one order of the tasks, however they are listed: every third problem is for tuning
     ordered = {name: cells[name] for name in tasks.known() if name in cells}
     lessons = sample_cells(ordered, asked.n, asked.seed, chosen)
-    loaded = load(model, device, dtype, revision, trust_remote_code)
+    loaded = load(model, source)
     fitted = fit_tcr_on_problems(
         loaded.model, loaded.tokenizer, lessons, config=config, say=_silent if quiet else _note
     )

@@ -19,7 +19,7 @@ from chainwright.cli._options import (
     Recompute,
     StudyFolder,
 )
-from chainwright.cli._shared import load
+from chainwright.cli._source import Source, load
 from chainwright.cli._studies import print_findings, watch
 
 PROBLEMS = ConfigOptions(
@@ -67,7 +67,7 @@ def stepflow(
         rendering=rendering,
         **problems,
     )
-    loaded = load(model, device, dtype, None, False)
+    loaded = load(model, Source(device=device, dtype=dtype).record())
     study = Study.make(out_folder, ReproduceStepFlow(loaded.model, loaded.tokenizer, config), overwrite=overwrite)
     study.run(watch(quiet), recompute=recompute)
     print_findings(study)

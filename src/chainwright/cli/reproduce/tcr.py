@@ -10,20 +10,17 @@ import typer
 from chainwright._registry import register
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
-    Device,
-    Dtype,
     HopCounts,
     ModelName,
     Overwrite,
     Quiet,
     Recompute,
-    RemoteCode,
     RenderingName,
-    Revision,
     StudyFolder,
     TaskNames,
 )
-from chainwright.cli._shared import load, say
+from chainwright.cli._shared import say
+from chainwright.cli._source import SOURCE, load
 from chainwright.cli._studies import print_findings, watch
 
 _CONFIG = "chainwright.reproduce.tcr.config:ReproduceTCRConfig"
@@ -48,10 +45,7 @@ def tcr(
     fit: Values = FIT,
     rendering: RenderingName = "auto",
     decoding: Values = DECODING,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
+    source: Values = SOURCE,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer ways of decoding, and one kind of knockout.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the expected memory and hours, and run nothing.")] = False,
     overwrite: Overwrite = False,
@@ -82,9 +76,9 @@ def tcr(
         **decoding,
     )
     if plan:
-        say(estimate(config, dtype, revision, trust_remote_code).summary())
+        say(estimate(config, source["dtype"], source["revision"], source["trust_remote_code"]).summary())
         return
-    loaded = load(model, device, dtype, revision, trust_remote_code)
+    loaded = load(model, source)
     study = Study.make(out_folder, ReproduceTCR(loaded.model, loaded.tokenizer, config), overwrite=overwrite)
     study.run(watch(quiet), recompute=recompute)
     print_findings(study)
