@@ -7,7 +7,8 @@ import pytest
 import trace_tokenizers
 from chainwright import tasks
 from chainwright._errors import BadInput, UnknownMarkers
-from chainwright._markers import PAIRS, prompt_family
+from chainwright.markers.borders import prompt_family
+from chainwright.markers.known import PAIRS
 from chainwright.traces import SegmentConfig, ThinkMarkers, Trace, detect_style, read_traces, segment, write_traces
 
 ANALYSIS = "<|channel|>analysis<|message|>"

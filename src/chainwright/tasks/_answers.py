@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from chainwright._markers import said_aloud
+from chainwright.markers.borders import said_aloud
 from chainwright.tasks._patterns import MINUS, NUMBER, SIDE, Pattern
 
 _MARK = re.compile(

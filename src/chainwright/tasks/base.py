@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from chainwright._markers import said_aloud
+from chainwright.markers.borders import said_aloud
 from chainwright.tasks._answers import final_answer, means_the_same
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._reader import Reader, Reading

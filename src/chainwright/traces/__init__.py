@@ -1,6 +1,6 @@
 """Traces: a question and a response as tokens, cut into segments and steps, and the files that store them."""
 
-from chainwright._markers import ThinkMarkers
+from chainwright.markers.known import ThinkMarkers
 from chainwright.traces.jsonl import BadLine, JsonlTraces, read_jsonl
 from chainwright.traces.live import LiveSteps, Place
 from chainwright.traces.offsets import Tokenizer, TokenOffsets, token_offsets

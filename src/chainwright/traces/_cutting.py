@@ -22,7 +22,7 @@ from typing import NamedTuple
 import regex
 
 from chainwright._errors import BadInput
-from chainwright._markers import LINE_END, ThinkMarkers, as_markers
+from chainwright.markers.known import LINE_END, ThinkMarkers, as_markers
 
 _SPACE = r"[ \u00a0\u2009\u202f\u3000]"
 # after a stop of a Latin text an opening mark can only be a closing one of another country, as in German

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainwright._errors import BadInput, BadTrace, UnreadFields
-from chainwright._markers import PAIRS, ThinkMarkers, as_markers, prompt_family
+from chainwright.markers.borders import prompt_family
+from chainwright.markers.known import PAIRS, ThinkMarkers, as_markers
 from chainwright.traces._messages import NESTED_KEYS, flattened
 from chainwright.traces.offsets import Tokenizer
 from chainwright.traces.segments import SegmentConfig, check_style, detect_style, is_opened_by

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from chainwright._errors import BadInput
-from chainwright._markers import prompt_family
+from chainwright.markers.borders import prompt_family
 from chainwright.traces._cutting import Pieces, is_tool
 from chainwright.traces._growing_text import GrowingText
 from chainwright.traces.offsets import MarkerDecoder, Tokenizer

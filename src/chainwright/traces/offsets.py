@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from chainwright._markers import MARKERS, ThinkMarkers
+from chainwright.markers.known import MARKERS, ThinkMarkers
 from chainwright.traces.segments import Span
 
 _WINDOW = 8  # ids of context that a new window begins with; a character takes at most four

@@ -25,20 +25,9 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from chainwright._errors import unknown_name
-from chainwright._markers import (
-    HARMONY,
-    MARKERS,
-    STRIPPED,
-    Borders,
-    Core,
-    Scan,
-    ThinkMarkers,
-    events,
-    marked_borders,
-    plain_borders,
-    prompt_family,
-    scan,
-)
+from chainwright.markers.borders import Borders, marked_borders, plain_borders, prompt_family
+from chainwright.markers.known import HARMONY, MARKERS, STRIPPED, ThinkMarkers, events
+from chainwright.markers.scan import Core, Scan, scan
 from chainwright.traces._cutting import ONE_LINE_ONE_STEP, PARAGRAPH_END, Pieces, SegmentConfig, is_tool
 
 __all__ = [

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chainwright._errors import BadTrace, UnknownMarkers
-from chainwright._markers import Spoken, ThinkMarkers, as_markers, lookalikes, prompt_family, said_aloud
+from chainwright.markers.borders import Spoken, prompt_family, said_aloud
+from chainwright.markers.known import ThinkMarkers, as_markers, lookalikes
 from chainwright.tasks.base import UNPARSED
 from chainwright.traces._align import Alignment, deviation, place_segments
 from chainwright.traces._checks import (
