@@ -190,6 +190,6 @@ def _gain_text(gain: Gain) -> str:
     unclear = ", not distinguishable from zero at this sample size" if gain.low <= 0 <= gain.high else ""
     return (
         f"The same problems were answered again with {gain.name}: {share_of(gain.n_right, gain.n, 'whole chains')} "
-        f"are right, against {gain.n_right_before:,} with {gain.baseline}. It fixed {gain.n_fixed:,} and broke "
+        f"are right, against {gain.n_right_before:,} ({gain.baseline}). It fixed {gain.n_fixed:,} and broke "
         f"{gain.n_broken:,}: {gain.interval}{unclear}."
     )

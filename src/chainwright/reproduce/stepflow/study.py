@@ -17,9 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
@@ -29,8 +26,6 @@ from chainwright.decode import generate
 from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
-from chainwright.models.anatomy import anatomy
-from chainwright.models.load import load_as, provenance
 from chainwright.repair.base import Repair
 from chainwright.repair.stepflow.layers import ChosenLayers, choose_layers
 from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn
@@ -38,31 +33,16 @@ from chainwright.repair.stepflow.repair import StepFlow
 from chainwright.reproduce.stepflow import measures
 from chainwright.reproduce.stepflow.config import CONTROLS, PLAIN, REPAIRS, ReproduceStepFlowConfig
 from chainwright.reproduce.stepflow.tables import tables_of
-from chainwright.studies import Job, Plan, Results, Study
-from chainwright.studies.manifest import Manifest
+from chainwright.studies import Job, Results, Study
+from chainwright.studies.model_plan import ModelPlan
 from chainwright.traces import Trace, read_traces, write_traces
 
 
 @register("study", "reproduce stepflow")
-class ReproduceStepFlow(Plan):
+class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
     """The plan of the study."""
 
-    kind, again = "reproduce stepflow", "chainwright study run {folder}"
-
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: ReproduceStepFlowConfig):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.asked = config
-        self.config = config.record()
-        self.source = provenance(anatomy(model).model)
-
-    @classmethod
-    def resumed(
-        cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False
-    ) -> ReproduceStepFlow:
-        """Return the plan of a study that was begun; loads its model."""
-        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, ReproduceStepFlowConfig.from_record(known.config))
+    kind, settings = "reproduce stepflow", ReproduceStepFlowConfig
 
     @property
     def ways(self) -> list[str]:

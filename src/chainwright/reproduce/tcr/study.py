@@ -18,9 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
@@ -30,7 +27,6 @@ from chainwright.decode import generate
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
 from chainwright.models.anatomy import anatomy
-from chainwright.models.load import load_as, provenance
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.repair.tcr.config import FitConfig
@@ -42,30 +38,17 @@ from chainwright.reproduce.tcr.ablations import ablation_rows, load_outcomes, sa
 from chainwright.reproduce.tcr.config import GOLD, ReproduceTCRConfig, runs_of, slug_of
 from chainwright.reproduce.tcr.tables import tables_of
 from chainwright.reproduce.tcr.ways import gold_detector, repair_for
-from chainwright.studies import Job, Plan, Results, Study
-from chainwright.studies.manifest import Manifest
+from chainwright.studies import Job, Results, Study
+from chainwright.studies.model_plan import ModelPlan
 from chainwright.tasks.cells import sample_cells
 from chainwright.traces import Trace, read_traces, write_traces
 
 
 @register("study", "reproduce tcr")
-class ReproduceTCR(Plan):
+class ReproduceTCR(ModelPlan[ReproduceTCRConfig]):
     """The plan of the study."""
 
-    kind, again = "reproduce tcr", "chainwright study run {folder}"
-
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: ReproduceTCRConfig):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.asked = config
-        self.config = config.record()
-        self.source = provenance(anatomy(model).model)
-
-    @classmethod
-    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> ReproduceTCR:
-        """Return the plan of a study that was begun; loads its model."""
-        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, ReproduceTCRConfig.from_record(known.config))
+    kind, settings = "reproduce tcr", ReproduceTCRConfig
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the repair, then every run and variant, then the tables."""
