@@ -363,3 +363,16 @@ def test_traces_of_another_model_are_refused() -> None:
     with pytest.raises(BadTrace, match=r"The trace has 17 tokens, but the model has positions for 16"):
         score(model, trace_of(random_ids(1, 17)[0]))
     assert score_all(model, []) == []
+
+
+def test_thinking_between_markers_of_ones_own(reasoner: LoadedModel) -> None:
+    model, words = reasoner
+    problems = tasks.sample("clf", 4, 2)
+    plain = generate(model, words, problems, progress=False)
+    own = generate(model, words, problems, markers=("start", "end"), progress=False)
+    for trace, without in zip(own, plain, strict=True):
+        assert trace.input_ids.tolist() == without.input_ids.tolist()
+        read = Trace.from_ids(words, trace.input_ids, trace.response_start, markers=("start", "end"))
+        assert (trace.thinking, trace.summary) == (read.thinking, read.summary) != (without.thinking, without.summary)
+    with pytest.raises(BadInput, match="must differ, got .start. twice"):
+        generate(model, words, problems, markers=("start", "start"), progress=False)

@@ -26,6 +26,7 @@ from transformers import (
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
 from chainwright.edits.run import following
+from chainwright.markers.known import as_markers
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
@@ -33,7 +34,7 @@ from chainwright.models.placement import input_device
 from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts import Prompt, n_positions, prompts_of
 from chainwright.tasks.base import Problem
-from chainwright.traces import Trace
+from chainwright.traces import ThinkMarkers, Trace
 
 if TYPE_CHECKING:
     from chainwright.repair.base import Repair
@@ -65,6 +66,7 @@ def generate(
     seed: int = 0,
     first_row: int = 0,
     raw: bool = False,
+    markers: ThinkMarkers | tuple[str, str] | None = None,
     progress: bool = True,
     on_traces: Callable[[list[tuple[int, Trace]]], None] | None = None,
 ) -> list[Trace]:
@@ -90,14 +92,18 @@ def generate(
             do not change with the batch size.
         first_row: Index of the first problem, where problems are decoded in several calls.
         raw: Ask with every prompt as it is, without the chat template. BOS is added where the prompt lacks it.
+        markers: The pair of markers around the thinking, as in `Trace.from_text`; None knows the usual ones.
         progress: Show a progress bar.
         on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
 
     Raises:
         BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, a prompt longer than
-            the model's positions or with tokens that the model does not have, or repairs that cannot decode together.
+            the model's positions or with tokens that the model does not have, repairs that cannot decode together, or
+            markers that are no pair.
     """
     _check_options(temperature, batch_size, max_new_tokens)
+    if markers is not None:
+        markers = as_markers(markers)
     prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, raw=raw)
     traces: dict[int, Trace] = {}
     repairs = in_order(repair)
@@ -110,7 +116,7 @@ def generate(
         for each in repairs:
             attached.enter_context(each.attached(model))
         for batch in _batches(prompts, batch_size, n_positions(model)):
-            done = _decode(model, tokenizer, batch, temperature, seed)
+            done = _decode(model, tokenizer, batch, temperature, seed, markers)
             traces.update(done)
             if on_traces is not None:
                 on_traces(done)
@@ -143,7 +149,12 @@ def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) ->
 
 
 def _decode(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: list[Prompt], temperature: float, seed: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: list[Prompt],
+    temperature: float,
+    seed: int,
+    markers: ThinkMarkers | tuple[str, str] | None,
 ) -> list[tuple[int, Trace]]:
     inner = anatomy(model).model
     ends = end_ids(inner, tokenizer)
@@ -166,7 +177,7 @@ def _decode(
         )
     shared: dict[str, str | int | float] = {"model": model_name(inner), "seed": seed, "temperature": float(temperature)}
     return [
-        (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, {**shared, **p.info}))
+        (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, {**shared, **p.info}, markers))
         for p, row in zip(batch, output, strict=True)
     ]
 
@@ -206,13 +217,20 @@ def _trace(
     new_ids: list[int],
     ends: set[int],
     info: dict[str, str | int | float],
+    markers: ThinkMarkers | tuple[str, str] | None,
 ) -> Trace:
     length = next((i + 1 for i, token in enumerate(new_ids) if token in ends), len(new_ids))
     length = min(length, prompt.max_new_tokens)
     kept = new_ids[:length]
     stopped = bool(kept) and kept[-1] in ends
     return Trace.from_ids(
-        tokenizer, [*prompt.ids, *kept], prompt.n_question, problem=prompt.problem, stopped=stopped, info=info
+        tokenizer,
+        [*prompt.ids, *kept],
+        prompt.n_question,
+        problem=prompt.problem,
+        stopped=stopped,
+        info=info,
+        markers=markers,
     )
 
 

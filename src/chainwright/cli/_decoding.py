@@ -30,6 +30,7 @@ class Asked:
     rendering: str
     prompt: str | None = None
     raw: bool = False
+    markers: tuple[str, str] | None = None
 
 
 def decode(
@@ -64,7 +65,9 @@ def decode(
         "rendering": rendering,
         "repair": _identity(repair),
     }
-    plan = generation.TracesPlan(loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by, raw=asked.raw)
+    plan = generation.TracesPlan(
+        loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by, raw=asked.raw, markers=asked.markers
+    )
     if out_file is None:
         traces = generation.decode_in_memory(plan, progress=not quiet)
     else:

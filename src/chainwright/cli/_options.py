@@ -28,6 +28,14 @@ RenderingName = Annotated[
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Ask with the prompt as it is, without the chat template.")]
+Markers = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--think-markers",
+        metavar="OPEN CLOSE",
+        help="The markers around the thinking (default: the usual ones are known).",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="'cpu', 'cuda', ... (default: CUDA if available).")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="'float32', 'bfloat16', ... (default: that of the checkpoint).")

@@ -12,6 +12,7 @@ from chainwright.cli._command import Values
 from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
     HopCounts,
+    Markers,
     ModelName,
     NProblems,
     Overwrite,
@@ -40,10 +41,7 @@ def evaluate(
         typer.Option("--traces", help="Evaluate these traces instead: Parquet, or JSONL with question and response."),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip broken lines of a JSONL file.")] = False,
-    think_markers: Annotated[
-        tuple[str, str] | None,
-        typer.Option("--think-markers", metavar="OPEN CLOSE", help="What is around the thinking in a JSONL file."),
-    ] = None,
+    think_markers: Markers = None,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
@@ -59,7 +57,7 @@ def evaluate(
     from chainwright.evaluation import accuracy
 
     if traces is None:
-        asked = Asked(task, hops, n, rendering, raw=raw)
+        asked = Asked(task, hops, n, rendering, raw=raw, markers=think_markers)
         judged = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)

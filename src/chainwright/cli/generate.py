@@ -11,6 +11,7 @@ from chainwright.cli._command import Values
 from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
     HopCounts,
+    Markers,
     ModelName,
     NProblems,
     Overwrite,
@@ -35,6 +36,7 @@ def generate(
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
+    think_markers: Markers = None,
     repair: RepairNames = None,
     decoding: Values = DECODING,
     source: Values = SOURCE,
@@ -44,7 +46,7 @@ def generate(
     """Let a model answer problems or a prompt; print the first trace and the accuracy, and write the traces."""
     from chainwright.evaluation.accuracy import evaluate
 
-    asked = Asked(task, hops, n, rendering, prompt, raw)
+    asked = Asked(task, hops, n, rendering, prompt, raw, think_markers)
     traces = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     out.rule("first trace")
     for text in (traces[0].prompt or "", traces[0].response or ""):

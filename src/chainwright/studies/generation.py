@@ -49,11 +49,14 @@ class TracesPlan(Plan):
         config: Mapping[str, object],
         *,
         raw: bool = False,
+        markers: tuple[str, str] | None = None,
     ) -> None:
         """Take the problems (or prompts) to decode, and in `config` the settings that they were drawn with."""
-        self.raw = raw
+        self.raw, self.markers = raw, markers
         self.model, self.tokenizer, self.asked, self.settings, self.repair = model, tokenizer, asked, settings, repair
-        self.config = {**config, **settings.record(), "rows": ROWS, **({"raw": True} if raw else {})}
+        self.config = {**config, **settings.record(), "rows": ROWS}
+        # only where they are given, so that files that were begun before these options are resumed
+        self.config |= {name: value for name, value in (("raw", raw), ("markers", markers)) if value}
         self.source = provenance(anatomy(model).model)
 
     def units(self, done: Results) -> list[str]:
@@ -72,6 +75,7 @@ class TracesPlan(Plan):
             **dict(self.settings),
             first_row=start,
             raw=self.raw,
+            markers=self.markers,
             progress=False,
             on_traces=job.counter(len(asked)),
         )
@@ -92,6 +96,7 @@ def decode_in_memory(plan: TracesPlan, *, progress: bool = True) -> list[Trace]:
         repair=plan.repair,
         **dict(plan.settings),
         raw=plan.raw,
+        markers=plan.markers,
         progress=progress,
     )
 
