@@ -374,5 +374,5 @@ def test_thinking_between_markers_of_ones_own(reasoner: LoadedModel) -> None:
         assert trace.input_ids.tolist() == without.input_ids.tolist()
         read = Trace.from_ids(words, trace.input_ids, trace.response_start, markers=("start", "end"))
         assert (trace.thinking, trace.summary) == (read.thinking, read.summary) != (without.thinking, without.summary)
-    with pytest.raises(BadInput, match="must differ, got .start. twice"):
+    with pytest.raises(BadInput, match=r"must differ, got 'start' twice"):
         generate(model, words, problems, markers=("start", "start"), progress=False)
