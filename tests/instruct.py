@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chainwright import tasks
-from chainwright.prompts import prompt_ids
+from chainwright.prompts.prompt import prompt_ids
 from families import tiny
 
 _SPECIAL = ["<eot>", "<user>", "<assistant>"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chainwright.decode import in_order
+from chainwright.decode.run import in_order
 from chainwright.edits import BackHead
 from chainwright.repair import TCR, BackAttention, DoLa, EntropyDetector, RemoveAndResample, Repair, StepFlow, TCRConfig
 from chainwright.repair.tcr.token_repair import Seen

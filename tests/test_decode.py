@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chainwright import decode, scoring, tasks
+from chainwright import scoring, tasks
 from chainwright._errors import BadInput, BadTrace
-from chainwright.decode import generate
+from chainwright.decode import run as decode
+from chainwright.decode.run import generate
 from chainwright.edits import KnockOut, edit
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models.load import LoadedModel, load_model

@@ -7,7 +7,14 @@ from functools import cache
 import grimp
 import pytest
 
-LAZY = ("chainwright", "chainwright.diagnose", "chainwright.repair", "chainwright.evaluation")
+LAZY = (
+    "chainwright",
+    "chainwright.diagnose",
+    "chainwright.repair",
+    "chainwright.evaluation",
+    "chainwright.prompts",
+    "chainwright.decode",
+)
 
 
 @cache

@@ -11,7 +11,7 @@ import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput, OtherRendering
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models import LoadedModel, load_model
 from chainwright.models.sources import bundled_models

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chainwright import StepFlow, tasks
 from chainwright._errors import BadInput, OtherRendering
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.prompts import describe, is_rendered, prompt_ids, prompts_of
 from chainwright.repair.tcr.flag_log import FlagLog
 from chainwright.scoring import score

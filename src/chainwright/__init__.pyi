@@ -6,7 +6,7 @@ from ._errors import EditNeverFired as EditNeverFired
 from ._errors import UnsupportedModel as UnsupportedModel
 from ._finding import Finding as Finding
 from ._version import __version__ as __version__
-from .decode import generate as generate
+from .decode.run import generate as generate
 from .diagnose.contexts import correct_contexts as correct_contexts
 from .diagnose.contexts import erroneous_contexts as erroneous_contexts
 from .diagnose.errors import first_errors as first_errors

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._errors import BadTrace
-from chainwright.decode import in_order
+from chainwright.decode.run import in_order
 from chainwright.models._probe import evaluating
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import final_states
 from chainwright.models.padding import left_pad
 from chainwright.models.residual import unembed
-from chainwright.prompts import n_positions
+from chainwright.prompts.limits import n_positions
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.cli._trace_files import read_ways, tokenizer_of
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.models.load import load_model
 from chainwright.traces import Trace, write_traces
 from command_line import call

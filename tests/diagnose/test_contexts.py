@@ -7,7 +7,7 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose import SlotContexts, correct_contexts, erroneous_contexts, first_errors
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.tasks import FirstError, Problem

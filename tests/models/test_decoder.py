@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from chainwright import KnockOut, edit
 from chainwright._errors import UnsupportedModel
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.models import anatomy, capture, load_model
 from chainwright.models.decoder import decoder
 from chainwright.scoring import score, score_all

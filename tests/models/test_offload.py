@@ -11,7 +11,7 @@ from test_load import word_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chainwright import KnockOut, StepFlow, edit
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose import knockout_effects, logit_flow, logit_lens, step_saliency
 from chainwright.models import anatomy, capture, provenance
 from chainwright.models.fingerprint import fingerprint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chainwright.decode import generate, in_order
+from chainwright.decode.run import generate, in_order
 from chainwright.edits import Bridge, KnockOut, Momentum, edit
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_model

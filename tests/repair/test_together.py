@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
-from chainwright.decode import generate, in_order
+from chainwright.decode.run import generate, in_order
 from chainwright.edits import AttendBack, Bridge, Edit, KnockOut, Momentum, edit
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import load_model

@@ -4,7 +4,7 @@ import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.models import load_model
 from chainwright.report.study import write_study_report, write_tables
 from chainwright.reproduce.stepflow.config import ReproduceStepFlowConfig

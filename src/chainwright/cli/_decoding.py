@@ -45,12 +45,13 @@ def decode(
     quiet: bool,
 ) -> list[Trace]:
     """Return the traces that the options ask for; say how they were asked, what a repair cost, and what was written."""
-    from chainwright import prompts
+    from chainwright.prompts.describe import describe
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.studies import generation
     from chainwright.studies.config import DecodeSettings
     from chainwright.tasks.cells import choose_cells, sample_cells
 
-    rendering = prompts.rendering_for(asked.rendering, model)
+    rendering = rendering_for(asked.rendering, model)
     cells = choose_cells(asked.task, asked.hops, rendering)
     settings = DecodeSettings(**decoding)
     is_prompt = asked.prompt is not None
@@ -73,7 +74,7 @@ def decode(
     else:
         traces = generation.generate_to(out_file, plan, overwrite=overwrite, progress=not quiet)
         say(f"Wrote {len(traces)} traces to {out_file}")
-    say(prompts.describe(traces))
+    say(describe(traces))
     print_cost(fixed)
     return traces
 

@@ -56,14 +56,14 @@ def diagnose(
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break, which kinds of errors they make, and which heads push the wrong token."""
-    from chainwright import prompts
     from chainwright._errors import BadInput
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.studies.diagnosis.config import USUAL, DiagnoseConfig
     from chainwright.tasks.cells import choose_cells
 
     if plan and not steps:
         raise BadInput("--plan estimates the step maps, which are not requested; add --steps.")
-    chosen = prompts.rendering_for(rendering, model)
+    chosen = rendering_for(rendering, model)
     config = DiagnoseConfig(
         model=model,
         hops=choose_cells(task, hops, chosen),

@@ -110,15 +110,15 @@ def _of_task(
     seed: int,
     quiet: bool,
 ) -> list[Finding]:
-    from chainwright import prompts
     from chainwright.cli import _parse
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.studies import flow as flows
     from chainwright.tasks.cells import choose_cells, sample_cells
 
     if task in flows.WORLD_TASKS:
         chosen = None if order is None else _parse.world_order(order)
         return flows.world_flow(loaded.model, loaded.tokenizer, model, task, order=chosen, n=n, seed=seed)
-    rendering = prompts.rendering_for("auto", model)
+    rendering = rendering_for("auto", model)
     cells = choose_cells(task, hops, rendering, also=flows.WORLD_TASKS)
     problems = sample_cells(cells, n_problems, seed, rendering)
     return flows.chain_flow(loaded.model, loaded.tokenizer, problems, n=n, progress=not quiet)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from chainwright._errors import BadInput
-from chainwright.decode import in_order
+from chainwright.decode.run import in_order
 from chainwright.repair.base import Repair
 from chainwright.repair.run import Cost
 from chainwright.scoring import Corrections

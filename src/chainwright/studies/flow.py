@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import first_errors
 from chainwright.diagnose.flow.attribution import SpanMode, logit_flow

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
 from chainwright._registry import register
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.repair.base import Repair

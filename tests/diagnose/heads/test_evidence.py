@@ -9,7 +9,7 @@ import torch
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose import (
     Alternatives,
     HeadEvidence,

@@ -5,7 +5,7 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose import BridgeGroups, bridge_mass, compare_bridges
 from chainwright.models import load_model
 from chainwright.models.capture import capture

@@ -8,7 +8,7 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose import compare_steps, step_causes, step_saliency
 from chainwright.edits import Cut, CutAttention, edit
 from chainwright.models import load_model

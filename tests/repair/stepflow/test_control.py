@@ -4,7 +4,7 @@ import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.models import load_model
 from chainwright.repair import StepFlow
 from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn

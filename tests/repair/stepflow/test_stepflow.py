@@ -7,7 +7,7 @@ import torch
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.edits import Bridge, Momentum, edit
 from chainwright.models import load_model
 from chainwright.models.load import load_tokenizer

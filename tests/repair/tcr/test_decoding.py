@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from chainwright import tasks
 from chainwright._errors import BadInput, EditNeverFired
-from chainwright.decode import _SeededDraw, generate
+from chainwright.decode.run import _SeededDraw, generate
 from chainwright.models.load import load_model
 from chainwright.models.sampling import gumbel_noise
 from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, TCRConfig

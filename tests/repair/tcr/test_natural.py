@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from chainwright._errors import BadInput
-from chainwright.decode import _SeededDraw, generate
+from chainwright.decode.run import _SeededDraw, generate
 from chainwright.models.sampling import gumbel_noise
-from chainwright.prompts import prompt_ids
+from chainwright.prompts.prompt import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
 from chainwright.repair.tcr.config import FitConfig
 from chainwright.repair.tcr.fit import fit_tcr

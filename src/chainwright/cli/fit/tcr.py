@@ -44,14 +44,15 @@ def tcr(
     quiet: Quiet = False,
 ) -> None:
     """Locate erroneous heads, learn when to silence which of them, and save the repair."""
-    from chainwright import prompts, tasks
+    from chainwright import tasks
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.repair.tcr.config import CandidateConfig, ClassifierConfig, FitConfig, FitProblems
     from chainwright.repair.tcr.fit import fit_tcr_on_problems
     from chainwright.repair.tcr.repair import TCR
     from chainwright.tasks.cells import fit_cells, sample_cells
 
     _parse.check_free(out_folder, overwrite)
-    chosen = prompts.rendering_for(rendering, model)
+    chosen = rendering_for(rendering, model)
     asked = FitProblems(**problems)
     cells = fit_cells(asked.task, hops, chosen)
     config = FitConfig(candidates=CandidateConfig(**candidates), classifier=ClassifierConfig(**classifier), **fit)

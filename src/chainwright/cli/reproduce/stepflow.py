@@ -52,13 +52,13 @@ def stepflow(
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems with StepFlow and with self-consistency, and compare what each gains."""
-    from chainwright import prompts
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.reproduce.stepflow.config import HOPS, ReproduceStepFlowConfig
     from chainwright.reproduce.stepflow.study import ReproduceStepFlow
     from chainwright.studies import Study
     from chainwright.tasks.cells import fit_cells
 
-    rendering = prompts.rendering_for("auto", model)
+    rendering = rendering_for("auto", model)
     usual = HOPS.get(model, HOPS["reasoner"])
     config = ReproduceStepFlowConfig(
         model=model,

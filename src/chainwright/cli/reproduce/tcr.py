@@ -53,7 +53,7 @@ def tcr(
     quiet: Quiet = False,
 ) -> None:
     """Decode the same problems in every way of the TCR paper and compare what each gains."""
-    from chainwright import prompts
+    from chainwright.prompts.rendering import rendering_for
     from chainwright.repair.tcr.config import FitProblems
     from chainwright.reproduce.tcr import config as settings
     from chainwright.reproduce.tcr.estimate import estimate
@@ -61,7 +61,7 @@ def tcr(
     from chainwright.studies import Study
     from chainwright.tasks.cells import fit_cells
 
-    chosen = prompts.rendering_for(rendering, model)
+    chosen = rendering_for(rendering, model)
     variants = settings.VARIANTS[:1] if quick else settings.VARIANTS
     config = settings.ReproduceTCRConfig(
         model=model,

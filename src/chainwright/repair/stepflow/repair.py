@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._registry import register
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.edits.base import Edit, Touched, edit
 from chainwright.edits.bridge import Bridge, check_floor
 from chainwright.edits.momentum import Momentum, check_strength

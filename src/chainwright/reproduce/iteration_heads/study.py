@@ -28,7 +28,7 @@ from chainwright._config import Config
 from chainwright._errors import unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose.heads.knockout import knockout_effects
 from chainwright.diagnose.iteration.emergence import Emergence
 from chainwright.diagnose.iteration.findings import IterationOverlap, IterationScores

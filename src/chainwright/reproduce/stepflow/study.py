@@ -22,7 +22,7 @@ from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips

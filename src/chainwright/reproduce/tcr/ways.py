@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.prompts import prompt_ids
+from chainwright.prompts.prompt import prompt_ids
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.baselines import BestHead, DoLa, RemoveAndResample
 from chainwright.repair.tcr.candidate_heads import Candidates

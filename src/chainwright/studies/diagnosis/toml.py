@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chainwright import prompts, tasks
+from chainwright import tasks
 from chainwright._errors import BadInput, unknown_name
+from chainwright.prompts.rendering import rendering_for
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.tasks.cells import choose_cells, parse_hops
 
@@ -56,7 +57,7 @@ def _config(asked: Mapping[str, Any]) -> DiagnoseConfig:
     rendering = asked.get("rendering", "auto")
     if not isinstance(rendering, str):
         raise BadInput(f"rendering must be a text; got {rendering!r}.")
-    rendering = prompts.rendering_for(rendering, asked["model"])
+    rendering = rendering_for(rendering, asked["model"])
     hops = _hops(asked.get("tasks"), asked.get("hops"), rendering)
     settings = {name: value for name, value in asked.items() if name != "tasks"}
     return DiagnoseConfig.from_record(settings | {"rendering": rendering, "hops": hops})

@@ -31,7 +31,7 @@ from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence

@@ -32,7 +32,8 @@ from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
 from chainwright.models.placement import input_device
 from chainwright.models.sampling import gumbel_noise
-from chainwright.prompts import Prompt, n_positions, prompts_of
+from chainwright.prompts.limits import n_positions
+from chainwright.prompts.prompt import Prompt, prompts_of
 from chainwright.tasks.base import Problem
 from chainwright.traces import ThinkMarkers, Trace
 

@@ -1,0 +1,5 @@
+"""How a model is asked: rendering, demonstrations, chat template, limits. The names stand in `__init__.pyi`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

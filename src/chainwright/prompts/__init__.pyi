@@ -1,0 +1,12 @@
+from .asking import Asking as Asking
+from .describe import describe as describe
+from .limits import n_positions as n_positions
+from .prompt import Prompt as Prompt
+from .prompt import prompt_ids as prompt_ids
+from .prompt import prompt_of as prompt_of
+from .prompt import prompts_of as prompts_of
+from .rendering import as_asked as as_asked
+from .rendering import reads_short as reads_short
+from .rendering import rendering_for as rendering_for
+from .templates import is_rendered as is_rendered
+from .templates import thinks as thinks

@@ -1,0 +1,175 @@
+"""How a model is asked: the rendering that it reads, the tokens of a prompt, and the room for the response.
+
+1. A problem whose rendering is open is written in the one that the tokenizer is made for: short for a word-level
+   tokenizer that knows every word of it (the models trained here), natural for any other.
+2. Strings, problems made by hand and natural problems go through the tokenizer's chat template if it has one; short
+   problems never do, and neither does a string that has been through it already, or anything with `raw=True`.
+3. A text that went through the template may already begin the reply. The question ends where the template ends, and
+   what comes after it is the beginning of the response, which the model continues.
+4. The response gets room for half as many tokens again as the gold chain has, or far more if the chat template makes
+   the model think first.
+
+Each step leaves its choice in `Prompt.info`, which `generate` puts into the traces and `describe` puts into words.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from chainwright._errors import BadInput, OtherRendering
+from chainwright.models.seam import causal_lm
+from chainwright.prompts.limits import Limit, default_limit, n_positions
+from chainwright.prompts.rendering import as_asked, is_by_hand, is_plain_text, warn_of_rendering
+from chainwright.prompts.templates import is_rendered, n_common, one_bos, reply_start, uses_chat
+from chainwright.tasks.base import Problem
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as tokens, and the room for its response.
+
+    Attributes:
+        index: Its place among all rows of a run, which decides its sampling noise.
+        ids: Its tokens.
+        problem: The problem as it is asked, None for a plain string.
+        max_new_tokens: Longest response.
+        uses_chat: Whether it went through the chat template.
+        limit: What `max_new_tokens` follows from, before the model's positions cap it: "given", "chain", "answer",
+            "text" or "thinking".
+        is_rendered: Whether it is a string that was asked as it is although there is a chat template.
+        n_prefilled: How many of the tokens, the last ones, begin the response.
+    """
+
+    index: int
+    ids: list[int]
+    problem: Problem | None
+    max_new_tokens: int
+    uses_chat: bool = False
+    limit: str = "given"
+    is_rendered: bool = False
+    n_prefilled: int = 0
+
+    @property
+    def n_question(self) -> int:
+        """Return how many of the tokens are the question."""
+        return len(self.ids) - self.n_prefilled
+
+    @property
+    def info(self) -> dict[str, str | int]:
+        """Return what a trace says about how it was asked."""
+        rendering = "text" if self.problem is None or is_by_hand(self.problem) else self.problem.rendering
+        return {
+            "rendering": "rendered" if self.is_rendered else rendering,
+            "chat_template": self.uses_chat,
+            "max_new_tokens": self.max_new_tokens,
+            "limit": self.limit,
+            **({"n_prefilled": self.n_prefilled} if self.n_prefilled else {}),
+        }
+
+
+def prompts_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem | str],
+    max_new_tokens: int | None = None,
+    first_row: int = 0,
+    *,
+    raw: bool = False,
+) -> list[Prompt]:
+    """Return what `generate` asks each problem or string with; each of its warnings comes once.
+
+    Raises:
+        BadInput: A prompt is empty, is longer than the model's positions, or has a token that the model does not have.
+    """
+    warn_of_rendering(tokenizer, problems)
+    prompts = [prompt_of(model, tokenizer, i, p, max_new_tokens, raw=raw) for i, p in enumerate(problems, first_row)]
+    if not raw and (rendered := [prompt.index for prompt in prompts if prompt.is_rendered]):
+        warnings.warn(
+            f"{len(rendered)} of {len(prompts)} prompts (first: prompt {rendered[0]}) have been through the chat "
+            "template already and are asked as they are; pass raw=True (--raw) to say that this is meant.",
+            OtherRendering,
+            stacklevel=3,
+        )
+    return prompts
+
+
+def prompt_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    index: int,
+    problem: Problem | str,
+    max_new_tokens: int | None,
+    *,
+    raw: bool = False,
+) -> Prompt:
+    """Return what `generate` asks a problem or a string with.
+
+    Raises:
+        BadInput: The prompt is empty, is longer than the model's positions, or has a token that the model does not
+            have.
+    """
+    problem = as_asked(tokenizer, problem)
+    text = problem if isinstance(problem, str) else problem.prompt
+    if not text.strip():
+        raise BadInput(f"Prompt {index} is empty; give some text.")
+    is_chat = uses_chat(tokenizer, problem, raw)
+    ids = prompt_ids(tokenizer, problem, raw=raw)
+    if not ids:
+        raise BadInput(f"Prompt {index} has no tokens for this tokenizer; give some other text.")
+    _check_known(model, tokenizer, index, ids)
+    most = n_positions(model)
+    if len(ids) >= most:
+        raise BadInput(
+            f"Prompt {index} has {len(ids)} tokens, but the model has positions for {most}; shorten "
+            "it (fewer hops or fewer demonstrations)."
+        )
+    limit = Limit(max_new_tokens, "given") if max_new_tokens else default_limit(tokenizer, problem, raw)
+    return Prompt(
+        index,
+        ids,
+        None if isinstance(problem, str) else problem,
+        min(limit.n_tokens, most - len(ids)),
+        uses_chat=is_chat,
+        limit=limit.source,
+        is_rendered=is_plain_text(problem) and not is_chat and is_rendered(tokenizer, text),
+        n_prefilled=0 if is_chat else _n_prefilled(tokenizer, text, ids),
+    )
+
+
+def _check_known(model: nn.Module, tokenizer: PreTrainedTokenizerBase, index: int, ids: list[int]) -> None:
+    n_known = causal_lm(model).get_input_embeddings().weight.shape[0]
+    if unknown := [token for token in ids if not 0 <= token < n_known]:
+        raise BadInput(
+            f"Prompt {index} has token {tokenizer.convert_ids_to_tokens(unknown[0])!r} (id {unknown[0]}), but the "
+            f"model embeds {n_known} tokens and its tokenizer has {len(tokenizer)}; load the tokenizer that belongs to "
+            "the model, or train the model with resized embeddings."
+        )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem | str, *, raw: bool = False) -> list[int]:
+    """Return the tokens that `generate` asks a problem or a string with; they begin with at most one BOS token."""
+    problem = as_asked(tokenizer, problem)
+    text = problem if isinstance(problem, str) else problem.prompt
+    if uses_chat(tokenizer, problem, raw):
+        turn = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return one_bos(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    # some tokenizers also close a text, which would end the response before it begins
+    ids = list(tokenizer(text)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    n_added = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), None)
+    return one_bos(tokenizer, ids if n_added is None else ids[: n_added + len(plain)])
+
+
+def _n_prefilled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> int:
+    """Return how many of the last tokens of a text that went through the chat template begin the reply."""
+    start = reply_start(tokenizer, text)
+    if start is None or not text[start:].strip():
+        return 0
+    question = prompt_ids(tokenizer, text[:start], raw=True)
+    return len(ids) - n_common(question, ids)
