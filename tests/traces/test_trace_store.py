@@ -268,3 +268,47 @@ def test_a_row_that_is_no_trace_is_named(tmp_path, column, value, reason):
     rewritten(path, change)
     with pytest.raises(BadTrace, match=rf"Row 1 of .*a\.parquet is not a valid trace: .*({reason})"):
         read_traces(path)
+
+
+def set_trace(response, **more):
+    """A trace of a problem of a set, judged by what its text announces."""
+    labels = {"level": 3, "share": 0.5, "id": "q1"}
+    problem = Problem(
+        "shop", 0, "Which colour?", "", "B", (), rendering="natural", labels=labels, choices=("red", "blue")
+    )
+    return Trace.from_text(trace_tokenizers.byte_level(), problem.prompt, response, problem=problem, **more)
+
+
+def test_a_verdict_and_the_problem_of_a_set_travel(tmp_path):
+    made = [set_trace("The answer is B."), set_trace("The answer is A."), set_trace("????")]
+    write_traces(tmp_path / "a.parquet", made)
+    back = read_traces(tmp_path / "a.parquet")
+    assert back == made
+    assert [trace.verdict.is_right for trace in back] == [True, False, None]
+    assert [trace.outcome for trace in back] == ["right", "wrong", "unread"]
+    assert back[0].problem.labels == {"level": 3, "share": 0.5, "id": "q1"} and back[0].problem.choices == (
+        "red",
+        "blue",
+    )
+    assert json.loads(pq.read_table(tmp_path / "a.parquet")["problem"][0].as_py())["schema_version"] == 2
+
+
+def test_a_file_from_before_verdicts_is_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_traces(path, [set_trace("The answer is B."), set_trace("The answer is A."), Trace(*TINY)])
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["verdict"]), path)
+    back = read_traces(path)
+    assert [trace.verdict for trace in back] == [None, None, None]
+    assert [trace.outcome for trace in back] == ["right", "wrong", None]
+
+
+def test_an_answer_that_a_limit_cut_off_is_cut_and_not_wrong():
+    problem = Problem("shop", 0, "How many?", "", "12", ())
+    tokenizer = trace_tokenizers.byte_level()
+    ids = [*tokenizer("How many?")["input_ids"], *tokenizer("The answer is 1", add_special_tokens=False)["input_ids"]]
+    n_question = len(tokenizer("How many?")["input_ids"])
+    whole = Trace.from_ids(tokenizer, ids, n_question, problem=problem)
+    cut = Trace.from_ids(tokenizer, ids, n_question, problem=problem, stopped=False)
+    assert (whole.outcome, whole.is_correct) == ("wrong", False)
+    assert (cut.outcome, cut.is_correct, cut.verdict.is_right) == ("cut", False, None)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chainwright._errors import BadInput
-from chainwright.tasks._patterns import LETTERS, NUMBER, SIGN, STEP, Pattern, choice
+from chainwright.checkers.patterns import LETTERS, NUMBER, SIGN, STEP, Pattern, choice
 from chainwright.tasks._script import MORE_HOPS, Kind, Line, Part, Slot
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from chainwright.tasks._patterns import MINUS, compiled
+from chainwright.checkers.patterns import MINUS, compiled
 from chainwright.tasks._script import FEWER_HOPS, MORE_HOPS, Line, Part, ReadSlot
 
 _SMALL_WORDS = (

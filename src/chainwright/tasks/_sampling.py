@@ -14,10 +14,10 @@ from random import Random
 from typing import Any, get_args
 
 from chainwright._errors import BadInput, unknown_name
+from chainwright.checkers.patterns import STEP
 from chainwright.tasks._catalogue import check_rendering, task_of
-from chainwright.tasks._patterns import STEP
-from chainwright.tasks._script import Facts, Line, Rendering, Script, Task
-from chainwright.tasks.base import SCHEMA_VERSION, Draw, Problem, write_chain
+from chainwright.tasks._script import Facts, Line, Rendering, Script, Slot, Task
+from chainwright.tasks.base import SCHEMA_VERSION, SET_SCHEMA_VERSION, Draw, Problem, write_chain
 
 _MOST_HOPS_OF_EXAMPLES, _N_CANDIDATES = 4, 8
 
@@ -80,18 +80,20 @@ def from_record(record: Mapping[str, Any]) -> Problem:
     """Return the problem that `Problem.to_record` wrote.
 
     Raises:
-        BadInput: If the record is of a newer schema, has an unknown task, lacks a field, or holds a chain
+        BadInput: If the record is of a newer schema, has an unknown task and no slots, lacks a field, or holds a chain
             that its facts do not lead to.
     """
     version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, SET_SCHEMA_VERSION):
         raise BadInput(
-            f"This problem record has schema version {version!r}, and this Chainwright reads {SCHEMA_VERSION}"
+            f"This problem record has schema version {version!r}, and this Chainwright reads up to {SET_SCHEMA_VERSION}"
             "; sample the problem again or install the version that wrote it."
         )
     missing = [key for key in ("task", "hops", "rendering", "prompt", "chain", "answer", "facts") if key not in record]
     if missing:
         raise BadInput(f"This problem record lacks {', '.join(missing)}; write it with Problem.to_record().")
+    if "slots" in record:
+        return _without_script(record)
     spec = task_of(record["task"])
     _check_rendering(spec, record["rendering"])
     _check_int("hops", record["hops"], 1, spec.max_hops, f"in {spec.name} a hop is one {spec.unit}")
@@ -105,6 +107,16 @@ def from_record(record: Mapping[str, Any]) -> Problem:
             f"The chain of this {spec.name} record is not the one that its facts lead to; sample the problem again."
         )
     return problem
+
+
+def _without_script(record: Mapping[str, Any]) -> Problem:
+    """Return a problem of a set or one made by hand, whose record holds all that there is."""
+    values = {key: value for key, value in record.items() if key not in ("schema_version", "slots", "choices")}
+    try:
+        slots = tuple(Slot(**slot) for slot in record["slots"])
+        return Problem(**values, slots=slots, choices=tuple(record.get("choices", ())))
+    except TypeError as error:
+        raise BadInput(f"This problem record does not fit ({error}); write it with Problem.to_record().") from error
 
 
 def _check_rendering(spec: Task, rendering: str) -> None:

@@ -16,7 +16,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from chainwright._errors import BadInput
-from chainwright.tasks._patterns import FINALLY, NUMBER, Pattern
+from chainwright.checkers.patterns import FINALLY, NUMBER, Pattern
 
 Rendering = Literal["short", "natural"]
 Facts = dict[str, Any]

@@ -11,21 +11,25 @@ What this module does not know: tokens (see `traces`), models, and the tasks the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+from chainwright import checkers
+from chainwright.checkers.answers import final_answer, means_the_same
+from chainwright.checkers.base import UNREAD, Verdict
 from chainwright.markers.borders import said_aloud
-from chainwright.tasks._answers import final_answer, means_the_same
 from chainwright.tasks._by_hand import lines_of
 from chainwright.tasks._reader import Reader, Reading
 from chainwright.tasks._script import Facts, Line, Part, ReadSlot, Rendering, Slot
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SET_SCHEMA_VERSION",
     "UNPARSED",
     "Draw",
     "FirstError",
+    "Label",
     "Problem",
     "ReadSlot",
     "Rendering",
@@ -35,6 +39,9 @@ __all__ = [
 
 UNPARSED = "unparsed"
 SCHEMA_VERSION = 1
+SET_SCHEMA_VERSION = 2  # of records with a checker, labels or choices, which version 1 does not know
+
+Label = str | int | float
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,9 @@ class Problem:
         draw: Set while the rendering is open (`sample` without `rendering`): the problem is written short, and
             `generate` draws it again in the rendering that its model reads. None once the rendering is fixed. It is
             no part of the problem's identity.
+        checker: Name of the checker that judges final answers (`checkers.load`); "" is the judging of the tasks.
+        labels: What accuracy is broken down by, such as subject and level, and the id.
+        choices: The options of a multiple-choice question in the order of their letters; `answer` is then a letter.
     """
 
     task: str
@@ -106,6 +116,9 @@ class Problem:
     lines: tuple[Line, ...] = field(default=(), repr=False)
     shapes: tuple[Line, ...] = field(default=(), repr=False, compare=False)
     draw: Draw | None = field(default=None, repr=False, compare=False)
+    checker: str = field(default="", kw_only=True)
+    labels: Mapping[str, Label] = field(default_factory=dict, hash=False, kw_only=True)
+    choices: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def is_answer_only(self) -> bool:
@@ -115,21 +128,36 @@ class Problem:
     def check(self, response_text: str, *, is_cut: bool = False) -> bool:
         """Return whether the final answer of a response is right, whatever its chain says.
 
-        The answer is looked for after the last word that announces one, such as "answer" or "####"; thinking
-        (`<think>`, Harmony's analysis) is not judged, and an answer that is taken back does not count. A problem made
-        by hand, without a script, takes the last value of the text where nothing announces an answer, or the first one
-        if the response is to be the answer alone.
+        With a `checker`, that judges. Otherwise the answer is looked for after the last word that announces one, such
+        as "answer" or "####"; thinking (`<think>`, Harmony's analysis) is not judged, and an answer that is taken back
+        does not count. A problem made by hand, without a script, takes the last value of the text where nothing
+        announces an answer, or the first one if the response is to be the answer alone.
 
         Args:
             response_text: The response.
             is_cut: Whether the token limit ended it. A number or word that its end touches may lack its rest, and is
                 then no answer; in the short rendering of a task it lacks none.
         """
+        return self.judge(response_text, is_cut=is_cut).is_right is True
+
+    def judge(self, response_text: str, *, is_cut: bool = False) -> Verdict:
+        """Return whether the final answer of a response is right, what it is, and how it was found.
+
+        Args:
+            response_text: The response.
+            is_cut: As in `check`.
+
+        Raises:
+            BadInput: There is no checker of the problem's name, or it is a function that fails.
+        """
+        if self.checker:
+            checker = checkers.load(self.checker)
+            return checker.judge(response_text, self.answer, choices=self.choices, is_cut=is_cut)
         is_first = self.is_answer_only and self.rendering == "short"
         # the models that read a task's short text write whole words as tokens
         is_cut = is_cut and not (self.lines and self.rendering == "short")
         got = final_answer(response_text, self.answer, may_guess=not self.lines, is_first=is_first, is_cut=is_cut)
-        return got is not None and means_the_same(got, self.answer)
+        return UNREAD if got is None else Verdict(means_the_same(got.text, self.answer), got.text, got.rule)
 
     def read(self, response_text: str) -> list[ReadSlot]:
         """Return the gold slots read from a response, up to and including the first wrong one; none without slots.
@@ -160,8 +188,11 @@ class Problem:
         return FirstError(UNPARSED, len(slots), gold.hop, stop, stop, gold.value, "")
 
     def to_record(self) -> dict[str, Any]:
-        """Return the problem as plain JSON values, from which `tasks.from_record` makes it again."""
-        return {
+        """Return the problem as plain JSON values, from which `tasks.from_record` makes it again.
+
+        A problem without a script has its slots in it.
+        """
+        record: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "task": self.task,
             "hops": self.hops,
@@ -171,6 +202,12 @@ class Problem:
             "answer": self.answer,
             "facts": self.facts,
         }
+        if not self.lines:
+            record["slots"] = [asdict(slot) for slot in self.slots]
+        if self.checker or self.labels or self.choices:
+            record |= {"checker": self.checker, "labels": dict(self.labels), "choices": list(self.choices)}
+            record["schema_version"] = SET_SCHEMA_VERSION
+        return record
 
     def _read(self, response_text: str) -> Reading:
         if not self.slots:

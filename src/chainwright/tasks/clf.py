@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from chainwright._registry import register
-from chainwright.tasks._patterns import STEP, Pattern
+from chainwright.checkers.patterns import STEP, Pattern
 from chainwright.tasks._script import (
     COMPUTING,
     FEWER_HOPS,

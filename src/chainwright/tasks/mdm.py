@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from chainwright._registry import register
-from chainwright.tasks._patterns import NUMBER, Pattern, choice
+from chainwright.checkers.patterns import NUMBER, Pattern, choice
 from chainwright.tasks._script import (
     COMPUTING,
     FEWER_HOPS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from chainwright._registry import register
-from chainwright.tasks._patterns import SIGN, choice
+from chainwright.checkers.patterns import SIGN, choice
 from chainwright.tasks._script import (
     COMPUTING,
     FEWER_HOPS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from chainwright._registry import register
-from chainwright.tasks._patterns import choice
+from chainwright.checkers.patterns import choice
 from chainwright.tasks._script import (
     COMPUTING,
     FEWER_HOPS,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from random import Random
 
 from chainwright._registry import register
+from chainwright.checkers.patterns import WORD
 from chainwright.tasks import _words
-from chainwright.tasks._patterns import WORD
 from chainwright.tasks._script import (
     COMPUTING,
     FEWER_HOPS,

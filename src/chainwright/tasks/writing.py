@@ -8,7 +8,7 @@
 `clf.py` is a short example to start from; `docs/extending.md` walks through another.
 """
 
-from chainwright.tasks._patterns import (
+from chainwright.checkers.patterns import (
     FINALLY,
     LETTER,
     LETTERS,

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from chainwright import tasks
 from chainwright._errors import BadInput, BadTrace
 from chainwright._files import atomic_file, clear_disk_errors
-from chainwright.tasks.base import SCHEMA_VERSION as PROBLEM_VERSION
-from chainwright.tasks.base import FirstError, Problem, Slot
+from chainwright.checkers.base import Verdict
+from chainwright.tasks.base import FirstError
 from chainwright.traces.segments import Span
 from chainwright.traces.trace import Trace, TraceSlot
 
@@ -57,6 +57,7 @@ _FIRST_ERROR = pa.struct(
         ("got", pa.string()),
     ]
 )
+_VERDICT = pa.struct([("is_right", pa.bool_()), ("extracted", pa.string()), ("rule", pa.string())])
 _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("task", pa.string()),
     ("hops", pa.int32()),
@@ -83,8 +84,9 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("problem", pa.string()),
     ("info", pa.string()),
     ("tool_steps", pa.list_(pa.int32())),
+    ("verdict", _VERDICT),
 ]
-_OPTIONAL = {"tool_steps"}  # columns that files from before it do not have
+_OPTIONAL = {"tool_steps", "verdict"}  # columns that files from before it do not have
 SCHEMA = pa.schema(_COLUMNS, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
@@ -174,35 +176,16 @@ def _to_row(i: int, trace: Trace) -> dict[str, Any]:
         "first_error": error and asdict(error),
         "first_error_position": trace.first_error_position,
         "info": json.dumps(dict(trace.info), ensure_ascii=False),
+        "verdict": trace.verdict and asdict(trace.verdict),
     }
     for name in ("question", "thinking", "summary"):
         row[f"{name}_start"], row[f"{name}_end"] = getattr(trace, name)
     if problem is not None:
         row |= {"task": problem.task, "hops": problem.hops, "rendering": problem.rendering}
-        row |= {"answer": problem.answer, "problem": _problem_to_json(problem)}
+        row |= {"answer": problem.answer, "problem": json.dumps(problem.to_record(), ensure_ascii=False)}
     elif row["answer"] is not None:
         row["answer"] = str(row["answer"])
     return row
-
-
-def _problem_to_json(problem: Problem) -> str:
-    """Return a problem's record; for one made by hand with its slots, since no script gives them."""
-    record = problem.to_record()
-    if not problem.lines:
-        record["slots"] = [asdict(slot) for slot in problem.slots]
-    return json.dumps(record, ensure_ascii=False)
-
-
-def _problem_from_json(text: str | None) -> Problem | None:
-    """Return the problem that `_problem_to_json` wrote."""
-    if text is None:
-        return None
-    record = json.loads(text)
-    if "slots" not in record or record["schema_version"] != PROBLEM_VERSION:
-        return tasks.from_record(record)
-    slots = tuple(Slot(**slot) for slot in record["slots"])
-    values = {key: value for key, value in record.items() if key not in ("slots", "schema_version")}
-    return Problem(**values, slots=slots)
 
 
 def _read_rows(path: Path, file: Any) -> list[dict[str, Any]]:
@@ -254,7 +237,7 @@ def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
             thinking=Span(row["thinking_start"], row["thinking_end"]),
             summary=Span(row["summary_start"], row["summary_end"]),
             steps=[Span(**step) for step in row["steps"]],
-            problem=_problem_from_json(row["problem"]),
+            problem=None if row["problem"] is None else tasks.from_record(json.loads(row["problem"])),
             response=row["response"],
             prompt=row["prompt"],
             slots=tuple(TraceSlot(**slot) for slot in row["slots"]),
@@ -266,6 +249,7 @@ def _from_row(path: Path, i: int, row: dict[str, Any]) -> Trace:
             response_start=row["response_start"],
             first_error_position=row["first_error_position"],
             tool_steps=tuple(row["tool_steps"] or ()),
+            verdict=None if row["verdict"] is None else Verdict(**row["verdict"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadTrace(f"Row {i} of {path} is not a valid trace: {_first_line(error)}.") from error

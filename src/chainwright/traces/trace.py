@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -43,7 +43,10 @@ from chainwright.traces.segments import (
 )
 
 if TYPE_CHECKING:
+    from chainwright.checkers.base import Verdict
     from chainwright.tasks.base import FirstError, Problem
+
+Outcome = Literal["right", "wrong", "unread", "cut"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Trace:
         prompt: The question text.
         slots: The slots that were read from the response, in order; reading stops at the first that differs. Where
             the markers say what is thinking, only the summary is read and judged.
-        is_correct: Whether the final answer is right; None if it was not judged.
+        is_correct: Whether the final answer is right; None if it was not judged. An answer that could not be read is
+            not right either; `outcome` tells it from a wrong one.
         first_error: The first wrong slot, with character offsets in `response`. None for a right chain, and where no
             slot could be located; `is_exact` tells the two apart.
         stopped: Whether the response came to its end; False when the token limit cut it.
@@ -100,6 +104,7 @@ class Trace:
             error, and when the response ends before that token.
         tool_steps: Indices of the steps that a tool wrote (Harmony's tool messages). They are there because the steps
             tile the trace; `is_models_step` tells them apart.
+        verdict: What the problem's checker says of the final answer; None if it was not judged, or judged elsewhere.
 
     Raises:
         BadTrace: The ids are not whole numbers in one row, or a rule above does not hold.
@@ -122,6 +127,7 @@ class Trace:
     response_start: int = field(default=-1, kw_only=True)
     first_error_position: int | None = field(default=None, kw_only=True)
     tool_steps: tuple[int, ...] = field(default=(), kw_only=True)
+    verdict: Verdict | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Bring every field to its type and check the spans against each other."""
@@ -252,6 +258,19 @@ class Trace:
         return True if len(self.slots) == len(self.problem.slots) else None
 
     @property
+    def outcome(self) -> Outcome | None:
+        """How the final answer is: "right", "wrong", "unread" (there is none to read) or "cut" before it was given.
+
+        None if it was not judged. Traces that were judged elsewhere, and those of files from before verdicts, are right
+        or wrong by `is_correct`. Where right and wrong responses are compared, unread and cut ones belong to neither.
+        """
+        if self.is_correct is None:
+            return None
+        if self.is_correct or self.verdict is None or self.verdict.is_right is not None:
+            return "right" if self.is_correct else "wrong"
+        return "unread" if self.stopped else "cut"
+
+    @property
     def is_models_step(self) -> tuple[bool, ...]:
         """Whether the model wrote each step: it did not write the question, nor a tool's message."""
         return tuple(i > 0 and i not in self.tool_steps for i in range(len(self.steps)))
@@ -347,7 +366,8 @@ class _Build:
             return {}
         start, end = said_aloud(alignment.text, style, self.pair, family)
         text = Spoken(alignment.text[start:end])
-        is_correct = self.problem.check(text, is_cut=is_cut)
+        verdict = self.problem.judge(text, is_cut=is_cut)
+        is_correct = verdict.is_right is True
         error = self.problem.first_error(text)
         if error is not None and error.error_type == UNPARSED and is_correct and style != "plain":
             error = None  # a summary need not repeat the chain that was thought
@@ -357,6 +377,7 @@ class _Build:
         return {
             "slots": _token_slots(self.problem, alignment, n_prompt, text, start),
             "is_correct": is_correct,
+            "verdict": verdict,
             "first_error": error,
             "first_error_position": None if position is None else n_prompt + position,
         }

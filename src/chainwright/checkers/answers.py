@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
+from chainwright.checkers.patterns import MINUS, NUMBER, SIDE, Pattern
 from chainwright.markers.borders import said_aloud
-from chainwright.tasks._patterns import MINUS, NUMBER, SIDE, Pattern
 
 _MARK = re.compile(
     r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
@@ -84,10 +85,17 @@ def _value(text: str) -> Fraction | str:
         return plain
 
 
+class Found(NamedTuple):
+    """A final answer as the response writes it, and the rule that led to it."""
+
+    text: str
+    rule: str
+
+
 def final_answer(
     text: str, answer: str, *, may_guess: bool, is_first: bool = False, is_cut: bool = False
-) -> str | None:
-    """Return the text of the final answer in a response, or None if it gives none.
+) -> Found | None:
+    """Return the final answer of a response, or None if it gives none.
 
     Args:
         text: The response.
@@ -105,12 +113,20 @@ def final_answer(
     for mark in reversed(marks):
         match = pattern.compiled.search(spoken, _after_equation(spoken, mark.end(), pattern))
         if match:
-            return _last_word(spoken, match, pattern)
+            got = _last_word(spoken, match, pattern)
+            return None if got is None else Found(got, rule_of(mark.group()))
     is_announced = bool(marks) and not re.search(r"\w", spoken[marks[-1].end() :])
     values = [match.group() for match in pattern.compiled.finditer(spoken)] if may_guess and not is_announced else []
     if not values:
         return None
-    return values[0] if is_first else values[-1]
+    return Found(values[0], "first value") if is_first else Found(values[-1], "last value")
+
+
+def rule_of(mark: str) -> str:
+    """Return the name of the rule that a word announcing an answer stands for."""
+    if "boxed" in mark:
+        return "last boxed"
+    return "after ####" if "####" in mark else "the answer is"
 
 
 def _open_box(text: str) -> int:
