@@ -46,6 +46,10 @@ class OtherWeights(ChainwrightWarning):
     """A repair was made for a checkpoint of the same shape with other weights: it runs, and may do nonsense."""
 
 
+class PartlyRead(ChainwrightWarning):
+    """A GGUF file holds something that is not read, so the model may compute something else than it was made for."""
+
+
 class BadTrace(BadInput):
     """A trace whose tokens, spans or steps contradict each other, or a file of traces that cannot be read."""
 

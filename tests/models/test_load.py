@@ -135,8 +135,10 @@ def test_provenance_names_what_was_loaded(good: Path) -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chainwright.models.sources.bundled_models", lambda: ["arithmetic", "reasoner"])
-    assert refusal("reasonr") == ("Unknown model 'reasonr'; known: arithmetic, reasoner. Did you mean 'reasoner'?")
-    assert refusal("zzzzzz") == "Unknown model 'zzzzzz'; known: arithmetic, reasoner."
+    monkeypatch.setattr("chainwright.models.sources.bundled_adapters", lambda: ["smollm2-x"])
+    known = "arithmetic, reasoner, smollm2, smollm2-x"
+    assert refusal("reasonr") == f"Unknown model 'reasonr'; known: {known}. Did you mean 'reasoner'?"
+    assert refusal("zzzzzz") == f"Unknown model 'zzzzzz'; known: {known}."
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/here", "a/b/c", "~/none-here", "owner/"])

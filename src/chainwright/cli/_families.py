@@ -26,7 +26,8 @@ from chainwright._errors import BadInput, ChainwrightError
 from chainwright.edits.base import edit
 from chainwright.edits.knock_out import KnockOut
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.load import load_tokenizer, quiet
+from chainwright.models.hf_errors import quiet
+from chainwright.models.load import load_tokenizer
 from chainwright.models.sources import bundled_models
 from chainwright.scoring import score
 from chainwright.traces import Trace

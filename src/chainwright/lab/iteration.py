@@ -32,7 +32,8 @@ from chainwright.lab.iteration_data import (
 from chainwright.lab.iteration_model import IterationConfig, new_iteration_model
 from chainwright.lab.training import Training
 from chainwright.models.capture import capture
-from chainwright.models.load import provenance, quiet
+from chainwright.models.hf_errors import quiet
+from chainwright.models.load import provenance
 
 OnCheckpoint = Callable[[Emergence], None]
 

@@ -1,15 +1,12 @@
-"""Loading a model by bundled name, folder or Hub id; models that Chainwright cannot read are refused here."""
+"""Loading a model by name, folder, GGUF file or Hub id; models that Chainwright cannot read are refused here."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,15 +21,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
-from transformers.utils import logging as hf_logging
 
-from chainwright._errors import BadInput, unknown_name
+from chainwright._errors import BadInput
+from chainwright.models.adapters import with_merged
 from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
-from chainwright.models.sources import BUNDLED, known_models, source_of
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError, struct.error)
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+from chainwright.models.hf_errors import LOADING_ERRORS, quiet, sentence
+from chainwright.models.places import Place, locate
+from chainwright.models.sources import BUNDLED, known_models
 
 
 class LoadedModel(NamedTuple):
@@ -45,6 +41,7 @@ class LoadedModel(NamedTuple):
 def load_model(
     name: str | Path,
     *,
+    adapter: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
@@ -53,8 +50,11 @@ def load_model(
     """Return a model in evaluation mode and its tokenizer, after checking that its heads can be read and edited.
 
     Args:
-        name: A bundled name (see `bundled_models`), one that a plugin registers, a folder with a checkpoint, or a Hub
-            id. A bundled or registered name takes precedence over a folder, and a folder over a Hub id.
+        name: A known name (bundled, fetched or registered by a plugin; `chainwright models` lists them), a folder with
+            a checkpoint, a GGUF file or a folder with only one, or a Hub id. A known name takes precedence over a
+            folder, and a folder over a Hub id. A GGUF file is converted into a checkpoint in the user's cache once.
+        adapter: Folder of a PEFT adapter (LoRA and others), which is merged into the weights: the model is a plain one,
+            with heads of its own.
         device: Where to put the model; None means CUDA if available, otherwise the CPU.
         dtype: Number type of the weights; None means that of the checkpoint.
         revision: Branch, tag or commit on the Hub.
@@ -64,12 +64,14 @@ def load_model(
         (model, tokenizer); the tokenizer pads on the left.
 
     Raises:
-        BadInput: The model does not exist, the folder has no config, the weights are only in a pickle format, damaged,
-            incomplete or do not fit the config, or there is no usable tokenizer.
+        BadInput: The model does not exist or was not fetched, the folder has no config, the weights are only in a
+            pickle format, damaged, incomplete or do not fit the config, the GGUF file cannot be read or the cache not
+            be written, the adapter belongs on another base or cannot be merged, or there is no usable tokenizer.
         UnsupportedModel: Its layers do not call the registered attention function.
     """
-    where, revision = _resolve(str(name), revision)
     device = check_device(device)
+    place = locate(str(name), revision, adapter)
+    where, revision = place.where, place.revision
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
         try:
@@ -83,11 +85,14 @@ def load_model(
                 output_loading_info=True,
                 **options,
             )
-        except _LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             raise BadInput(_why_not(str(name), where, error)) from error
         _check_weights(str(name), report)
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    for folder in place.adapters:
+        model = with_merged(model, folder, str(name))
+    tokenizer = _tokenizer_at(str(name), place, trust_remote_code)
     model = model.to(device).eval()
+    model.chainwright_origin = dict(place.origin)
     anatomy(model)
     return LoadedModel(model, tokenizer)
 
@@ -100,7 +105,8 @@ def empty_model(
     Raises:
         BadInput: The model does not exist, or cannot be built from its config.
     """
-    where, revision = _resolve(str(name), revision)
+    place = locate(str(name), revision)
+    where, revision = place.where, place.revision
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
         try:
@@ -110,25 +116,36 @@ def empty_model(
                 model: PreTrainedModel = _auto_class(config).from_config(
                     config, dtype=getattr(torch, number), trust_remote_code=trust_remote_code
                 )
-        except _LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             raise BadInput(_why_not(str(name), where, error)) from error
     return model
 
 
 def load_tokenizer(
-    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer without the model, padding on the left; takes the names that `load_model` takes.
 
     Raises:
         BadInput: The model does not exist, or has no readable tokenizer.
     """
-    where, revision = _resolve(str(name), revision)
+    return _tokenizer_at(str(name), locate(str(name), revision, adapter), trust_remote_code)
+
+
+def _tokenizer_at(name: str, place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model that was located: that of its last adapter with one, else that of its base."""
+    own = (str(folder) for folder in reversed(place.adapters) if (folder / "tokenizer_config.json").is_file())
+    where = next(own, place.where)
+    revision = place.revision if where == place.where else None
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
-        except _LOADING_ERRORS as error:
-            raise BadInput(f"Model {str(name)!r} has no readable tokenizer: {_sentence(error)}") from error
+        except LOADING_ERRORS as error:
+            raise BadInput(f"Model {name!r} has no readable tokenizer: {sentence(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -146,20 +163,6 @@ def _auto_class(config: PretrainedConfig) -> Any:
     if not has_own_code and not is_text and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the progress bars and tables of Transformers; errors are raised all the same."""
-    had_bar, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if had_bar:
-            hf_logging.enable_progress_bar()
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
@@ -188,59 +191,14 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
-    """Return what Transformers loads from, a folder that was checked or a Hub id, and its revision."""
-    source = source_of(name)
-    if source is not None:
-        name, revision = str(source.place), revision or source.revision
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-        return str(folder), revision
-    if folder.exists():
-        raise BadInput(f"{name} is a file; give the folder that holds config.json and the safetensors weights.")
-    looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-    if looks_like_hub_id:
-        return name, revision
-    if "/" in name:
-        raise BadInput(f"There is no folder {name}; give a bundled name, an existing folder, or a Hub id 'owner/name'.")
-    raise unknown_name("model", name, known_models())
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"Folder {folder} has no config.json, so it holds no Transformers checkpoint.")
-    if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
-        raise BadInput(
-            f"Folder {folder} holds an adapter without adapter_model.safetensors; pickled ones are not loaded."
-        )
-    if any(folder.glob("model*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise BadInput(
-            f"Folder {folder} has its weights in a pickle format ({pickled[0]}), which can run code when loaded; save "
-            "them as safetensors (with model.save_pretrained) and load that."
-        )
-    raise BadInput(f"Folder {folder} has a config.json but no safetensors weights.")
-
-
-def _sentence(error: BaseException) -> str:
-    """Return the first line of an error as a sentence."""
-    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        error = error.__cause__
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first.rstrip(".:, ") + "."
-
-
 def _why_not(name: str, where: str, error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return f"Model {name!r} brings its own code; pass trust_remote_code=True (--trust-remote-code) to run it."
     if "safetensors" in str(error) and "does not appear to have" in str(error):
-        return f"Model {name!r} has no safetensors weights, and pickled ones are not loaded. {_sentence(error)}"
+        return f"Model {name!r} has no safetensors weights, and pickled ones are not loaded. {sentence(error)}"
     if isinstance(error, SafetensorError):
-        return f"The safetensors weights of model {name!r} are damaged: {_sentence(error)} Fetch or save them again."
-    problem = f"Model {name!r} could not be loaded: {_sentence(error)}"
+        return f"The safetensors weights of model {name!r} are damaged: {sentence(error)} Fetch or save them again."
+    problem = f"Model {name!r} could not be loaded: {sentence(error)}"
     if Path(where).is_dir():
         return problem
     known = ", ".join(known_models())
@@ -252,7 +210,10 @@ def _is_bundled(model: PreTrainedModel) -> bool:
 
 
 def model_name(model: PreTrainedModel) -> str:
-    """Return a model's bundled name, or else the path or Hub id that it was loaded from."""
+    """Return the name by which a model was loaded, or else the path or Hub id that it comes from."""
+    origin: Mapping[str, str] = getattr(model, "chainwright_origin", {})
+    if "model" in origin:
+        return origin["model"]
     path = str(model.config._name_or_path)
     return Path(path).name if _is_bundled(model) else path
 
@@ -268,6 +229,7 @@ def load_as(
     revision = source.get("revision", "")
     return load_model(
         source["model"],
+        adapter=source.get("adapter"),
         device=device,
         dtype=source.get("dtype"),
         revision=None if revision in ("", "bundled") else revision,
@@ -283,7 +245,11 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
 
 
 def provenance(model: PreTrainedModel) -> dict[str, str]:
-    """Return what identifies a model in a result: name, revision, type, dtype, shape and a fingerprint."""
+    """Return what identifies a model in a result: name, revision, type, dtype, shape and a fingerprint.
+
+    A model from a GGUF file or with a merged adapter has their SHA-256 as well (`gguf_sha256`, `adapter_sha256`), and
+    the adapter's folder, so that `load_as` loads the same.
+    """
     from chainwright._version import __version__
 
     parts = anatomy(model)
@@ -297,4 +263,5 @@ def provenance(model: PreTrainedModel) -> dict[str, str]:
         "fingerprint": fingerprint(parts.model),
         "chainwright": __version__,
         "torch": str(torch.__version__),
+        **getattr(parts.model, "chainwright_origin", {}),
     }
