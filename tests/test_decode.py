@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright import scoring, tasks
 from chainwright._errors import BadInput, BadTrace
-from chainwright.decode import run as decode
+from chainwright.decode.drawing import SeededDraw
 from chainwright.decode.run import generate
+from chainwright.decode.sampling import Sampling
 from chainwright.edits import KnockOut, edit
 from chainwright.lab.tokenizer import word_tokenizer
 from chainwright.models.load import LoadedModel, load_model
@@ -144,7 +145,7 @@ def test_seeds_decide_what_is_drawn(reasoner: LoadedModel) -> None:
 
 def test_tokens_are_drawn_as_often_as_the_softmax_says() -> None:
     logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
-    draw = decode._SeededDraw(list(range(n)), 0.7, 5, 3)
+    draw = SeededDraw(list(range(n)), Sampling(temperature=0.7), 5, 3)
     chosen = draw(torch.zeros(n, 3, dtype=torch.long), logits.repeat(n, 1)).argmax(-1)
     shares, want = chosen.bincount(minlength=4) / n, (logits / 0.7).softmax(-1)
     assert_close(shares, want, "shares of 4000 draws", 0.025)

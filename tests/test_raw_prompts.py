@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from chainwright import StepFlow, tasks
 from chainwright._errors import BadInput, OtherRendering
 from chainwright.decode.run import generate
-from chainwright.prompts import describe, is_rendered, prompt_ids, prompts_of
+from chainwright.prompts import Asking, describe, is_rendered, prompt_ids, prompts_of
 from chainwright.repair.tcr.flag_log import FlagLog
 from chainwright.scoring import score
 from chainwright.tasks import Problem
@@ -132,7 +132,7 @@ def test_what_begins_the_reply_belongs_to_the_response(name: str, begun: str) ->
 def test_thinking_that_another_setting_left_closed_is_part_of_the_reply() -> None:
     tokenizer = chat_tokenizer("r1", adds_bos=False)
     text = "<s><|User|>What?<|Assistant|>"
-    (prompt,) = prompts_of(model_of(tokenizer), tokenizer, [text + "It is 4"], raw=True)
+    (prompt,) = prompts_of(model_of(tokenizer), tokenizer, [text + "It is 4"], asking=Asking(raw=True))
     assert tokenizer.decode(prompt.ids[: prompt.n_question]) == text
 
 
@@ -140,7 +140,7 @@ def test_the_question_of_a_conversation_ends_with_its_last_turn() -> None:
     tokenizer = chat_tokenizer("chatml", adds_bos=False)
     turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    (prompt,) = prompts_of(model_of(tokenizer), tokenizer, [text + "So"], raw=True)
+    (prompt,) = prompts_of(model_of(tokenizer), tokenizer, [text + "So"], asking=Asking(raw=True))
     assert tokenizer.decode(prompt.ids[: prompt.n_question]) == text
 
 

@@ -8,30 +8,34 @@ generated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
 
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
+from chainwright.decode.drawing import processors
+from chainwright.decode.ending import End, Endings
+from chainwright.decode.sampling import Sampling
 from chainwright.edits.run import following
 from chainwright.markers.known import as_markers
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids, model_name
 from chainwright.models.padding import left_pad
 from chainwright.models.placement import input_device
-from chainwright.models.sampling import gumbel_noise
+from chainwright.prompts.asking import Asking
 from chainwright.prompts.limits import n_positions
 from chainwright.prompts.prompt import Prompt, prompts_of
 from chainwright.tasks.base import Problem
@@ -63,7 +67,12 @@ def generate(
     repair: Repair | Sequence[Repair] | None = None,
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
-    temperature: float = 0.0,
+    temperature: float | None = None,
+    sampling: Sampling | None = None,
+    n_samples: int = 1,
+    asking: Asking | None = None,
+    shots_pool: Sequence[Problem] | None = None,
+    max_thinking_tokens: int | None = None,
     seed: int = 0,
     first_row: int = 0,
     raw: bool = False,
@@ -71,7 +80,7 @@ def generate(
     progress: bool = True,
     on_traces: Callable[[list[tuple[int, Trace]]], None] | None = None,
 ) -> list[Trace]:
-    """Return one trace for each problem, in their order.
+    """Return one trace for each problem and sample, in their order.
 
     Problems whose rendering was left open are asked in the one that the tokenizer reads. Prompts of the natural
     rendering, problems made by hand and plain strings go through the tokenizer's chat template if it has one. A string
@@ -88,49 +97,119 @@ def generate(
             chain, and 32,768 for a model whose chat template makes it think; never more than the model has
             positions for.
         batch_size: Rows decoded together. None chooses by the length of the prompts.
-        temperature: 0 is greedy; above it tokens are drawn.
-        seed: Decides what is drawn. A row's draws depend on the seed, its index and the step alone, so they
-            do not change with the batch size.
+        temperature: 0 is greedy; above it tokens are drawn. Short for `Sampling(temperature=...)`.
+        sampling: How tokens are drawn, and stop strings; None is greedy.
+        n_samples: Responses to each problem, S. Their traces follow each other; where S is above 1, `info` has the
+            index of the "problem" and of the "sample".
+        asking: Demonstrations, system prompt and chat template; None asks with the problem's own prompt.
+        shots_pool: Problems with gold solutions that demonstrations are chosen from; None takes `problems`. Pass the
+            whole set where problems are decoded in several calls, so that each call chooses alike.
+        max_thinking_tokens: Thinking that is still open after as many tokens ends the response there, which counts as
+            cut; None sets no limit but that of the response.
+        seed: Decides what is drawn. A row's draws depend on the seed, its index (that of the problem times S plus that
+            of the sample) and the step alone, so they do not change with the batch size.
         first_row: Index of the first problem, where problems are decoded in several calls.
         raw: Ask with every prompt as it is, without the chat template. BOS is added where the prompt lacks it.
         markers: The pair of markers around the thinking, as in `Trace.from_text`; None knows the usual ones.
         progress: Show a progress bar.
-        on_traces: Called with (index, trace) pairs after each batch, for work that is to survive a kill.
+        on_traces: Called with (row, trace) pairs after each batch, for work that is to survive a kill.
 
     Raises:
         BadInput: An empty prompt, a negative temperature, a batch size or token limit below 1, a prompt longer than
-            the model's positions or with tokens that the model does not have, repairs that cannot decode together, or
+            the model's positions or with tokens that the model does not have, demonstrations that are not to be had,
+            several samples of greedy decoding, a repair that cannot decode with another one or with this sampling, or
             markers that are no pair.
     """
-    _check_options(temperature, batch_size, max_new_tokens)
-    if markers is not None:
-        markers = as_markers(markers)
-    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, raw=raw)
-    traces: dict[int, Trace] = {}
+    _check_counts(
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        n_samples=n_samples,
+        max_thinking_tokens=max_thinking_tokens,
+    )
+    sampling = _sampling(temperature, sampling, n_samples)
+    pair = None if markers is None else as_markers(markers)
+    endings = Endings.of(tokenizer, sampling.stop, max_thinking_tokens, pair)
+    asking = (asking or Asking()).replace(raw=True) if raw else asking
+    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, asking=asking, pool=shots_pool)
+    rows = [replace(p, index=p.index * n_samples + i) for p in prompts for i in range(n_samples)]
+    run = _Run(model, tokenizer, sampling, endings, seed, n_samples, pair)
     repairs = in_order(repair)
+    _check_beside(repairs, sampling)
+    traces: dict[int, Trace] = {}
     with (
         ExitStack() as attached,
         evaluating(anatomy(model).model),
         torch.no_grad(),
-        progress_bar("generating", len(prompts), shown=progress) as bar,
+        progress_bar("generating", len(rows), shown=progress) as bar,
     ):
         for each in repairs:
             attached.enter_context(each.attached(model))
-        for batch in _batches(prompts, batch_size, n_positions(model)):
-            done = _decode(model, tokenizer, batch, temperature, seed, markers)
+        for batch in _batches(rows, batch_size, n_positions(model)):
+            done = _decode(run, batch)
             traces.update(done)
             if on_traces is not None:
                 on_traces(done)
             bar.advance(len(batch))
-    return [traces[prompt.index] for prompt in prompts]
+    return [traces[row.index] for row in rows]
 
 
-def _check_options(temperature: float, batch_size: int | None, max_new_tokens: int | None) -> None:
-    if not 0 <= temperature < float("inf"):
+@dataclass(frozen=True)
+class _Run:
+    """What all batches of a call have in common."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    endings: Endings
+    seed: int
+    n_samples: int
+    markers: ThinkMarkers | None
+
+    def info(self, model: PreTrainedModel, prompt: Prompt, end: End | None) -> dict[str, str | int | float]:
+        """Return what a trace says about where it comes from."""
+        problem, sample = divmod(prompt.index, self.n_samples)
+        known: dict[str, str | int | float] = {"model": model_name(model), "seed": self.seed, **self.sampling.info()}
+        if stops := (*self.sampling.stop, *prompt.stop):
+            known["stops"] = json.dumps(list(dict.fromkeys(stops)), ensure_ascii=False)
+        if self.endings.max_thinking is not None:
+            known["max_thinking_tokens"] = self.endings.max_thinking
+        if end is not None:
+            known |= {"thinking_cut": True} if end.stop is None else {"stop": end.stop}
+        return {**known, **prompt.info, **({"problem": problem, "sample": sample} if self.n_samples > 1 else {})}
+
+
+def _sampling(temperature: float | None, sampling: Sampling | None, n_samples: int) -> Sampling:
+    """Return how tokens are drawn, of which `temperature` alone may be passed."""
+    if temperature is not None and not 0 <= temperature < float("inf"):
         raise BadInput(f"temperature must be 0 (greedy) or a positive number; got {temperature}.")
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+    if sampling is None:
+        sampling = Sampling(temperature=temperature or 0.0)
+    elif temperature not in (None, sampling.temperature):
+        raise BadInput(
+            f"temperature is {temperature}, but sampling says {sampling.temperature}; pass it in sampling alone."
+        )
+    if n_samples > 1 and sampling.temperature == 0:
+        raise BadInput(
+            f"n_samples is {n_samples}, but greedy decoding (temperature 0) gives the same response each time; set a "
+            "temperature, such as 1.0."
+        )
+    return sampling
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise BadInput(f"{name} must be at least 1; got {value}.")
+
+
+def _check_beside(repairs: Sequence[Repair], sampling: Sampling) -> None:
+    """Raise BadInput where a repair's logits would not mean what the sampling takes them for."""
+    deciding = next((repair for repair in repairs if repair.decides_tokens), None)
+    if deciding is not None and sampling.repetition_penalty not in (None, 1.0):
+        raise BadInput(
+            f"A {deciding.kind} repair puts in log-probabilities, on which a repetition penalty acts otherwise than on "
+            "the model's logits; leave repetition_penalty out, or the repair."
+        )
 
 
 def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) -> Iterator[list[Prompt]]:
@@ -149,38 +228,38 @@ def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) ->
         yield fits
 
 
-def _decode(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: list[Prompt],
-    temperature: float,
-    seed: int,
-    markers: ThinkMarkers | tuple[str, str] | None,
-) -> list[tuple[int, Trace]]:
-    inner = anatomy(model).model
-    ends = end_ids(inner, tokenizer)
-    n_known = inner.get_input_embeddings().weight.shape[0]
-    # a padding token is often added to a tokenizer without a row in the embedding
-    pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None and i < n_known), 0)
+def _decode(run: _Run, batch: list[Prompt]) -> list[tuple[int, Trace]]:
+    inner = anatomy(run.model).model
+    ends = end_ids(inner, run.tokenizer) | run.endings.end_ids
+    watch = None
+    if run.endings.are_watched or any(p.stop for p in batch):
+        watch = run.endings.watch([p.ids for p in batch], [p.n_question for p in batch], [p.stop for p in batch])
+    pad = _padding(inner, run.tokenizer, ends, is_end=watch is not None)
     ids, mask = left_pad([p.ids for p in batch], pad, input_device(inner))
-    processors = LogitsProcessorList()
-    if temperature > 0:
-        processors.append(_SeededDraw([p.index for p in batch], temperature, seed, ids.shape[1]))
     with _own_defaults(inner, ends, pad), _prefilled(inner, [p.n_prefilled for p in batch]):
-        output = model.generate(  # type: ignore[operator]
+        output = inner.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max(p.max_new_tokens for p in batch),
             do_sample=False,
             eos_token_id=sorted(ends) or None,
             pad_token_id=pad,
-            logits_processor=processors,
+            logits_processor=processors(run.sampling, [p.index for p in batch], run.seed, mask),
+            stopping_criteria=StoppingCriteriaList([] if watch is None else [watch]),
         )
-    shared: dict[str, str | int | float] = {"model": model_name(inner), "seed": seed, "temperature": float(temperature)}
-    return [
-        (p.index, _trace(tokenizer, p, row[ids.shape[1] :].tolist(), ends, {**shared, **p.info}, markers))
-        for p, row in zip(batch, output, strict=True)
-    ]
+    written = output[:, ids.shape[1] :].tolist()
+    found = [None] * len(batch) if watch is None else [row.end for row in watch.rows]
+    return [(p.index, _trace(run, inner, p, new, ends, end)) for p, new, end in zip(batch, written, found, strict=True)]
+
+
+def _padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int], *, is_end: bool) -> int:
+    """Return the padding token; an end token where rows end without one, so that what follows the run sees the end."""
+    n_known = model.get_input_embeddings().weight.shape[0]
+    # a padding token is often added to a tokenizer without a row in the embedding
+    choices = [tokenizer.pad_token_id, *sorted(ends)]
+    if is_end:
+        choices = choices[1:] + choices[:1]
+    return next((i for i in choices if i is not None and i < n_known), 0)
 
 
 @contextmanager
@@ -213,38 +292,21 @@ def _prefilled(model: PreTrainedModel, n_prefilled: list[int]) -> Iterator[None]
 
 
 def _trace(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    new_ids: list[int],
-    ends: set[int],
-    info: dict[str, str | int | float],
-    markers: ThinkMarkers | tuple[str, str] | None,
+    run: _Run, model: PreTrainedModel, prompt: Prompt, new_ids: list[int], ends: set[int], end: End | None
 ) -> Trace:
     length = next((i + 1 for i, token in enumerate(new_ids) if token in ends), len(new_ids))
-    length = min(length, prompt.max_new_tokens)
-    kept = new_ids[:length]
-    stopped = bool(kept) and kept[-1] in ends
+    if end is not None and (end.n_tokens > prompt.max_new_tokens or end.n_tokens > length):
+        end = None  # the row was over before
+    if end is not None:
+        length = end.n_tokens
+    kept = new_ids[: min(length, prompt.max_new_tokens)]
+    has_stop = end is not None and end.stop is not None
     return Trace.from_ids(
-        tokenizer,
+        run.tokenizer,
         [*prompt.ids, *kept],
         prompt.n_question,
         problem=prompt.problem,
-        stopped=stopped,
-        info=info,
-        markers=markers,
+        stopped=has_stop or (bool(kept) and kept[-1] in ends),
+        info=run.info(model, prompt, end),
+        markers=run.markers,
     )
-
-
-class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
-    """Draws tokens by adding noise, which depends on (seed, row, step) alone, before the greedy choice."""
-
-    def __init__(self, rows: list[int], temperature: float, seed: int, n_prompt: int):
-        self.rows = rows
-        self.temperature = temperature
-        self.seed = seed
-        self.n_prompt = n_prompt
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.n_prompt
-        noise = gumbel_noise(self.seed, self.rows, step, scores.shape[1], scores.device)
-        return scores.float() / self.temperature + noise

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput, OtherRendering
 from chainwright.models.seam import causal_lm
+from chainwright.prompts.asking import Asking
 from chainwright.prompts.limits import Limit, default_limit, n_positions
 from chainwright.prompts.rendering import as_asked, is_by_hand, is_plain_text, warn_of_rendering
 from chainwright.prompts.templates import is_rendered, n_common, one_bos, reply_start, uses_chat
@@ -43,6 +44,7 @@ class Prompt:
             "text" or "thinking".
         is_rendered: Whether it is a string that was asked as it is although there is a chat template.
         n_prefilled: How many of the tokens, the last ones, begin the response.
+        stop: Texts before which the response ends, since the next question would begin there.
     """
 
     index: int
@@ -53,6 +55,7 @@ class Prompt:
     limit: str = "given"
     is_rendered: bool = False
     n_prefilled: int = 0
+    stop: tuple[str, ...] = ()
 
     @property
     def n_question(self) -> int:
@@ -79,13 +82,17 @@ def prompts_of(
     max_new_tokens: int | None = None,
     first_row: int = 0,
     *,
-    raw: bool = False,
+    asking: Asking | None = None,
+    pool: Sequence[Problem] | None = None,
 ) -> list[Prompt]:
     """Return what `generate` asks each problem or string with; each of its warnings comes once.
 
     Raises:
         BadInput: A prompt is empty, is longer than the model's positions, or has a token that the model does not have.
     """
+    if asking is not None and asking.replace(raw=False) != Asking():
+        raise BadInput("Demonstrations, a system prompt and other ways of asking are not there yet.")
+    raw = asking is not None and asking.raw
     warn_of_rendering(tokenizer, problems)
     prompts = [prompt_of(model, tokenizer, i, p, max_new_tokens, raw=raw) for i, p in enumerate(problems, first_row)]
     if not raw and (rendered := [prompt.index for prompt in prompts if prompt.is_rendered]):

@@ -11,7 +11,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from chainwright import tasks
 from chainwright._errors import BadInput, EditNeverFired
-from chainwright.decode.run import _SeededDraw, generate
+from chainwright.decode.drawing import SeededDraw
+from chainwright.decode.run import generate
+from chainwright.decode.sampling import Sampling
 from chainwright.models.load import load_model
 from chainwright.models.sampling import gumbel_noise
 from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, TCRConfig
@@ -131,11 +133,11 @@ def test_drawn_tokens_equal_the_naive_ones(family: str) -> None:
     model, selector = tiny(family), ByLastToken()
     tau = tau_of(model)
 
-    class Shifted(_SeededDraw):
+    class Shifted(SeededDraw):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
             return super().__call__(input_ids[:, max(LENGTHS) :], scores)
 
-    noisy = Shifted(list(range(len(LENGTHS))), 1.3, 7, 0)
+    noisy = Shifted(list(range(len(LENGTHS))), Sampling(temperature=1.3), 7, 0)
     got = run(model, repair_of(tau), logits_processor=[noisy])
     for i, row in enumerate(rows()):
 

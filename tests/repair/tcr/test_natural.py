@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from chainwright._errors import BadInput
-from chainwright.decode.run import _SeededDraw, generate
+from chainwright.decode.drawing import SeededDraw
+from chainwright.decode.run import generate
+from chainwright.decode.sampling import Sampling
 from chainwright.models.sampling import gumbel_noise
 from chainwright.prompts.prompt import prompt_ids
 from chainwright.repair import TCR, EntropyDetector
@@ -61,7 +63,7 @@ def test_a_text_streamer_writes_the_sampled_answer(capsys: pytest.CaptureFixture
     tau = tau_of(model)
     asked = prompt_ids(tokenizer, natural(n=1)[0])
     ids = torch.tensor([asked])
-    noise = _SeededDraw([0], TEMPERATURE, SEED, len(asked))
+    noise = SeededDraw([0], Sampling(temperature=TEMPERATURE), SEED, len(asked))
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with repair_of(tau).attached(model):
         out = model.generate(
