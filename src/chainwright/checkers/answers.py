@@ -17,7 +17,7 @@ from typing import NamedTuple
 from chainwright.checkers.patterns import MINUS, NUMBER, SIDE, Pattern
 from chainwright.markers.borders import said_aloud
 
-_MARK = re.compile(
+MARK = re.compile(
     r"(?:\banswer\b[\s*_]*(?:is\b|[:=])"
     r"|^(?:[^\w\n]|[0-9_]|step\b)*(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\b"
     r"|(?<=\banswer)[ ]+(?=(?:can(?:no|['\u2019])t|could(?:n['\u2019]t|\s+not)|isn['\u2019]t|wasn['\u2019]t)\b)"
@@ -27,7 +27,7 @@ _MARK = re.compile(
 )
 _BOX = re.compile(r"\\boxed\{")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
-_STRUCK_OUT = re.compile(r"~~[^~\n]+~~")
+STRUCK_OUT = re.compile(r"~~[^~\n]+~~")
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|neither|nor|rather\s+than|instead\s+of)|n['\u2019]t)"
     r"(?:\s+(?:be|actually|really|equal|equal\s+to))?[\s*_`$\"']*$",
@@ -104,16 +104,16 @@ def final_answer(
         is_first: Whether it is the first value instead, as for a response that is to be the answer alone.
         is_cut: Whether the token limit ended the response, so that a value at its very end may lack its rest.
     """
-    spoken = _STRUCK_OUT.sub(lambda match: " " * len(match.group()), text[slice(*said_aloud(text))])
-    spoken = _LATEX_FRACTION.sub(r"\1/\2", spoken[: _open_box(spoken)])
+    spoken = STRUCK_OUT.sub(lambda match: " " * len(match.group()), text[slice(*said_aloud(text))])
+    spoken = _LATEX_FRACTION.sub(r"\1/\2", spoken[: open_box(spoken)])
     pattern = answer_pattern(answer)
     if is_cut and pattern is not SIDE and not is_first:
-        spoken = _without_last_word(spoken)
-    marks = list(_MARK.finditer(spoken))
+        spoken = without_last_word(spoken)
+    marks = list(MARK.finditer(spoken))
     for mark in reversed(marks):
-        match = pattern.compiled.search(spoken, _after_equation(spoken, mark.end(), pattern))
+        match = pattern.compiled.search(spoken, after_equation(spoken, mark.end(), pattern))
         if match:
-            got = _last_word(spoken, match, pattern)
+            got = settled(spoken, match, pattern)
             return None if got is None else Found(got, rule_of(mark.group()))
     is_announced = bool(marks) and not re.search(r"\w", spoken[marks[-1].end() :])
     values = [match.group() for match in pattern.compiled.finditer(spoken)] if may_guess and not is_announced else []
@@ -126,10 +126,12 @@ def rule_of(mark: str) -> str:
     """Return the name of the rule that a word announcing an answer stands for."""
     if "boxed" in mark:
         return "last boxed"
+    if mark.strip(" \t*_") == "A:":
+        return "after A:"
     return "after ####" if "####" in mark else "the answer is"
 
 
-def _open_box(text: str) -> int:
+def open_box(text: str) -> int:
     """Return where a box begins that is never closed, or the length of the text."""
     for box in _BOX.finditer(text):
         depth = 1
@@ -142,12 +144,12 @@ def _open_box(text: str) -> int:
     return len(text)
 
 
-def _without_last_word(text: str) -> str:
+def without_last_word(text: str) -> str:
     """Return a text without the word or number that its end touches."""
     return re.sub(r"[\w.,/]*\w\Z", "", text)
 
 
-def _after_equation(text: str, start: int, pattern: Pattern) -> int:
+def after_equation(text: str, start: int, pattern: Pattern) -> int:
     """Return where the value of an announced answer begins: after the line's last "=", unless that is explained.
 
     "2 * 3 = 6" gives its right side, and "6 = 2 * 3" its left one.
@@ -156,13 +158,13 @@ def _after_equation(text: str, start: int, pattern: Pattern) -> int:
     if equation is None or _TAKEN_BACK.search(equation.group()):
         return start
     left, right = text[start : text.index("=", start)], text[equation.end() :].partition("\n")[0]
-    is_explained = pattern is ANY_NUMBER and re.search(r"[0-9]\s*[-+*/\u2212\u00d7\u00f7]\s*[0-9]", right)
+    is_explained = pattern.sort == "number" and re.search(r"[0-9]\s*[-+*/\u2212\u00d7\u00f7]\s*[0-9]", right)
     if is_explained and pattern.compiled.fullmatch(left.strip(" \t*_$`:")):
         return start
     return equation.end()
 
 
-def _last_word(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
+def settled(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
     """Return the value that counts in the end: `match`, or what a denial or a second thought puts in its place."""
     while _DENIED.search(text, 0, match.start()):
         later = pattern.compiled.search(text, _after_but(text, match.end()))
@@ -177,7 +179,7 @@ def _last_word(text: str, match: re.Match[str], pattern: Pattern) -> str | None:
     replaced = [value for value in values if value and not _CONFIRMED.fullmatch(value.group())]
     if replaced:
         return replaced[-1].group()
-    if pattern in (ANY_NUMBER, SIDE) and (others := pattern.compiled.findall(rest)):
+    if (pattern.sort == "number" or pattern == SIDE) and (others := pattern.compiled.findall(rest)):
         return str(others[-1])
     return match.group() if _CONFIRMED.search(rest) else None
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["UNREAD", "Checker", "Verdict"]
+__all__ = ["PENDING", "UNREAD", "Checker", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Verdict:
 
 UNREAD = Verdict(None, None, "no answer is announced")
 """The verdict on a response that gives no answer."""
+
+PENDING = Verdict(None, None, "an answer is announced and not given")
+"""The verdict on a response that ends where its answer should be."""
 
 
 class Checker(ABC):
