@@ -38,6 +38,10 @@ class UnreadFields(ChainwrightWarning):
     """A file of traces has fields that are not read."""
 
 
+class TraceNotes(ChainwrightWarning):
+    """Something was noticed while files of traces were read: skipped records, contradicting judgements, ..."""
+
+
 class UnknownMarkers(ChainwrightWarning):
     """A response has a tag that looks like a marker of thinking and is none that is known."""
 

@@ -33,7 +33,7 @@ def test_texts_become_traces(tmp_path, tokenizer):
         {"prompt": "The coin", "completion": "tails\n", "answer": "tails", "extra": [1]},
         b"",
     )
-    with pytest.warns(UnreadFields, match=r"made\.jsonl has fields that are not read: 'extra' \(1 line\); those that"):
+    with pytest.warns(UnreadFields, match=r"made\.jsonl has fields that are not read: 'extra' \(1 line\)\."):
         traces, bad_lines = read_jsonl(path, tokenizer)
     assert bad_lines == []
     response = "<think>It is heads up now.</think>heads"
@@ -137,10 +137,10 @@ def test_a_response_that_a_server_cut_did_not_stop(tmp_path, tokenizer):
 
 
 def test_fields_that_are_not_read_are_named_once(tmp_path, tokenizer):
-    path = written(tmp_path, GOOD | {"model": "x", "score": 1}, GOOD | {"model": "y"}, GOOD)
+    path = written(tmp_path, GOOD | {"colour": "x", "weight": 1}, GOOD | {"colour": "y"}, GOOD)
     with pytest.warns(UnreadFields) as seen:
         read_jsonl(path, tokenizer)
-    assert len(seen) == 1 and "'model' (2 lines), 'score' (1 line)" in str(seen[0].message)
+    assert len(seen) == 1 and "'colour' (2 lines), 'weight' (1 line)" in str(seen[0].message)
 
 
 BAD = [
@@ -148,8 +148,8 @@ BAD = [
     (b"\xff\xfe", "not UTF-8 at byte 0"),
     (b"  ", "the line is empty"),
     (b"[1]", "a JSON object is needed, got list"),
-    ({"question": "a"}, "neither 'response' nor 'completion' is there"),
-    ({"response": "a"}, "neither 'question' nor 'prompt' is there"),
+    ({"question": "a"}, "there is no response (a field such as"),
+    ({"response": "a"}, "there is no question (a field such as"),
     ({"question": 5, "response": "a"}, "'question' is int, not text"),
     ({"question": "a", "response": None}, "'response' is NoneType, not text"),
     ({"question": "", "response": "a"}, "the question is empty"),
@@ -161,12 +161,11 @@ BAD = [
     ({"question": "a", "response": "b", "reasoning": "x", "thinking": "y"}, "'reasoning' and 'thinking' hold diff"),
     ({"question": "a", "response": "<think>x</think>b", "reasoning": "x"}, "there is reasoning in a field of its own"),
     ({"question": "a", "choices": []}, "'choices' is not a list of choices"),
-    ({"question": "a", "choices": [{"text": "b"}, {"text": "c"}]}, "there are 2 choices; write one line per choice"),
     ({"question": "a", "response": {"status": 500}}, "'response' is neither text nor a message, and has no choices"),
     ({"messages": "hello"}, "'messages' is not a list of messages with roles"),
     ({"messages": [{"content": "a"}]}, "a message is not an object with a role and content"),
-    ({"messages": [{"role": "user", "content": "a"}]}, "neither 'response' nor 'completion' is there"),
-    ({"messages": [{"role": "assistant", "content": "a"}]}, "neither 'question' nor 'prompt' is there"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "there is no response (a field such as"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "there is no question (a field such as"),
     ({"question": "a", "choices": [{"message": {"content": 5}}]}, "the content of a message is int, not text"),
     ({"question": "a", "response": "b", "id": {}}, "'id' is neither text nor a number"),
     (b'{"question": "a", "response": "\\ud800"}', "'response' holds half of a surrogate pair"),
@@ -192,7 +191,7 @@ def test_many_bad_lines_are_counted_and_the_first_ten_named(tmp_path, tokenizer)
         read_jsonl(path, tokenizer)
     message = str(caught.value)
     assert "has 12 lines that cannot be read" in message
-    assert message.count("neither 'question' nor 'prompt' is there") == 10
+    assert message.count("there is no response") == 10
     assert "line 10:" in message and "line 11:" not in message
     assert message.endswith("; and 2 more); fix them, or skip them with --skip-bad (skip_bad=True).")
     assert len(read_jsonl(path, tokenizer, skip_bad=True).bad_lines) == 12

@@ -4,6 +4,7 @@ from chainwright.markers.known import ThinkMarkers
 from chainwright.traces.jsonl import BadLine, JsonlTraces, read_jsonl
 from chainwright.traces.live import LiveSteps, Place
 from chainwright.traces.offsets import Tokenizer, TokenOffsets, token_offsets
+from chainwright.traces.reading import BadRecord, TraceSet, TraceSource, read_traces
 from chainwright.traces.segments import (
     ONE_LINE_ONE_STEP,
     STYLES,
@@ -14,7 +15,7 @@ from chainwright.traces.segments import (
     detect_style,
     segment,
 )
-from chainwright.traces.store import SCHEMA_VERSION, read_traces, write_traces
+from chainwright.traces.store import SCHEMA_VERSION, write_traces
 from chainwright.traces.trace import Trace, TraceSlot
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STYLES",
     "BadLine",
+    "BadRecord",
     "JsonlTraces",
     "LiveSteps",
     "Place",
@@ -33,7 +35,9 @@ __all__ = [
     "TokenOffsets",
     "Tokenizer",
     "Trace",
+    "TraceSet",
     "TraceSlot",
+    "TraceSource",
     "detect_style",
     "read_jsonl",
     "read_traces",

@@ -8,14 +8,22 @@
 5. Compare with the text of all ids decoded at once. If it differs (a decoder that looks far back), start over with one
    window from the first id on, which is exact and takes quadratic time.
 
+A byte-level tokenizer needs none of this: the bytes of its ids are known, and their places follow by counting. The
+result is taken if it is the text that the tokenizer decodes.
+
 Tokenizers differ in what the first id of a window loses (a leading space, part of a character). Both texts of a window
 lose the same, so their difference is unaffected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
+
+from tokenizers import Tokenizer as CoreTokenizer
+from tokenizers.decoders import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from chainwright.markers.known import MARKERS, ThinkMarkers
 from chainwright.traces.segments import Span
@@ -78,13 +86,14 @@ def token_offsets(
     hidden = _hidden_markers(tokenizer, decode, markers) if keep_markers else {}
     # special tokens other than markers; a special token that does decode to text counts as ordinary
     silent = {i for i in set(input_ids) & set(tokenizer.all_special_ids) if i not in hidden and not decode([i])}
+    pieces = token_bytes(tokenizer, set(input_ids) - silent)
     text, offsets = "", []
     for run in _runs(input_ids, hidden):
         if run[0] in hidden:
             # `decode` would drop the marker, so its text is put in by hand
             part, spans = hidden[run[0]], [Span(0, len(hidden[run[0]]))]
         else:
-            part, spans = _offsets_of_run(decode, run, silent)
+            part, spans = _offsets_of_run(decode, run, silent, pieces)
         offsets += [Span(len(text) + span.start, len(text) + span.end) for span in spans]
         text += part
     return TokenOffsets(text, offsets)
@@ -113,6 +122,10 @@ class MarkerDecoder:
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     """Return a function from ids to text that skips special tokens and does not clean up spaces."""
+    own = (getattr(type(tokenizer), "decode", None), getattr(type(tokenizer), "_decode", None))
+    if own == (PreTrainedTokenizerFast.decode, PreTrainedTokenizerFast._decode):
+        core = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        return lambda ids: str(core.decode(ids, skip_special_tokens=True))  # what `decode` calls, after many checks
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
@@ -145,11 +158,14 @@ def _runs(input_ids: Sequence[int], markers: Mapping[int, str]) -> Iterator[list
         yield run
 
 
-def _offsets_of_run(decode: Callable[[list[int]], str], run: list[int], silent: set[int]) -> TokenOffsets:
+def _offsets_of_run(
+    decode: Callable[[list[int]], str], run: list[int], silent: set[int], pieces: Mapping[int, bytes] | None
+) -> TokenOffsets:
     """Return text and spans of one run; silent (special) ids get an empty span at their place."""
     audible = [token_id for token_id in run if token_id not in silent]
-    text, spans = _walk(decode, audible, _WINDOW)
     whole = decode(run)
+    found = None if pieces is None else spans_of_bytes([pieces[token_id] for token_id in audible])
+    text, spans = found if found is not None and found.text == whole else _walk(decode, audible, _WINDOW)
     if text != whole:
         # a decoder that looks further back than a window: exact, but quadratic in the length
         text, spans = _walk(decode, audible, len(audible))
@@ -160,6 +176,54 @@ def _offsets_of_run(decode: Callable[[list[int]], str], run: list[int], silent: 
         start = remaining[-1].start
         offsets.append(Span(start, start) if token_id in silent else remaining.pop())
     return TokenOffsets(text, offsets)
+
+
+def token_bytes(tokenizer: Tokenizer, ids: Collection[int]) -> dict[int, bytes] | None:
+    """Return the bytes that each id writes, whatever its neighbours; None for a tokenizer that is not byte-level."""
+    if not _is_fast(tokenizer) or not isinstance(tokenizer.backend_tokenizer.decoder, ByteLevel):  # type: ignore[attr-defined]
+        return None
+    strings = {token_id: tokenizer.convert_ids_to_tokens(token_id) for token_id in ids}
+    if not all(isinstance(string, str) for string in strings.values()):
+        return None
+    alphabet = _byte_alphabet()
+    return {
+        token_id: bytes(map(alphabet.__getitem__, string)) if alphabet.keys() >= set(string) else string.encode()
+        for token_id, string in strings.items()
+    }
+
+
+def spans_of_bytes(pieces: Sequence[bytes]) -> TokenOffsets | None:
+    """Return the text that pieces of UTF-8 make together, and the span of each; None if they are not valid UTF-8.
+
+    A piece has the characters that it completes, or that one which it writes a part of.
+    """
+    whole = b"".join(pieces)
+    try:
+        text = whole.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    spans: list[Span] = []
+    at = n_begun = n_complete = 0
+    for piece in pieces:
+        at += len(piece)
+        n_begun += sum(byte & 0xC0 != 0x80 for byte in piece)
+        # the last character is complete unless the next byte is one more of its own
+        end = n_begun - (at < len(whole) and whole[at] & 0xC0 == 0x80)
+        spans.append(Span(n_complete, max(end, n_complete + bool(piece))))
+        n_complete = end
+    return TokenOffsets(text, spans)
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for, as GPT-2 has it."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _is_fast(tokenizer: Tokenizer) -> bool:
+    return isinstance(getattr(tokenizer, "backend_tokenizer", None), CoreTokenizer)
 
 
 def _walk(decode: Callable[[list[int]], str], ids: list[int], window: int) -> TokenOffsets:

@@ -140,6 +140,8 @@ class Trace:
         set_field(self, "tool_steps", tuple(self.tool_steps))
         set_field(self, "style", check_style(self.style))
         set_field(self, "info", checked_info(self.info))
+        if self.is_correct is None and self.verdict is not None:
+            set_field(self, "is_correct", self.verdict.is_right is True)
         if self.response_start == -1:
             set_field(self, "response_start", self.question.end)
         check_segments(self)
@@ -160,6 +162,7 @@ class Trace:
         info: Mapping[str, InfoValue] | None = None,
         segment_config: SegmentConfig | None = None,
         markers: ThinkMarkers | tuple[str, str] | None = None,
+        stopped: bool = True,
     ) -> Trace:
         """Return the trace of a question and a response given as text.
 
@@ -176,6 +179,7 @@ class Trace:
                 with short lines, and sentences of at least 15 characters otherwise.
             markers: The pair around the thinking, such as `("<plan>", "</plan>")`; the default is that of
                 `segment_config`, or else all known pairs.
+            stopped: Whether the response came to its end by itself; False where a token limit cut it.
 
         Warns:
             UnknownMarkers: The style is "auto", no known marker is there, and a tag that looks like one is.
@@ -187,7 +191,7 @@ class Trace:
         build = _Build(tokenizer, style, problem, segment_config, markers)
         prompt_ids = _ids_with_front_tokens(tokenizer, question)
         response_ids, offsets = _encode_response(tokenizer, response, build.pair)
-        other = {"info": info or {}, "is_correct": is_correct}
+        other = {"info": info or {}, "is_correct": is_correct, "stopped": stopped}
         return build.trace(prompt_ids, response_ids, question, offsets, other)
 
     @classmethod
