@@ -71,8 +71,7 @@ class Asking(Config):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        has_shots = bool(self.shots) or self.shots_from is not None
-        if self.raw and (beside := self._changes()):
+        if self.raw and (beside := self.changes()):
             raise BadInput(f"raw (--raw) asks with the prompt as it is, so it cannot be combined with {beside[0]}.")
         if not self.chat_template:
             for name, is_set in (("system", self.system is not None), ("chat_kwargs", bool(self.chat_kwargs))):
@@ -84,7 +83,7 @@ class Asking(Config):
                 raise BadInput(
                     "shots_as='chat' needs the chat template, which --no-chat-template turns off; take 'text'."
                 )
-        if self.shots_as == "none" and has_shots:
+        if self.shots_as == "none" and self.has_shots:
             raise BadInput("shots_as='none' asks for no demonstrations, but some were asked for; pass one of them.")
         if self.shots == 0 and self.shots_from is not None:
             raise BadInput("shots=0 asks for no demonstrations, but shots_from names some; pass only one of them.")
@@ -94,7 +93,7 @@ class Asking(Config):
             raise BadInput("demo_hops draws demonstrations, but shots_from reads them from a file; pass only one.")
         return self
 
-    def _changes(self) -> list[str]:
+    def changes(self) -> list[str]:
         """Return what was asked for that changes a prompt."""
         plain = ("shots", "shots_as", "shots_from", "demo_hops", "system", "chat_kwargs", "instruction")
         return [name for name in plain if getattr(self, name) != type(self).model_fields[name].default]
@@ -103,3 +102,8 @@ class Asking(Config):
     def n_shots(self) -> int | None:
         """Return how many demonstrations there are; None leaves it to the problem, or to the file."""
         return 0 if self.shots_as == "none" else self.shots
+
+    @property
+    def has_shots(self) -> bool:
+        """Whether demonstrations were asked for."""
+        return bool(self.shots) or self.shots_from is not None

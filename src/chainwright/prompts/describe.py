@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _WHAT = {"text": "as plain text", "rendered": "as text that went through the chat template before"}
 _LIMITS = {
     "given": "as given",
+    "set": "the default for problem sets",
     "chain": "1.5 x the gold chain + 16",
     "answer": "the answer + 1",
     "text": "the default without a gold chain",

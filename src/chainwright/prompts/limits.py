@@ -8,10 +8,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from chainwright.models.seam import causal_lm
-from chainwright.prompts.templates import is_rendered, thinks, uses_chat
-from chainwright.tasks.base import Problem
+from chainwright.prompts.question import Question
+from chainwright.prompts.templates import is_rendered, thinks
 
 _TOKENS_OF_TEXT = 512
+_TOKENS_OF_SOLUTION = 1024
 _TOKENS_OF_THINKING = 32_768
 
 
@@ -22,14 +23,18 @@ class Limit(NamedTuple):
     source: str
 
 
-def default_limit(tokenizer: PreTrainedTokenizerBase, problem: Problem | str, raw: bool = False) -> Limit:
+def default_limit(tokenizer: PreTrainedTokenizerBase, question: Question) -> Limit:
     """Return the longest response where none was passed."""
     # a chain of thought is not bounded by the gold chain: a limit that cuts it makes a right model look wrong
-    text = problem if isinstance(problem, str) else problem.prompt
-    is_chat = uses_chat(tokenizer, problem, raw) or is_rendered(tokenizer, text)
-    if is_chat and thinks(tokenizer):
+    problem = question.problem
+    is_chat = question.uses_chat or is_rendered(tokenizer, question.text)
+    if is_chat and not question.is_closed and thinks(tokenizer):
         return Limit(_TOKENS_OF_THINKING, "thinking")
-    if isinstance(problem, str) or not problem.chain:
+    if problem is not None and problem.checker and not problem.lines:
+        # another model's solution may take several times as many words as the gold one
+        n_gold = len(tokenizer(problem.chain, add_special_tokens=False)["input_ids"])
+        return Limit(max(_TOKENS_OF_SOLUTION, 3 * n_gold), "set")
+    if problem is None or not problem.chain:
         return Limit(_TOKENS_OF_TEXT, "text")
     n_gold = len(tokenizer(problem.chain, add_special_tokens=False)["input_ids"])
     if problem.is_answer_only and problem.rendering == "short" and not is_chat:

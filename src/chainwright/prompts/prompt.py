@@ -15,8 +15,8 @@ Each step leaves its choice in `Prompt.info`, which `generate` puts into the tra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -24,9 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput, OtherRendering
 from chainwright.models.seam import causal_lm
 from chainwright.prompts.asking import Asking
+from chainwright.prompts.demonstrations import Shots
 from chainwright.prompts.limits import Limit, default_limit, n_positions
-from chainwright.prompts.rendering import as_asked, is_by_hand, is_plain_text, warn_of_rendering
-from chainwright.prompts.templates import is_rendered, n_common, one_bos, reply_start, uses_chat
+from chainwright.prompts.question import Question, question_of
+from chainwright.prompts.rendering import is_by_hand, warn_of_rendering
+from chainwright.prompts.templates import n_common, one_bos, reply_start
 from chainwright.tasks.base import Problem
 
 
@@ -41,10 +43,11 @@ class Prompt:
         max_new_tokens: Longest response.
         uses_chat: Whether it went through the chat template.
         limit: What `max_new_tokens` follows from, before the model's positions cap it: "given", "chain", "answer",
-            "text" or "thinking".
+            "set", "text" or "thinking".
         is_rendered: Whether it is a string that was asked as it is although there is a chat template.
         n_prefilled: How many of the tokens, the last ones, begin the response.
         stop: Texts before which the response ends, since the next question would begin there.
+        asked: What a trace says of demonstrations, system prompt and the rest.
     """
 
     index: int
@@ -56,6 +59,7 @@ class Prompt:
     is_rendered: bool = False
     n_prefilled: int = 0
     stop: tuple[str, ...] = ()
+    asked: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     @property
     def n_question(self) -> int:
@@ -63,7 +67,7 @@ class Prompt:
         return len(self.ids) - self.n_prefilled
 
     @property
-    def info(self) -> dict[str, str | int]:
+    def info(self) -> dict[str, str | int | float | bool]:
         """Return what a trace says about how it was asked."""
         rendering = "text" if self.problem is None or is_by_hand(self.problem) else self.problem.rendering
         return {
@@ -72,6 +76,7 @@ class Prompt:
             "max_new_tokens": self.max_new_tokens,
             "limit": self.limit,
             **({"n_prefilled": self.n_prefilled} if self.n_prefilled else {}),
+            **self.asked,
         }
 
 
@@ -90,12 +95,14 @@ def prompts_of(
     Raises:
         BadInput: A prompt is empty, is longer than the model's positions, or has a token that the model does not have.
     """
-    if asking is not None and asking.replace(raw=False) != Asking():
-        raise BadInput("Demonstrations, a system prompt and other ways of asking are not there yet.")
-    raw = asking is not None and asking.raw
+    asking = asking or Asking()
     warn_of_rendering(tokenizer, problems)
-    prompts = [prompt_of(model, tokenizer, i, p, max_new_tokens, raw=raw) for i, p in enumerate(problems, first_row)]
-    if not raw and (rendered := [prompt.index for prompt in prompts if prompt.is_rendered]):
+    shots = Shots.of(asking, problems if pool is None else pool)
+    prompts = [
+        prompt_of(model, tokenizer, i, problem, max_new_tokens, asking=asking, shots=shots)
+        for i, problem in enumerate(problems, first_row)
+    ]
+    if not asking.raw and (rendered := [prompt.index for prompt in prompts if prompt.is_rendered]):
         warnings.warn(
             f"{len(rendered)} of {len(prompts)} prompts (first: prompt {rendered[0]}) have been through the chat "
             "template already and are asked as they are; pass raw=True (--raw) to say that this is meant.",
@@ -112,39 +119,37 @@ def prompt_of(
     problem: Problem | str,
     max_new_tokens: int | None,
     *,
-    raw: bool = False,
+    asking: Asking | None = None,
+    shots: Shots | None = None,
 ) -> Prompt:
     """Return what `generate` asks a problem or a string with.
 
     Raises:
         BadInput: The prompt is empty, is longer than the model's positions, or has a token that the model does not
-            have.
+            have, or it cannot be asked as `asking` says.
     """
-    problem = as_asked(tokenizer, problem)
-    text = problem if isinstance(problem, str) else problem.prompt
-    if not text.strip():
-        raise BadInput(f"Prompt {index} is empty; give some text.")
-    is_chat = uses_chat(tokenizer, problem, raw)
-    ids = prompt_ids(tokenizer, problem, raw=raw)
+    question = question_of(tokenizer, problem, asking, shots, index=index)
+    ids = ids_of(tokenizer, question)
     if not ids:
         raise BadInput(f"Prompt {index} has no tokens for this tokenizer; give some other text.")
     _check_known(model, tokenizer, index, ids)
     most = n_positions(model)
     if len(ids) >= most:
-        raise BadInput(
-            f"Prompt {index} has {len(ids)} tokens, but the model has positions for {most}; shorten "
-            "it (fewer hops or fewer demonstrations)."
-        )
-    limit = Limit(max_new_tokens, "given") if max_new_tokens else default_limit(tokenizer, problem, raw)
+        n_shots = question.info.get("shots")
+        remedy = f"lower --shots (it has {n_shots})" if n_shots else "shorten it (fewer hops or fewer demonstrations)"
+        raise BadInput(f"Prompt {index} has {len(ids)} tokens, but the model has positions for {most}; {remedy}.")
+    limit = Limit(max_new_tokens, "given") if max_new_tokens else default_limit(tokenizer, question)
     return Prompt(
         index,
         ids,
-        None if isinstance(problem, str) else problem,
+        question.problem,
         min(limit.n_tokens, most - len(ids)),
-        uses_chat=is_chat,
+        uses_chat=question.uses_chat,
         limit=limit.source,
-        is_rendered=is_plain_text(problem) and not is_chat and is_rendered(tokenizer, text),
-        n_prefilled=0 if is_chat else _n_prefilled(tokenizer, text, ids),
+        is_rendered=question.is_rendered,
+        n_prefilled=0 if question.uses_chat else _n_prefilled(tokenizer, question.text, ids),
+        stop=question.stop,
+        asked=question.info,
     )
 
 
@@ -158,13 +163,17 @@ def _check_known(model: nn.Module, tokenizer: PreTrainedTokenizerBase, index: in
         )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem | str, *, raw: bool = False) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem | str, *, raw: bool = False, asking: Asking | None = None
+) -> list[int]:
     """Return the tokens that `generate` asks a problem or a string with; they begin with at most one BOS token."""
-    problem = as_asked(tokenizer, problem)
-    text = problem if isinstance(problem, str) else problem.prompt
-    if uses_chat(tokenizer, problem, raw):
-        turn = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    return ids_of(tokenizer, question_of(tokenizer, problem, Asking(raw=True) if raw else asking))
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[int]:
+    """Return the tokens of a question; they begin with at most one BOS token."""
+    text = question.text
+    if question.uses_chat:
         return one_bos(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     # some tokenizers also close a text, which would end the response before it begins
     ids = list(tokenizer(text)["input_ids"])

@@ -79,8 +79,8 @@ def is_plain_text(problem: Problem | str) -> bool:
 
 
 def is_by_hand(problem: Problem) -> bool:
-    """Return whether a problem was not drawn by a task: its prompt is text like any string."""
-    return problem.rendering == "short" and not problem.facts and not problem.lines
+    """Return whether a problem was not drawn by a task: its prompt is text like any string, as in a problem set."""
+    return not problem.facts and not problem.lines
 
 
 def rendering_for(requested: str, model: str) -> Rendering:

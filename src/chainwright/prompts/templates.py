@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from chainwright.markers.known import events
+from chainwright.markers.scan import Scan, scan
 from chainwright.prompts.rendering import is_plain_text
 from chainwright.tasks.base import Problem
 
@@ -22,6 +24,12 @@ def uses_chat(tokenizer: PreTrainedTokenizerBase, problem: Problem | str, raw: b
     if is_plain_text(problem):
         return not is_rendered(tokenizer, problem if isinstance(problem, str) else problem.prompt)
     return isinstance(problem, Problem) and problem.rendering == "natural"
+
+
+def closes_thinking(tail: str) -> bool:
+    """Return whether what a template writes after the question opens the thinking and closes it again."""
+    core = scan(events("auto"), Scan(), tail, len(tail), final=True).core
+    return core.depth == 0 and core.border >= 0
 
 
 def one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

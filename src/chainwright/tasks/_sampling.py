@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -174,9 +174,20 @@ def _draw_problem(spec: Task, hops: int, draw: Draw, rendering: Rendering) -> Pr
     script = spec.write(facts, rendering)
     if rendering == "short":
         return _problem(spec, hops, facts, rendering, script, script.question + "\n")
-    examples = [_example(spec, hops, f"{key}|example {i}") for i in range(n_examples)]
-    sections = [_instruction(spec, n_examples), *examples, f"Problem:\n{script.question}\n\nSolution:\n"]
-    return _problem(spec, hops, facts, rendering, script, "\n\n".join(sections))
+    examples = [
+        spec.write(example_facts(spec, hops_of_example(hops), f"{key}|example {i}"), "natural")
+        for i in range(n_examples)
+    ]
+    return _problem(spec, hops, facts, rendering, script, natural_prompt(spec, script, examples))
+
+
+def natural_prompt(spec: Task, script: Script, examples: Sequence[Script]) -> str:
+    """Return the prompt of the natural rendering: what is asked for, worked examples, and the question."""
+    written = [
+        f"Worked example:\n{example.question}\n\nSolution:\n{write_chain(example.lines)[0]}" for example in examples
+    ]
+    question = f"Problem:\n{script.question}\n\nSolution:\n"
+    return "\n\n".join([_instruction(spec, len(examples)), *written, question])
 
 
 def _instruction(spec: Task, n_examples: int) -> str:
@@ -189,15 +200,15 @@ def _instruction(spec: Task, n_examples: int) -> str:
     )
 
 
-def _example(spec: Task, hops: int, key: str) -> str:
-    """Return a worked example with fewer hops than the problem, where that is possible.
+def hops_of_example(hops: int) -> int:
+    """Return the hops of a worked example: fewer than the problem has, where that is possible."""
+    return max(1, min(hops - 1, _MOST_HOPS_OF_EXAMPLES))
 
-    Of some candidates it is the one that shows most forms of a line.
-    """
-    n_hops = max(1, min(hops - 1, _MOST_HOPS_OF_EXAMPLES))
-    candidates = [spec.draw(Random(f"{key}|{i}"), n_hops, "natural") for i in range(_N_CANDIDATES)]
-    script = max((spec.write(facts, "natural") for facts in candidates), key=_n_forms)
-    return f"Worked example:\n{script.question}\n\nSolution:\n{write_chain(script.lines)[0]}"
+
+def example_facts(spec: Task, hops: int, key: str) -> Facts:
+    """Return the facts of a worked example: of some candidates, the one that shows most forms of a line."""
+    candidates = [spec.draw(Random(f"{key}|{i}"), hops, "natural") for i in range(_N_CANDIDATES)]
+    return max(candidates, key=lambda facts: _n_forms(spec.write(facts, "natural")))
 
 
 def _n_forms(script: Script) -> int:
