@@ -1,8 +1,9 @@
 """How the command line is put together from commands, and their options from config classes.
 
 A command is a function marked `@register("command", "diagnose")`, in a file of its own; a dot places it in a group:
-`"fit.tcr"` is `chainwright fit tcr`. Commands of the package and of plugins come from the registry, which imports the
-one that is called and no other. Mistakes and interruptions of every command are reported in the same way (`_shared`).
+`"fit.tcr"` is `chainwright fit tcr`. A command may have others below it, as `models` has `models fetch`. Commands of
+the package and of plugins come from the registry, which imports the one that is called and no other. Mistakes and
+interruptions of every command are reported in the same way (`_shared`).
 
 `ConfigOptions` as the default of a parameter turns fields of a config class into options: flag, type, default and help
 come from the field, and the parameter receives the values by field name. So a default is written once, in its class.
@@ -115,6 +116,14 @@ class Commands(TyperGroup):
         if full in _registry.names("command"):
             return built(cmd_name, _registry.load("command", full), with_options=not self.only_lists)
         return Commands(name=cmd_name, prefix=f"{full}.", help=_group_help(full), no_args_is_help=True)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that arguments call; a command such as `models` may have others below it as well."""
+        name, command, rest = super().resolve_command(ctx, args)
+        below = f"{self.prefix}{name}."
+        if rest and below + rest[0] in _registry.names("command") and not isinstance(command, Commands):
+            command = Commands(name=name, prefix=below, help=_group_help(below.rstrip(".")), no_args_is_help=True)
+        return name, command, rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, for which no command needs its options: their defaults may lie beside PyTorch."""

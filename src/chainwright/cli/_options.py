@@ -11,7 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Model: a bundled name, a folder, or a Hub id.")]
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Model: a name from `chainwright models`, a folder, a GGUF file, or a Hub id."),
+]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", help="Folder of a PEFT adapter, merged into the model's weights.")
+]
 TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several separated by commas, or 'all'.")]
 HopCounts = Annotated[
     str | None,
@@ -94,6 +100,7 @@ BY_FIELD: Mapping[str, Any] = {
     "temperature": Temperature,
     "max_new_tokens": MaxNewTokens,
     "batch_size": BatchSize,
+    "adapter": Adapter,
     "device": Device,
     "dtype": Dtype,
     "revision": Revision,

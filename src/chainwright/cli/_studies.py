@@ -46,7 +46,13 @@ def run_diagnosis(
     from chainwright.report import write_report
     from chainwright.studies.diagnosis import run as study
 
-    source = Source(device=device, dtype=config.dtype, revision=config.revision, trust_remote_code=trust_remote_code)
+    source = Source(
+        adapter=config.adapter,
+        device=device,
+        dtype=config.dtype,
+        revision=config.revision,
+        trust_remote_code=trust_remote_code,
+    )
     loaded = load(config.model, source.record())
     study.run_study(
         loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=not quiet

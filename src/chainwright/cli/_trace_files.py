@@ -97,13 +97,17 @@ def tokenizer_of(ways: Ways, model: str | None, *, trust_remote_code: bool = Fal
     Raises:
         BadInput: The traces name no model, or several; it cannot be loaded, or is not theirs.
     """
+    adapter = None
     if model is None:
-        named = sorted({str(trace.info.get("model", "")) for traces in ways.values() for trace in traces})
+        known = [trace.info for traces in ways.values() for trace in traces]
+        named = sorted({str(info.get("model", "")) for info in known})
         if len(named) != 1 or not named[0]:
             said = ", ".join(name or "none" for name in named)
             raise BadInput(f"The traces name these models: {said}; say with --model whose tokenizer wrote them all.")
         model = named[0]
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        adapters = {str(info["adapter"]) for info in known if "adapter" in info}
+        adapter = adapters.pop() if len(adapters) == 1 else None
+    tokenizer = load_tokenizer(model, adapter=adapter, trust_remote_code=trust_remote_code)
     for name, traces in ways.items():
         if decode_with_markers(tokenizer, traces[0].response_ids.tolist()) != traces[0].response:
             raise BadInput(

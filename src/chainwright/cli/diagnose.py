@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
 PROBLEMS = ConfigOptions(_CONFIG, "n", "n_contexts")
 STEPS = ConfigOptions(_CONFIG, "n_maps")
-DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size", "dtype", "revision")
+DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
+SOURCE = ConfigOptions(_CONFIG, "adapter", "dtype", "revision")
 
 
 @register("command", "diagnose")
@@ -49,6 +50,7 @@ def diagnose(
         bool, typer.Option("--plan", help="With --steps: print what the step maps will take, and run nothing.")
     ] = False,
     decoding: Values = DECODING,
+    source: Values = SOURCE,
     device: Device = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
@@ -73,6 +75,7 @@ def diagnose(
         **problems,
         **maps,
         **decoding,
+        **source,
     )
     if plan:
         _print_plan(config, device, trust_remote_code)
@@ -87,6 +90,6 @@ def _print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: b
     from chainwright.studies.diagnosis.step_maps import plan_steps
 
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": trust_remote_code}
-    tokenizer = load_tokenizer(config.model, **source)
+    tokenizer = load_tokenizer(config.model, adapter=config.adapter, **source)
     estimate = plan_steps(empty_model(config.model, dtype=config.dtype, **source), tokenizer, config, device)
     say(f"Step maps, if the responses are as long as the gold chains: {estimate}")

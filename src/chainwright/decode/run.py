@@ -32,7 +32,7 @@ from chainwright.decode.sampling import Sampling
 from chainwright.edits.run import following
 from chainwright.markers.known import as_markers
 from chainwright.models.anatomy import anatomy, evaluating
-from chainwright.models.load import end_ids, model_name
+from chainwright.models.load import end_ids, source_of_model
 from chainwright.models.padding import left_pad
 from chainwright.models.placement import input_device
 from chainwright.prompts.asking import Asking
@@ -168,7 +168,7 @@ class _Run:
     def info(self, model: PreTrainedModel, prompt: Prompt, end: End | None) -> dict[str, str | int | float]:
         """Return what a trace says about where it comes from."""
         problem, sample = divmod(prompt.index, self.n_samples)
-        known: dict[str, str | int | float] = {"model": model_name(model), "seed": self.seed, **self.sampling.info()}
+        known: dict[str, str | int | float] = {**source_of_model(model), "seed": self.seed, **self.sampling.info()}
         if stops := (*self.sampling.stop, *prompt.stop):
             known["stops"] = json.dumps(list(dict.fromkeys(stops)), ensure_ascii=False)
         if self.endings.max_thinking is not None:

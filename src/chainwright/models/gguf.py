@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def converted(path: Path) -> Path:
     for message in read_json(folder / _NOTE)["warnings"]:
         warnings.warn(message, PartlyRead, stacklevel=4)
     return folder
+
+
+def is_reader_installed() -> bool:
+    """Return whether the package `gguf`, which conversions need, is installed."""
+    return find_spec("gguf") is not None
 
 
 def _converter() -> str:

@@ -105,7 +105,7 @@ def empty_model(
     Raises:
         BadInput: The model does not exist, or cannot be built from its config.
     """
-    place = locate(str(name), revision)
+    place = locate(str(name), revision, needs_weights=False)
     where, revision = place.where, place.revision
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
@@ -216,6 +216,12 @@ def model_name(model: PreTrainedModel) -> str:
         return origin["model"]
     path = str(model.config._name_or_path)
     return Path(path).name if _is_bundled(model) else path
+
+
+def source_of_model(model: PreTrainedModel) -> dict[str, str]:
+    """Return the arguments with which `load_model` loads a model again: its name, and its adapter if it has one."""
+    origin: Mapping[str, str] = getattr(model, "chainwright_origin", {})
+    return {"model": model_name(model), **{name: origin[name] for name in ("adapter",) if name in origin}}
 
 
 def load_as(

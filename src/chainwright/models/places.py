@@ -32,13 +32,16 @@ class Place:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
-def locate(name: str, revision: str | None = None, adapter: str | Path | None = None) -> Place:
+def locate(
+    name: str, revision: str | None = None, adapter: str | Path | None = None, *, needs_weights: bool = True
+) -> Place:
     """Return where a model is; a GGUF file is converted into a checkpoint in the cache, unless it was.
 
     Args:
         name: As for `load_model`.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of an adapter that is to be merged into it.
+        needs_weights: Whether a folder must have weights beside its config.
 
     Raises:
         BadInput: There is no such model or adapter, or it cannot be loaded.
@@ -62,7 +65,7 @@ def locate(name: str, revision: str | None = None, adapter: str | Path | None = 
     if adapter is not None:
         adapters.append(Path(adapter).expanduser())
         origin |= {"model": name, "adapter": str(adapter), "adapter_sha256": _hash(adapters[-1])}
-    where, revision = _checked(place, revision)
+    where, revision = _checked(place, revision, needs_weights)
     return Place(where, revision, tuple(adapters), origin)
 
 
@@ -97,11 +100,11 @@ def _named(files: list[Path], most: int = 4) -> str:
     return ", ".join([path.name for path in files[:most]] + ["..."] * (len(files) > most))
 
 
-def _checked(name: str, revision: str | None) -> tuple[str, str | None]:
+def _checked(name: str, revision: str | None, needs_weights: bool) -> tuple[str, str | None]:
     """Return what Transformers loads from, a folder that was checked or a Hub id, and its revision."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, needs_weights)
         return str(folder), revision
     if folder.exists():
         raise BadInput(f"{name} is a file; give the folder that holds config.json and the safetensors weights.")
@@ -113,14 +116,14 @@ def _checked(name: str, revision: str | None) -> tuple[str, str | None]:
     raise unknown_name("model", name, known_models())
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, needs_weights: bool) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"Folder {folder} has no config.json, so it holds no Transformers checkpoint.")
     if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
         raise BadInput(
             f"Folder {folder} holds an adapter without adapter_model.safetensors; pickled ones are not loaded."
         )
-    if any(folder.glob("model*.safetensors")):
+    if not needs_weights or any(folder.glob("model*.safetensors")):
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:

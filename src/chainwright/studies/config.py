@@ -51,7 +51,7 @@ class CellsConfig(Config):
         BadInput: An unknown task, no cell at all, or a value that does not fit.
     """
 
-    model: Place = Field(description="Model: a bundled name, a folder or a Hub id.")
+    model: Place = Field(description="Model: a known name, a folder, a GGUF file or a Hub id.")
     hops: Hops = Field(description="Hop counts by task.")
     n: Count = Field(default=40, description="Problems per task, hop count and seed.")
     seeds: Seeds = Field(default=(0,), description="Seeds of the problems; each draws its own sample.")

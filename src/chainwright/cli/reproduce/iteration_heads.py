@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from chainwright._registry import register
-from chainwright.cli._options import ModelName, Overwrite, Quiet, Recompute, StudyFolder
+from chainwright.cli._options import Adapter, ModelName, Overwrite, Quiet, Recompute, StudyFolder
 from chainwright.cli._shared import out, plain, print_table, say
 from chainwright.cli._studies import watch
 
@@ -24,6 +24,7 @@ def iteration_heads(
         str, typer.Option("--profile", metavar="quick|full", help="Small models, or the paper's sizes.")
     ] = "quick",
     model: ModelName = "reasoner",
+    adapter: Adapter = None,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
     quiet: Quiet = False,
@@ -35,7 +36,13 @@ def iteration_heads(
     from chainwright.reproduce.iteration_heads.study import run_iteration_heads
 
     found = run_iteration_heads(
-        out_folder, profile=profile, model=model, overwrite=overwrite, recompute=recompute, watch=watch(quiet)
+        out_folder,
+        profile=profile,
+        model=model,
+        adapter=adapter,
+        overwrite=overwrite,
+        recompute=recompute,
+        watch=watch(quiet),
     )
     path = write_study_report(out_folder)
     with atomic_file(out_folder / "tables.md") as draft:

@@ -10,6 +10,7 @@ import typer
 from chainwright._registry import register
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
+    Adapter,
     Device,
     Dtype,
     HopCounts,
@@ -45,6 +46,7 @@ def stepflow(
     hops: HopCounts = None,
     problems: Values = PROBLEMS,
     out_folder: StudyFolder = Path("runs/reproduce-stepflow"),
+    adapter: Adapter = None,
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -67,7 +69,7 @@ def stepflow(
         rendering=rendering,
         **problems,
     )
-    loaded = load(model, Source(device=device, dtype=dtype).record())
+    loaded = load(model, Source(adapter=adapter, device=device, dtype=dtype).record())
     study = Study.make(out_folder, ReproduceStepFlow(loaded.model, loaded.tokenizer, config), overwrite=overwrite)
     study.run(watch(quiet), recompute=recompute)
     print_findings(study)

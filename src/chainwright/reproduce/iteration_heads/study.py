@@ -116,7 +116,7 @@ def _longest_hops() -> dict[str, int]:
 class ReasonerProbe(Config):
     """How the heads of the reasoner are scored."""
 
-    model: Place = Field(default="reasoner", description="Model: a bundled name, a folder or a Hub id.")
+    model: Place = Field(default="reasoner", description="Model: a known name, a folder, a GGUF file or a Hub id.")
     hops: Mapping[str, Count] = Field(default_factory=_longest_hops, description="One hop count per task.")
     n: Count = Field(default=30, description="Problems per task.")
     n_shuffles: Count = Field(default=IterationSettings().n_shuffles, description="As in IterationSettings.")
@@ -269,17 +269,18 @@ def run_iteration_heads(
     *,
     profile: str = "quick",
     model: str = "reasoner",
+    adapter: str | None = None,
     overwrite: bool = False,
     recompute: bool = False,
     watch: Watch | None = None,
 ) -> IterationHeads:
     """Run or resume a profile in a study folder, and return its results.
 
-    `recompute` computes damaged units again.
+    `adapter` is merged into the model that is looked at, and `recompute` computes damaged units again.
 
     Raises:
         BadInput: An unknown profile or model, or a folder that cannot be used.
     """
     runs = recipes(profile)
-    plan = IterationHeadsPlan(runs, ReasonerProbe(model=model), load_model(model, device="cpu"))
+    plan = IterationHeadsPlan(runs, ReasonerProbe(model=model), load_model(model, adapter=adapter, device="cpu"))
     return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch, recompute=recompute))

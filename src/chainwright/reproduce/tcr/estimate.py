@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.models.sources import BUNDLED, bundled_models
+from chainwright.models.load import empty_model
 from chainwright.repair.tcr.config import CandidateConfig, TCRConfig
 
 if TYPE_CHECKING:
@@ -170,15 +170,11 @@ def estimate(
 
 
 def _shape(name: str, dtype: str | None, revision: str | None, trust_remote_code: bool) -> Shape:
-    where = str(BUNDLED / name) if name in bundled_models() else name
     try:
-        found = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"The config of {name!r} cannot be read, so nothing can be planned: {first}") from error
-    return _shape_of(found, empty, dtype)
+        empty = empty_model(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    except BadInput as error:
+        raise BadInput(f"The config of {name!r} cannot be read, so nothing can be planned: {error}") from error
+    return _shape_of(empty.config, empty, dtype)
 
 
 def _shape_of(found: PretrainedConfig, empty: nn.Module, dtype: str | None) -> Shape:

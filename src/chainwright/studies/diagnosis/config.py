@@ -59,6 +59,7 @@ class DiagnoseConfig(CellsConfig):
     temperature: Temperature = 0.0
     max_new_tokens: NewTokens = None
     batch_size: BatchSize = None
+    adapter: str | None = Field(default=None, description="Folder of a PEFT adapter that is merged into the model.")
     dtype: str | None = Field(default=None, description="Number type of the model (default: the checkpoint's).")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
 
