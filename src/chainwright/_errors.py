@@ -42,6 +42,10 @@ class TraceNotes(ChainwrightWarning):
     """Something was noticed while files of traces were read: skipped records, contradicting judgements, ..."""
 
 
+class ProblemSetWarning(ChainwrightWarning):
+    """A problem set has the same question or id twice, or fewer problems than wanted."""
+
+
 class UnknownMarkers(ChainwrightWarning):
     """A response has a tag that looks like a marker of thinking and is none that is known."""
 

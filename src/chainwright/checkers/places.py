@@ -61,7 +61,11 @@ def spoken_text(response_text: str, *, is_cut: bool = False) -> str:
 
 def announcements(text: str) -> Iterator[Place]:
     """Yield where a spoken text announces an answer, the last place first."""
-    for mark in reversed(list(_MARKS.finditer(text))):
+    marks = list(_MARKS.finditer(text))
+    boxes = [(mark.end(), _closing_brace(text, mark.end())) for mark in marks if mark.group().endswith("{")]
+    for mark in reversed(marks):
+        if any(start < mark.end() < end for start, end in boxes):
+            continue  # a box in a box, or a word in one: the outer box is the answer
         if mark.group().endswith("{"):
             yield Place(mark.end(), _closing_brace(text, mark.end()), rule_of(mark.group()))
             continue
@@ -97,3 +101,15 @@ def _end_of_line(text: str, start: int) -> int:
         return len(text)
     end = text.find("\n", written.start())
     return len(text) if end < 0 else end
+
+
+def boxed_texts(text: str) -> list[str]:
+    r"""Return what is in each closed `\boxed{}` of a text, in order; of nested boxes, the outer one."""
+    text = _SHORT_BOX.sub(r"\\boxed{\1}", _BOXED.sub(r"\\boxed{", text))
+    text = text[: open_box(text)]
+    boxes, end = [], 0
+    for box in re.finditer(r"\\boxed\{", text):
+        if box.start() >= end:
+            end = _closing_brace(text, box.end())
+            boxes.append(text[box.end() : end])
+    return boxes

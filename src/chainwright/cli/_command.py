@@ -72,7 +72,8 @@ class ConfigOptions(dict[str, Any]):
         owner = attrgetter(name)(import_module(module))
         for field in self.names:
             known, flag = field_of(owner, field), self.flags.get(field, f"--{field.replace('_', '-')}")
-            is_list = any(get_origin(kind) in (tuple, Sequence) for kind in (known.annotation, *_parts(known)))
+            kinds = (known.annotation, *_parts(known))
+            is_list = any(get_origin(kind) in (tuple, Sequence) and str not in get_args(kind) for kind in kinds)
             default = ",".join(map(str, known.default)) if isinstance(known.default, tuple) else known.default
             parameter = inspect.Parameter(
                 f"{prefix}__{field}",
@@ -89,6 +90,8 @@ class ConfigOptions(dict[str, Any]):
         kinds = [part for part in _parts(field) if part is not NoneType]
         choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
         kind: Any = kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
+        if get_origin(kinds[0]) is tuple and str in get_args(kinds[0]):
+            kind = list[str]  # an option that may be repeated
         option = typer.Option(
             *flag.split("/"), help=self.helps.get(name, field.help), metavar="|".join(choices) or None
         )

@@ -39,7 +39,9 @@ def problem_source(values: Values, *, n: int | None = None, seed: int | None = N
     """
     from chainwright.tasks.problem_sets.options import ProblemOptions
 
-    used = {name: value for name, value in values.items() if value != ProblemOptions.model_fields[name].default}
+    used = {
+        name: value for name, value in values.items() if value not in ([], ProblemOptions.model_fields[name].default)
+    }
     if "source" not in used and used:
         flags = ", ".join(PROBLEM_SET.flags.get(name, f"--{name.replace('_', '-')}") for name in used)
         raise BadInput(f"{flags} needs a problem set; name one with --problems.")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
-from chainwright.tasks.problem_sets.source import BadRecord, ProblemSet, ProblemSource, load_problems
+from chainwright.tasks.problem_sets.building import BadRecord, ProblemSet
+from chainwright.tasks.problem_sets.source import ProblemSource, load_problems
 
 __all__ = ["BadRecord", "ProblemSet", "ProblemSource", "load_problems"]

@@ -25,8 +25,8 @@ class ProblemOptions(Config):
     subset: str | None = _as("subset")
     revision: str | None = _as("revision")
     data_files: str | None = _as("data_files")
-    fields: str | None = Field(
-        default=None, description="Field names that are not found by themselves: 'question=prompt,answer=target'."
+    fields: tuple[str, ...] | None = Field(
+        default=None, description="Field that is not found by itself, such as question=prompt; may be repeated."
     )
     kind: str = _as("kind")
     checker: str | None = _as("checker")
@@ -39,11 +39,11 @@ class ProblemOptions(Config):
         return ProblemSource(**settings, fields=_fields(self.fields), n=n, seed=seed)
 
 
-def _fields(text: str | None) -> dict[str, str] | None:
-    """Return the mapping that "question=prompt,answer=target" writes."""
-    if text is None:
+def _fields(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Return the mapping that "question=prompt" and "answer=target", or "question=prompt,answer=target", write."""
+    if not texts:
         return None
-    pairs: Sequence[tuple[str, str, str]] = [part.partition("=") for part in text.split(",")]
+    pairs = [part.partition("=") for text in texts for part in text.split(",")]
     bad = next((pair for pair in pairs if not all(map(str.strip, pair))), None)
     if bad is not None:
         raise BadInput(f"--field takes ROLE=FIELD, such as question=prompt or answer=target; got {''.join(bad)!r}.")

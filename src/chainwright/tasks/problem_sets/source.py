@@ -1,94 +1,95 @@
 """From the name of a file or data set to problems: what is read, which fields, which checker, how many.
 
 1. The records of the source are read, each with its place: a line of a file, or a number.
-2. The kind of the set is found by the fields of the records (or given), and each record becomes a problem.
+2. The kind of the set is found by the fields of the records (or passed), and each record becomes a problem.
 3. A record that does not fit is refused, or left out and counted with `skip_bad`.
-4. The first `n` problems are taken, or a random sample if there is a seed.
+4. The first `n` problems are taken, or a random sample if there is a seed; ten are the first ten of twenty.
 5. Right answers that the checker cannot read are refused or left out in the same way: they are a fault of the data.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from chainwright._config import Config, MustBe
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, ProblemSetWarning, unknown_name
 from chainwright.checkers.base import Checker
 from chainwright.tasks.base import Problem
-
-
-class BadRecord(NamedTuple):
-    """A record that became no problem: where it is, and what is wrong with it."""
-
-    place: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ProblemSet:
-    """What was read from a source.
-
-    Attributes:
-        problems: The problems that were chosen.
-        bad_records: The records that were left out, with the reason.
-        sha256: Hash of the problems, which tells whether a study goes on with the same ones.
-        name: The name of the set, which is the `task` of its problems.
-    """
-
-    problems: list[Problem]
-    bad_records: list[BadRecord]
-    sha256: str
-    name: str
+from chainwright.tasks.problem_sets.building import ProblemSet, build
+from chainwright.tasks.problem_sets.folders import missing, read_folder
+from chainwright.tasks.problem_sets.hub import is_hub_id, is_saved, read_hub, read_saved
+from chainwright.tasks.problem_sets.kinds import KINDS, ROLES
+from chainwright.tasks.problem_sets.records import Record, read_records
 
 
 class ProblemSource(Config):
     """Where problems come from and how they are read; `load` reads them."""
 
     source: Annotated[str, MustBe("a file, a folder or a Hub data set")] = Field(
-        description="Problems: a JSONL, JSON, CSV or Parquet file, or a Hub data set."
+        description="Problems: a JSONL, JSON, CSV, TSV or Parquet file, a folder of them, or a Hub data set."
     )
-    split: str | None = Field(default=None, description="Split of a Hub data set, such as 'test'.")
+    split: str | None = Field(default=None, description="Split of a data set, such as 'test'.")
     subset: str | None = Field(default=None, description="Configuration of a Hub data set, such as 'main'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub data set.")
-    data_files: str | None = Field(default=None, description="Files of a data set or folder, such as 'test*.jsonl'.")
-    kind: str = Field(default="auto", description="Kind of the records; 'auto' goes by their fields.")
-    fields: Mapping[str, str] | None = Field(default=None, description="Names of fields, such as question=prompt.")
-    checker: str | None = Field(default=None, description="How final answers are judged; None goes by the kind.")
+    data_files: str | None = Field(
+        default=None, description="Files of a folder or Hub data set, such as 'test*.jsonl'; several with commas."
+    )
+    kind: str = Field(default="auto", description=f"Kind of the records: auto, {', '.join(KINDS)}.")
+    fields: Mapping[str, str] | None = Field(
+        default=None, description=f"Names of fields that are not found by themselves, by role ({', '.join(ROLES)})."
+    )
+    checker: str | None = Field(
+        default=None,
+        description="How final answers are judged: a checker, or 'file.py:function' (default: by the kind).",
+    )
     n: int | None = Field(default=None, ge=1, description="Number of problems; None takes all.")
     seed: int | None = Field(default=None, description="Draws a random sample; None takes the first ones.")
-    shuffle_choices: bool = Field(default=False, description="Shuffle the options of each question.")
+    shuffle_choices: bool = Field(default=False, description="Shuffle the options of each question by the seed.")
     skip_bad: bool = Field(default=False, description="Leave out and count records that cannot be used.")
     name: str | None = Field(default=None, description="Name of the set; None goes by the source.")
 
     def load(self) -> ProblemSet:
         """Return the problems with what was left out.
 
+        Warns:
+            ProblemSetWarning: Questions or ids occur twice, or there are fewer problems than `n`.
+
         Raises:
-            BadInput: There is no such source, a name is unknown, or a record cannot be used (without `skip_bad`).
+            BadInput: There is no such source, split, kind, checker or field, a record cannot be used (without
+                `skip_bad`), or none can.
         """
-        path = Path(self.source)
-        if not path.is_file():
-            raise BadInput(f"There is no file {path}; name a file of problems.")
-        name = self.name or path.stem
-        records = [json.loads(line) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-        problems = [
-            Problem(name, 0, r["question"], "", str(r["answer"]), (), rendering="natural", checker=self.checker or "")
-            for r in records
-        ][: self.n]
-        return ProblemSet(problems, [], digest(problems), name)
+        if self.kind != "auto" and self.kind not in KINDS:
+            raise unknown_name("kind of problem set", self.kind, ("auto", *KINDS))
+        for role in self.fields or {}:
+            if role not in ROLES:
+                raise unknown_name("role of a field", role, ROLES)
+        made = build(self, self._records())
+        for note in made.notes:
+            warnings.warn(note, ProblemSetWarning, stacklevel=2)
+        return made
 
-
-def digest(problems: list[Problem]) -> str:
-    """Return a hash of everything that is asked and judged in problems."""
-    text = json.dumps([problem.to_record() for problem in problems], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    def _records(self) -> list[Record]:
+        path = Path(self.source).expanduser()
+        is_local = path.exists()
+        if is_local or not is_hub_id(self.source):
+            if not is_local:
+                raise missing(path)
+            for name in ("subset", "revision"):
+                if getattr(self, name) is not None:
+                    raise BadInput(f"{name} is for data sets of the Hub, and {path} is on this disk; drop {name}.")
+        else:
+            choice = {"subset": self.subset, "revision": self.revision, "data_files": self.data_files}
+            return read_hub(self.source, split=self.split, **choice)
+        if path.is_dir():
+            return read_saved(path, self.split) if is_saved(path) else read_folder(path, self.split, self.data_files)
+        if self.data_files is not None:
+            raise BadInput(f"data_files is for folders and data sets of the Hub, and {path} is one file; drop it.")
+        return read_records(path, self.split)
 
 
 def load_problems(
@@ -107,25 +108,49 @@ def load_problems(
     skip_bad: bool = False,
     name: str | None = None,
 ) -> list[Problem]:
-    """Return the problems of a file or of a Hub data set."""
+    """Return the problems of a file, a folder or a Hub data set, to be asked, judged and compared like those of tasks.
+
+    A problem has the question as its prompt (with lettered options, if it is multiple choice), the right answer, the
+    worked solution as its `chain` if there is one, and every short field of the record as a label. `ProblemSource` has
+    the same settings and also returns what was left out.
+
+    Args:
+        source: A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder of them, or the name of a Hub data
+            set. Nothing is fetched unless there is no such file or folder.
+        split: Split of a data set or folder, such as "test".
+        subset: Configuration of a Hub data set, such as "main".
+        revision: Branch, tag or commit of a Hub data set.
+        data_files: Files of a folder or Hub data set: names or patterns, separated by commas.
+        kind: Kind of the records (`tasks.problem_sets.kinds`); "auto" goes by their fields.
+        fields: Names of fields by role (question, answer, choices, chain, id), where they are not found by themselves;
+            "a.b" is field b of field a.
+        checker: How final answers are judged: a registered name, "file.py:function", "package.module:function", or a
+            function of (response, answer). The default goes by the kind and the answers.
+        n: Number of problems; None takes all.
+        seed: Draws a random sample of `n`, and shuffles options. None takes the first `n`; options are then shuffled by
+            seed 0.
+        shuffle_choices: Whether the options of each question are shuffled; the right letter follows.
+        skip_bad: Whether records that cannot be used are left out instead of refused.
+        name: Name of the set, which is the problems' `task`; None goes by the source.
+
+    Raises:
+        BadInput: As `ProblemSource.load`.
+    """
     from chainwright.checkers import name_of
 
-    return (
-        ProblemSource(
-            source=str(source),
-            split=split,
-            subset=subset,
-            revision=revision,
-            data_files=data_files,
-            kind=kind,
-            fields=fields,
-            checker=None if checker is None else name_of(checker),
-            n=n,
-            seed=seed,
-            shuffle_choices=shuffle_choices,
-            skip_bad=skip_bad,
-            name=name,
-        )
-        .load()
-        .problems
-    )
+    settings: dict[str, Any] = {
+        "source": str(source),
+        "split": split,
+        "subset": subset,
+        "revision": revision,
+        "data_files": data_files,
+        "kind": kind,
+        "fields": fields,
+        "checker": None if checker is None else name_of(checker),
+        "n": n,
+        "seed": seed,
+        "shuffle_choices": shuffle_choices,
+        "skip_bad": skip_bad,
+        "name": name,
+    }
+    return ProblemSource(**settings).load().problems
