@@ -6,10 +6,13 @@ Every interval and correction of the package is computed here, so that two table
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import binom, binomtest
 
 
@@ -24,6 +27,75 @@ def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of the share `n_right / n`; `n` must be at least 1."""
     ends = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
     return Interval(float(ends.low), float(ends.high))
+
+
+# Shares that end near 0 or 1 are decided by few draws with a prior that expects them there, and others not much later.
+_PRIOR = 0.2
+
+
+def _log_mixture(n_right: int, n: int) -> float:
+    """Return the log-likelihood of a sequence of draws, averaged over shares from Beta(0.2, 0.2)."""
+    return float(betaln(n_right + _PRIOR, n - n_right + _PRIOR) - betaln(_PRIOR, _PRIOR))
+
+
+def _log_likelihood(share: float, n_right: int, n: int) -> float:
+    return float(xlogy(n_right, share) + xlog1py(n - n_right, -share))
+
+
+def always_valid(n_right: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return an interval of a share that holds at every number of draws at once, however often it is looked at.
+
+    It is a share's confidence sequence by the method of mixtures: the shares whose likelihood is more than
+    `1 - confidence` of the mixture's. Without draws it is everything.
+    """
+    best = n_right / n if n else 0.5
+    floor = _log_mixture(n_right, n) + float(np.log(1 - confidence))
+
+    def above(share: float) -> float:
+        # the ends, where a likelihood is zero, count as far below
+        return max(_log_likelihood(share, n_right, n), -1e9) - floor
+
+    low = 0.0 if above(0.0) >= 0 else float(brentq(above, 0.0, best))
+    high = 1.0 if above(1.0) >= 0 else float(brentq(above, best, 1.0))
+    return Interval(low, high)
+
+
+@lru_cache(maxsize=2**14)
+def log_fall_evidence(before: tuple[int, int], after: tuple[int, int], fall: float, *, is_larger: bool = True) -> float:
+    """Return the log of an e-value against "the share falls by at most `fall`" from one sample to another.
+
+    Its expectation is at most 1 as long as that holds, whenever the draws end, so a value of `1 / error_rate` is
+    reached with at most that probability (Ville). It divides the mixture likelihood of both samples by the largest
+    likelihood under the hypothesis.
+
+    Args:
+        before: (number right, number of draws) of the first sample.
+        after: The same of the second.
+        fall: The fall in question.
+        is_larger: Whether the evidence is for a fall larger than that; otherwise for one that is smaller.
+
+    Source: universal inference (Wasserman, Ramdas and Balakrishnan 2020), with a fixed mixture as the numerator.
+    """
+    (k, n), (j, m) = before, after
+    if not n or not m:
+        return 0.0
+
+    def loss(share: float) -> float:
+        return -_log_likelihood(share, k, n) - _log_likelihood(min(1.0, max(0.0, share - fall)), j, m)
+
+    free = _log_likelihood(k / n, k, n) + _log_likelihood(j / m, j, m)
+    is_possible = (k / n - j / m <= fall) if is_larger else (k / n - j / m >= fall)
+    most = free if is_possible else -float(minimize_scalar(loss, bounds=(max(0.0, fall), min(1.0, 1 + fall)),
+                                                           method="bounded", options={"xatol": 1e-6}).fun)
+    return _log_mixture(k, n) + _log_mixture(j, m) - most
+
+
+def log_share_evidence(n_right: int, n: int, limit: float, *, is_above: bool) -> float:
+    """Return the log of an e-value against "the share is at most `limit`", or at least that if not `is_above`."""
+    if not n:
+        return 0.0
+    best = min(n_right / n, limit) if is_above else max(n_right / n, limit)
+    return _log_mixture(n_right, n) - _log_likelihood(min(1.0, max(0.0, best)), n_right, n)
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
