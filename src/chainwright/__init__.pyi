@@ -17,6 +17,8 @@ from .diagnose.heads.lens import answer_writing_scores as answer_writing_scores
 from .diagnose.heads.lens import logit_lens as logit_lens
 from .diagnose.heads.roles import head_roles as head_roles
 from .diagnose.iteration.scores import iteration_scores as iteration_scores
+from .diagnose.pivots.run import find_pivots as find_pivots
+from .diagnose.pivots.run import pivots as pivots
 from .diagnose.steps.comparison import compare_steps as compare_steps
 from .diagnose.steps.saliency import step_saliency as step_saliency
 from .edits.back_attention import AttendBack as AttendBack

@@ -85,8 +85,15 @@ def log_fall_evidence(before: tuple[int, int], after: tuple[int, int], fall: flo
 
     free = _log_likelihood(k / n, k, n) + _log_likelihood(j / m, j, m)
     is_possible = (k / n - j / m <= fall) if is_larger else (k / n - j / m >= fall)
-    most = free if is_possible else -float(minimize_scalar(loss, bounds=(max(0.0, fall), min(1.0, 1 + fall)),
-                                                           method="bounded", options={"xatol": 1e-6}).fun)
+    most = (
+        free
+        if is_possible
+        else -float(
+            minimize_scalar(
+                loss, bounds=(max(0.0, fall), min(1.0, 1 + fall)), method="bounded", options={"xatol": 1e-6}
+            ).fun
+        )
+    )
     return _log_mixture(k, n) + _log_mixture(j, m) - most
 
 

@@ -39,6 +39,13 @@ from .iteration.scores import iteration_overlap as iteration_overlap
 from .iteration.scores import iteration_scores as iteration_scores
 from .other_tokens import Alternatives as Alternatives
 from .other_tokens import alternatives as alternatives
+from .pivots.completers import Completer as Completer
+from .pivots.completers import GoldChain as GoldChain
+from .pivots.completers import ModelCompleter as ModelCompleter
+from .pivots.completers import OtherModel as OtherModel
+from .pivots.config import PivotConfig as PivotConfig
+from .pivots.finding import Pivots as Pivots
+from .pivots.run import find_pivots as find_pivots
 from .steps.causal_check import StepCauses as StepCauses
 from .steps.causal_check import step_causes as step_causes
 from .steps.comparison import StepGroups as StepGroups

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from chainwright.diagnose.pivots.config import PivotConfig
@@ -218,7 +219,9 @@ class Search:
         if tally.known is not None:
             return before.value - tally.known > self.config.drop
         if tally.n_spent >= min(self.config.n_probe, self.config.n_most) or self._is_fixed:
-            return not before.value - tally.value <= self.config.drop  # a prefix all of whose continuations are cut fell
+            return (
+                not before.value - tally.value <= self.config.drop
+            )  # a prefix all of whose continuations are cut fell
         if tally.n < _AT_ONCE:
             return None
         top = before.shrunk
@@ -244,9 +247,7 @@ class Search:
             if tally.known is None and tally.n_spent < self.config.n_most
         }
         fewest = min((tally.n_spent for tally in open_ends.values()), default=0)
-        wanted = {
-            position: _AT_ONCE for position, tally in open_ends.items() if tally.n_spent <= fewest + _AT_ONCE
-        }
+        wanted = {position: _AT_ONCE for position, tally in open_ends.items() if tally.n_spent <= fewest + _AT_ONCE}
         return None, wanted
 
     def _recheck(self, pair: _Pair) -> tuple[int | None, dict[int, int]]:
@@ -267,7 +268,7 @@ class Search:
         n_new = self.config.n_rechecks - sum(1 for i in seen if i in self._rechecked)
         for _ in range(n_new):
             marks = [high, *sorted(seen), last]
-            width, start = max((b - a, a) for a, b in zip(marks, marks[1:], strict=False))
+            width, start = max((b - a, a) for a, b in pairwise(marks))
             if width < 2:
                 break
             seen.append(start + width // 2)
