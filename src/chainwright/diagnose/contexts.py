@@ -1,4 +1,9 @@
-"""Contexts that end right before a decision: where the model was wrong, and comparable ones where it was right."""
+"""Contexts that end right before a decision: where the model was wrong, and comparable ones where it was right.
+
+What a decision is comes from the slots of a problem. Without slots it comes from pivots (`with_first_error`): the token
+at which a response lost its chance to end right. Comparable right decisions are then tokens of right responses, matched
+by how far into the response they are and, with token scores, by how unsure the model was.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright.models.padding import left_pad
+from chainwright.scoring import TokenScores
 from chainwright.traces import Trace
 from chainwright.traces.offsets import token_offsets
+
+PIVOT = "pivot"
+"""The error type of first errors that come from pivots instead of slots."""
+PIVOT_TOKEN = "pivot_token"
+"""The entry of a trace's `info` with the id of the token that would have been right at its pivot."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,8 @@ def erroneous_contexts(
             continue
         right = right_token(tokenizer, trace)
         if right is not None and right != int(trace.input_ids[position]):
-            sites.append(_Site(i, position, right, error.hop or 0))
+            hop = _step_at(trace, position) if error.error_type == PIVOT else error.hop or 0
+            sites.append(_Site(i, position, right, hop))
     if not sites:
         raise BadInput(
             f"No trace of task {task!r} has a first error of type {error_type!r} whose right token is known."
@@ -97,19 +109,33 @@ def erroneous_contexts(
     return _contexts(traces, [sites[i * len(sites) // n_taken] for i in range(n_taken)])
 
 
-def correct_contexts(traces: Sequence[Trace], like: SlotContexts, n: int) -> SlotContexts:
-    """Return up to `n` contexts at slots that were right, matched to `like` by kind of slot and hop.
+def correct_contexts(
+    traces: Sequence[Trace], like: SlotContexts, n: int, *, scores: Sequence[TokenScores] | None = None
+) -> SlotContexts:
+    """Return up to `n` contexts at decisions that were right, matched to `like` by kind of slot and hop.
 
     For each erroneous context in turn, the right slot at the nearest hop is taken, if possible from a trace of the
     same task that was not used yet; no slot is taken twice. Matching matters, since later hops differ from earlier
     ones in more than their error rate.
 
+    Where `like` ends at pivots there are no slots to match. Then the tokens of right responses of the same task are
+    matched by the share of the response before them and, with `scores`, by the entropy, and only those that the model
+    puts first are taken.
+
+    Args:
+        traces: The traces that `like` comes from, with right ones among them.
+        like: Erroneous contexts.
+        n: Most contexts to return.
+        scores: `score` of each trace in the same order, for pivots; None matches them by place alone.
+
     Raises:
-        BadInput: No slot of that kind was ever right, `like` is empty, or `n` is below 1.
+        BadInput: No slot of that kind was ever right (for pivots: no response was), `like` is empty, or `n` is below 1.
     """
     _check_n(n)
     if not len(like):
         raise BadInput("There are no erroneous contexts to match right ones to.")
+    if _at_pivots(traces, like):
+        return _contexts(traces, _matched(traces, like, n, scores))
     task, kinds = _kinds(traces, like)
     right = [
         _Site(i, slot.start, int(trace.input_ids[slot.start]), slot.hop)
@@ -129,6 +155,67 @@ def correct_contexts(traces: Sequence[Trace], like: SlotContexts, n: int) -> Slo
         free.discard(best)
         used.add(best.trace)
     return _contexts(traces, taken)
+
+
+def _at_pivots(traces: Sequence[Trace], like: SlotContexts) -> bool:
+    errors = [traces[i].first_error for i in like.traces]
+    return bool(errors) and all(error is not None and error.error_type == PIVOT for error in errors)
+
+
+def _matched(traces: Sequence[Trace], like: SlotContexts, n: int, scores: Sequence[TokenScores] | None) -> list[_Site]:
+    """Return tokens of right responses that are as far in, and as unsure, as the pivots of `like`."""
+    problem = traces[like.traces[0]].problem
+    task = "" if problem is None else problem.task
+    right = [i for i, t in enumerate(traces) if t.problem is not None and t.problem.task == task and _is_right(t)]
+    places = [
+        (i, position) for i in right for position in _own_choices(traces[i], None if scores is None else scores[i])
+    ]
+    if not places:
+        raise BadInput(
+            f"No response to problems of {task!r} is right, so there is nothing to compare its pivots with; add traces "
+            "of problems that the model solves."
+        )
+    features = torch.tensor([_features(traces, scores, *place) for place in places])
+    taken: list[_Site] = []
+    used: set[int] = set()
+    is_free = torch.ones(len(places), dtype=torch.bool)
+    while len(taken) < n and bool(is_free.any()):
+        at = len(taken) % len(like)
+        wanted = torch.tensor(_features(traces, scores, like.traces[at], like.positions[at]))
+        distance = (features - wanted).abs().sum(-1)
+        is_used = torch.tensor([i in used for i, _ in places])
+        # larger than any distance, so that a response is taken twice only once all were
+        best = int((distance + 100.0 * is_used + 1e6 * ~is_free).argmin())
+        i, position = places[best]
+        taken.append(_Site(i, position, int(traces[i].input_ids[position]), _step_at(traces[i], position)))
+        is_free[best] = False
+        used.add(i)
+    return taken
+
+
+def _is_right(trace: Trace) -> bool:
+    return trace.outcome == "right" and trace.first_error is None
+
+
+def _own_choices(trace: Trace, scores: TokenScores | None) -> list[int]:
+    """Return the positions of a response, without its end; with scores, those whose token the model puts first."""
+    every = range(trace.response_start, trace.n_tokens - 1)
+    if scores is None:
+        return list(every)
+    return [position for position in every if int(scores.argmax[position]) == int(trace.input_ids[position])]
+
+
+def _features(
+    traces: Sequence[Trace], scores: Sequence[TokenScores] | None, i: int, position: int
+) -> tuple[float, float]:
+    """Return how far into its response a token is, as a share, and the entropy there in nats."""
+    trace = traces[i]
+    place = (position - trace.response_start) / max(1, trace.n_tokens - trace.response_start)
+    return place, 0.0 if scores is None else float(scores[i].entropy[position])
+
+
+def _step_at(trace: Trace, position: int) -> int:
+    return next((i for i, (start, end) in enumerate(trace.steps) if start <= position < end), 0)
 
 
 def _check_n(n: int) -> None:
@@ -167,9 +254,13 @@ def right_token(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
     """Return the right token at the first wrong position of a trace, or None if it cannot be determined.
 
     It is the token that begins there in the right text. It must be the same whether the text ends with the expected
-    value or continues as the gold chain does, since some tokenizers merge the end of a value with what follows.
+    value or continues as the gold chain does, since some tokenizers merge the end of a value with what follows. At a
+    pivot it is the token whose continuations succeeded.
     """
     error, position, problem = trace.first_error, trace.first_error_position, trace.problem
+    if error is not None and error.error_type == PIVOT:
+        known = trace.info.get(PIVOT_TOKEN)
+        return None if known is None else int(known)
     assert error is not None and position is not None and trace.response is not None and problem is not None
     written = token_offsets(tokenizer, trace.response_ids.tolist(), keep_markers=True)
     start = written.offsets[position - trace.response_start].start

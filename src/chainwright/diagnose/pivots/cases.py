@@ -81,9 +81,9 @@ class Case:
     @property
     def pivot(self) -> Fall | None:
         """Return the fall at the one token where the response goes wrong; None where it is not known."""
-        if self.search is None or self.search.outcome.status != "found" or not self.search.outcome.is_token:
-            return None
-        return self.search.outcome.fall
+        outcome = None if self.search is None else self.search.outcome
+        is_known = outcome is not None and outcome.status in ("found", "likely") and outcome.is_token
+        return outcome.fall if outcome is not None and is_known else None
 
 
 def drive(cases: Sequence[Case], completer: Completer, seed: int, tick: Callable[[int], None]) -> None:

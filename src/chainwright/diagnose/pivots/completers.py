@@ -168,12 +168,12 @@ def outcome_of(trace: Trace) -> str:
     """Return how a response ended; "cut" also for one that the token limit ended with a wrong answer in it."""
     if trace.is_correct:
         return "right"
-    return str(getattr(trace, "outcome", "wrong")) if trace.stopped else "cut"
+    return str(trace.outcome) if trace.stopped else "cut"
 
 
 def answer_of(trace: Trace) -> str | None:
     """Return the answer that was read from a response."""
-    return getattr(getattr(trace, "verdict", None), "extracted", None)
+    return None if trace.verdict is None else trace.verdict.extracted
 
 
 class OtherModel(ModelCompleter):
@@ -230,9 +230,11 @@ def judged_text(trace: Trace, text: str, stopped: bool, n_tokens: int) -> Ending
     """Return how a response given as text ended."""
     problem = trace.problem
     assert problem is not None
-    if problem.check(text, is_cut=not stopped):
-        return Ending("right", None, None, n_tokens)
-    return Ending("wrong" if stopped else "cut", None, None, n_tokens)
+    verdict = problem.judge(text, is_cut=not stopped)
+    if verdict.is_right:
+        return Ending("right", verdict.extracted, None, n_tokens)
+    outcome = "cut" if not stopped else "unread" if verdict.is_right is None else "wrong"
+    return Ending(outcome, verdict.extracted, None, n_tokens)
 
 
 class GoldChain(Completer):

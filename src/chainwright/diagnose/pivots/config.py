@@ -31,7 +31,7 @@ class PivotConfig(Config):
     """
 
     drop: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.25, description="How far the probability of a right end must fall at a pivot."
+        default=0.2, description="How far the probability of a right end must fall at a pivot."
     )
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         default=0.05, description="Rate at which a fall that is no larger than `drop` may be taken for one."
@@ -49,7 +49,7 @@ class PivotConfig(Config):
     n_probe: Count = Field(
         default=12, description="Continuations after which a prefix counts as it looks, while searching."
     )
-    n_most: Count = Field(default=40, description="Most continuations of one prefix.")
+    n_most: Count = Field(default=32, description="Most continuations of one prefix.")
     n_rechecks: int = Field(
         default=2, ge=0, description="Later step ends that are continued to see whether the fall was made good."
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "found": "with a first error",
+    "likely": "with a likely first error",
     "right": "right, so without one",
     "rare": "too rarely right from any prefix",
     "gradual": "whose value falls nowhere at once",
@@ -43,14 +44,15 @@ class Pivots(Finding):
     first error is the earliest one that is not made good.
 
     Attributes:
-        rows: One per response, in order: `task`, `status` ("found", "right", "rare", "gradual", "undecided", or
-            "unread", "cut" and "unjudged" for those that were not searched), `low` and `high` (lengths of the prefixes
+        rows: One per response, in order: `task`, `status` ("found" if it is certain that the value falls by more than
+            `drop`, "likely" if it certainly falls, by more than `drop` as far as was seen, "right", "rare", "gradual",
+            "undecided", or "unread", "cut" and "unjudged" for those that were not searched), `low` and `high` (lengths of the prefixes
             between which the value falls: one token apart where it was located to the token), `step` (index of the
             step, None where it is not certain), `position` (of the pivot token in the trace, else None),
             `n_continuations`, `n_to_step` (those it took to be certain of the step), `n_tokens` written, `n_cut`,
             `n_unread`.
-        pivots: One per fall that is certain: `trace`, `position` and `end` (of the tokens in which the value falls),
-            `step`, `token_id`, `token`, `is_first_error`, `back` (length of a prefix that has made it good, else None),
+        pivots: One per fall that is certain or likely: `trace`, `position` and `end` (of the tokens in which the value falls),
+            `step`, `token_id`, `token`, `is_certain`, `is_first_error`, `back` (length of a prefix that has made it good, else None),
             `before` and `after` (each with `value`, `low`, `high`, `n_right`, `n`), `alternatives` (other tokens with
             `token_id`, `token`, `p` and their own value), `expected_id` (the alternative that succeeds best, or None).
         trace, length: Response and length of each measured prefix, in tokens of the trace, `[M]`.
@@ -137,7 +139,8 @@ class Pivots(Finding):
         where = f"token {pivot['position']} {pivot['token']!r}"
         if pivot["end"] - pivot["position"] > 1:
             where = f"tokens {pivot['position']} to {pivot['end'] - 1}"
-        line = f"Response {pivot['trace']}: {where}, value {_share(before)} before and {_share(after)} after"
+        kind = "" if pivot["is_certain"] else "likely "
+        line = f"Response {pivot['trace']}: {kind}{where}, value {_share(before)} before and {_share(after)} after"
         best = next((a for a in pivot["alternatives"] if a["token_id"] == pivot["expected_id"]), None)
         return f"{line}." if best is None else f"{line}; with {best['token']!r} instead {_share(best)}."
 
@@ -216,7 +219,11 @@ class Pivots(Finding):
     def marks(self, i: int) -> dict[str, Any]:
         """Return where the steps of a response end, and the tokens between which its value falls for good."""
         start, row = int(self.response_start[i]), self.rows[i]
-        fall = None if row["low"] is None or row["status"] != "found" else [row["low"] - start, row["high"] - start]
+        fall = (
+            None
+            if row["low"] is None or row["status"] not in ("found", "likely")
+            else [row["low"] - start, row["high"] - start]
+        )
         return {"ends": [end - start for _, end in self.steps[i] if end > start], "fall": fall}
 
     @classmethod

@@ -120,9 +120,9 @@ def _pivots_of(i: int, case: Case, config: PivotConfig, texts: _Texts) -> list[d
         return []
     outcome = case.search.outcome
     falls = [(fall, False) for fall in outcome.made_good]
-    if outcome.status == "found" and outcome.fall is not None:
-        certain = outcome.fall if outcome.is_token else outcome.step
-        falls += [] if certain is None else [(certain, True)]
+    if outcome.status in ("found", "likely"):
+        place = outcome.fall if outcome.is_token else outcome.step
+        falls += [] if place is None else [(place, True)]
     return [_pivot(i, case, fall, is_first, config, texts) for fall, is_first in falls]
 
 
@@ -145,6 +145,7 @@ def _pivot(i: int, case: Case, fall: Fall, is_first: bool, config: PivotConfig, 
         "step": _step_at(case.trace, fall.before),
         "token_id": token,
         "token": texts[token],
+        "is_certain": _is_certain(case, fall),
         "is_first_error": is_first,
         "back": fall.back,
         "before": _value(case.search.of(fall.before), case),
@@ -152,6 +153,12 @@ def _pivot(i: int, case: Case, fall: Fall, is_first: bool, config: PivotConfig, 
         "alternatives": others,
         "expected_id": None if best is None else best["token_id"],
     }
+
+
+def _is_certain(case: Case, fall: Fall) -> bool:
+    assert case.search is not None
+    outcome = case.search.outcome
+    return fall in outcome.made_good or (outcome.token if outcome.is_token else outcome.status) in ("certain", "found")
 
 
 def _value(tally: Tally, case: Case) -> dict[str, Any]:

@@ -7,7 +7,8 @@ v(t) - v(s) > drop for every later s: the fall that is never made good.
 2. Bisection over the ends of steps: if the value has not fallen at a step end, all falls before it were made good, and
    the search goes on behind it. If it has, the search goes on before it.
 3. Two neighbouring step ends remain. Both are continued until an e-value says, at the stated error rate, that the value
-   falls between them by more than `drop`, or by less, or until the budget ends.
+   falls between them by more than `drop`, or by less, or until they have had `n_most` continuations. It may then be
+   certain that it falls, and likely that it does by more than `drop`.
 4. Some later step ends are continued to see whether the fall was made good; if so, it is noted, and the search goes on
    behind that place.
 5. The same bisection over the tokens of the step, down to one token.
@@ -32,8 +33,11 @@ from typing import Literal, NamedTuple
 from chainwright.diagnose.pivots.config import PivotConfig
 from chainwright.diagnose.pivots.tally import Tally, log_evidence_of_fall, log_evidence_of_none
 
-Status = Literal["found", "right", "rare", "gradual", "undecided"]
+Status = Literal["found", "likely", "right", "rare", "gradual", "undecided"]
+Verdict = Literal["certain", "likely", "none", "open"]
 _LOG_SURE = math.log(20)  # likelihood ratio from which a prefix counts as high or low on the way
+# the neighbours were chosen because they looked so, which evidence for any fall at all must outweigh
+_LOG_SEARCHED = math.log(5)
 _AT_ONCE = 2  # continuations by which a prefix is asked for, at least
 
 
@@ -56,11 +60,13 @@ class Outcome:
     """How a search ended.
 
     Attributes:
-        status: "found"; "right" for a right response, in which nothing is to be found; "rare" if the value is too low
-            for a fall; "gradual" if it falls, but nowhere by more than `drop`; "undecided" if the budget ended.
+        status: "found" if it is certain that the value falls by more than `drop` within `step`; "likely" if it certainly
+            falls there, by more than `drop` as far as was seen; "right" for a right response, in which nothing is to be
+            found; "rare" if the value is too low for a fall; "gradual" if it falls, but nowhere by more than `drop`;
+            "undecided" if the budget ended.
         fall: The fall that was found, or the narrowest place that remained; None where there is none.
-        step: The step ends around it; None where no step is certain.
-        is_token: Whether it is certain that the value falls at one token.
+        step: The step ends around it; None where no step is certain or likely.
+        token: Whether it is certain or likely that the value falls so at one token; "open" where it is neither.
         made_good: Falls before it that were made good.
         n_to_step: Continuations that it took to be certain of the step.
     """
@@ -68,9 +74,14 @@ class Outcome:
     status: Status = "undecided"
     fall: Fall | None = None
     step: Fall | None = None
-    is_token: bool = False
+    token: Verdict = "open"
     made_good: list[Fall] = field(default_factory=list)
     n_to_step: int | None = None
+
+    @property
+    def is_token(self) -> bool:
+        """Return whether the fall is located to one token."""
+        return self.token in ("certain", "likely")
 
 
 class _Pair(NamedTuple):
@@ -161,10 +172,10 @@ class Search:
             fall = Fall(self.ends[pair.low], self.ends[pair.high])
             self.outcome.fall = fall
             verdict, wanted = self._certain(fall)
-            if not verdict:
-                self.outcome.status = "undecided" if verdict is None else "gradual"
+            if wanted or verdict in ("open", "none"):
+                self.outcome.status = "gradual" if verdict == "none" else "undecided"
                 break
-            self.outcome.status, self.outcome.step = "found", fall
+            self.outcome.status, self.outcome.step = "found" if verdict == "certain" else "likely", fall
             self.outcome.n_to_step = self._n_to_step.setdefault(fall, self.n_spent)
             back, wanted = self._recheck(pair)
             if back is not None:
@@ -233,14 +244,14 @@ class Search:
     def _is_fixed(self) -> bool:
         return self.config.per_boundary is not None
 
-    def _certain(self, fall: Fall) -> tuple[bool | None, dict[int, int]]:
-        """Return whether the value falls by more than the drop; None, and what is missing, while that is open."""
-        before, after = self.of(fall.before), self.of(fall.after)
+    def _certain(self, fall: Fall) -> tuple[Verdict, dict[int, int]]:
+        """Return whether the value falls by more than the drop, and what is missing while that is open."""
+        before, after, drop = self.of(fall.before), self.of(fall.after), self.config.drop
         sure = -math.log(self.config.error_rate)
-        if log_evidence_of_fall(before, after, self.config.drop) >= sure:
-            return True, {}
-        if log_evidence_of_none(before, after, self.config.drop) >= sure:
-            return False, {}
+        if log_evidence_of_fall(before, after, drop) >= sure:
+            return "certain", {}
+        if log_evidence_of_none(before, after, drop) >= sure:
+            return "none", {}
         open_ends = {
             position: tally
             for position, tally in ((fall.before, before), (fall.after, after))
@@ -248,7 +259,10 @@ class Search:
         }
         fewest = min((tally.n_spent for tally in open_ends.values()), default=0)
         wanted = {position: _AT_ONCE for position, tally in open_ends.items() if tally.n_spent <= fewest + _AT_ONCE}
-        return None, wanted
+        is_likely = (
+            before.value - after.value > drop and log_evidence_of_fall(before, after, 0.0) >= sure + _LOG_SEARCHED
+        )
+        return "likely" if is_likely else "open", wanted
 
     def _recheck(self, pair: _Pair) -> tuple[int | None, dict[int, int]]:
         """Return the last step end behind a fall that has the value again, or what is missing to tell."""
@@ -280,16 +294,16 @@ class Search:
         step = self.outcome.step
         assert step is not None
         self.outcome.fall = step
-        self.outcome.is_token = step.after - step.before == 1
+        if step.after - step.before == 1:
+            self.outcome.token = "certain" if self.outcome.status == "found" else "likely"
         if self.config.to == "step" or self.outcome.is_token or not self._can_split[pair.high - 1]:
             return {}
         places = range(step.before, step.after + 1)
         inner, wanted = self._walk(places, 0)
         if not wanted:
             fall = Fall(places[inner.low], places[inner.high])
-            verdict, wanted = self._certain(fall)
-            self.outcome.is_token = bool(verdict)
-            if verdict is not False:
+            self.outcome.token, wanted = self._certain(fall)
+            if self.outcome.token != "none":
                 self.outcome.fall = fall
         return wanted
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
+from chainwright.diagnose.contexts import PIVOT, correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import first_errors
 from chainwright.diagnose.heads.roles import HeadRoles, RolesConfig, head_roles
 from chainwright.edits import Head
@@ -31,6 +31,7 @@ from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.repair.tcr.config import CandidateConfig
 from chainwright.repair.tcr.training_data import Outcomes, lessons_of, outcomes
+from chainwright.scoring import score_all
 from chainwright.traces import Trace
 
 
@@ -128,11 +129,12 @@ def _located(
     table = first_errors(traces)
     kinds = [(task, kind) for task, found in table.key_types.items() for kind in found]
     roles: dict[tuple[str, str], HeadRoles] = {}
+    scores = score_all(model, traces) if any(kind == PIVOT for _, kind in kinds) else None
     for i, (task, kind) in enumerate(kinds):
         tick(i, len(kinds))
         try:
             wrong = erroneous_contexts(tokenizer, traces, task, kind, config.n_contexts)
-            right = correct_contexts(traces, wrong, config.n_contexts)
+            right = correct_contexts(traces, wrong, config.n_contexts, scores=scores)
         except BadInput:
             continue  # no error of the type whose right token is known, or no right slot of its kind
         if len(wrong) >= config.min_errors:

@@ -17,13 +17,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
+from chainwright.diagnose.contexts import right_token
 from chainwright.repair.tcr._mlp import Perceptron, train_perceptron
 from chainwright.repair.tcr._parts import part_settings, restore_part
 from chainwright.repair.tcr.config import TrainConfig
 from chainwright.repair.tcr.token_repair import Detector, Seen, entropy_nats
+from chainwright.traces import Trace
 
 
 @register("detector", "entropy")
@@ -160,6 +163,29 @@ class GoldDetector:
 
     def __init__(self, right: Mapping[tuple[int, ...], Sequence[int]]):
         self.right = {tuple(prompt): list(ids) for prompt, ids in right.items()}
+
+    @classmethod
+    def of_traces(cls, tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> GoldDetector:
+        """Return the detector that flags the first errors of some traces, such as their pivots, and nothing else.
+
+        What is right is then the response up to its first error and the right token there; a response without an error
+        is right as a whole, and of one whose right token is unknown nothing is.
+
+        Raises:
+            BadInput: Two traces have the same prompt, so it is not clear which response is meant.
+        """
+        right: dict[tuple[int, ...], list[int]] = {}
+        for i, trace in enumerate(traces):
+            prompt = tuple(trace.input_ids[: trace.response_start].tolist())
+            if prompt in right:
+                raise BadInput(f"Trace {i} has the prompt of an earlier one; pass one trace per problem.")
+            position, error = trace.first_error_position, trace.first_error
+            due = None if position is None or error is None else right_token(tokenizer, trace)
+            if due is not None and position is not None:
+                right[prompt] = [*trace.input_ids[trace.response_start : position].tolist(), due]
+            else:
+                right[prompt] = trace.response_ids.tolist() if error is None and trace.is_correct else []
+        return cls(right)
 
     @property
     def reads_hidden(self) -> bool:

@@ -229,7 +229,8 @@ def _check_traces(traces: Sequence[Trace]) -> None:
         raise BadInput("There are no traces to fit on.")
     if all(trace.first_error is None for trace in traces):
         raise BadInput(
-            f"None of the {len(traces)} traces has an error, so there is nothing to repair; ask for more hops."
+            f"None of the {len(traces)} traces has a known first error: nothing to repair; ask for more hops, "
+            "or, for problems without slots, look for pivots first (chainwright pivots, then --pivots)."
         )
 
 

@@ -4,8 +4,9 @@ A lesson is a prompt and a right chain after it. Run once over it, the model sho
 been right; run again without a head, whether it would be right then. A chain that greedy decoding writes is right as a
 whole exactly if every one of these choices is, so that repairs can be tuned on lessons without decoding anything.
 
-In the short rendering the right chain is the gold chain, also beyond a trace's first error. In other renderings there
-are many right wordings: there a lesson is the model's own response up to its first error, and the right token after it.
+In the short rendering the right chain is the gold chain, also beyond a trace's first error. In other renderings, and
+for problems without slots, there are many right wordings: there a lesson is the model's own response up to its first
+error, and the right token after it. A wrong response whose first error is unknown teaches nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._config import Positions
 from chainwright._errors import BadInput
-from chainwright.diagnose.contexts import right_token
+from chainwright.diagnose.contexts import PIVOT, right_token
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, evaluating
 from chainwright.repair.tcr._knockout_switch import Switch
@@ -69,10 +70,18 @@ def lessons_of(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> l
     for i, trace in enumerate(traces):
         if trace.problem is None:
             raise BadInput(f"Trace {i} has no problem, so its right tokens are not known; fit on traces of problems.")
-        lesson = _gold(tokenizer, trace) if trace.problem.rendering == "short" else _own(tokenizer, trace)
+        lesson = _gold(tokenizer, trace) if _has_gold(trace) else _own(tokenizer, trace)
         if lesson is not None:
             found.append(lesson)
     return found
+
+
+def _has_gold(trace: Trace) -> bool:
+    """Return whether the right tokens are those of the gold chain: one wording, and no pivot in place of a slot."""
+    problem, error = trace.problem, trace.first_error
+    assert problem is not None
+    is_pivot = error is not None and error.error_type == PIVOT
+    return problem.rendering == "short" and bool(problem.slots) and not is_pivot
 
 
 def _gold(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> Lesson:
@@ -100,6 +109,8 @@ def _own(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> Lesson | None:
     for slot in trace.slots:
         for position in range(slot.start, slot.end):
             kinds[position - trace.response_start] = slot.error_type
+    if error is None and trace.is_correct is False:
+        return None
     if error is None:
         return Lesson(ids, trace.response_start, problem.task, kinds)
     right = None if at is None else right_token(tokenizer, trace)
