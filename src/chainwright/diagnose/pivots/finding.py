@@ -46,15 +46,16 @@ class Pivots(Finding):
     Attributes:
         rows: One per response, in order: `task`, `status` ("found" if it is certain that the value falls by more than
             `drop`, "likely" if it certainly falls, by more than `drop` as far as was seen, "right", "rare", "gradual",
-            "undecided", or "unread", "cut" and "unjudged" for those that were not searched), `low` and `high` (lengths of the prefixes
-            between which the value falls: one token apart where it was located to the token), `step` (index of the
-            step, None where it is not certain), `position` (of the pivot token in the trace, else None),
+            "undecided", or "unread", "cut" and "unjudged" for those that were not searched), `low` and `high` (lengths
+            of the prefixes between which the value falls: one token apart where it was located to the token), `step`
+            (index of the step, None where it is not certain), `position` (of the pivot token in the trace, else None),
             `n_continuations`, `n_to_step` (those it took to be certain of the step), `n_tokens` written, `n_cut`,
             `n_unread`.
-        pivots: One per fall that is certain or likely: `trace`, `position` and `end` (of the tokens in which the value falls),
-            `step`, `token_id`, `token`, `is_certain`, `is_first_error`, `back` (length of a prefix that has made it good, else None),
-            `before` and `after` (each with `value`, `low`, `high`, `n_right`, `n`), `alternatives` (other tokens with
-            `token_id`, `token`, `p` and their own value), `expected_id` (the alternative that succeeds best, or None).
+        pivots: One per fall that is certain or likely: `trace`, `position` and `end` (of the tokens in which the value
+            falls), `step`, `token_id`, `token`, `is_certain`, `is_first_error`, `back` (length of a prefix that has
+            made it good, else None), `before` and `after` (each with `value`, `low`, `high`, `n_right`, `n`),
+            `alternatives` (other tokens with `token_id`, `token`, `p` and their own value), `expected_id` (the
+            alternative that succeeds best, or None).
         trace, length: Response and length of each measured prefix, in tokens of the trace, `[M]`.
         n_right, n_wrong, n_cut, n_unread: How its continuations ended, `[M]`; unread ones are among the wrong ones, cut
             ones are not.

@@ -60,10 +60,10 @@ class Outcome:
     """How a search ended.
 
     Attributes:
-        status: "found" if it is certain that the value falls by more than `drop` within `step`; "likely" if it certainly
-            falls there, by more than `drop` as far as was seen; "right" for a right response, in which nothing is to be
-            found; "rare" if the value is too low for a fall; "gradual" if it falls, but nowhere by more than `drop`;
-            "undecided" if the budget ended.
+        status: "found" if it is certain that the value falls by more than `drop` within `step`; "likely" if it is
+            certain that it falls there, by more than `drop` as far as was seen; "right" for a right response, in which
+            nothing is to be found; "rare" if the value is too low for a fall; "gradual" if it falls, but nowhere by
+            more than `drop`; "undecided" if the budget ended.
         fall: The fall that was found, or the narrowest place that remained; None where there is none.
         step: The step ends around it; None where no step is certain or likely.
         token: Whether it is certain or likely that the value falls so at one token; "open" where it is neither.
