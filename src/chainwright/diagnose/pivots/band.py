@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright.decode import generate
+from chainwright.decode.run import generate
 from chainwright.diagnose.pivots.completers import Ending, outcome_of, tally_of
 from chainwright.diagnose.pivots.config import PivotConfig
 from chainwright.diagnose.pivots.drawing import drawn_as
