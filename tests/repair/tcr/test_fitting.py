@@ -279,7 +279,7 @@ def test_detection_counts_first_errors_only() -> None:
 
 @pytest.mark.parametrize(
     ("hops", "words"),
-    [(2, "None of the 6 traces has an error"), (None, "There are no traces to fit on")],
+    [(2, "None of the 6 traces has a known first error"), (None, "There are no traces to fit on")],
 )
 def test_traces_that_teach_nothing_are_refused(hops: int | None, words: str) -> None:
     asked = [] if hops is None else generate(*reasoner(), tasks.sample("clf", hops, 6), progress=False)

@@ -62,12 +62,12 @@ def choose(
         seed: Decides them.
         progress: Show a progress bar.
     """
-    repeated = [problem for problem in problems for _ in range(config.n_samples)]
     traces = generate(
         model,
         tokenizer,
-        repeated,
-        temperature=drawn_as(model, config).temperature,
+        problems,
+        sampling=drawn_as(model, config),
+        n_samples=config.n_samples,
         seed=seed,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
