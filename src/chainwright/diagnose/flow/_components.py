@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import UnsupportedModel
 from chainwright.diagnose.flow._read_pass import LayerRead, attn_write
-from chainwright.diagnose.flow._value_neurons import Lens, pieces
+from chainwright.diagnose.flow._screen import pieces
+from chainwright.diagnose.flow._value_neurons import Lens
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.residual import head_writes
 from chainwright.models.seam import widened
@@ -38,7 +40,9 @@ def components(parts: Anatomy, reads: list[LayerRead], lens: Lens) -> Components
     """
     _check_sums(parts, reads)
     depth = lens(torch.stack([v for r in reads for v in (r.pre[-1], r.mid[-1], r.post[-1])])).view(-1, 3)
-    heads, by_position = zip(*(_heads(parts, i, read, lens) for i, read in enumerate(reads)), strict=True)
+    shape = (len(reads), *reads[0].z.shape[1:2])
+    heads = lens.over(read.pre[-1] + head_writes(parts.layers[i], read.z[-1:])[0] for i, read in enumerate(reads))
+    positions = lens.over(rows for i, read in enumerate(reads) for rows in _by_position(parts, i, read, lens.step))
     first = reads[0].first[-1:]
     embedded = depth[:1, 0] if torch.equal(first[0], reads[0].pre[-1]) else lens(first)
     before = torch.cat([embedded, depth[:-1, 2]])  # each layer's input before anything is added between layers
@@ -47,24 +51,20 @@ def components(parts: Anatomy, reads: list[LayerRead], lens: Lens) -> Components
         mlp=depth[:, 2] - depth[:, 1],
         between=depth[:, 0] - before,
         embedding=float(before[0]),
-        head=torch.stack(heads),
-        head_position=torch.stack(by_position),
+        head=heads.view(shape) - depth[:, :1],
+        head_position=positions.view(*shape, -1) - depth[:, :1, None],
     )
 
 
-def _heads(parts: Anatomy, i: int, read: LayerRead, lens: Lens) -> tuple[Tensor, Tensor]:
-    """Return the importance of a layer's heads `[H]`, and of what they read from each position `[H, T]`."""
-    layer, base = parts.layers[i], lens(read.pre[-1:])
-    writes = head_writes(layer, read.z[-1:])[0]  # (head, model)
+def _by_position(parts: Anatomy, i: int, read: LayerRead, n: int) -> Iterator[Tensor]:
+    """Yield the stream in front of a layer with what one head reads from one position added, `H T` rows in all."""
+    layer = parts.layers[i]
     by_source = read.pattern(len(read.z) - 1)[..., None].to(read.z.dtype) * read.values()  # (head, position, d_head)
     n_heads, n_tokens = by_source.shape[:2]
-    gains = []
-    # several heads at once, since each unembedding also runs one token through the model
-    for index in pieces(torch.arange(n_heads * n_tokens, device=by_source.device), lens.step):
+    for index in pieces(torch.arange(n_heads * n_tokens, device=by_source.device), n):
         z = torch.zeros(len(index), *read.z.shape[1:], dtype=read.z.dtype, device=read.z.device)
         z[torch.arange(len(index)), index // n_tokens] = by_source.flatten(0, 1)[index]
-        gains.append(lens(read.pre[-1] + z_writes(layer, z, read.z[-1])) - base)
-    return lens(read.pre[-1] + writes) - base, torch.cat(gains).view(n_heads, n_tokens)
+        yield read.pre[-1] + z_writes(layer, z, read.z[-1])
 
 
 def _check_sums(parts: Anatomy, reads: list[LayerRead]) -> None:
@@ -87,13 +87,17 @@ class Words(NamedTuple):
 
 def written_words(parts: Anatomy, reads: list[LayerRead], lens: Lens, n_words: int) -> Words:
     """Return the tokens that the write of each head and cell alone makes likeliest."""
-    head, cell = [], []
-    for i, read in enumerate(reads):
-        head.append(lens.words(head_writes(parts.layers[i], read.z[-1:])[0], n_words).cpu())
-        both = torch.stack([attn_write(parts, i, read), read.post - read.mid], dim=1)  # (position, kind, model)
-        words = lens.words(both.flatten(0, 1), min(n_words, _CELL_WORDS)).cpu()
-        cell.append(words.view(len(both), 2, -1))
-    return Words(torch.stack(head), torch.stack(cell, dim=1))
+    n_heads, n_tokens = reads[0].z.shape[1], len(reads[0].z)
+    words = lens.words((_writes(parts, i, read) for i, read in enumerate(reads)), n_words).cpu()
+    words = words.view(len(reads), n_heads + 2 * n_tokens, -1 if words.numel() else 0)
+    cells = words[:, n_heads:, :_CELL_WORDS].reshape(len(reads), n_tokens, 2, min(words.shape[-1], _CELL_WORDS))
+    return Words(words[:, :n_heads], cells.transpose(0, 1))
+
+
+def _writes(parts: Anatomy, i: int, read: LayerRead) -> Tensor:
+    """Return what a layer's heads write at the last position, then what its halves do at each one, `[H + 2 T, D]`."""
+    both = torch.stack([attn_write(parts, i, read), read.post - read.mid], dim=1)  # (position, kind, model)
+    return torch.cat([head_writes(parts.layers[i], read.z[-1:])[0], both.flatten(0, 1)])
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:

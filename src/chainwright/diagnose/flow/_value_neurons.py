@@ -1,21 +1,31 @@
-"""Value neurons: every neuron at the last position is ranked by the log-probability that it adds, chunk by chunk.
+"""Value neurons: the neurons at the last position that add most to a token's log-probability, of all layers.
 
-Only the best neurons so far and their writes `[K, D]` are stored, and the logits of one chunk at a time.
+1. Every neuron has an upper bound on its importance (`_screen`), for the cost of some inner products.
+2. Neurons are opened in the order of their bounds, a block at a time: what one adds is measured with the whole
+   vocabulary, until the last of the best so far beats the next bound. So the best are those of the full ranking.
+
+Only the bounds, the best neurons so far and their writes `[K, D]` are stored, and the logits of one block at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from chainwright.diagnose.flow._read_pass import LayerRead
+from chainwright.diagnose.flow._screen import Screen, pieces, screen
 from chainwright.diagnose.flow._trace_back import ATTN, FFN, Tracer
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.residual import NormMode, lens_log_probs, unembed
-from chainwright.models.writers import FeedForward, attn_writes, mlp_writes
+from chainwright.models.residual import NormMode, lens_log_probs, norm_at_scale, unembed
+from chainwright.models.writers import FeedForward, NeuronRun, attn_writes, mlp_writes
+
+_OWN_TERMS = 128  # tokens whose logits enter the bound one by one; the likeliest hold most of the probability
+_FEWEST = 64  # vectors opened at once: each block also runs one token through the model
 
 
 class Lens(NamedTuple):
@@ -33,17 +43,27 @@ class Lens(NamedTuple):
         reference = self.last.expand_as(rows)
         return lens_log_probs(self.parts, rows, ids, norm=self.norm, reference=reference, max_rows=self.max_rows)
 
+    def over(self, blocks: Iterable[Tensor]) -> Tensor:
+        """Return the log-probability of the token for residual vectors that arrive in blocks of any size, `[R]`."""
+        return torch.cat([self(rows) for rows in regrouped(blocks, self.step)])
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """Return residual vectors after the final norm."""
+        norm = self.parts.final_norm
+        normed: Tensor = norm(rows) if self.norm == "final" else norm_at_scale(norm, rows, self.last.expand_as(rows))
+        return normed
+
     @property
     def step(self) -> int:
         """Return how many vectors are unembedded at once."""
         return self.max_rows or max(1, min(2**26 // self.parts.d_vocab, 4096))
 
-    def words(self, vectors: Tensor, n: int) -> Tensor:
-        """Return the tokens that each write alone makes likeliest, `[R, n]`."""
-        n = min(n, self.parts.d_vocab)
+    def words(self, blocks: Iterable[Tensor], n: int) -> Tensor:
+        """Return the tokens that each write alone makes likeliest, for writes that arrive in blocks, `[R, n]`."""
+        n, norm = min(n, self.parts.d_vocab), self.parts.final_norm
         if not n:
-            return torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
-        top = [unembed(self.parts, self.parts.final_norm(part)).topk(n).indices for part in pieces(vectors, self.step)]
+            return torch.empty(sum(map(len, blocks)), 0, dtype=torch.long, device=self.last.device)
+        top = [unembed(self.parts, norm(part)).topk(n).indices for part in regrouped(blocks, self.step)]
         return torch.cat(top)
 
 
@@ -61,6 +81,25 @@ class Rows(NamedTuple):
         return Rows(*(part[top] for part in self))
 
 
+@dataclass(frozen=True)
+class _Source:
+    """The neurons that add to one residual vector: a layer's attention neurons, or those of one output matrix.
+
+    Attributes:
+        where: Position, layer, kind, group and index of each, `[F, 5]`.
+        coefficient: `[F]`.
+        base: The number of the residual vector among those that are screened.
+        stream: That vector, `[D]`.
+        writes: Returns what some of them write, `[K, D]`.
+    """
+
+    where: Tensor
+    coefficient: Tensor
+    base: int
+    stream: Tensor
+    writes: Callable[[Tensor], Tensor]
+
+
 class Values:
     """Ranks every neuron at the last position."""
 
@@ -70,51 +109,106 @@ class Values:
         """Rank the neurons of one pass (`reads`), of which the best `n_neurons` of each kind are returned."""
         self.ffs, self.reads, self.lens, self.tracer, self.n_neurons = ffs, reads, lens, tracer, n_neurons
         self.groups: list[list[str]] = [[] for _ in reads]
+        self._runs: dict[int, NeuronRun] = {}
 
     def measure(self) -> tuple[Rows, Rows]:
         """Return the best attention neurons and the best FFN neurons."""
-        return self._streamed(self._attn_chunks()), self._streamed(self._ffn_chunks())
+        lens = self.lens
+        streams = torch.stack([stream[-1] for read in self.reads for stream in (read.pre, read.mid)])
+        bounds = screen(lens.parts, lens.token, lens.normed(streams), n_tokens=_OWN_TERMS, n_rows=lens.step)
+        return self._best(self._attn_sources(), bounds), self._best(self._ffn_sources(), bounds)
 
-    def _streamed(self, chunks: Iterator[Rows]) -> Rows:
-        best: Rows | None = None
-        for chunk in chunks:
-            best = chunk if best is None else Rows(*(torch.cat(pair) for pair in zip(best, chunk, strict=True)))
-            best = best.best(self.n_neurons)
-        assert best is not None
+    def _best(self, sources: list[_Source], bounds: Screen) -> Rows:
+        """Open neurons in the order of their upper bounds until the last of the best beats the next bound."""
+        upper = torch.cat([self._upper(source, bounds) for source in sources])
+        order = upper.argsort(descending=True)
+        best = self._opened(sources, bounds, order[:0])
+        start, size = 0, max(self.n_neurons, _FEWEST)
+        while start < len(order):
+            is_full = len(best.importance) == self.n_neurons
+            block = order[start : start + size]
+            block = block[upper[block] > best.importance[-1]] if is_full else block
+            if not len(block):
+                break
+            rows = self._opened(sources, bounds, block)
+            best = Rows(*(torch.cat(pair) for pair in zip(best, rows, strict=True))).best(self.n_neurons)
+            start, size = start + size, min(2 * size, max(self.lens.step, _FEWEST))
         return best
 
-    def _attn_chunks(self) -> Iterator[Rows]:
-        for i, read in enumerate(self.reads):
-            z, base = read.z[-1], self.lens(read.pre[-1:])
-            for flat in pieces(torch.arange(z.numel(), device=z.device), self.lens.step):
-                vectors = attn_writes(self.lens.parts.layers[i], z, flat)
-                head, index = flat // z.shape[1], flat % z.shape[1]
-                gain = self.lens(read.pre[-1] + vectors) - base
-                yield self._rows(i, ATTN, head, index, gain, z.flatten()[flat], vectors)
+    def _upper(self, source: _Source, bounds: Screen) -> Tensor:
+        """Return an upper bound on the importance of each neuron of a source, `[F]`."""
+        every = torch.arange(len(source.where), device=source.where.device)
+        parts = [
+            bounds.upper(source.base, self.lens.normed(source.stream + source.writes(index)))
+            for index in pieces(every, self.lens.step)
+        ]
+        return torch.cat(parts) - bounds.log_probs[source.base]
 
-    def _ffn_chunks(self) -> Iterator[Rows]:
+    def _opened(self, sources: list[_Source], bounds: Screen, chosen: Tensor) -> Rows:
+        """Return some neurons, numbered through all sources, with their exact importance."""
+        ends = torch.tensor([len(source.where) for source in sources], device=chosen.device).cumsum(0)
+        number = torch.searchsorted(ends, chosen, right=True)
+        where, coefficient, vectors, rows, base = [], [], [], [], []
+        for n in sorted({*number.tolist()}) or [0]:
+            source = sources[n]
+            index = chosen[number == n] - (int(ends[n]) - len(source.where))
+            where.append(source.where[index])
+            coefficient.append(source.coefficient[index])
+            vectors.append(source.writes(index))
+            rows.append(source.stream + vectors[-1])
+            base.append(bounds.log_probs[source.base].expand(len(index)))
+        gain = self.lens.over(rows) - torch.cat(base) if len(chosen) else torch.cat(base)
+        return Rows(torch.cat(where), gain, torch.cat(coefficient), torch.cat(vectors))
+
+    def _attn_sources(self) -> list[_Source]:
+        sources = []
         for i, read in enumerate(self.reads):
-            base = self.lens(read.mid[-1:])
-            run = self.tracer.neurons_at(i, len(read.z) - 1)
+            z, layer = read.z[-1], self.lens.parts.layers[i]
+            flat = torch.arange(z.numel(), device=z.device)
+            where = self._where(i, ATTN, flat // z.shape[1], flat % z.shape[1])
+            sources.append(_Source(where, z.flatten(), 2 * i, read.pre[-1], partial(attn_writes, layer, z)))
+        return sources
+
+    def _ffn_sources(self) -> list[_Source]:
+        sources = []
+        for i, read in enumerate(self.reads):
+            run = self._run(i)
             self.groups[i] = [group.name for group in run.groups]
             for g, group in enumerate(run.groups):
                 activation = group.activation.detach()
-                for index in pieces(torch.arange(len(activation), device=activation.device), self.lens.step):
-                    vectors = mlp_writes(self.ffs[i], group, run.out, index)
-                    gain = self.lens(read.mid[-1] + vectors) - base
-                    yield self._rows(i, FFN, torch.full_like(index, g), index, gain, activation[index], vectors)
+                unit = torch.arange(len(activation), device=activation.device)
+                where = self._where(i, FFN, torch.full_like(unit, g), unit)
+                sources.append(_Source(where, activation, 2 * i + 1, read.mid[-1], partial(self._ffn_writes, i, g)))
+        return sources
 
-    def _rows(
-        self, layer: int, kind: int, group: Tensor, index: Tensor, gain: Tensor, coefficient: Tensor, vectors: Tensor
-    ) -> Rows:
-        position = torch.full_like(index, len(self.reads[0].z) - 1)
-        where = torch.stack(
-            [position, torch.full_like(index, layer), torch.full_like(index, kind), group, index], dim=1
-        )
-        top = gain.topk(min(self.n_neurons, len(gain))).indices
-        return Rows(where[top], gain[top], coefficient[top], vectors[top])
+    def _ffn_writes(self, layer: int, group: int, index: Tensor) -> Tensor:
+        run = self._run(layer)
+        return mlp_writes(self.ffs[layer], run.groups[group], run.out, index)
+
+    def _run(self, layer: int) -> NeuronRun:
+        if layer in self._runs:
+            return self._runs[layer]
+        run = self.tracer.neurons_at(layer, len(self.reads[0].z) - 1)
+        # offloaded weights would stay in memory with the run
+        if not any(weight.is_meta for weight in self.ffs[layer].mlp.parameters()):
+            self._runs[layer] = run
+        return run
+
+    def _where(self, layer: int, kind: int, group: Tensor, unit: Tensor) -> Tensor:
+        position = torch.full_like(unit, len(self.reads[0].z) - 1)
+        return torch.stack([position, torch.full_like(unit, layer), torch.full_like(unit, kind), group, unit], dim=1)
 
 
-def pieces(rows: Tensor, n: int) -> Iterator[Tensor]:
-    """Yield rows in pieces of at most `n`."""
-    yield from (rows[i : i + n] for i in range(0, len(rows), n))
+def regrouped(blocks: Iterable[Tensor], n: int) -> Iterator[Tensor]:
+    """Yield the rows of some blocks in pieces of `n`, the last one shorter."""
+    waiting: list[Tensor] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= n:
+            whole = torch.cat(waiting)
+            full = len(whole) // n * n
+            yield from pieces(whole[:full], n)
+            waiting = [whole[full:]]
+    rest = torch.cat(waiting)
+    if len(rest):
+        yield rest

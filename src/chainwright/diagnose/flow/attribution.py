@@ -368,7 +368,7 @@ def _result(
         neurons=both.where.cpu(),
         importance=both.importance.cpu(),
         coefficient=both.coefficient.cpu(),
-        words=lens.words(both.vectors, settings.n_words).cpu(),
+        words=lens.words([both.vectors], settings.n_words).cpu(),
         head_words=written.head,
         cell_words=written.cell,
         query_neurons=torch.tensor([list(n) for n, _ in traced.neurons], dtype=torch.long).reshape(-1, 5),
