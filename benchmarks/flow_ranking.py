@@ -6,7 +6,7 @@
    largest difference of an importance; then the processor seconds of all of `logit_flow`, with the ranking each way.
 
     python benchmarks/flow_ranking.py                  # SmolLM2-135M: chainwright models fetch smollm2
-    python benchmarks/flow_ranking.py --model world --prompt "bado mother" --target lona
+    python benchmarks/flow_ranking.py --model world --prompt "vupi mother" --target fine
 """
 
 from __future__ import annotations

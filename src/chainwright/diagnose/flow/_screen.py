@@ -90,7 +90,7 @@ def screen(parts: Anatomy, token: int, normed: Tensor, *, n_tokens: int, n_rows:
     """
     head: OutputHead | None = None
     log_probs, ids, others, largest = [], [], [], 0.0
-    for i, part in enumerate(normed.split(n_rows)):
+    for i, part in enumerate(pieces(normed, n_rows)):
         logits = unembed(parts, part)
         log_probs.append(logits.log_softmax(-1)[:, token])
         if i == 0:

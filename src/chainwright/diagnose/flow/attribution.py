@@ -3,7 +3,7 @@
 1. One pass reads every layer. A component that adds v to the residual stream x at the last position has the importance
    `log lens(x + v)[token] - log lens(x)[token]`.
 2. Attention neurons (one entry of a head's z with its column of the output projection) and FFN neurons (one activation
-   with its column of the down projection) are ranked by importance, in chunks, and only the best are stored.
+   with its column of the down projection) are ranked by importance; only those that may be among the best are measured.
 3. The best of both are traced back to what activated them (`_trace_back`), which gives a map position x layer x
    {attention, FFN}.
 4. With a second token, the difference of the two log-probabilities over positions and depths.
@@ -224,8 +224,8 @@ def logit_flow(
 
     Note:
         Memory besides the model is linear in T, and the logits of all neurons are never stored together; the method's
-        page has the formula and measurements. The work is one unembedding per neuron of each layer at the last
-        position, one per head and position, and with `n_words` two per position and layer.
+        page has the formula and measurements. The work is one unembedding per head and position, and with `n_words` two
+        per position and layer. Neurons are ranked by upper bounds, and about as many are unembedded as are returned.
 
     Source: logit flow (arXiv 2502.10835), section 3. Departures: the credit of a query component is the exact share of
         a coefficient with the norms held (for gated FFN neurons the gradient of the activation replaces the input
