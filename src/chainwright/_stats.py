@@ -154,6 +154,27 @@ def bootstrap_interval(values: ArrayLike, *, n_resamples: int, seed: int, confid
     return percentile_interval(np.concatenate(means), confidence)
 
 
+def cluster_interval(
+    values: ArrayLike, clusters: Sequence[int], *, n_resamples: int, seed: int, confidence: float = 0.95
+) -> Interval:
+    """Return the percentile bootstrap interval of a mean over values that belong together, such as those of a problem.
+
+    Whole clusters are resampled, with all of their values.
+
+    Args:
+        values: The values, `[n]`.
+        clusters: The cluster of each value, any whole numbers.
+        n_resamples: Number of resamples.
+        seed: Decides them.
+        confidence: Nominal coverage.
+    """
+    _, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sizes = np.bincount(place)
+    sums = np.bincount(place, weights=np.asarray(values, dtype=float))
+    means = [sums[rows].sum(1) / sizes[rows].sum(1) for rows in resamples(len(sizes), n_resamples, seed)]
+    return percentile_interval(np.concatenate(means), confidence)
+
+
 def percentile_interval(statistics: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the central percentiles of a statistic over bootstrap resamples, ignoring NaN; NaN if all of them are.
 

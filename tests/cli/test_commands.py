@@ -71,6 +71,7 @@ def test_options_of_one_flag_have_one_help_text() -> None:
         "--seed",
         "--decision",
         "--prompt",
+        "--kind",
     }
     texts: dict[str, set[str]] = {}
     for name in COMMANDS:

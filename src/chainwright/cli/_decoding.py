@@ -5,32 +5,115 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chainwright._errors import BadInput
 from chainwright.cli import _parse
+from chainwright.cli._asking import asking_of
 from chainwright.cli._command import ConfigOptions, Values
+from chainwright.cli._problems import problem_source
 from chainwright.cli._shared import load_repairs, print_cost, say
 from chainwright.cli._source import load
 
 if TYPE_CHECKING:
+    from chainwright.tasks import Problem
     from chainwright.traces import Trace
 
 DECODING = ConfigOptions(
-    "chainwright.studies.config:DecodeSettings", "seed", "temperature", "max_new_tokens", "batch_size"
+    "chainwright.studies.config:DecodeSettings",
+    "seed",
+    "n_samples",
+    "sampling",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "max_new_tokens",
+    "max_thinking_tokens",
+    "batch_size",
+    flags={"n_samples": "--samples", "temperature": "--temperature"},
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is decoded: problems of tasks, or one prompt."""
+    """What is decoded: problems of tasks or of a set, or one prompt.
 
-    task: str
+    Attributes:
+        task: Tasks, None for the command's own default.
+        usual: That default.
+        hops: Hop counts.
+        n: Problems per task and hop count, or of the set; None takes `usual_n` of tasks and all of a set.
+        usual_n: Problems of tasks by default.
+        rendering: Wording of the tasks' problems.
+        problems: Options of a problem set.
+        asking: Options on how problems are asked.
+        prompt: A prompt instead of problems.
+        raw: Ask with the prompt as it is.
+        markers: The pair of markers around the thinking.
+    """
+
+    task: str | None
+    usual: str
     hops: str | None
-    n: int
+    n: int | None
+    usual_n: int
     rendering: str
+    problems: Values
+    asking: Values
     prompt: str | None = None
     raw: bool = False
     markers: tuple[str, str] | None = None
+
+
+class Chosen(NamedTuple):
+    """The problems or prompts to decode, what demonstrations are chosen from, and what identifies them."""
+
+    asked: Sequence[Problem | str]
+    pool: Sequence[Problem]
+    identity: dict[str, Any]
+
+
+def choose(asked: Asked, model: str, seed: int) -> Chosen:
+    """Return what is decoded.
+
+    Raises:
+        BadInput: Two kinds of problems at once, or problems that are not to be had.
+    """
+    from chainwright.prompts.rendering import rendering_for
+    from chainwright.tasks.cells import choose_cells, sample_cells
+
+    source = problem_source(asked.problems, n=asked.n)
+    if asked.prompt is not None:
+        _check_single(asked, "--prompt", is_set=source is not None)
+        return Chosen([asked.prompt], (), {"asked": asked.prompt, "n": asked.n or asked.usual_n, "rendering": "auto"})
+    if source is not None:
+        _check_single(asked, "--problems", is_set=False)
+        return _of_set(source)
+    rendering = rendering_for(asked.rendering, model)
+    cells = choose_cells(asked.task or asked.usual, asked.hops, rendering)
+    n = asked.usual_n if asked.n is None else asked.n
+    problems = sample_cells(cells, n, seed, rendering)
+    return Chosen(problems, (), {"asked": cells, "n": n, "rendering": rendering})
+
+
+def _check_single(asked: Asked, flag: str, *, is_set: bool) -> None:
+    others = {"--problems": is_set, "--task": asked.task is not None, "--hops": asked.hops is not None}
+    if used := [name for name, is_used in others.items() if is_used]:
+        raise BadInput(f"{flag} and {used[0]} both say what is asked; pass only one of them.")
+
+
+def _of_set(source: Any) -> Chosen:
+    found = source.load()
+    for bad in found.bad_records:
+        say(f"Skipped {bad.place}: {bad.reason}")
+    if not found.problems:
+        raise BadInput(f"There are no problems in {source.source}; name a file or split that has some.")
+    whole = source.replace(n=None, seed=None).load() if source.n is not None else found
+    identity = {"asked": source.source, "n": len(found.problems), "rendering": "natural", "problems": found.sha256}
+    return Chosen(found.problems, whole.problems, identity)
 
 
 def decode(
@@ -46,28 +129,26 @@ def decode(
 ) -> list[Trace]:
     """Return the traces that the options ask for; say how they were asked, what a repair cost, and what was written."""
     from chainwright.prompts.describe import describe
-    from chainwright.prompts.rendering import rendering_for
     from chainwright.studies import generation
     from chainwright.studies.config import DecodeSettings
-    from chainwright.tasks.cells import choose_cells, sample_cells
 
-    rendering = rendering_for(asked.rendering, model)
-    cells = choose_cells(asked.task, asked.hops, rendering)
-    settings = DecodeSettings(**decoding)
-    is_prompt = asked.prompt is not None
-    problems = [asked.prompt] if asked.prompt is not None else sample_cells(cells, asked.n, settings.seed, rendering)
+    settings = DecodeSettings(**{**decoding, "stop": decoding.get("stop") or None})
+    asking = asking_of(asked.asking, raw=asked.raw)
     _parse.check_free(out_file, overwrite)
+    chosen = choose(asked, model, settings.seed)
     fixed = load_repairs(repair)
     loaded = load(model, source)
-    chosen_by = {
-        "model": model,
-        "asked": asked.prompt if is_prompt else cells,
-        "n": asked.n,
-        "rendering": rendering,
-        "repair": _identity(repair),
-    }
+    chosen_by = {"model": model, **chosen.identity, "repair": _identity(repair)}
     plan = generation.TracesPlan(
-        loaded.model, loaded.tokenizer, problems, settings, fixed, chosen_by, raw=asked.raw, markers=asked.markers
+        loaded.model,
+        loaded.tokenizer,
+        chosen.asked,
+        settings,
+        fixed,
+        chosen_by,
+        asking=asking,
+        pool=chosen.pool or None,
+        markers=asked.markers,
     )
     if out_file is None:
         traces = generation.decode_in_memory(plan, progress=not quiet)

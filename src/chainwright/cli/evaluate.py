@@ -8,43 +8,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chainwright._registry import register
+from chainwright.cli._asking import ASKING
 from chainwright.cli._command import Values
 from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
     HopCounts,
     Markers,
     ModelName,
-    NProblems,
     Overwrite,
     Quiet,
     Raw,
     RenderingName,
     RepairNames,
-    TaskNames,
     TraceFile,
 )
+from chainwright.cli._problems import PROBLEM_SET, problem_source
+from chainwright.cli._samples import print_samples
 from chainwright.cli._shared import print_accuracy, say
 from chainwright.cli._source import SOURCE, load_tokenizer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from chainwright.traces import JsonlTraces, Trace
 
 
 @register("command", "evaluate")
 def evaluate(
     model: ModelName = "reasoner",
-    task: TaskNames = "all",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="A task, several separated by commas, or 'all' (default: all).")
+    ] = None,
     hops: HopCounts = None,
-    n: NProblems = 100,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="Problems per task and hop count (default: 100), or of --problems (default: all)."),
+    ] = None,
+    problems: Values = PROBLEM_SET,
     traces: Annotated[
         Path | None,
         typer.Option("--traces", help="Evaluate these traces instead: Parquet, or JSONL with question and response."),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip broken lines of a JSONL file.")] = False,
     think_markers: Markers = None,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
+    asking: Values = ASKING,
     repair: RepairNames = None,
     decoding: Values = DECODING,
     source: Values = SOURCE,
@@ -52,18 +61,19 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Print accuracy per task and hop count, with Wilson intervals, and the types of first errors."""
-    from chainwright.cli._trace_files import are_judged, read_file
+    from chainwright.cli._trace_files import are_judged
     from chainwright.diagnose.errors import first_errors
     from chainwright.evaluation import accuracy
 
     if traces is None:
-        asked = Asked(task, hops, n, rendering, raw=raw, markers=think_markers)
+        asked = Asked(task, "all", hops, n, 100, rendering, problems, asking, raw=raw, markers=think_markers)
         judged = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)
-        judged = _read(read_file(traces, load_tokenizer(model, source), skip_bad=skip_bad, markers=think_markers))
+        judged = _from_file(traces, load_tokenizer(model, source), problems, think_markers)
     if are_judged(judged):
         print_accuracy(accuracy.evaluate(judged))
+        print_samples(judged)
         say(first_errors(judged).summary())
 
 
@@ -74,6 +84,22 @@ def _check_only_reads(repair: list[str] | None, out_file: Path | None) -> None:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; pass only one of them.")
     if out_file is not None:
         raise BadInput("--out writes new traces, but --traces only reads some; pass only one of them.")
+
+
+def _from_file(
+    path: Path, tokenizer: PreTrainedTokenizerBase, problems: Values, markers: tuple[str, str] | None
+) -> list[Trace]:
+    """Return the traces of a file, judged by the problem set that is named, if one is."""
+    from chainwright.cli._trace_files import read_file
+    from chainwright.traces.reading import read_traces
+
+    skip_bad = bool(problems["skip_bad"])
+    source = problem_source(problems if problems["source"] else {**problems, "skip_bad": False})
+    if source is None:
+        return _read(read_file(path, tokenizer, skip_bad=skip_bad, markers=markers))
+    judged = read_traces(path, tokenizer, problems=source.load().problems, skip_bad=skip_bad, markers=markers)
+    say(f"Read {len(judged)} traces.")
+    return judged
 
 
 def _read(read: JsonlTraces) -> list[Trace]:

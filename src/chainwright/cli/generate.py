@@ -7,21 +7,22 @@ from typing import Annotated
 import typer
 
 from chainwright._registry import register
+from chainwright.cli._asking import ASKING
 from chainwright.cli._command import Values
 from chainwright.cli._decoding import DECODING, Asked, decode
 from chainwright.cli._options import (
     HopCounts,
     Markers,
     ModelName,
-    NProblems,
     Overwrite,
     Quiet,
     Raw,
     RenderingName,
     RepairNames,
-    TaskNames,
     TraceFile,
 )
+from chainwright.cli._problems import PROBLEM_SET
+from chainwright.cli._samples import print_samples
 from chainwright.cli._shared import out, print_accuracy
 from chainwright.cli._source import SOURCE
 
@@ -29,13 +30,21 @@ from chainwright.cli._source import SOURCE
 @register("command", "generate")
 def generate(
     model: ModelName = "reasoner",
-    task: TaskNames = "parity",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="A task, several separated by commas, or 'all' (default: parity)."),
+    ] = None,
     hops: HopCounts = None,
-    n: NProblems = 10,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="Problems per task and hop count (default: 10), or of --problems (default: all)."),
+    ] = None,
+    problems: Values = PROBLEM_SET,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Ask this text instead of problems of tasks.")] = None,
     out_file: TraceFile = None,
     rendering: RenderingName = "auto",
     raw: Raw = False,
+    asking: Values = ASKING,
     think_markers: Markers = None,
     repair: RepairNames = None,
     decoding: Values = DECODING,
@@ -46,10 +55,11 @@ def generate(
     """Let a model answer problems or a prompt; print the first trace and the accuracy, and write the traces."""
     from chainwright.evaluation.accuracy import evaluate
 
-    asked = Asked(task, hops, n, rendering, prompt, raw, think_markers)
+    asked = Asked(task, "parity", hops, n, 10, rendering, problems, asking, prompt, raw, think_markers)
     traces = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     out.rule("first trace")
     for text in (traces[0].prompt or "", traces[0].response or ""):
         out.print(text, markup=False, highlight=False)
     if prompt is None:
         print_accuracy(evaluate(traces))
+        print_samples(traces)

@@ -130,10 +130,10 @@ def demonstration(problem: Problem) -> Demonstration:
     solution = _solution(problem)
     core = scan(events("auto"), Scan(), solution, len(solution), final=True).core
     if core.family != "<think>" or core.border < 0:
-        return Demonstration(problem.prompt.strip(), solution)
+        return Demonstration(problem.prompt, solution)
     borders = marked_borders(core, solution)
     reasoning, answer = solution[borders.begin : borders.close].strip(), solution[borders.border :].strip()
-    return Demonstration(problem.prompt.strip(), answer, reasoning)
+    return Demonstration(problem.prompt, answer, reasoning)
 
 
 def _solution(problem: Problem) -> str:

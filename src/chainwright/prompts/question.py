@@ -166,7 +166,7 @@ def _put(
 
 
 def _one_text(before: Sequence[Demonstration], question: str) -> str:
-    blocks = [f"Question: {shot.question}\nAnswer: {shot.solution}" for shot in before]
+    blocks = [f"Question: {shot.question.strip()}\nAnswer: {shot.solution}" for shot in before]
     return "\n\n".join([*blocks, f"Question: {question.strip()}\nAnswer:"])
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from chainwright import tasks
 from chainwright._config import Config, MustBe
 from chainwright._errors import BadInput, unknown_name
+from chainwright.decode.sampling import SHAPES, MinP, Penalty, Sampling, TopK, TopP
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Count = Annotated[int, Field(ge=1)]
 Place = Annotated[str, MustBe("a name, a folder or a Hub id")]
@@ -79,6 +83,55 @@ class DecodeSettings(Config):
     """How traces are decoded; see `generate`."""
 
     max_new_tokens: NewTokens = None
+    max_thinking_tokens: Count | None = Field(
+        default=None, description="Thinking still open after so many tokens ends the response, which counts as cut."
+    )
     batch_size: BatchSize = None
-    temperature: Temperature = 0.0
+    n_samples: Count = Field(default=1, description="Responses to each problem; above 1 they must be drawn.")
+    sampling: Literal["model"] | None = Field(
+        default=None, description="Take what is not set here from the checkpoint's generation config."
+    )
+    temperature: Annotated[float | None, Field(ge=0), MustBe("0 (greedy) or a positive number, or none")] = Field(
+        default=None,
+        description="Sampling temperature; 0 is greedy.",
+    )
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    repetition_penalty: Penalty = None
+    stop: Annotated[
+        tuple[str, ...] | None,
+        Field(description="Text before which a response ends; may be repeated. It does not count while thinking."),
+    ] = None
     seed: int = Field(default=0, description="Seed of the sampling noise.")
+
+    def draws(self, model: nn.Module) -> Sampling:
+        """Return how tokens are drawn; what is set here goes before what the checkpoint states.
+
+        Raises:
+            BadInput: The checkpoint states no sampling, or the settings contradict each other.
+        """
+        names = (*SHAPES, "stop")
+        stated = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return Sampling.of_model(model).replace(**stated) if self.sampling == "model" else Sampling(**stated)
+
+    def options(self, model: nn.Module) -> dict[str, Any]:
+        """Return the arguments of `generate` that these settings make."""
+        names = ("max_new_tokens", "max_thinking_tokens", "batch_size", "n_samples", "seed")
+        return {**{name: getattr(self, name) for name in names}, "sampling": self.draws(model)}
+
+    def identity(self, model: nn.Module) -> dict[str, Any]:
+        """Return what identifies the traces that these settings make.
+
+        What is not used is not mentioned, so that files which were begun before there was such a setting are resumed.
+        """
+        drawn = self.draws(model).record()
+        old = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        old |= {"temperature": drawn.pop("temperature"), "seed": self.seed}
+        if self.n_samples > 1:
+            drawn["n_samples"] = self.n_samples
+        return old | {name: value for name, value in drawn.items() if value} | self._thinking()
+
+    def _thinking(self) -> dict[str, int]:
+        most = self.max_thinking_tokens
+        return {} if most is None else {"max_thinking_tokens": most}

@@ -7,19 +7,23 @@ the result of one call of `generate`, since the noise of a row depends on the se
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, OtherRendering
 from chainwright._files import clear_disk_errors
 from chainwright._registry import register
 from chainwright.decode.run import generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.prompts.asking import Asking
+from chainwright.prompts.prompt import prompts_of
 from chainwright.repair.base import Repair
 from chainwright.studies.config import DecodeSettings
 from chainwright.studies.display import Display
@@ -48,16 +52,57 @@ class TracesPlan(Plan):
         repair: Repair | None,
         config: Mapping[str, object],
         *,
-        raw: bool = False,
+        asking: Asking | None = None,
+        pool: Sequence[Problem] | None = None,
         markers: tuple[str, str] | None = None,
     ) -> None:
-        """Take the problems (or prompts) to decode, and in `config` the settings that they were drawn with."""
-        self.raw, self.markers = raw, markers
+        """Take the problems (or prompts) to decode, and in `config` the settings that they were drawn with.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            asked: Problems or prompts.
+            settings: How they are decoded.
+            repair: What decodes with the model.
+            config: What the problems were drawn with.
+            asking: Demonstrations, system prompt and chat template.
+            pool: What demonstrations are chosen from; None takes the problems.
+            markers: The pair of markers around the thinking.
+        """
         self.model, self.tokenizer, self.asked, self.settings, self.repair = model, tokenizer, asked, settings, repair
-        self.config = {**config, **settings.record(), "rows": ROWS}
-        # only where they are given, so that files that were begun before these options are resumed
-        self.config |= {name: value for name, value in (("raw", raw), ("markers", markers)) if value}
+        self.asking, self.markers = asking or Asking(), markers
+        of_sets = [p for p in asked if isinstance(p, Problem)]
+        self.pool = of_sets if pool is None else list(pool)
+        self.config = {**config, **settings.identity(model), "rows": ROWS}
+        # only where they are passed, so that files that were begun before these options are resumed
+        self.config |= {"markers": markers} if markers else {}
+        self.config |= identity_of_asking(self.asking)
         self.source = provenance(anatomy(model).model)
+
+    def decode(self, asked: Sequence[Problem | str], **options: Any) -> list[Trace]:
+        """Return the traces of some of the problems."""
+        return generate(
+            self.model,
+            self.tokenizer,
+            asked,
+            repair=self.repair,
+            **self.settings.options(self.model),
+            asking=self.asking,
+            shots_pool=self.pool,
+            markers=self.markers,
+            **options,
+        )
+
+    def check(self) -> None:
+        """Raise BadInput, before anything is decoded, for a problem that cannot be asked."""
+        prompts_of(
+            self.model,
+            self.tokenizer,
+            self.asked,
+            self.settings.max_new_tokens,
+            asking=self.asking,
+            pool=self.pool,
+        )
 
     def units(self, done: Results) -> list[str]:
         """Return one unit per part of the list."""
@@ -67,18 +112,10 @@ class TracesPlan(Plan):
         """Write the traces of a part."""
         start = ROWS * int(job.unit.removeprefix("part-"))
         asked = self.asked[start : start + ROWS]
-        traces = generate(
-            self.model,
-            self.tokenizer,
-            asked,
-            repair=self.repair,
-            **dict(self.settings),
-            first_row=start,
-            raw=self.raw,
-            markers=self.markers,
-            progress=False,
-            on_traces=job.counter(len(asked)),
-        )
+        n_rows = len(asked) * self.settings.n_samples
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OtherRendering)  # `check` has warned of all problems
+            traces = self.decode(asked, first_row=start, progress=False, on_traces=job.counter(n_rows))
         write_traces(job.out / "traces.parquet", traces)
 
     def title(self, unit: str) -> str:
@@ -89,16 +126,7 @@ class TracesPlan(Plan):
 
 def decode_in_memory(plan: TracesPlan, *, progress: bool = True) -> list[Trace]:
     """Decode all problems of a plan in one call, without a file."""
-    return generate(
-        plan.model,
-        plan.tokenizer,
-        plan.asked,
-        repair=plan.repair,
-        **dict(plan.settings),
-        raw=plan.raw,
-        markers=plan.markers,
-        progress=progress,
-    )
+    return plan.decode(plan.asked, progress=progress)
 
 
 def generate_to(path: Path, plan: TracesPlan, *, overwrite: bool = False, progress: bool = True) -> list[Trace]:
@@ -110,6 +138,7 @@ def generate_to(path: Path, plan: TracesPlan, *, overwrite: bool = False, progre
     parts = path.with_name(f"{path.name}.parts")
     if path.exists() and not overwrite:
         raise BadInput(f"{path} exists; pass --overwrite to replace it, or choose another name.")
+    plan.check()
     study = _parts_study(parts, plan, overwrite)
     with Display() if progress else nullcontext(Watch()) as watch:
         results = study.run(watch, recompute=True)
@@ -129,6 +158,15 @@ def _parts_study(parts: Path, plan: TracesPlan, overwrite: bool) -> Study:
         if not overwrite:
             raise
     return Study.make(parts, plan, overwrite=True)
+
+
+def identity_of_asking(asking: Asking) -> dict[str, Any]:
+    """Return what identifies a way of asking: what is not the default, and the hash of a file of demonstrations."""
+    default = Asking()
+    made = {name: value for name, value in asking.record().items() if value != default.record()[name]}
+    if asking.shots_from is not None and Path(asking.shots_from).is_file():
+        made["shots_sha256"] = sha256_of(Path(asking.shots_from))
+    return made
 
 
 def identity_of(repair: str | None) -> str | None:
