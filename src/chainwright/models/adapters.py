@@ -38,6 +38,9 @@ def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 def _without_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "Model (has|with) `tie_word_embeddings=True`"
+        )  # merging is checked by its logits
         yield
 
 
@@ -107,13 +110,13 @@ def _wrapped(model: PreTrainedModel, folder: Path, config: PeftConfig, base: str
         raise BadInput(f"The weights of adapter {folder} are damaged: {sentence(error)} Save them again.") from error
     except (*LOADING_ERRORS, RuntimeError, TypeError, AttributeError) as error:
         if found := _MISMATCH.search(str(error)):
-            name, there, here = found[1].removeprefix("base_model.model."), found[2], found[3]
+            name, there, here = found[1].removeprefix("base_model.model.").replace(".default", ""), found[2], found[3]
             what = f"{name} has the shape ({there}) in the adapter and ({here}) here."
         else:
             what = sentence(error)
         raise BadInput(f"Adapter {folder} does not fit the model {base}: {what}{trained_on}") from error
-    known = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    if odd := sorted(stored - known) or sorted(known - stored):
+    needed, known = (set(get_peft_model_state_dict(wrapped, save_embedding_layers=more)) for more in (False, True))
+    if odd := sorted(stored - known) or sorted(needed - stored):
         side = "has no place for" if stored - known else "needs"
         name = odd[0].removeprefix("base_model.model.")
         raise BadInput(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from chainwright._errors import BadInput
-from chainwright._files import read_json, write_json
+from chainwright._files import clear_disk_errors, read_json, write_json
 
 _VARIABLE = "CHAINWRIGHT_CACHE"
 
@@ -40,6 +42,23 @@ def check_room(folder: Path, n_bytes: int, what: str) -> None:
             f"{what} needs {n_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free; make room there, or "
             f"set {_VARIABLE} to a folder with more."
         )
+
+
+@contextmanager
+def writing_cache(path: Path) -> Iterator[None]:
+    """Turn a full disk or missing rights while writing `path` in the cache into one clear message.
+
+    Raises:
+        BadInput: With the system's reason and what to do.
+    """
+    try:
+        with clear_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield
+    except BadInput as error:
+        if not str(error).startswith("Cannot write"):
+            raise
+        raise BadInput(f"{error} {_VARIABLE} may name another folder for the cache.") from error
 
 
 def sha256_of(path: Path) -> str:

