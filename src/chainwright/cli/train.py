@@ -72,6 +72,24 @@ COMPASS = register("command", "train.compass")(
         hint="chainwright evaluate --model {folder} --task compass --hops 10,20,30",
     )
 )
+HOPS = register("command", "train.smollm2-hops")(
+    _training(
+        "smollm2-hops",
+        "chainwright.lab:HopsConfig",
+        "chainwright.lab:train_hops",
+        "Train an adapter on SmolLM2-135M that writes chains of the seven tasks in English: hours on two cores.",
+        hint="chainwright evaluate --model smollm2 --adapter {folder}/adapter --shots 0",
+    )
+)
+MATH = register("command", "train.smollm2-math")(
+    _training(
+        "smollm2-math",
+        "chainwright.lab:MathConfig",
+        "chainwright.lab:train_math",
+        "Train an adapter on SmolLM2-135M that solves the word problems of your own files (--set data=[...]).",
+        hint="chainwright evaluate --model smollm2 --adapter {folder}/adapter --problems FILE",
+    )
+)
 
 
 @register("command", "train.reasoner")

@@ -175,7 +175,7 @@ class _Watched:
     """A training that is measured at every checkpoint."""
 
     config: IterationConfig
-    training: Training
+    training: Training[PreTrainedModel]
     folder: Path
     sets: list[list[Sequences]]
     keep_checkpoints: bool

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from chainwright._progress import progress_bar
 from chainwright.lab.optim import load_optimizer, save_optimizer
 from chainwright.lab.recipe import Recipe, learning_rate
 from chainwright.models.load import check_device
+
+M = TypeVar("M", bound=nn.Module)
 
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -56,12 +58,12 @@ def begin(recipe: Mapping[str, Any], folder: Path, resume: bool) -> int:
     return int(read_json(progress)["step"]) if progress.exists() else 0
 
 
-class Training:
+class Training(Generic[M]):
     """A model in training, with its optimizer and its checkpoint.
 
     Args:
         config: The recipe, which has `n_steps`.
-        model: The untrained model.
+        model: What is trained: an untrained model, or an adapter.
         folder: Where the training is or will be.
         device: Where to train.
         resume: Continue from the checkpoint in `folder/training` if there is one.
@@ -74,12 +76,12 @@ class Training:
         BadInput: As `begin`; the checkpoint is damaged; or there is no such device.
     """
 
-    def __init__(self, config: Any, model: PreTrainedModel, folder: Path, *, device: str, resume: bool):
+    def __init__(self, config: Any, model: M, folder: Path, *, device: str, resume: bool):
         place = check_device(device)
         self.config, self.state = config, folder / "training"
         self.step = begin(config.record(), folder, resume)
         self.was_begun = (self.state / "progress.json").exists()
-        self.model: PreTrainedModel = model.to(place)
+        self.model: M = model.to(place)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         if self.step:  # before the first step there are no moments, and the weights follow from the seed
@@ -152,7 +154,12 @@ def train_recipe(
 
 
 def _run_logged(
-    training: Training, losses: Iterator[Tensor], n_at_once: int, log_every: int, seconds: float, progress: bool
+    training: Training[PreTrainedModel],
+    losses: Iterator[Tensor],
+    n_at_once: int,
+    log_every: int,
+    seconds: float,
+    progress: bool,
 ) -> None:
     """Train to the end, with the loss in the log and a checkpoint every so many seconds and at the end."""
     n_steps, saved = training.config.n_steps, time.monotonic()

@@ -163,6 +163,8 @@ def labels(fields: Mapping[str, Any], used: Iterable[str]) -> dict[str, Label]:
     for name, value in fields.items():
         if name in taken or is_missing(value):
             continue
+        if isinstance(value, list) and len(value) == 1:  # a list that could have had more, such as of equations
+            (value,) = value
         if isinstance(value, bool):
             out[name.lower()] = "true" if value else "false"
         elif isinstance(value, (int, float)):
