@@ -5,6 +5,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
 
 from chainwright._errors import BadInput
+from chainwright.decode.drawing import processors
 from chainwright.decode.sampling import Sampling
 from chainwright.diagnose.pivots.continuations import Row, Trunks, Written, continued, row_number
 from chainwright.models.anatomy import anatomy
@@ -86,6 +87,21 @@ def test_what_cuts_the_distribution_off_does_so_before_the_noise() -> None:
         Trunks(anatomy(model)), rows, sampling=Sampling(temperature=TEMPERATURE, top_p=0.5), seed=SEED, ends={2}
     )
     assert [written.ids for written in found] == [reference(model, row, 0.5) for row in rows]
+
+
+@torch.no_grad()
+def test_all_of_the_sampling_is_that_of_generate() -> None:
+    model = tiny("llama")
+    rows = rows_of(random_ids(1, 24)[0].tolist(), n=1)
+    sampling = Sampling(temperature=TEMPERATURE, top_k=20, min_p=0.02, repetition_penalty=1.6)
+    found = continued(Trunks(anatomy(model)), rows, sampling=sampling, seed=SEED, ends={2})
+    for row, written in zip(rows, found, strict=True):
+        ids = torch.tensor([row.prefix])
+        drawn = processors(sampling, [row_number(row.prefix, row.number)], SEED, torch.ones_like(ids))
+        made = model.generate(
+            ids, max_new_tokens=row.limit, do_sample=False, pad_token_id=0, eos_token_id=2, logits_processor=drawn
+        )
+        assert written.ids == made[0, ids.shape[1] :].tolist()
 
 
 @torch.no_grad()

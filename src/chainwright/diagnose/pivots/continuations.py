@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicCache
 
 from chainwright._errors import BadInput
+from chainwright.decode.drawing import SeededDraw
 from chainwright.decode.sampling import Sampling
 from chainwright.models.anatomy import Anatomy, evaluating
 from chainwright.models.caches import is_appending
-from chainwright.models.sampling import gumbel_noise
 from chainwright.models.seam import widened
 
 _TOKENS_AT_ONCE = 2**15
@@ -179,6 +178,16 @@ class _Live:
     positions: Tensor  # (row, 1)
     cache: Any
 
+    def penalised(self, scores: Tensor, rows: Sequence[Row], out: Sequence[list[int]], penalty: float | None) -> Tensor:
+        """Return scores in which the tokens that each row has already are less likely."""
+        if penalty in (None, 1.0):
+            return scores
+        for i, place in enumerate(self.places):
+            known = torch.tensor(sorted({*rows[place].prefix, *out[place]}), device=scores.device)
+            own = scores[i, known]
+            scores[i, known] = torch.where(own < 0, own * penalty, own / penalty)
+        return scores
+
     def keep(self, kept: list[int]) -> None:
         """Drop all rows but some."""
         at = torch.tensor(kept, device=self.tokens.device)
@@ -207,7 +216,7 @@ def _decode(trunks: Trunks, rows: list[Row], sampling: Sampling, seed: int, ends
     out: list[list[int]] = [[] for _ in rows]
     has_ended = [False] * len(rows)
     is_over = [row.limit < 1 for row in rows]
-    truncated = _Truncated(sampling)
+    draw = SeededDraw(live.numbers, sampling, seed, 0) if sampling.temperature > 0 else None
     step = 0
     while not all(is_over[i] for i in live.places):
         logits = model(
@@ -218,7 +227,11 @@ def _decode(trunks: Trunks, rows: list[Row], sampling: Sampling, seed: int, ends
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        tokens = truncated.drawn(widened(logits).float(), seed, live.numbers, step)
+        scores = live.penalised(widened(logits).float(), rows, out, sampling.repetition_penalty)
+        if draw is not None:
+            draw.rows = live.numbers
+            scores = draw(scores.new_empty(len(scores), step), scores)  # of the ids it needs their number alone
+        tokens = scores.argmax(-1)
         step += 1
         for token, place in zip(tokens.tolist(), live.places, strict=True):
             if not is_over[place]:
@@ -231,23 +244,3 @@ def _decode(trunks: Trunks, rows: list[Row], sampling: Sampling, seed: int, ends
         if going and 2 * len(going) <= len(live.places):
             live.keep(going)
     return [Written(ids, ended) for ids, ended in zip(out, has_ended, strict=True)]
-
-
-class _Truncated:
-    """Draws tokens as `generate` does: temperature, then what cuts the distribution off, then the noise."""
-
-    def __init__(self, sampling: Sampling):
-        self.temperature = sampling.temperature
-        self.warpers = [
-            *([TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []),
-            *([TopPLogitsWarper(sampling.top_p)] if sampling.top_p is not None and sampling.top_p < 1 else []),
-            *([MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []),
-        ]
-
-    def drawn(self, scores: Tensor, seed: int, numbers: Sequence[int], step: int) -> Tensor:
-        if self.temperature == 0:
-            return scores.argmax(-1)
-        scores = scores / self.temperature
-        for warper in self.warpers:
-            scores = warper(None, scores)
-        return (scores + gumbel_noise(seed, numbers, step, scores.shape[1], scores.device)).argmax(-1)

@@ -33,4 +33,9 @@ def drawn_as(model: nn.Module, config: PivotConfig) -> Sampling:
             "At temperature 0 every continuation of a prefix is the same, so its value cannot be estimated; use a "
             "temperature above 0."
         )
+    if own.stop:
+        raise BadInput(
+            f"Continuations do not look for stop strings, and this checkpoint states {list(own.stop)!r}; set the "
+            "temperature yourself."
+        )
     return own
