@@ -17,6 +17,7 @@ from .diagnose.heads.lens import answer_writing_scores as answer_writing_scores
 from .diagnose.heads.lens import logit_lens as logit_lens
 from .diagnose.heads.roles import head_roles as head_roles
 from .diagnose.iteration.scores import iteration_scores as iteration_scores
+from .diagnose.pivots.first_errors import with_first_error as with_first_error
 from .diagnose.pivots.run import find_pivots as find_pivots
 from .diagnose.pivots.run import pivots as pivots
 from .diagnose.steps.comparison import compare_steps as compare_steps

@@ -44,7 +44,10 @@ from .pivots.completers import GoldChain as GoldChain
 from .pivots.completers import ModelCompleter as ModelCompleter
 from .pivots.completers import OtherModel as OtherModel
 from .pivots.config import PivotConfig as PivotConfig
+from .pivots.endpoint import Endpoint as Endpoint
 from .pivots.finding import Pivots as Pivots
+from .pivots.first_errors import with_first_error as with_first_error
+from .pivots.first_errors import with_first_errors as with_first_errors
 from .pivots.run import find_pivots as find_pivots
 from .steps.causal_check import StepCauses as StepCauses
 from .steps.causal_check import step_causes as step_causes
