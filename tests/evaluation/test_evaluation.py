@@ -9,7 +9,7 @@ import pytest
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._stats import wilson
-from chainwright.evaluation.accuracy import evaluate
+from chainwright.evaluation.accuracy import Accuracy, evaluate
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.report.lines import by_cell, by_task, comparison_lines
 from chainwright.report.sections.comparison import verdict
@@ -208,3 +208,58 @@ def test_a_comparison_keeps_its_costs_and_reads_those_without(tmp_path: Path) ->
     del record["values"]["costs"], record["values"]["title"]
     (old / "result.json").write_text(json.dumps(record))
     assert Comparison.load(old) == compare(two_ways())
+
+
+def of_set(answer: str, response: str, *, stopped: bool = True, **labels: str | int) -> Trace:
+    """A response to a problem of a set, judged by the checker `number`."""
+    name = f"How many? {labels.get('id', '')}"
+    problem = Problem("shop", 0, name, "", answer, (), "natural", checker="number", labels=labels)
+    return Trace.from_text(byte_level(), name, response, problem=problem, stopped=stopped)
+
+
+def test_unread_and_cut_answers_are_counted_apart_and_labels_break_accuracy_down() -> None:
+    traces = [
+        of_set("5", "#### 5", id="a", level="Level 10", length=1),
+        of_set("5", "#### 6", id="b", level="Level 9", length=2),
+        of_set("5", "No idea", id="c", level="Level 9", length=3),
+        of_set("5", "So we add 2 and", stopped=False, id="d", level="Level 10", length=4),
+    ]
+    found = evaluate(traces)
+    (row,) = found.rows
+    assert (row["n"], row["accuracy"], row["n_unread"], row["n_cut_answers"], row["n_cut"]) == (4, 0.25, 1, 1, 1)
+    assert found.summary() == "shop: 0.25 (1 of 4 not read, 1 of 4 cut)"
+    assert [
+        (r["label"], r["value"], r["n"], r["accuracy"], r["n_unread"], r["n_cut_answers"]) for r in found.by_label
+    ] == [
+        ("level", "Level 9", 2, 0.0, 1, 0),
+        ("level", "Level 10", 2, 0.5, 0, 1),
+    ]
+    assert (found.by_label[1]["low"], found.by_label[1]["high"]) == tuple(wilson(1, 2))
+    assert found.unread == [
+        {
+            "trace": 2,
+            "task": "shop",
+            "id": "c",
+            "answer": "5",
+            "rule": "no answer is announced",
+            "extracted": None,
+            "end": "No idea",
+        }
+    ]
+    figure = found.plot()
+    assert [list(t.x) for t in figure.data] == [[0.25], [0.0, 0.5]]
+    assert list(figure.layout.yaxis.ticktext) == ["<b>shop</b>", "Level 9", "Level 10"]
+
+
+def test_several_responses_to_one_problem_make_no_group_and_twenty_unread_answers_are_listed() -> None:
+    found = evaluate([of_set("5", "No idea", id=i % 2, level=i % 2) for i in range(30)])
+    assert found.by_label == [] and len(found.unread) == 20 and found.rows[0]["n_unread"] == 30
+
+
+def test_a_saved_accuracy_from_before_labels_is_read(tmp_path: Path) -> None:
+    evaluate([of_set("5", "#### 5", id="a")]).save(tmp_path / "new")
+    record = json.loads((tmp_path / "new" / "result.json").read_text())
+    del record["values"]["by_label"], record["values"]["unread"], record["values"]["rows"][0]["n_unread"]
+    (tmp_path / "new" / "result.json").write_text(json.dumps(record))
+    old = Accuracy.load(tmp_path / "new")
+    assert old.by_label == [] and old.summary() == "shop: 1.00"

@@ -104,16 +104,42 @@ def print_cost(repair: Repair | None) -> None:
 def print_accuracy(accuracy: Accuracy) -> None:
     from chainwright import tasks
 
-    columns = ("task", "hops", "n", "answers right", "95% interval", "chains right", "95% interval")
-    table = Table(*columns, title="Accuracy")
+    columns = ["task", "hops", "n", "answers right", "95% interval", "chains right", "95% interval"]
+    apart = [name for name in ("n_unread", "n_cut_answers") if any(row.get(name) for row in accuracy.rows)]
+    names = {"n_unread": "not read", "n_cut_answers": "cut"}
+    table = Table(*columns, *(names[name] for name in apart), title="Accuracy")
     for row in accuracy.rows:
         table.add_row(
             tasks.title(row["task"]) if row["task"] in tasks.known() else row["task"],
-            "-" if row["hops"] is None else str(row["hops"]),
+            str(row["hops"] or "-"),
             str(row["n"]),
             f"{row['accuracy']:.2f}",
             f"{row['low']:.2f}-{row['high']:.2f}",
             "-" if row["exact"] is None else f"{row['exact']:.2f}",
             "-" if row["exact"] is None else f"{row['exact_low']:.2f}-{row['exact_high']:.2f}",
+            *(str(row.get(name, 0)) for name in apart),
         )
     out.print(table)
+    _print_labels(accuracy, apart, names)
+    if accuracy.unread:
+        rules = dict.fromkeys(row["rule"] for row in accuracy.unread)
+        say(f"An answer that is not read counts neither as right nor as wrong. What was tried: {'; '.join(rules)}.")
+
+
+def _print_labels(accuracy: Accuracy, apart: Sequence[str], names: Mapping[str, str]) -> None:
+    """Print accuracy by the labels of the problems, a table per set and label."""
+    for task, label in dict.fromkeys((row["task"], row["label"]) for row in accuracy.by_label):
+        rows = [row for row in accuracy.by_label if (row["task"], row["label"]) == (task, label)]
+        print_table(
+            f"{task} by {label}",
+            [
+                {
+                    label: row["value"],
+                    "n": row["n"],
+                    "answers right": f"{row['accuracy']:.2f}",
+                    "95% interval": f"{row['low']:.2f}-{row['high']:.2f}",
+                    **{names[name]: row[name] for name in apart},
+                }
+                for row in rows
+            ],
+        )

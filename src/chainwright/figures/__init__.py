@@ -4,7 +4,7 @@ Findings call these in `plot()`, the report in its sections; they know neither. 
 titles) is escaped.
 """
 
-from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops
+from chainwright.figures.accuracy import HIGH_CHANCE, accuracy_by_hops, accuracy_by_label
 from chainwright.figures.back_attention import fits, position_curves, readings, sweep
 from chainwright.figures.comparison import SHOWN, hop_curves, threshold_curves, ways_compared
 from chainwright.figures.curves import lens_by_depth, table_of
@@ -35,6 +35,7 @@ __all__ = [
     "Ranked",
     "Run",
     "accuracy_by_hops",
+    "accuracy_by_label",
     "circuit_maps",
     "contrast_curves",
     "emergence_curves",

@@ -7,11 +7,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from chainwright.figures._panels import Row, in_order, panel_at, panels, ticks
-from chainwright.figures.theme import BLUE, GREY, ORANGE
-from chainwright.figures.words import between, counted, percent
+from chainwright.figures._panels import LEGEND, Row, in_order, panel_at, panels, ticks
+from chainwright.figures.theme import BLUE, GREY, ORANGE, template
+from chainwright.figures.words import between, counted, percent, safe, title_of
 
 HIGH_CHANCE = 0.3
+_ROW_HEIGHT, _LONGEST_LABEL = 24, 44
 
 
 def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None = None, columns: int = 4) -> go.Figure:
@@ -41,6 +42,71 @@ def accuracy_by_hops(rows: Sequence[Row], *, chance: Mapping[str, float] | None 
         fig.update_xaxes(tickvals=shown, ticktext=[str(h or "?") for h in shown], tickangle=0, showgrid=False, **at)
     fig.update_yaxes(range=[-0.04, 1.04], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     return fig
+
+
+def accuracy_by_label(rows: Sequence[Row], by_label: Sequence[Row]) -> go.Figure:
+    """Return the share of right answers of each problem set and of each value of its labels, with 95% intervals.
+
+    Args:
+        rows: `Accuracy.rows` of the sets.
+        by_label: `Accuracy.by_label`.
+    """
+    labels: list[str] = []
+    shown: list[tuple[str, Row, bool]] = []
+    for task in in_order(rows):
+        own = [row for row in by_label if row["task"] == task]
+        shown += [(f"<b>{safe(title_of(task))}</b>", row, True) for row in rows if row["task"] == task]
+        for label in dict.fromkeys(row["label"] for row in own):
+            shown += [(_name(label, str(r["value"])), r, False) for r in own if r["label"] == label]
+    fig = go.Figure()
+    for is_whole, colour, name in ((True, BLUE, "whole sets"), (False, ORANGE, "by label")):
+        part = [(i, row) for i, (_, row, whole) in enumerate(shown) if whole is is_whole]
+        if part:
+            fig.add_trace(_across(part, colour, name))
+    labels = [_short(label) for label, _, _ in shown]
+    fig.update_yaxes(
+        tickvals=list(range(len(labels))), ticktext=labels, range=[len(labels) - 0.5, -0.5], showgrid=False
+    )
+    fig.update_xaxes(range=[-0.02, 1.02], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
+    margin = {"l": 8, "r": 12, "t": 44, "b": 36}
+    fig.update_yaxes(automargin=True)
+    fig.update_layout(template=template(), height=_ROW_HEIGHT * len(labels) + 80, legend=LEGEND, margin=margin)
+    return fig
+
+
+def _across(part: Sequence[tuple[int, Row]], colour: str, name: str) -> go.Scatter:
+    """Return points with horizontal bars, one per row of a list."""
+    rows = [row for _, row in part]
+    bars = _bars(rows, "accuracy", [row["low"] for row in rows], [row["high"] for row in rows], colour)
+    return go.Scatter(
+        x=[row["accuracy"] for row in rows],
+        y=[i for i, _ in part],
+        mode="markers",
+        marker={"size": 8, "color": colour},
+        error_x=bars,
+        name=name,
+        text=[_hover(row) for row in rows],
+        hoverinfo="text",
+        cliponaxis=False,
+    )
+
+
+def _hover(row: Row) -> str:
+    right = round(row["accuracy"] * row["n"])
+    text = (
+        f"{right} of {row['n']} right ({percent(row['accuracy'])})<br>95% interval: {between(row['low'], row['high'])}"
+    )
+    apart = {"not read": row.get("n_unread", 0), "cut": row.get("n_cut_answers", 0)}
+    return text + "".join(f"<br>{count} {name}" for name, count in apart.items() if count)
+
+
+def _name(label: str, value: str) -> str:
+    """Return "level: 3", and "Level 3" for a value that says of what it is."""
+    return safe(value if value.casefold().startswith(label.casefold()) else f"{label}: {value}")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "\u2026"
 
 
 def _add_chains(fig: go.Figure, rows: Sequence[Row], at: Any, is_first: bool) -> None:

@@ -73,7 +73,7 @@ def certainty(facts: Facts, material: Material) -> list[str]:
     ]
     n_cut = sum(int(row["n_cut"]) for row in rows)
     if n_cut:
-        lines.append(f"{counted(n_cut, 'response')} met the token limit, and may count as wrong for that reason alone.")
+        lines.append(f"{counted(n_cut, 'response')} met the token limit, and may be not right for that reason alone.")
     return lines + heads
 
 

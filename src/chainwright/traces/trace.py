@@ -140,8 +140,6 @@ class Trace:
         set_field(self, "tool_steps", tuple(self.tool_steps))
         set_field(self, "style", check_style(self.style))
         set_field(self, "info", checked_info(self.info))
-        if self.is_correct is None and self.verdict is not None:
-            set_field(self, "is_correct", self.verdict.is_right is True)
         if self.response_start == -1:
             set_field(self, "response_start", self.question.end)
         check_segments(self)
