@@ -170,6 +170,8 @@ def cluster_interval(
     """
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
     sizes = np.bincount(place)
+    if len(sizes) == len(place):
+        return bootstrap_interval(values, n_resamples=n_resamples, seed=seed, confidence=confidence)
     sums = np.bincount(place, weights=np.asarray(values, dtype=float))
     means = [sums[rows].sum(1) / sizes[rows].sum(1) for rows in resamples(len(sizes), n_resamples, seed)]
     return percentile_interval(np.concatenate(means), confidence)

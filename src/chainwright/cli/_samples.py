@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def print_samples(traces: Sequence[Trace]) -> None:
     """Print mean, pass@k and majority accuracy where there are several responses to each problem."""
-    from chainwright.evaluation.samples import evaluate_samples, has_samples
+    from chainwright.evaluation.clusters import has_samples
+    from chainwright.evaluation.samples import evaluate_samples
 
     if has_samples(traces):
         found = evaluate_samples(traces)

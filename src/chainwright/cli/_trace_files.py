@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from chainwright.traces import JsonlTraces, Trace, read_jsonl, read_traces
 from chainwright.traces.offsets import decode_with_markers
 
 Ways = Mapping[str, Sequence[Trace]]
-Key = tuple[str, int, str]
+Key = tuple[str, int, str, str, str]
 
 
 def read_ways(words: Sequence[str]) -> dict[str, list[Trace]]:
@@ -65,7 +66,10 @@ def _by_problem(name: str, path: Path) -> dict[Key, Trace]:
         problem = trace.problem
         if problem is None or trace.is_correct is None:
             raise BadInput(f"Trace {i} of {path} has no problem to be judged by; compare traces of problems.")
-        key = (problem.task, problem.hops, problem.prompt)
+        # a problem of a task is the same with other demonstrations; several responses have an index and a number each
+        question = json.dumps(problem.facts, sort_keys=True) if problem.lines else problem.prompt
+        index, sample = (str(trace.info.get(name, "")) for name in ("problem", "sample"))
+        key = (problem.task, problem.hops, question, index, sample)
         if key in found:
             raise BadInput(
                 f"{path} has the same problem twice (trace {i}: {problem.task}, {problem.hops} hops), so it is not "

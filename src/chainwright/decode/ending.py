@@ -2,8 +2,8 @@
 
 1. The text of each row grows with its tokens, so that a stop string is found across tokens.
 2. A stop string counts where the thinking is not open: neither inside it nor in the marker that closes it.
-3. The response ends before the stop string. It keeps every token that wrote something before it, whole: where a token
-   wrote the end of the answer and the beginning of the stop string, both are in the response.
+3. The response ends before the stop string. Tokens stay whole: one that wrote the end of the answer and the beginning
+   of the stop string is in the response, with both; one that wrote only a space before the stop string is not.
 4. Thinking that is open for too many tokens ends the response there.
 """
 
@@ -203,8 +203,9 @@ class _Row:
         return scan(self.how, self._state, text, end, final=True).core.depth > 0
 
     def _n_before(self, place: int) -> int:
-        """Return how many of the new tokens wrote something before a character of the text."""
+        """Return how many of the new tokens to keep before a character of the text."""
         ids, markers = self.written.ids, self.endings.markers
         spans = token_offsets(self.endings.tokenizer, ids, keep_markers=True, markers=markers).offsets
-        n = max((i + 1 for i, span in enumerate(spans) if span.start < min(place, span.end)), default=0)
-        return max(0, n - len(self.prefilled))
+        text = self.written.text
+        wrote = [s.start < s.end and (s.end <= place or text[s.start : place].strip() != "") for s in spans]
+        return max(0, max((i + 1 for i, is_before in enumerate(wrote) if is_before), default=0) - len(self.prefilled))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright._stats import wilson
+from chainwright.evaluation.clusters import has_samples, numbered, share_interval
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Accuracy(Finding):
     `n`, and apart. So `n` is the right, the wrong, the unread and the cut answers.
 
     Attributes:
-        rows: One per (task, hops): `n`, `accuracy` (right final answers) with `low` and `high` (Wilson, 95%),
+        rows: One per (task, hops): `n`, `accuracy` (right final answers) with `low` and `high` (95%: Wilson,
+            or bootstrap over problems where there are several responses to each),
             `exact` (chains without a wrong slot) with `exact_low` and `exact_high`, `n_read` (traces whose chain is
             known and could be read, over which `exact` is the share; None for all three if there are none), `n_cut`
             (responses cut by the token limit), `n_unread` (answers that could not be read in whole responses),
@@ -122,11 +123,12 @@ def evaluate(traces: Sequence[Trace]) -> Accuracy:
         cells[(UNKNOWN_TASK, None) if problem is None else (problem.task, problem.hops)].append(trace)
     order = list(dict.fromkeys(task for task, _ in cells))
     ordered = sorted(cells.items(), key=lambda item: (order.index(item[0][0]), item[0][1] or 0))
+    interval = "bootstrap over problems, 95%" if has_samples(traces) else "Wilson 95%"
     return Accuracy(
         rows=[_row(task, hops, group) for (task, hops), group in ordered],
         by_label=_by_label(traces),
         unread=_unread(traces),
-        config={"interval": "Wilson 95%"},
+        config={"interval": interval},
     )
 
 
@@ -142,7 +144,8 @@ def _unjudged(i: int, trace: Trace) -> str:
 def _row(task: str, hops: int | None, group: list[Trace]) -> dict[str, Any]:
     answers = _answers(group)
     chains = [t.is_exact for t in group if t.is_exact is not None]
-    exact_low, exact_high = wilson(sum(chains), len(chains)) if chains else (None, None)
+    read = [number for number, t in zip(numbered(group), group, strict=True) if t.is_exact is not None]
+    exact_low, exact_high = share_interval(chains, read) if chains else (None, None)
     return {
         "task": task,
         "hops": hops,
@@ -161,7 +164,7 @@ def _row(task: str, hops: int | None, group: list[Trace]) -> dict[str, Any]:
 def _answers(group: Sequence[Trace]) -> dict[str, Any]:
     """Return what became of the final answers of some traces."""
     n, outcomes = len(group), Counter(trace.outcome for trace in group)
-    low, high = wilson(outcomes["right"], n)
+    low, high = share_interval([bool(trace.is_correct) for trace in group], numbered(group))
     shares = {"n": n, "accuracy": outcomes["right"] / n, "low": low, "high": high}
     return shares | {"n_unread": outcomes["unread"], "n_cut_answers": outcomes["cut"]}
 

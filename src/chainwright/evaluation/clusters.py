@@ -12,6 +12,11 @@ from chainwright.traces import Trace
 N_RESAMPLES = 2000
 
 
+def has_samples(traces: Sequence[Trace]) -> bool:
+    """Return whether traces were generated several to a problem."""
+    return any(int(trace.info.get("sample", 0)) > 0 for trace in traces)
+
+
 def problem_key(trace: Trace) -> Hashable:
     """Return what traces of one problem share: the problem, and its index where several responses were asked for."""
     problem, index = trace.problem, trace.info.get("problem")

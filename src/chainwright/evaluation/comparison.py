@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,11 +14,14 @@ from scipy.stats import binomtest
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright._stats import bootstrap_interval
+from chainwright._stats import cluster_interval
+from chainwright.evaluation.clusters import numbered
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+    from chainwright.tasks.base import Problem
 
 View = Literal["ways", "chains", "answers"]
 
@@ -35,7 +38,8 @@ class Comparison(Finding):
             baseline), `accuracy` and `exact` (right chains among those read), their paired differences from the
             baseline (`gain`, `exact_gain`) with `gain_low`, `gain_high`, `exact_gain_low`, `exact_gain_high` (bootstrap
             over problems, 95%), `n_fixed` and `n_broken` (chains right with it and wrong without, and the reverse) with
-            `p` (exact McNemar test on them), and `tokens` (mean response length). Everything about whole chains is None
+            `p` (exact McNemar test on them; with several responses to each problem, a sign test on the problems of
+            which more or fewer are right), and `tokens` (mean response length). Everything about whole chains is None
             where no chain was read, as for problems without slots.
         costs: What each way cost besides, by name of the way and of the measure, where it was measured.
         title: What was compared.
@@ -150,7 +154,8 @@ def compare(traces: Mapping[str, Sequence[Trace]], *, n_resamples: int = 2000, s
     for (task, hops), at in groups.items():
         for name in names:
             lengths = [len(traces[name][i].response_ids) for i in at]
-            row = _compared(outcomes[names[0]][at], outcomes[name][at], n_resamples, seed)
+            problems = numbered([traces[name][i] for i in at])
+            row = _compared(outcomes[names[0]][at], outcomes[name][at], problems, n_resamples, seed)
             rows.append({"task": task, "hops": hops, "name": name, **row, "tokens": sum(lengths) / len(at)})
     return Comparison(baseline=names[0], rows=rows, config={"n_resamples": n_resamples, "seed": seed})
 
@@ -166,10 +171,19 @@ def _check_pair(first: Sequence[Trace], other: Sequence[Trace], name: str) -> No
     if len(first) != len(other):
         raise BadInput(f"{name!r} has {len(other)} traces, the first way has {len(first)}; compare the same problems.")
     for i, (a, b) in enumerate(zip(first, other, strict=True)):
-        if a.problem is None or a.problem != b.problem:
+        if a.problem is None or not same_question(a.problem, b.problem):
             raise BadInput(f"Trace {i} of {name!r} is of another problem than that of the first way, or of none.")
+        if a.info.get("sample") != b.info.get("sample"):
+            raise BadInput(f"Trace {i} of {name!r} is of another sample of its problem than that of the first way.")
         if b.is_correct is None:
             raise BadInput(f"Trace {i} of {name!r} was not judged; make it with Trace.from_text or from_ids.")
+
+
+def same_question(first: Problem, second: Problem | None) -> bool:
+    """Return whether two problems ask the same, with whatever demonstrations before the question."""
+    if first == second or second is None or not first.lines:
+        return first == second
+    return replace(first, prompt="") == replace(second, prompt="")
 
 
 def _groups(traces: Sequence[Trace]) -> dict[tuple[str, int | None], list[int]]:
@@ -199,8 +213,11 @@ def _outcome(trace: Trace) -> tuple[float, float]:
     return float(bool(trace.is_correct)), float("nan") if trace.is_exact is None else float(trace.is_exact)
 
 
-def _compared(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], n_resamples: int, seed: int) -> dict[str, Any]:
+def _compared(
+    first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], problems: Sequence[int], n_resamples: int, seed: int
+) -> dict[str, Any]:
     """Return the figures of one group; columns of the outcomes are answer and whole chain."""
+    clusters = np.array(problems)
     is_read = ~np.isnan(first[:, 1]) & ~np.isnan(other[:, 1])
     row: dict[str, Any] = {"n": len(first), "n_read": int(is_read.sum())}
     for i, (share, gain) in enumerate((("accuracy", "gain"), ("exact", "exact_gain"))):
@@ -209,13 +226,14 @@ def _compared(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any], n_resamp
             row |= dict.fromkeys((share, gain, f"{gain}_low", f"{gain}_high"))
             continue
         change = other[rows, i] - first[rows, i]
-        low, high = bootstrap_interval(change, n_resamples=n_resamples, seed=seed)
+        low, high = cluster_interval(change, clusters[rows].tolist(), n_resamples=n_resamples, seed=seed)
         row |= {share: float(other[rows, i].mean()), gain: float(change.mean())}
         row |= {f"{gain}_low": low, f"{gain}_high": high}
     if not is_read.any():
         return {**row, "n_fixed": None, "n_broken": None, "p": None}
     change = other[is_read, 1] - first[is_read, 1]
     n_fixed, n_broken = int((change > 0).sum()), int((change < 0).sum())
-    n_moved = n_fixed + n_broken
-    p = float(binomtest(n_fixed, n_moved).pvalue) if n_moved else 1.0
+    by_problem = np.bincount(clusters[is_read], weights=change)
+    n_up, n_moved = int((by_problem > 0).sum()), int((by_problem != 0).sum())
+    p = float(binomtest(n_up, n_moved).pvalue) if n_moved else 1.0
     return {**row, "n_fixed": n_fixed, "n_broken": n_broken, "p": p}

@@ -32,7 +32,7 @@ from chainwright.evaluation.clusters import N_RESAMPLES, problem_key
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
-__all__ = ["SampleAccuracy", "evaluate_samples", "has_samples", "majority_accuracy", "pass_at"]
+__all__ = ["SampleAccuracy", "evaluate_samples", "majority_accuracy", "pass_at"]
 
 
 @register("finding", "SampleAccuracy")
@@ -114,11 +114,6 @@ class _Votes(NamedTuple):
     n_right: int
     others: list[int] | None
     n_silent: int
-
-
-def has_samples(traces: Sequence[Trace]) -> bool:
-    """Return whether traces were generated several to a problem."""
-    return any(int(trace.info.get("sample", 0)) > 0 for trace in traces)
 
 
 def evaluate_samples(
