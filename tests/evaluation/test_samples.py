@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from chainwright import compare, evaluate, tasks
+from chainwright import compare, evaluate, tasks, write_report
 from chainwright._errors import BadInput
 from chainwright._stats import bootstrap_interval, cluster_interval, wilson
 from chainwright.evaluation import evaluate_samples
@@ -142,10 +143,10 @@ def test_what_cannot_be_measured() -> None:
         evaluate_samples([Trace.from_text(chat_tokenizer(None), "Why?", "So.")])
 
 
-def test_a_finding_is_saved_and_loaded(tmp_path: object) -> None:
+def test_a_finding_is_saved_and_loaded(tmp_path: Path) -> None:
     found = evaluate_samples(responses([41, 7], [42, 42]))
-    found.save(tmp_path / "f")  # type: ignore[operator]
-    assert SampleAccuracy.load(tmp_path / "f") == found  # type: ignore[operator]
+    found.save(tmp_path / "f")
+    assert SampleAccuracy.load(tmp_path / "f") == found
 
 
 # -- accuracy and comparisons do not take responses to one problem for independent draws ------------------------------
@@ -217,3 +218,9 @@ def test_a_problem_of_a_task_is_the_same_with_other_demonstrations() -> None:
     assert one != none and same_question(one, none)
     assert not same_question(one, tasks.sample("parity", 2, 2, rendering="natural")[1])
     assert not same_question(problem(0), problem(1)) and not same_question(problem(0), None)
+
+
+def test_a_report_shows_the_measures(tmp_path: Path) -> None:
+    found = evaluate_samples(responses([41, 7], [42, 42]))
+    page = write_report(found, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert '<section id="samples">' in page and "pass@2" in page and "ties are split" in page

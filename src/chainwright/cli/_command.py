@@ -92,9 +92,8 @@ class ConfigOptions(dict[str, Any]):
         kind: Any = kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
         if get_origin(kinds[0]) is tuple and str in get_args(kinds[0]):
             kind = list[str]  # an option that may be repeated
-        option = typer.Option(
-            *flag.split("/"), help=self.helps.get(name, field.help), metavar="|".join(choices) or None
-        )
+        flags = [flag] if "/--no-" in flag else flag.split("/")  # a switch that is on by default, or two names
+        option = typer.Option(*flags, help=self.helps.get(name, field.help), metavar="|".join(choices) or None)
         return Annotated[kind | None if NoneType in _parts(field) else kind, option]
 
 
