@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 
-from chainwright import generate, tasks
+from chainwright import generate, load_model, tasks
 from chainwright._errors import BadInput, OtherRendering
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.demonstrations import Shots, demonstration
@@ -27,7 +28,7 @@ def sums(n: int = 6, *, checker: str = "number") -> list[Problem]:
     return [
         Problem(
             "sums", 0, f"Ann has {i} pens and gets one.", f"{i} + 1 = {i + 1}\n#### {i + 1}", str(i + 1), (),
-            rendering="natural", checker=checker,
+            rendering="natural", checker=checker, facts={"source": "sums.jsonl", "place": f"line {i + 1}"},
         )
         for i in range(n)
     ]  # fmt: skip
@@ -402,3 +403,17 @@ def test_traces_say_how_they_were_asked() -> None:
         "brief.', at most 3 new tokens (as given). Drawn at temperature 0.5. 2 responses to each problem."
     )
     assert traces[0].problem == pool[0] and traces[0].info["shots"] == 2
+
+
+def test_words_that_a_tokenizer_does_not_know_are_warned_of() -> None:
+    with pytest.warns(OtherRendering, match=r"3 of 3 problems have words that the tokenizer of this model does not"):
+        generate(*load_model("reasoner"), sums(3), max_new_tokens=2, progress=False)
+
+
+def test_a_file_of_demonstrations_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "demos.jsonl"
+    path.write_text('{"question": "Say a.", "answer": "1"}')
+    assert len(Shots.of(Asking(shots_from=str(path)), []).listed) == 1
+    path.write_text('{"question": "Say a.", "answer": "1"}\n{"question": "Say b.", "answer": "2"}')
+    os.utime(path, ns=(1, 1))
+    assert len(Shots.of(Asking(shots_from=str(path)), []).listed) == 2

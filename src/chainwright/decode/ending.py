@@ -127,14 +127,14 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
     """
 
     def __init__(self, rows: Sequence[_Row], n_prompt: int):
-        self.rows, self.n_prompt = rows, n_prompt
+        self.rows, self.n_read = rows, n_prompt
         self.eos_token_id = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return which rows are over, bool `[N]`."""
-        n_new = input_ids.shape[1] - self.n_prompt
-        for row, ids in zip(self.rows, input_ids[:, self.n_prompt :].tolist(), strict=True):
-            row.extend(ids[row.n_new : n_new])
+        for row, ids in zip(self.rows, input_ids[:, self.n_read :].tolist(), strict=True):
+            row.extend(ids)
+        self.n_read = input_ids.shape[1]
         return torch.tensor([row.end is not None for row in self.rows], device=input_ids.device)
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -78,10 +79,10 @@ class Shots:
             BadInput: The file of demonstrations is missing or empty.
         """
         if asking.shots_from is not None:
-            listed = ProblemSource(source=asking.shots_from).load().problems
+            listed = _of_file(asking.shots_from, _time(asking.shots_from))
             if not listed:
                 raise BadInput(f"There are no demonstrations in {asking.shots_from}; name a file that has some.")
-            return cls(asking, tuple(listed), asking.shots_from)
+            return cls(asking, listed, asking.shots_from)
         if not asking.n_shots:
             return cls(asking)
         of_sets = [p for p in pool if isinstance(p, Problem) and not p.lines and (p.chain or p.answer)]
@@ -93,9 +94,9 @@ class Shots:
                 OtherRendering,
                 stacklevel=5,
             )
-        listed = solved or of_sets
-        Random(asking.shots_seed).shuffle(listed)
-        return cls(asking, tuple(listed))
+        chosen = solved or of_sets
+        Random(asking.shots_seed).shuffle(chosen)
+        return cls(asking, tuple(chosen))
 
     def before(self, problem: Problem | str) -> list[Problem]:
         """Return the worked problems that go before a question.
@@ -123,6 +124,16 @@ class Shots:
                 seen.add(_key(candidate))
                 n -= 1
                 yield candidate
+
+
+@lru_cache(maxsize=4)
+def _of_file(path: str, time: int) -> tuple[Problem, ...]:
+    """Return the problems of a file; `time` is when it was written, since each part of a run asks for them."""
+    return tuple(ProblemSource(source=path).load().problems)
+
+
+def _time(path: str) -> int:
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def demonstration(problem: Problem) -> Demonstration:

@@ -102,6 +102,7 @@ def prompts_of(
         prompt_of(model, tokenizer, i, problem, max_new_tokens, asking=asking, shots=shots)
         for i, problem in enumerate(problems, first_row)
     ]
+    _warn_of_unknown(tokenizer, prompts)
     if not asking.raw and (rendered := [prompt.index for prompt in prompts if prompt.is_rendered]):
         warnings.warn(
             f"{len(rendered)} of {len(prompts)} prompts (first: prompt {rendered[0]}) have been through the chat "
@@ -150,6 +151,21 @@ def prompt_of(
         n_prefilled=0 if question.uses_chat else _n_prefilled(tokenizer, question.text, ids),
         stop=question.stop,
         asked=question.info,
+    )
+
+
+def _warn_of_unknown(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
+    """Warn if problems of a set have words that the tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    of_sets = [prompt for prompt in prompts if prompt.problem is not None and prompt.problem.checker]
+    if unknown is None or not (lost := [prompt for prompt in of_sets if unknown in prompt.ids]):
+        return
+    share = sum(prompt.ids.count(unknown) for prompt in lost) / sum(len(prompt.ids) for prompt in lost)
+    warnings.warn(
+        f"{len(lost)} of {len(of_sets)} problems have words that the tokenizer of this model does not know "
+        f"({share:.0%} of their tokens), so the model does not read them as they are; name another model with --model.",
+        OtherRendering,
+        stacklevel=4,
     )
 
 

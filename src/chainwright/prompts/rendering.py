@@ -80,7 +80,7 @@ def is_plain_text(problem: Problem | str) -> bool:
 
 def is_by_hand(problem: Problem) -> bool:
     """Return whether a problem was not drawn by a task: its prompt is text like any string, as in a problem set."""
-    return not problem.facts and not problem.lines
+    return not problem.lines and (problem.rendering == "natural" or not problem.facts)
 
 
 def rendering_for(requested: str, model: str) -> Rendering:
