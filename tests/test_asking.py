@@ -276,6 +276,8 @@ def test_a_model_that_does_not_think_has_the_usual_limit() -> None:
     (thinking,) = prompts_of(model, tokenizer, ["Why?"])
     (plain,) = prompts_of(model, tokenizer, ["Why?"], asking=Asking(chat_kwargs={"enable_thinking": False}))
     assert (thinking.max_new_tokens, plain.max_new_tokens) == (32_768, 512)
+    texts = ["[user]Why?[end][assistant]" + begun for begun in ("", "<think>\n\n</think>\n\n")]
+    assert [p.limit for p in prompts_of(model, tokenizer, texts, asking=Asking(raw=True))] == ["thinking", "text"]
     (opened,) = prompts_of(model, chat_tokenizer("opens_thinking"), ["Why?"])
     assert opened.limit == "thinking"
     (of_set,) = prompts_of(model, chat_tokenizer("plain"), sums(1))
@@ -369,6 +371,7 @@ def test_the_form_of_the_answer_is_asked_for_where_nothing_shows_it() -> None:
         ({"demo_hops": [2], "shots": 1, "shots_from": "f.jsonl"}, "demo_hops draws demonstrations"),
         ({"shots": -1}, "shots must be a whole number from 0"),
         ({"system": " "}, "system must be a text"),
+        ({"instruction": ""}, "instruction must be a text"),
         ({"shots_as": "turns"}, "Unknown shots_as 'turns'"),
         ({"shot": 2}, "Did you mean 'shots'"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chainwright import read_traces
+from chainwright.cli import _decoding
 from chainwright.cli._asking import ASKING, asking_of, parse_chat_kwargs
 from chainwright.prompts.asking import Asking
 from chainwright.studies import generation
@@ -140,3 +141,20 @@ def test_help_says_what_the_defaults_are() -> None:
     code, printed = call("generate", "--help")
     words = re.sub(r"[\u2502 ]+", " ", printed)
     assert code == 0 and "--no-chat-template" in words and "--samples" in words
+
+
+def test_traces_that_are_there_are_asked_nothing_more(problems: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    records = [{"question": f"What is {i} + 1 ?", "response": f"The answer is {i + i % 2}."} for i in range(3)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    code, printed = call("evaluate", "--traces", path, "--problems", problems, "--checker", "number")
+    assert code == 0 and "Read 3 traces." in printed and "0.33" in printed, printed
+    for option, value in (("--shots", 2), ("--samples", 2), ("--system", "x"), ("-n", 3), ("--top-p", 0.5)):
+        code, printed = call("evaluate", "--traces", path, option, value)
+        assert code == 2 and f"{option} says how problems are asked, but --traces are answered already" in printed
+    code, printed = call("evaluate", "--traces", path, "--no-chat-template")
+    assert code == 2 and "--no-chat-template says how" in printed
+
+
+def test_line_ends_in_stop_strings_can_be_typed() -> None:
+    assert _decoding._unescaped([r"\n\nQ:", r"a\\n", r"\t", "plain"]) == ["\n\nQ:", r"a\n", "\t", "plain"]

@@ -66,6 +66,15 @@ class ConfigOptions(dict[str, Any]):
         super().__init__()
         self.place, self.names, self.flags, self.helps = place, names, flags or {}, helps or {}
 
+    def flag(self, field: str) -> str:
+        """Return the flag of a field, as it is typed to change the default."""
+        return self.flags.get(field, f"--{field.replace('_', '-')}").rpartition("/")[2]
+
+    def default(self, field: str) -> Any:
+        """Return the value that a command receives where the option of a field is not used."""
+        module, _, name = self.place.partition(":")
+        return field_of(attrgetter(name)(import_module(module)), field).default
+
     def options(self, prefix: str) -> Iterator[Option]:
         """Yield the option of each field; their parameters begin with the name of the parameter that they replace."""
         module, _, name = self.place.partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def decode(
     from chainwright.studies import generation
     from chainwright.studies.config import DecodeSettings
 
-    settings = DecodeSettings(**{**decoding, "stop": decoding.get("stop") or None})
+    settings = DecodeSettings(**{**decoding, "stop": _unescaped(decoding["stop"] or ()) or None})
     asking = asking_of(asked.asking, raw=asked.raw)
     _parse.check_free(out_file, overwrite)
     chosen = choose(asked, model, settings.seed)
@@ -158,6 +159,12 @@ def decode(
     say(describe(traces))
     print_cost(fixed)
     return traces
+
+
+def _unescaped(texts: Sequence[str]) -> list[str]:
+    r"""Return texts in which \n is a line end and \t a tab, since a shell passes them as two characters each."""
+    marks = {"n": "\n", "t": "\t", "\\": "\\"}
+    return [re.sub(r"\\([nt\\])", lambda match: marks[match[1]], text) for text in texts]
 
 
 def _identity(repairs: Sequence[str]) -> str | list[str | None] | None:

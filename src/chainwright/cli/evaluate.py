@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +71,7 @@ def evaluate(
         judged = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     else:
         _check_only_reads(repair, out_file)
+        _check_unasked({"--task": task, "--hops": hops, "-n": n, "--raw": raw or None}, asking, decoding)
         judged = _from_file(traces, load_tokenizer(model, source), problems, think_markers)
     if are_judged(judged):
         print_accuracy(accuracy.evaluate(judged))
@@ -84,6 +86,17 @@ def _check_only_reads(repair: list[str] | None, out_file: Path | None) -> None:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; pass only one of them.")
     if out_file is not None:
         raise BadInput("--out writes new traces, but --traces only reads some; pass only one of them.")
+
+
+def _check_unasked(named: Mapping[str, object], asking: Values, decoding: Values) -> None:
+    """Raise BadInput for an option that says how something is asked or decoded, which `--traces` have behind them."""
+    from chainwright._errors import BadInput
+
+    used = [flag for flag, value in named.items() if value is not None]
+    for options, values in ((ASKING, asking), (DECODING, decoding)):
+        used += [options.flag(name) for name, value in values.items() if value != options.default(name)]
+    if used:
+        raise BadInput(f"{used[0]} says how problems are asked, but --traces are answered already; pass one of them.")
 
 
 def _from_file(

@@ -62,7 +62,7 @@ class Asking(Config):
     chat_kwargs: Annotated[
         Mapping[str, Any], AfterValidator(_passed), MustBe("a table of values by name, such as enable_thinking = false")
     ] = Field(default={}, description="What the chat template is passed, such as enable_thinking=false.")
-    instruction: str | None = Field(
+    instruction: Annotated[str | None, AfterValidator(_written), MustBe("a text, or none")] = Field(
         default=None,
         description="Sentence after each question of a problem set on the form of the answer, or 'none' (default: what "
         "the checker reads best, where no demonstration shows it).",

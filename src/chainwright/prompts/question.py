@@ -20,7 +20,7 @@ from chainwright.prompts.asking import Asking
 from chainwright.prompts.conversation import rendered, turns_of
 from chainwright.prompts.demonstrations import Demonstration, Shots, demonstration
 from chainwright.prompts.rendering import as_asked, is_plain_text
-from chainwright.prompts.templates import closes_thinking, is_rendered, uses_chat
+from chainwright.prompts.templates import closes_thinking, is_rendered, reply_start, uses_chat
 from chainwright.tasks.base import Problem
 from chainwright.tasks.demonstrations import bare, with_examples
 
@@ -80,7 +80,10 @@ def question_of(
     if asking.raw or was_rendered:
         if was_rendered and not asking.raw:
             _check_alone(asking, index)
-        return Question(None if isinstance(problem, str) else problem, text, is_rendered=was_rendered)
+        start = reply_start(tokenizer, text)
+        is_closed = start is not None and closes_thinking(text[start:])
+        known = None if isinstance(problem, str) else problem
+        return Question(known, text, is_rendered=was_rendered, is_closed=is_closed)
     _check_template(tokenizer, asking, problem, is_chat=is_chat)
     problem, before = _with_shots(problem, asking, shots, is_chat=is_chat)
     return _put(tokenizer, problem, before, asking, is_chat=is_chat)
