@@ -65,7 +65,7 @@ def test_units_are_in_the_order_that_instruments_state() -> None:
         model="reasoner", hops={"clf": (2,)}, instruments=("lengths", "steps", "errors", "accuracy"), repair="x"
     )
     names = [instrument.name for instrument in instruments_of(config)]
-    assert names == ["repair", "traces", "accuracy", "errors", "steps", "lengths", "repaired"]
+    assert names == ["repair", "traces", "accuracy", "scores", "errors", "steps", "lengths", "repaired"]
 
 
 def test_what_an_instrument_needs_must_be_measured_too() -> None:

@@ -20,31 +20,50 @@ from chainwright.cli._options import (
     RenderingName,
     ReportFolder,
     Seed,
-    TaskNames,
 )
+from chainwright.cli._problems import PROBLEM_SET, problem_source
 from chainwright.cli._shared import say
 from chainwright.cli._studies import print_diagnosis, run_diagnosis
+from chainwright.cli._trace_options import TRACES, trace_source
 
 if TYPE_CHECKING:
     from chainwright.studies.diagnosis.config import DiagnoseConfig
 
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
-PROBLEMS = ConfigOptions(_CONFIG, "n", "n_contexts")
+CONTEXTS = ConfigOptions(_CONFIG, "n_contexts")
 STEPS = ConfigOptions(_CONFIG, "n_maps")
-DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
+DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "n_samples", "max_new_tokens", "batch_size",
+                         flags={"n_samples": "--samples", "temperature": "--temperature"})  # fmt: skip
 SOURCE = ConfigOptions(_CONFIG, "adapter", "dtype", "revision")
 
 
 @register("command", "diagnose")
 def diagnose(
+    more_traces: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further trace files after --traces.")
+    ] = None,
     model: ModelName = "reasoner",
-    task: TaskNames = "all",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="A task, several separated by commas, or 'all' (the default).")
+    ] = None,
     hops: HopCounts = None,
-    problems: Values = PROBLEMS,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Problems per task and hop count (default: 40), or of --problems or --traces."),
+    ] = None,
+    problems: Values = PROBLEM_SET,
+    traces: Annotated[
+        list[Path] | None, typer.Option("--traces", help="Diagnose the traces in these files, whoever wrote them.")
+    ] = None,
+    reading: Values = TRACES,
+    contexts: Values = CONTEXTS,
     out_folder: ReportFolder = Path("runs/diagnosis"),
     seed: Seed = 0,
     rendering: RenderingName = "auto",
-    steps: Annotated[bool, typer.Option("--steps", help="Also make step maps of right and wrong traces.")] = False,
+    steps: Annotated[
+        bool | None,
+        typer.Option("--steps/--no-steps", help="Step maps of right and wrong traces (tasks: off, otherwise on)."),
+    ] = None,
     maps: Values = STEPS,
     plan: Annotated[
         bool, typer.Option("--plan", help="With --steps: print what the step maps will take, and run nothing.")
@@ -57,31 +76,60 @@ def diagnose(
     recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find where a model's chains break, which kinds of errors they make, and which heads push the wrong token."""
+    """Find where a model's chains break: on the tasks, on a problem set of yours, or in traces that are there."""
     from chainwright._errors import BadInput
-    from chainwright.prompts.rendering import rendering_for
-    from chainwright.studies.diagnosis.config import USUAL, DiagnoseConfig
-    from chainwright.tasks.cells import choose_cells
+    from chainwright.studies.diagnosis.config import DiagnoseConfig
 
     if plan and not steps:
         raise BadInput("--plan estimates the step maps, which are not requested; add --steps.")
-    chosen = rendering_for(rendering, model)
-    config = DiagnoseConfig(
-        model=model,
-        hops=choose_cells(task, hops, chosen),
-        seeds=(seed,),
-        rendering=chosen,
-        instruments=(*USUAL, *(["steps"] if steps else [])),
-        **problems,
-        **maps,
-        **decoding,
-        **source,
-    )
+    files = [*(traces or []), *(more_traces or [])]
+    if more_traces and not traces:
+        raise BadInput(f"{more_traces[0]} is no option; trace files are named with --traces.")
+    asked = _open(problems, files, reading, n, task, hops) or _cells(model, task, hops, rendering, n, steps=bool(steps))
+    if steps is False and "instruments" in asked:
+        asked["instruments"] = tuple(name for name in asked["instruments"] if name != "steps")
+    config = DiagnoseConfig(model=model, seeds=(seed,), **asked, **contexts, **maps, **decoding, **source)
     if plan:
         _print_plan(config, device, trust_remote_code)
         return
     run_diagnosis(config, out_folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
     print_diagnosis(out_folder)
+
+
+def _cells(
+    model: str, task: str | None, hops: str | None, rendering: str, n: int | None, *, steps: bool
+) -> dict[str, Any]:
+    """Return the settings of a diagnosis of tasks."""
+    from chainwright.prompts.rendering import rendering_for
+    from chainwright.studies.diagnosis.config import USUAL
+    from chainwright.tasks.cells import choose_cells
+
+    chosen = rendering_for(rendering, model)
+    return {
+        "hops": choose_cells(task or "all", hops, chosen),
+        "rendering": chosen,
+        "instruments": (*USUAL, *(["steps"] if steps else [])),
+        **({} if n is None else {"n": n}),
+    }
+
+
+def _open(
+    problems: Values, files: list[Path], reading: Values, n: int | None, task: str | None, hops: str | None
+) -> dict[str, Any]:
+    """Return the settings of a diagnosis of a problem set or of trace files; empty if neither is named."""
+    from chainwright._errors import BadInput
+    from chainwright.studies.diagnosis.config import OPEN
+
+    # with --traces alone, checker and skip_bad are about the traces
+    is_set = problems["source"] is not None or not files
+    asked = problem_source(problems, n=None if files else n) if is_set else None
+    found = trace_source(files, reading, n=n, checker=problems["checker"], skip_bad=problems["skip_bad"])
+    if asked is None and found is None:
+        return {}
+    for flag, value in (("--task", task), ("--hops", hops)):
+        if value is not None:
+            raise BadInput(f"{flag} asks for a task, but --problems or --traces was passed as well; take one of them.")
+    return {"problems": asked, "traces": found, "instruments": OPEN, "rendering": "natural"}
 
 
 def _print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:

@@ -1,6 +1,8 @@
 from .contexts import SlotContexts as SlotContexts
 from .contexts import correct_contexts as correct_contexts
 from .contexts import erroneous_contexts as erroneous_contexts
+from .curves import Curves as Curves
+from .curves import curves as curves
 from .errors import ErrorTable as ErrorTable
 from .errors import first_errors as first_errors
 from .flow.attribution import LogitFlow as LogitFlow

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from chainwright import tasks
 from chainwright._finding import Finding
+from chainwright.diagnose.curves import Curves
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
 from chainwright.evaluation.accuracy import Accuracy, n_exact, n_read
@@ -47,6 +48,33 @@ class Reach:
     all: Chains
     easy: Chains
     hard: Chains
+
+
+class Answers(NamedTuple):
+    """Final answers of problems whose chains are not known: how many are right, and how many are no answer at all."""
+
+    n: int
+    n_right: int
+    n_unread: int
+    n_cut: int
+
+
+class Sureness(NamedTuple):
+    """How sure the model was in right and in wrong responses: entropy per token, in nats.
+
+    Attributes:
+        right, wrong: Means over whole responses; None without such responses.
+        auc: How often a wrong response has the higher entropy of a pair, with its 95% interval; None without pairs.
+        low, high: Its interval; None where it cannot be had.
+        missing: Why the two cannot be compared; "" if they are.
+    """
+
+    right: float | None
+    wrong: float | None
+    auc: float | None
+    low: float | None
+    high: float | None
+    missing: str
 
 
 @dataclass(frozen=True)
@@ -140,6 +168,8 @@ class Facts:
         kinds, uncertainty: From `ErrorTable`.
         heads: From `RoleFinding`.
         gains: From `Comparison`s of two ways of decoding.
+        answers: From `Accuracy`, of problems without known chains.
+        sureness: From `Curves`.
     """
 
     reach: Reach | None
@@ -147,6 +177,8 @@ class Facts:
     uncertainty: Uncertainty | None
     heads: BestHeads | None
     gains: list[Gain]
+    answers: Answers | None = None
+    sureness: Sureness | None = None
 
 
 def facts_of(findings: Iterable[Finding]) -> Facts:
@@ -160,6 +192,8 @@ def facts_of(findings: Iterable[Finding]) -> Facts:
         uncertainty=None if errors is None else _uncertainty(errors),
         heads=_best_heads(roles) if roles else None,
         gains=[_gain(comparison) for comparison in _of(held, Comparison) if _is_read_pair(comparison)],
+        answers=None if accuracy is None else _answers(accuracy.rows),
+        sureness=next(map(_sureness, _of(held, Curves)), None),
     )
 
 
@@ -178,6 +212,26 @@ def _reach(rows: Sequence[dict[str, Any]]) -> Reach | None:
     easy = [min(own, key=lambda row: int(row["hops"])) for own in by_task.values()]
     hard = [max(own, key=lambda row: int(row["hops"])) for own in by_task.values()]
     return Reach(list(by_task), _chains(known), _chains(easy), _chains(hard))
+
+
+def _answers(rows: Sequence[dict[str, Any]]) -> Answers | None:
+    """Return the answers of all cells of which no chain is known; None if there is no such cell."""
+    own = [row for row in rows if not n_read(row)]
+    if not own:
+        return None
+    n, n_right = (sum(int(row["n"]) for row in own), sum(round(row["accuracy"] * row["n"]) for row in own))
+    return Answers(n, n_right, *(sum(int(row.get(key, 0)) for row in own) for key in ("n_unread", "n_cut_answers")))
+
+
+def _sureness(found: Curves) -> Sureness:
+    whole = {
+        row["group"]: float(row["mean"])
+        for row in found.rows
+        if row["measure"] == "entropy" and row["place"] == "whole response"
+    }
+    apart = next((row for row in found.separation if row["measure"] == "entropy"), {})
+    interval = {key: apart.get(key) for key in ("auc", "low", "high")}
+    return Sureness(whole.get("right"), whole.get("wrong"), **interval, missing=found.missing())
 
 
 def _chains(rows: Sequence[Mapping[str, Any]]) -> Chains:

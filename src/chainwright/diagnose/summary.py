@@ -6,7 +6,7 @@ a report, in which every share has its count and its 95% interval.
 
 from __future__ import annotations
 
-from chainwright.diagnose.facts import BestHeads, Facts, Gain, Kinds, Reach, Uncertainty
+from chainwright.diagnose.facts import Answers, BestHeads, Facts, Gain, Kinds, Reach, Sureness, Uncertainty
 from chainwright.diagnose.heads.roles import HeadCheck, RoleFinding
 from chainwright.figures.words import counted, head_name, share_of, title_of
 
@@ -29,7 +29,11 @@ def summary_lines(facts: Facts, *, searched_heads: bool = False) -> list[str]:
     lines = []
     if facts.reach is not None:
         lines.append(_reach_line(facts.reach))
-    if facts.kinds is not None:
+    if facts.answers is not None:
+        lines.append(f"Answers: {_answers_text(facts.answers)}.")
+    if facts.sureness is not None:
+        lines.append(f"Uncertainty: {_sureness_text(facts.sureness)}")
+    if facts.kinds is not None and (facts.kinds.n or facts.answers is None):
         lines += [_kinds_line(facts.kinds), _uncertainty_line(facts.uncertainty)]
     if facts.heads is not None or searched_heads:
         lines += [_heads_line(facts.heads), _held_out_line(facts.heads)]
@@ -45,6 +49,30 @@ def _reach_line(reach: Reach) -> str:
     return (
         f"Where: over {counted(len(reach.tasks), 'task')} whole chains are right in {reach.easy.share:.0%} of problems "
         f"at the fewest hops asked ({reach.easy.hops}) and in {reach.hard.share:.0%} at the most ({reach.hard.hops})."
+    )
+
+
+def _answers_text(answers: Answers) -> str:
+    """Return how many answers are right, and how many are none that could be judged."""
+    text = f"{share_of(answers.n_right, answers.n, 'answers')} are right"
+    others = [
+        f"{n:,} {what}"
+        for n, what in ((answers.n_unread, "could not be read"), (answers.n_cut, "were cut before an answer"))
+        if n
+    ]
+    return f"{text}; {' and '.join(others)}, which is not the same as wrong" if others else text
+
+
+def _sureness_text(sure: Sureness) -> str:
+    if sure.right is None or sure.wrong is None or sure.auc is None:
+        return sure.missing
+    interval = "" if sure.low is None or sure.high is None else f" (95% {sure.low:.0%} to {sure.high:.0%})"
+    apart = sure.low is not None and sure.high is not None and not sure.low <= 0.5 <= sure.high
+    verdict = "" if apart else ", which does not differ from chance at this sample size"
+    return (
+        f"entropy is {sure.wrong:.2f} nats per token in responses with wrong answers vs {sure.right:.2f} in those with "
+        f"right ones; of a wrong and a right response the wrong one has the higher entropy in {sure.auc:.0%} of "
+        f"pairs{interval}{verdict}."
     )
 
 
@@ -109,7 +137,12 @@ def paragraphs(facts: Facts, model: str) -> list[str]:
         model: What the model is called.
     """
     first = [] if facts.reach is None else [_reach_text(facts.reach, model)]
-    if facts.kinds is not None:
+    if facts.answers is not None:
+        first.append(f"Of the final answers, {_answers_text(facts.answers)}.")
+    if facts.sureness is not None:
+        text = _sureness_text(facts.sureness)
+        first.append(f"{text[:1].upper()}{text[1:]}")
+    if facts.kinds is not None and (facts.kinds.n or facts.answers is None):
         first.append(_kinds_text(facts.kinds))
     if facts.uncertainty is not None:
         first.append(_uncertainty_text(facts.uncertainty))

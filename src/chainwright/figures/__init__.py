@@ -22,6 +22,7 @@ from chainwright.figures.iteration import (
     head_ranking,
     transfer_curves,
 )
+from chainwright.figures.outcomes import outcome_curves
 from chainwright.figures.steps import DECADES, log_map, segment_borders, step_curves, step_map
 from chainwright.figures.theme import template
 
@@ -53,6 +54,7 @@ __all__ = [
     "hop_curves",
     "lens_by_depth",
     "log_map",
+    "outcome_curves",
     "position_curves",
     "readings",
     "roles_of",

@@ -69,11 +69,13 @@ def _of_diagnosis(diagnosis: Diagnosis, title: str | None) -> Material:
 
 def _origin_of_diagnosis(diagnosis: Diagnosis) -> Origin:
     source, config = diagnosis.provenance, diagnosis.config
-    drawn = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}"
-    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
-    asked = f"{counted(config.n, 'problem')} per cell, {config.rendering} rendering, {drawn}, {seeds}"
     revision = f"revision {source['revision']}" if source.get("revision") else ""
-    facts = [revision, *_model_facts(source), asked, *_versions(source, ("chainwright", "torch", "transformers"))]
+    facts = [
+        revision,
+        *_model_facts(source),
+        *_asked(diagnosis),
+        *_versions(source, ("chainwright", "torch", "transformers")),
+    ]
     return Origin(
         kind=KIND,
         is_diagnosis=True,
@@ -83,8 +85,24 @@ def _origin_of_diagnosis(diagnosis: Diagnosis) -> Origin:
         file=study_file_text(config),
         again=f"chainwright study run {STUDY_FILE}",
         skipped=diagnosis.skipped,
+        notes=diagnosis.notes.get("notes", []),
+        written_by=None if config.traces is None else diagnosis.notes.get("writers", []),
         searched_heads="heads" in config.instruments,
     )
+
+
+def _asked(diagnosis: Diagnosis) -> list[str]:
+    """Return short facts on what was asked and how it was answered."""
+    config, notes = diagnosis.config, diagnosis.notes
+    if config.traces is not None:
+        return [f"{counted(int(notes['n']), 'trace')} of {notes['name']}"]
+    drawn = "greedy" if config.drawing.temperature == 0 else f"temperature {config.drawing.temperature:g}"
+    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
+    if config.hops:
+        return [f"{counted(config.n, 'problem')} per cell, {config.rendering} rendering, {drawn}, {seeds}"]
+    samples = f", {config.n_samples} responses each" if config.n_samples > 1 else ""
+    shots = "" if config.asking is None or not config.asking.n_shots else f", {config.asking.n_shots} demonstrations"
+    return [f"{counted(int(notes['n']), 'problem')} of {notes['name']}{samples}{shots}, {drawn}, {seeds}"]
 
 
 def origin_of_study(manifest: Manifest) -> Origin:

@@ -38,6 +38,8 @@ class Origin:
         file: A file to save before `again` is typed, or "".
         again: What to type to make the study again.
         skipped: What was not computed, and why.
+        notes: What was noticed when problems or traces were read.
+        written_by: Who wrote the traces, if they are of files: the names there, maybe none; None if the model did.
         searched_heads: Whether heads were looked for.
     """
 
@@ -49,6 +51,8 @@ class Origin:
     file: str = ""
     again: str = ""
     skipped: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    written_by: Sequence[str] | None = None
     searched_heads: bool = False
 
 

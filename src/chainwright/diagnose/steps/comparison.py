@@ -46,11 +46,16 @@ class StepGroups(Finding):
     rows: list[dict[str, Any]]
     n_unmatched: int
 
+    @property
+    def matched_on(self) -> str:
+        """Return what the partners have in common: slot and position of the first error, or length as a whole."""
+        return "length" if self.config.get("matched_on") == BY_LENGTH else "slot and position"
+
     def summary(self) -> str:
         """Return the number of pairs and the largest effect, in words."""
         best = max(self.rows, key=lambda row: abs(row["effect"]))
         return (
-            f"{len(self.right)} pairs matched on slot and position, {self.n_unmatched} wrong traces without a partner. "
+            f"{len(self.right)} pairs matched on {self.matched_on}, {self.n_unmatched} wrong traces without a partner. "
             f"Largest difference: {best['measure']} in layer {best['layer']}, {best['wrong']:.3f} where wrong and "
             f"{best['right']:.3f} where right, effect {best['effect']:+.2f} ({best['low']:+.2f} to "
             f"{best['high']:+.2f}), p {best['p']:.2g} of {len(self.rows)} tests."
@@ -81,6 +86,7 @@ class StepGroups(Finding):
 
 
 _MEASURES = ("lock_in", "reach", "on_question")
+BY_LENGTH = "length of the response"
 
 
 def compare_steps(
@@ -108,15 +114,83 @@ def compare_steps(
     pairs, n_unmatched = partners(traces, max_distance)
     right = torch.stack([_row(maps[pair.right], pair.right_start) for pair in pairs])
     wrong = torch.stack([_row(maps[pair.wrong], pair.wrong_start) for pair in pairs])
-    rows = [
+    config = {"matched_on": "task, hops, slot, position", "max_distance": max_distance, "seed": seed}
+    return StepGroups(
+        right=right,
+        wrong=wrong,
+        rows=_rows(right, wrong, n_resamples, seed),
+        n_unmatched=n_unmatched,
+        config=config,
+        provenance=maps[0].provenance,
+    )
+
+
+def compare_whole_steps(
+    traces: Sequence[Trace],
+    maps: Sequence[StepSaliency],
+    *,
+    max_ratio: float = 1.5,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> StepGroups:
+    """Return how step measures differ between right and wrong responses as wholes, where no first error is known.
+
+    Each wrong trace is paired with the right one of the nearest length, since long responses draw less on each step
+    and less on the question. A trace's measure is the mean over the steps that the model wrote.
+
+    Args:
+        traces: Judged traces; only those whose outcome is right or wrong are compared.
+        maps: Their step maps, in the same order.
+        max_ratio: Longest response of a pair over the shortest, in tokens.
+        n_resamples: Bootstrap samples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        BadInput: Maps and traces differ in number, or no pair matches.
+    """
+    if len(traces) != len(maps):
+        raise BadInput(f"There must be one step map per trace; got {len(maps)} maps and {len(traces)} traces.")
+    lengths = [len(trace.response_ids) for trace in traces]
+    sides = {side: [i for i, trace in enumerate(traces) if trace.outcome == side] for side in ("right", "wrong")}
+    pairs = [
+        (near, i)
+        for i in sides["wrong"]
+        if (near := min(sides["right"], key=lambda j: (_ratio(lengths[i], lengths[j]), j), default=None)) is not None
+        and _ratio(lengths[i], lengths[near]) <= max_ratio
+    ]
+    if not pairs:
+        counts = f"{len(sides['right'])} right and {len(sides['wrong'])} wrong"
+        raise BadInput(f"No right and wrong responses of similar length to compare; there are {counts} ones with maps.")
+    right = torch.stack([_whole(maps[i], traces[i]) for i, _ in pairs])
+    wrong = torch.stack([_whole(maps[i], traces[i]) for _, i in pairs])
+    return StepGroups(
+        right=right,
+        wrong=wrong,
+        rows=_rows(right, wrong, n_resamples, seed),
+        n_unmatched=len(sides["wrong"]) - len(pairs),
+        config={"matched_on": BY_LENGTH, "max_ratio": max_ratio, "seed": seed},
+        provenance=maps[0].provenance,
+    )
+
+
+def _rows(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> list[dict[str, Any]]:
+    return [
         {"measure": name, "layer": layer, **_tested(right[:, layer, m], wrong[:, layer, m], n_resamples, seed)}
         for m, name in enumerate(_MEASURES)
         for layer in range(right.shape[1])
     ]
-    config = {"matched_on": "task, hops, slot, position", "max_distance": max_distance, "seed": seed}
-    return StepGroups(
-        right=right, wrong=wrong, rows=rows, n_unmatched=n_unmatched, config=config, provenance=maps[0].provenance
-    )
+
+
+def _ratio(a: int, b: int) -> float:
+    return max(a, b) / max(1, min(a, b))
+
+
+def _whole(saliency: StepSaliency, trace: Trace) -> Tensor:
+    """Return the means of the measures over the steps that the model wrote, `[L, 3]`."""
+    values = saliency.map.double()
+    own = torch.tensor(trace.is_models_step)
+    on_question = values[:, :, 0] / values.sum(-1)
+    return torch.stack([m[:, own].nanmean(1) for m in (*row_shares(values), on_question)], dim=-1).float()
 
 
 def _row(saliency: StepSaliency, position: int) -> Tensor:

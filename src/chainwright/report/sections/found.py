@@ -17,7 +17,8 @@ def section(material: Material) -> Section | None:
     if origin is not None and not origin.is_diagnosis:
         return None
     facts = facts_of(material.findings)
-    has_facts = facts.reach is not None or facts.kinds is not None or facts.heads is not None
+    parts = (facts.reach, facts.kinds, facts.heads, facts.answers, facts.sureness)
+    has_facts = any(part is not None for part in parts)
     lines = summary_lines(facts, searched_heads=origin is not None and origin.searched_heads) if has_facts else []
     words = {
         "kind": "report" if origin is None else origin.kind,
@@ -28,6 +29,9 @@ def section(material: Material) -> Section | None:
         and any(row["n_unlocated"] or row["n_unjudged"] for table in material.of(ErrorTable) for row in table.answers),
         "n_errors": 0 if facts.kinds is None else facts.kinds.n,
         "facts": [] if origin is None else origin.facts,
+        "is_open": facts.answers is not None or (facts.sureness is not None and facts.reach is None),
+        "written_by": None if origin is None else origin.written_by,
+        "notes": [] if origin is None else origin.notes,
         "opening": paragraphs(facts, material.model) if has_facts else [],
         "summary": [line.split(": ", 1) for line in lines],
         "certainty": certainty(facts, material),

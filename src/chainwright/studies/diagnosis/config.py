@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from chainwright import _registry
 from chainwright._config import MustBe
 from chainwright._errors import BadInput, unknown_name
-from chainwright.studies.config import BatchSize, CellsConfig, Count, NewTokens, Place, Temperature
+from chainwright.decode.sampling import Sampling
+from chainwright.prompts.asking import Asking
+from chainwright.studies.config import BatchSize, CellsConfig, Count, Hops, NewTokens, Place, Temperature
+from chainwright.tasks.problem_sets import ProblemSource
+from chainwright.traces.reading import TraceSource
 
 USUAL = ("accuracy", "errors", "heads")
+OPEN = ("accuracy", "curves", "steps")
+"""The usual instruments where there are no slots, so that first errors are not known."""
 
 
 def _known_instruments(names: Sequence[str]) -> Sequence[str]:
@@ -35,14 +41,24 @@ Instruments = Annotated[
 class DiagnoseConfig(CellsConfig):
     """Everything that a diagnosis depends on besides the model's weights; see the fields' descriptions.
 
+    It is of one of three things: cells of tasks (`hops`), a problem set (`problems`), or trace files (`traces`), to
+    which `problems` may add the problems that they answer.
+
     Raises:
-        BadInput: No hops, an unknown task or instrument, or a value that is too small or of a wrong type.
+        BadInput: None or several of the three, an unknown task or instrument, or a value that is too small or of a
+            wrong type.
     """
 
+    hops: Hops = Field(default={}, description="Hop counts by task.")
+    problems: ProblemSource | None = Field(default=None, description="The problem set that the model is asked.")
+    traces: TraceSource | None = Field(default=None, description="The trace files that are diagnosed.")
+    sha256: Mapping[str, str] = Field(
+        default={}, description="Hashes of the problems and trace files, filled in when the study begins."
+    )
     instruments: Instruments = Field(
         default=USUAL,
-        description="What is measured: accuracy, errors (first errors and entropies), heads (needs errors), "
-        "steps (step maps), or those of plugins.",
+        description="What is measured: accuracy, errors (first errors and entropies), heads (needs errors), curves "
+        "(entropy along responses), steps (step maps), or those of plugins.",
     )
     n_contexts: Count = Field(default=16, description="Contexts per set when heads are located.")
     min_errors: Count = Field(
@@ -50,18 +66,50 @@ class DiagnoseConfig(CellsConfig):
     )
     max_types: int = Field(default=2, ge=0, description="Key error types per task that are searched for heads.")
     n_maps: Count = Field(
-        default=8, description="Traces per cell, right and wrong ones each, that step maps are made of."
+        default=8,
+        description="Traces per cell (of a problem set: in all), right and wrong each, that step maps are made of.",
     )
     repair: Place | None = Field(
         default=None,
         description="Repair (a bundled name, a folder or a Hub id) with which every problem is answered again.",
     )
+    asking: Asking | None = Field(default=None, description="How problems are asked; default: as they are written.")
+    sampling: Sampling | None = Field(default=None, description="How tokens are drawn; default: by the temperature.")
+    n_samples: Count = Field(default=1, description="Responses per problem.")
     temperature: Temperature = 0.0
     max_new_tokens: NewTokens = None
     batch_size: BatchSize = None
     adapter: str | None = Field(default=None, description="Folder of a PEFT adapter that is merged into the model.")
     dtype: str | None = Field(default=None, description="Number type of the model (default: the checkpoint's).")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_instruments(cls, settings: Any) -> Any:
+        if isinstance(settings, Mapping) and "instruments" not in settings and not settings.get("hops"):
+            return {**settings, "instruments": OPEN}
+        return settings
+
+    @model_validator(mode="after")
+    def _has_cells(self) -> Self:
+        named = [name for name in ("hops", "problems", "traces") if getattr(self, name)]
+        if not named:
+            raise BadInput(
+                "No hops were asked for, nor problems or traces; a diagnosis is of tasks, of a problem set or of "
+                "trace files."
+            )
+        if "hops" in named and len(named) > 1:
+            raise BadInput(f"A diagnosis is either of tasks (hops) or of {named[1]}; name one of them.")
+        if self.traces is not None and self.repair is not None:
+            raise BadInput("A repair answers problems again, and a diagnosis of traces asks none; take one of them.")
+        if self.sampling is not None and self.temperature:
+            raise BadInput("The temperature is part of the sampling; set only one of them.")
+        return self
+
+    @property
+    def drawing(self) -> Sampling:
+        """Return how tokens are drawn."""
+        return self.sampling or Sampling(temperature=self.temperature)
 
     @model_validator(mode="after")
     def _heads_need_errors(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,10 @@ from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
 from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis import repair, units
+from chainwright.studies.diagnosis.base import Bench, Instrument
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.units import Bench, Instrument
+from chainwright.studies.diagnosis.parts import load_traces, notes
+from chainwright.studies.diagnosis.sources import Source, pinned
 from chainwright.studies.engine import Study
 from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
@@ -32,7 +34,7 @@ from chainwright.traces import Trace
 KIND = "diagnosis"
 F = TypeVar("F", bound=Finding)
 # not asked for by name, so they are not registered
-_FIXED: tuple[type[Instrument], ...] = (repair.KeptRepair, units.Traces, repair.Repaired)
+_FIXED: tuple[type[Instrument], ...] = (repair.KeptRepair, Source, units.Traces, units.Scores, repair.Repaired)
 
 
 def instruments_of(config: DiagnoseConfig) -> list[Instrument]:
@@ -45,7 +47,7 @@ def instruments_of(config: DiagnoseConfig) -> list[Instrument]:
     instruments = sorted((kind() for kind in kinds), key=lambda i: (i.order, i.name))
     owners: dict[str, str] = {}
     for instrument in (chosen := [i for i in instruments if i.is_asked(config)]):
-        if missing := [name for name in instrument.needs if name not in config.instruments]:
+        if missing := [name for name in instrument.needs if name not in (*config.instruments, units.Scores.name)]:
             raise BadInput(f"The instrument {instrument.name!r} needs {missing[0]!r}; add it to the instruments.")
         for group in instrument.groups:
             if owners.setdefault(group, instrument.name) != instrument.name:
@@ -66,8 +68,9 @@ class DiagnosisPlan(Plan):
         """Check that every cell can be asked; nothing is computed.
 
         Raises:
-            BadInput: A task cannot have that many hops.
+            BadInput: A task cannot have that many hops, or a file of problems or traces cannot be read.
         """
+        config = pinned(config)
         for task, hops in config.cells():
             tasks.sample(task, hops, 1, rendering=config.rendering)
         self.bench = Bench(model, tokenizer, config)
@@ -101,18 +104,20 @@ class Diagnosis(Sequence[Finding]):
         findings: What the instruments returned: accuracy, first errors, head roles at each key error type, and what
             else was asked for (alternatives, evidence for heads, step maps, what a repair gains).
         traces: All traces, cell by cell.
-        scores: Token scores of each trace, in the same order.
+        scores: Token scores of each trace, in the same order; None if no instrument needed them.
         token_strs: The text of each token of each trace.
         skipped: Key error types that were not searched for heads, and why.
+        notes: Of an open diagnosis, what was noticed when problems or traces were read (see `parts.notes`).
     """
 
     config: DiagnoseConfig
     provenance: Mapping[str, str]
     findings: list[Finding]
     traces: list[Trace]
-    scores: list[TokenScores]
+    scores: list[TokenScores] | None
     token_strs: list[list[str]]
     skipped: list[str] = field(default_factory=list)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -175,15 +180,21 @@ def config_of(study: Study) -> DiagnoseConfig:
 
 def has_report(config: DiagnoseConfig) -> bool:
     """Say whether a diagnosis has the instruments that its summary and report are made of."""
-    return {"accuracy", "errors"} <= set(config.instruments)
+    return set(_needed(config)) <= set(config.instruments)
+
+
+def _needed(config: DiagnoseConfig) -> tuple[str, ...]:
+    return ("accuracy", "errors") if config.hops else ("accuracy",)
 
 
 def check_instruments(config: DiagnoseConfig, what: str) -> None:
     """Raise BadInput unless a diagnosis has the instruments that its summary and report are made of."""
-    if missing := sorted({"accuracy", "errors"} - set(config.instruments)):
+    needed = _needed(config)
+    if missing := sorted(set(needed) - set(config.instruments)):
         raise BadInput(
-            f"{what} needs the instruments accuracy and errors, but {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing; `chainwright study show` shows what a study has."
+            f"{what} needs the instrument{'s' if len(needed) > 1 else ''} {' and '.join(needed)}, but "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; `chainwright study show` shows "
+            "what a study has."
         )
 
 
@@ -203,9 +214,9 @@ def diagnosis_of(study: Study) -> Diagnosis:
 
 
 def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> Diagnosis:
-    traces = units.load_traces(config, done)
+    traces = load_traces(config, done)
     texts = units.load_token_strs(config, done)
-    keys = units.key_types(done)
+    keys = units.key_types(done) if "errors" in done else []
     located = {key: units.head_unit(*key) for key in keys}
     findings = [finding for instrument in instruments_of(config) for finding in instrument.findings(config, done)]
     return Diagnosis(
@@ -213,9 +224,10 @@ def _read(config: DiagnoseConfig, source: Mapping[str, str], done: Results) -> D
         provenance=source,
         findings=findings,
         traces=traces,
-        scores=units.load_scores(config, done),
+        scores=units.load_scores(config, done) if units.have_scores(config, done) else None,
         token_strs=[[texts.get(int(i), "") for i in trace.input_ids] for trace in traces],
         skipped=[f"{key[0]}, {key[1]}: {done.skipped[unit]}" for key, unit in located.items() if unit in done.skipped],
+        notes=notes(done),
     )
 
 

@@ -1,7 +1,7 @@
 """A repair within a diagnosis: the same problems answered again with it, and what that gains.
 
 repair                         the repair itself, so that a resumed study uses the repair that it began with
-repaired/<task>-<hops>-<seed>  the traces of a cell with it, which tokens it flagged, and what it counted
+repaired/<part>                the traces of a part with it, which tokens it flagged, and what it counted
 comparison                     `Comparison` and `Flips` of the answers without and with it
 """
 
@@ -12,25 +12,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from chainwright import tasks
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
-from chainwright.figures.words import counted
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr.flag_log import logged_flags
+from chainwright.studies.diagnosis.base import Bench, Instrument
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.units import (
-    Bench,
-    Cell,
-    Instrument,
-    cell_of,
-    cells,
-    decode_cell,
-    load_traces,
-    trace_units,
-)
+from chainwright.studies.diagnosis.parts import Part, load_traces, part_of, parts
+from chainwright.studies.diagnosis.units import decode_part, have_traces
 from chainwright.studies.plan import Job, Results
 from chainwright.traces import read_traces, write_traces
 
@@ -74,10 +65,9 @@ class Repaired(Instrument):
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return one unit of traces per cell and, once they are finished, the comparison."""
-        needed = [REPAIR, *trace_units(config)]
-        if not done.are_finished(needed):
+        if not (done.are_finished([REPAIR]) and have_traces(config, done)):
             return []
-        repaired = _units(config)
+        repaired = _units(config, done)
         return [*repaired, COMPARISON] if done.are_finished(repaired) else repaired
 
     def compute(self, bench: Bench, job: Job) -> None:
@@ -85,14 +75,13 @@ class Repaired(Instrument):
         if job.unit == COMPARISON:
             _compare(bench, job)
         else:
-            _decode(bench, job, cell_of(bench.config, job.unit))
+            _decode(bench, job, part_of(bench.config, job.unit))
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a title with the cell and the repair's name."""
         if unit == COMPARISON:
             return f"What {_name(config)} gains"
-        cell = cell_of(config, unit)
-        return f"{tasks.title(cell.task)}, {counted(cell.hops, 'hop')} with {_name(config)}"
+        return f"{part_of(config, unit).title} with {_name(config)}"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
         """Return the comparison with the repair's cost, and the chains that changed."""
@@ -106,10 +95,10 @@ class Repaired(Instrument):
         ]
 
 
-def _decode(bench: Bench, job: Job, cell: Cell) -> None:
+def _decode(bench: Bench, job: Job, part: Part) -> None:
     repair = Repair.from_pretrained(job.done[REPAIR] / "repair")
     with logged_flags(repair) as flag_log:
-        traces = decode_cell(bench, cell, job, repair)
+        traces = decode_part(bench, part, job, repair)
     write_traces(job.out / "traces.parquet", traces)
     if flag_log is not None:
         write_json(job.out / "flagged.json", flag_log.tokens(traces))
@@ -118,7 +107,7 @@ def _decode(bench: Bench, job: Job, cell: Cell) -> None:
 
 
 def _compare(bench: Bench, job: Job) -> None:
-    config, folders = bench.config, [job.done[unit] for unit in _units(bench.config)]
+    config, folders = bench.config, [job.done[unit] for unit in _units(bench.config, job.done)]
     repaired = [trace for folder in folders for trace in read_traces(folder / "traces.parquet")]
     traces = {ALONE: load_traces(config, job.done), _name(config): repaired}
     compare(traces).save(job.out / "comparison")
@@ -131,7 +120,7 @@ def _compare(bench: Bench, job: Job) -> None:
 
 def _costs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[str, Any]:
     """Return the share of tokens that the repair flagged, and the extra tokens that it read per decoded one."""
-    counts = [read_json(done[unit] / "counts.json") for unit in _units(config)]
+    counts = [read_json(done[unit] / "counts.json") for unit in _units(config, done)]
     total = {name: sum(count[name] for count in counts) for name in ("n_tokens", "n_flagged", "n_extra_tokens")}
     if not total["n_tokens"]:
         return {}
@@ -141,8 +130,8 @@ def _costs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _units(config: DiagnoseConfig) -> list[str]:
-    return [f"repaired/{cell.name}" for cell in cells(config)]
+def _units(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[str]:
+    return [f"repaired/{part.name}" for part in parts(config, done)]
 
 
 def _name(config: DiagnoseConfig) -> str:

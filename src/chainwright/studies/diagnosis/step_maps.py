@@ -1,12 +1,14 @@
 """Step maps as an instrument of a diagnosis: some right and wrong traces of each cell, then right against wrong.
 
-steps/<task>-<hops>-<seed>   one `StepSaliency` per trace, in folders named by the trace's index in its cell
+steps/<part>                 one `StepSaliency` per trace, in folders named by the trace's index in its part
 step-groups                  `StepGroups` over all of them
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -15,14 +17,15 @@ from chainwright import tasks
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.diagnose.steps.comparison import StepGroups, compare_steps
+from chainwright.diagnose.steps.comparison import StepGroups, compare_steps, compare_whole_steps
 from chainwright.diagnose.steps.estimate import SaliencyPlan, plan_step_saliency
 from chainwright.diagnose.steps.saliency import StepSaliency, step_saliency
-from chainwright.figures.words import counted
+from chainwright.studies.diagnosis.base import Bench, Instrument
 from chainwright.studies.diagnosis.config import DiagnoseConfig
-from chainwright.studies.diagnosis.units import Bench, Instrument, cell_of, cells, trace_units
+from chainwright.studies.diagnosis.parts import Cell, Part, load_part, load_traces, part_of, parts
+from chainwright.studies.diagnosis.units import have_traces
 from chainwright.studies.plan import Job, Results, Skip
-from chainwright.traces import Trace, read_traces
+from chainwright.traces import Trace
 
 GROUPS = "step-groups"
 
@@ -35,9 +38,9 @@ class StepMaps(Instrument):
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return one unit of maps per cell and, once they are finished, the comparison."""
-        if not done.are_finished(trace_units(config)):
+        if not have_traces(config, done):
             return []
-        maps = [f"steps/{cell.name}" for cell in cells(config)]
+        maps = [f"steps/{part.name}" for part in parts(config, done)]
         return [*maps, GROUPS] if done.are_finished(maps) else maps
 
     def compute(self, bench: Bench, job: Job) -> None:
@@ -45,10 +48,11 @@ class StepMaps(Instrument):
         if job.unit == GROUPS:
             _compare(bench.config, job)
             return
-        cell = cell_of(bench.config, job.unit)
-        traces = read_traces(job.done[f"traces/{cell.name}"] / "traces.parquet")
+        traces, chosen = _chosen(bench.config, part_of(bench.config, job.unit), job.done)
+        if not chosen and not bench.config.hops:
+            raise Skip("none of its traces was chosen for a map")
         found: dict[int, StepSaliency] = {}
-        for i in (chosen := choose_traces(traces, bench.config.n_maps)):
+        for i in chosen:
             job.tick(len(found), len(chosen))
             try:
                 found[i] = step_saliency(bench.model, traces[i])
@@ -61,8 +65,7 @@ class StepMaps(Instrument):
         """Return a title such as "Step maps: CLF, 12 hops"."""
         if unit == GROUPS:
             return "Steps of right traces against wrong ones"
-        cell = cell_of(config, unit)
-        return f"Step maps: {tasks.title(cell.task)}, {counted(cell.hops, 'hop')}"
+        return f"Step maps: {part_of(config, unit).title}"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
         """Return the maps, each with its trace's index in the diagnosis as `config["trace"]`; then the comparison."""
@@ -71,10 +74,28 @@ class StepMaps(Instrument):
 
 
 def choose_traces(traces: list[Trace], n: int) -> list[int]:
-    """Return the first `n` wrong and the first `n` right traces, in their order."""
-    wrong = [i for i, trace in enumerate(traces) if trace.first_error is not None]
-    right = [i for i, trace in enumerate(traces) if trace.is_exact]
+    """Return the first `n` wrong and the first `n` right traces, in their order.
+
+    A trace whose slots are known is wrong at its first error; of any other the answer decides.
+    """
+    wrong = [i for i, trace in enumerate(traces) if trace.first_error is not None or _is(trace, "wrong")]
+    right = [i for i, trace in enumerate(traces) if trace.is_exact or _is(trace, "right")]
     return sorted(wrong[:n] + right[:n])
+
+
+def _chosen(config: DiagnoseConfig, part: Part, done: Mapping[str, Path]) -> tuple[list[Trace], list[int]]:
+    """Return the traces of a part, and which of them get a map: some of each cell, or of a whole problem set."""
+    traces = load_part(part, done)
+    if isinstance(part, Cell):
+        return traces, choose_traces(traces, config.n_maps)
+    before = sum(len(load_part(other, done)) for other in parts(config, done) if other < part)
+    every = choose_traces(load_traces(config, done), config.n_maps)
+    return traces, [i - before for i in every if before <= i < before + len(traces)]
+
+
+def _is(trace: Trace, outcome: str) -> bool:
+    has_slots = trace.problem is not None and bool(trace.problem.slots)
+    return not has_slots and trace.outcome == outcome
 
 
 def plan_steps(
@@ -88,7 +109,8 @@ def plan_steps(
     n = min(config.n, 2 * config.n_maps)
     gold = [
         Trace.from_text(tokenizer, problem.prompt, problem.chain, problem=problem)
-        for cell in cells(config)
+        for cell in parts(config)
+        if isinstance(cell, Cell)
         for problem in tasks.sample(cell.task, cell.hops, n, cell.seed, rendering=config.rendering)
     ]
     return plan_step_saliency(model, gold, device=device)
@@ -96,9 +118,9 @@ def plan_steps(
 
 def _load_maps(config: DiagnoseConfig, done: Results) -> list[tuple[Trace, StepSaliency]]:
     found, before = [], 0
-    for cell in cells(config):
-        traces = read_traces(done[f"traces/{cell.name}"] / "traces.parquet")
-        unit = f"steps/{cell.name}"
+    for part in parts(config, done):
+        traces = load_part(part, done)
+        unit = f"steps/{part.name}"
         folders = sorted(path for path in done[unit].iterdir() if path.is_dir()) if unit in done else []
         for folder in folders:
             one, i = StepSaliency.load(folder), int(folder.name)
@@ -110,6 +132,7 @@ def _load_maps(config: DiagnoseConfig, done: Results) -> list[tuple[Trace, StepS
 def _compare(config: DiagnoseConfig, job: Job) -> None:
     found = _load_maps(config, job.done)
     try:
-        compare_steps([trace for trace, _ in found], [one for _, one in found]).save(job.out)
+        compare = compare_steps if config.hops else compare_whole_steps
+        compare([trace for trace, _ in found], [one for _, one in found]).save(job.out)
     except BadInput as error:
         raise Skip(str(error)) from error

@@ -6,6 +6,14 @@
     n = 40
     seeds = [0, 1]
 
+or, in place of tasks and hops, a problem set or trace files:
+
+    [problems]
+    source = "gsm8k_test.jsonl"
+
+    [traces]
+    files = ["samples.jsonl"]
+
 Every other key is one of `DiagnoseConfig`, with its default there; `rendering` may also be "auto".
 """
 
@@ -58,7 +66,9 @@ def _config(asked: Mapping[str, Any]) -> DiagnoseConfig:
     if not isinstance(rendering, str):
         raise BadInput(f"rendering must be a text; got {rendering!r}.")
     rendering = rendering_for(rendering, asked["model"])
-    hops = _hops(asked.get("tasks"), asked.get("hops"), rendering)
+    is_open = bool(asked.get("problems") or asked.get("traces"))
+    has_cells = not is_open or asked.get("tasks") or asked.get("hops")
+    hops = _hops(asked.get("tasks"), asked.get("hops"), rendering) if has_cells else {}
     settings = {name: value for name, value in asked.items() if name != "tasks"}
     return DiagnoseConfig.from_record(settings | {"rendering": rendering, "hops": hops})
 
@@ -92,17 +102,30 @@ def _counts(value: Any) -> tuple[int, ...]:
 def study_file_text(config: DiagnoseConfig) -> str:
     """Return the study file that asks for a diagnosis: its model, rendering and hops, and what is not the default."""
     record = config.record()
-    defaults = DiagnoseConfig(model=config.model, hops=config.hops).record()
+    defaults: dict[str, Any] = {name: field.get_default() for name, field in DiagnoseConfig.model_fields.items()}
+    defaults["seeds"], defaults["instruments"] = (list(defaults[name]) for name in ("seeds", "instruments"))
     always = ("model", "rendering")
     lines = [
         f"{name} = {_value(value)}"
         for name, value in record.items()
-        if name != "hops" and value is not None and (name in always or value != defaults[name])
+        if not isinstance(value, Mapping) and value is not None and (name in always or value != defaults[name])
     ]
-    hops = [f"{_value(task)} = {_value(counts)}" for task, counts in record["hops"].items()]
-    return "\n".join([*lines, "", "[hops]", *hops]) + "\n"
+    tables = {name: value for name, value in record.items() if isinstance(value, Mapping) and value}
+    return "\n".join([*lines, *(line for name, table in tables.items() for line in _table(name, table))]) + "\n"
+
+
+def _table(name: str, table: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table, without the values that TOML cannot say or that say nothing."""
+    known = {key: value for key, value in table.items() if value is not None and value not in ({}, [])}
+    return ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in known.items())]
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
 
 
 def _value(value: Any) -> str:
-    """Return a text, number, truth value or list of them in TOML, which writes these as JSON does."""
+    """Return a value in TOML, which writes all but tables as JSON does."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)

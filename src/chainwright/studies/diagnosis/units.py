@@ -1,9 +1,10 @@
 """The instruments of a diagnosis: each lists its units and computes them.
 
-    traces/<task>-<hops>-<seed>   the traces of a cell, and the text of each of their tokens
+    traces/<part>                 the traces of a cell of a task or of 64 problems, and the text of each of their tokens
     accuracy                      accuracy by task and hops, over all seeds
-    scores/<task>-<hops>-<seed>   log-probability and entropy of each token of them, and the likeliest alternatives
+    scores/<part>                 log-probability and entropy of each token of them, and the likeliest alternatives
     errors                        first errors, with entropies
+    curves                        entropy and log-probability along responses, right against wrong
     heads/<task>-<type>           head roles of a key error type, and what the best head does on held-out contexts
     evidence/<task>-<type>        what the model predicts at those errors with each of the outstanding heads ablated
 
@@ -12,114 +13,63 @@ An instrument lists units only when what they read is finished.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from random import Random
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
-from chainwright._registry import register
+from chainwright._registry import load, register
 from chainwright.decode.run import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
+from chainwright.diagnose.curves import Curves, curves
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, alternatives
 from chainwright.evaluation.accuracy import Accuracy, evaluate
-from chainwright.figures.words import counted
 from chainwright.repair.base import Repair
 from chainwright.scoring import TokenScores, score_all
+from chainwright.studies.diagnosis.base import Bench, Instrument
 from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.diagnosis.parts import (
+    NOTHING,
+    ROWS,
+    Cell,
+    Part,
+    Slice,
+    load_part,
+    load_traces,
+    part_of,
+    parts,
+    trace_units,
+)
+from chainwright.studies.diagnosis.sources import load_problems, source_file
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces
 
-
-class Cell(NamedTuple):
-    """The problems of one task at one hop count, drawn with one seed."""
-
-    task: str
-    hops: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Return the last part of the cell's unit ids."""
-        return f"{self.task}-{self.hops:03d}-{self.seed}"
-
-
-def cells(config: DiagnoseConfig) -> list[Cell]:
-    """Return every cell of a diagnosis, seed by seed within a task and hop count."""
-    return [Cell(task, hops, seed) for task, hops in config.cells() for seed in config.seeds]
-
-
-def cell_of(config: DiagnoseConfig, unit: str) -> Cell:
-    """Return the cell that a unit such as "traces/parity-012-0" is of."""
-    return next(cell for cell in cells(config) if cell.name == unit.partition("/")[2])
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The model, its tokenizer and the settings: what every instrument works with."""
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    config: DiagnoseConfig
-
-
-class Instrument(ABC):
-    """One measurement of a diagnosis.
-
-    To add one, from inside or outside of the package, register a subclass under the kind "instrument"; its name may
-    then be among `DiagnoseConfig.instruments`. What it writes is a part of the study, and what `findings` returns is a
-    part of the diagnosis and its report.
-
-    Attributes:
-        name: The name it is registered under.
-        needs: Instruments whose results it reads.
-        groups: What its unit ids begin with; no other instrument's may begin so.
-        order: Where its units come among those of other instruments, lower ones first; they count up in tens.
-    """
-
-    name: str
-    needs: tuple[str, ...] = ()
-    groups: tuple[str, ...]
-    order: int = 60
-
-    def is_asked(self, config: DiagnoseConfig) -> bool:
-        """Return whether a diagnosis has this instrument."""
-        return self.name in config.instruments
-
-    @abstractmethod
-    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return the ids of its units that are computed already or can be, given the finished ones."""
-
-    @abstractmethod
-    def compute(self, bench: Bench, job: Job) -> None:
-        """Compute one of its units; see `Plan.compute`."""
-
-    @abstractmethod
-    def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return the name that is shown for a unit while it is computed."""
-
-    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
-        """Return its findings in a finished study; none if every unit was skipped."""
-        return []
+__all__ = [
+    "Bench",
+    "Instrument",
+    "decode_part",
+    "have_scores",
+    "have_traces",
+    "load_scores",
+    "load_traces",
+    "trace_units",
+]
 
 
 class Traces(Instrument):
-    """Lets the model answer; part of every diagnosis."""
+    """Lets the model answer, or takes the traces of files; part of every diagnosis."""
 
     name, groups, order = "traces", ("traces",), 10
 
@@ -128,12 +78,14 @@ class Traces(Instrument):
         return True
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return one unit per cell."""
-        return trace_units(config)
+        """Return one unit per part, once it is known how many there are."""
+        return trace_units(config, done)
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Write the traces of a cell, and the text of each token id in them."""
-        found = decode_cell(bench, cell_of(bench.config, job.unit), job)
+        """Write the traces of a part, and the text of each token id in them."""
+        part = part_of(bench.config, job.unit)
+        is_read = bench.config.traces is not None and isinstance(part, Slice)
+        found = read_traces(source_file(part, job.done)) if is_read else decode_part(bench, part, job)  # type: ignore[arg-type]
         write_traces(job.out / "traces.parquet", found)
         known = sorted({int(i) for trace in found for i in trace.input_ids})
         texts = {str(i): bench.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
@@ -141,9 +93,11 @@ class Traces(Instrument):
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return a title such as "Parity-NL, 12 hops: 40 problems"."""
-        cell = cell_of(config, unit)
-        seed = f", seed {cell.seed}" if len(config.seeds) > 1 else ""
-        return f"{tasks.title(cell.task)}, {counted(cell.hops, 'hop')}{seed}: {config.n} problems"
+        part = part_of(config, unit)
+        if isinstance(part, Slice):
+            return f"{'Answers to' if config.traces is None else 'Taking'} {part.title}"
+        seed = f", seed {part.seed}" if len(config.seeds) > 1 else ""
+        return f"{part.title}{seed}: {config.n} problems"
 
 
 @register("instrument", "accuracy")
@@ -154,53 +108,101 @@ class AccuracyOf(Instrument):
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
         """Return its one unit once all traces are there."""
-        return ["accuracy"] if done.are_finished(trace_units(config)) else []
+        return ["accuracy"] if have_traces(config, done) else []
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Save the `Accuracy` of all traces."""
-        evaluate(load_traces(bench.config, job.done)).save(job.out)
+        """Save the `Accuracy` of all traces that were judged."""
+        traces = load_traces(bench.config, job.done)
+        judged = [trace for trace in traces if trace.is_correct is not None]
+        if not judged:
+            raise Skip(
+                "no response was judged, so it is unknown which are right; name the problems with --problems, or a "
+                "field that holds the answers"
+            )
+        evaluate(judged).save(job.out)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return "Accuracy by task and hops"."""
-        return "Accuracy by task and hops"
+        """Return "Accuracy by task and hops", or "Accuracy" of a problem set."""
+        return "Accuracy by task and hops" if config.hops else "Accuracy"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
-        """Return the `Accuracy`."""
-        return [Accuracy.load(done["accuracy"])]
+        """Return the `Accuracy`; none if nothing was judged."""
+        return [Accuracy.load(done["accuracy"])] if "accuracy" in done else []
+
+
+class Scores(Instrument):
+    """How sure the model was at every token, and which others it thought of; computed for instruments that need it."""
+
+    name, groups, order = "scores", ("scores",), 28
+
+    def is_asked(self, config: DiagnoseConfig) -> bool:
+        """Return whether an instrument that was asked for reads the scores."""
+        return any("scores" in load("instrument", name).needs for name in config.instruments)
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return one unit per part."""
+        return score_units(config, done) if have_traces(config, done) else []
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Save the scores and alternatives of a part's traces."""
+        traces = load_part(part_of(bench.config, job.unit), job.done)
+        _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
+        alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return which tokens are scored."""
+        return f"Scoring every token: {part_of(config, unit).title}"
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the `Alternatives` if the study has them."""
+        return list(load_alternatives(config, done))
 
 
 @register("instrument", "errors")
 class Errors(Instrument):
     """First errors, and how sure the model was at them."""
 
-    name, groups, order = "errors", ("scores", "errors"), 30
+    name, needs, groups, order = "errors", ("scores",), ("errors",), 30
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        """Return one unit of scores per cell and, once they are finished, the error table."""
-        if not done.are_finished(trace_units(config)):
-            return []
-        scores = [f"scores/{cell.name}" for cell in cells(config)]
-        return [*scores, "errors"] if done.are_finished(scores) else scores
+        """Return its one unit once every token is scored."""
+        return ["errors"] if have_scores(config, done) else []
 
     def compute(self, bench: Bench, job: Job) -> None:
-        """Save the scores and alternatives of a cell's traces, or the `ErrorTable`."""
-        if job.unit == "errors":
-            first_errors(load_traces(bench.config, job.done), load_scores(bench.config, job.done)).save(job.out)
-            return
-        traces = read_traces(job.done[f"traces/{cell_of(bench.config, job.unit).name}"] / "traces.parquet")
-        _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
-        alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
+        """Save the `ErrorTable`."""
+        first_errors(load_traces(bench.config, job.done), load_scores(bench.config, job.done)).save(job.out)
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
-        """Return "First errors", or the cell whose tokens are scored."""
-        if unit == "errors":
-            return "First errors"
-        cell = cell_of(config, unit)
-        return f"Scoring every token: {tasks.title(cell.task)}, {counted(cell.hops, 'hop')}"
+        """Return "First errors"."""
+        return "First errors"
 
     def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
-        """Return the `ErrorTable`, and the `Alternatives` if the study has them."""
-        return [ErrorTable.load(done["errors"]), *load_alternatives(config, done)]
+        """Return the `ErrorTable`."""
+        return [ErrorTable.load(done["errors"])]
+
+
+@register("instrument", "curves")
+class CurvesOf(Instrument):
+    """Entropy and log-probability along responses, right ones against wrong ones; usual where there are no slots."""
+
+    name, needs, groups, order = "curves", ("scores",), ("curves",), 35
+
+    def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
+        """Return its one unit once every token is scored."""
+        return ["curves"] if have_scores(config, done) else []
+
+    def compute(self, bench: Bench, job: Job) -> None:
+        """Save the `Curves`."""
+        traces, scores = load_traces(bench.config, job.done), load_scores(bench.config, job.done)
+        curves(traces, scores, bench.tokenizer).save(job.out)
+
+    def title(self, config: DiagnoseConfig, unit: str) -> str:
+        """Return what is compared."""
+        return "How sure the model was, right answers against wrong ones"
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the `Curves`."""
+        return [Curves.load(done["curves"])]
 
 
 @register("instrument", "heads")
@@ -249,36 +251,50 @@ class Heads(Instrument):
         return [*(RoleFinding.load(done[unit]) for unit in located if unit in done), *load_evidence(done)]
 
 
-def decode_seed(cell: Cell) -> int:
-    """Return the seed that a cell is decoded with.
-
-    Within one call of `generate` each row has its own noise, but row 3 of two calls with one seed has the same; so each
-    cell has its own seed.
-    """
-    return Random(f"{cell.seed}/{cell.task}/{cell.hops}").getrandbits(32)
-
-
-def decode_cell(bench: Bench, cell: Cell, job: Job, repair: Repair | None = None) -> list[Trace]:
-    """Return the traces of a cell's problems, alone or with a repair, ticking as they come."""
+def decode_part(bench: Bench, part: Part, job: Job, repair: Repair | None = None) -> list[Trace]:
+    """Return the traces of a part's problems, alone or with a repair, ticking as they come."""
     config = bench.config
-    problems = tasks.sample(cell.task, cell.hops, config.n, cell.seed, rendering=config.rendering)
-    return generate(
-        bench.model,
-        bench.tokenizer,
-        problems,
-        repair=repair,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        temperature=config.temperature,
-        seed=decode_seed(cell),
-        progress=False,
-        on_traces=job.counter(len(problems)),
-    )
+    settings: dict[str, Any] = {
+        "repair": repair,
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.batch_size,
+        "sampling": config.drawing,
+        "n_samples": config.n_samples,
+        "asking": config.asking,
+        "progress": False,
+    }
+    if isinstance(part, Cell):
+        problems = tasks.sample(part.task, part.hops, config.n, part.seed, rendering=config.rendering)
+        settings |= {"seed": part.decode_seed}
+    else:
+        every = load_problems(job.done)
+        problems = every[part.start : part.start + ROWS]
+        settings |= {"seed": config.seeds[0], "first_row": part.start, "shots_pool": every}
+    count = job.counter(len(problems) * config.n_samples)
+    traces = generate(bench.model, bench.tokenizer, problems, **settings, on_traces=count)
+    return traces if isinstance(part, Cell) else [_numbered(trace, part.start, i, config.n_samples)
+                                                  for i, trace in enumerate(traces)]  # fmt: skip
 
 
-def trace_units(config: DiagnoseConfig) -> list[str]:
-    """Return the ids of the units that hold traces, in the order of the cells."""
-    return [f"traces/{cell.name}" for cell in cells(config)]
+def _numbered(trace: Trace, start: int, i: int, n_samples: int) -> Trace:
+    """Return a trace whose `info` has the number of its problem in the whole set."""
+    return replace(trace, info={**trace.info, "problem": start + i // n_samples, "sample": i % n_samples})
+
+
+def have_traces(config: DiagnoseConfig, done: Results) -> bool:
+    """Return whether all traces are there."""
+    units = trace_units(config, done)
+    return bool(units) and done.are_finished(units)
+
+
+def have_scores(config: DiagnoseConfig, done: Results) -> bool:
+    """Return whether every token of all traces is scored."""
+    return have_traces(config, done) and done.are_finished(score_units(config, done))
+
+
+def score_units(config: DiagnoseConfig, done: Mapping[str, Path] = NOTHING) -> list[str]:
+    """Return the ids of the units that hold scores, in the order of the parts."""
+    return [f"scores/{part.name}" for part in parts(config, done)]
 
 
 def head_unit(task: str, kind: str) -> str:
@@ -297,24 +313,19 @@ def key_types(done: Mapping[str, Path]) -> list[tuple[str, str]]:
     return [(task, kind) for task, kinds in found.items() for kind in kinds]
 
 
-def load_traces(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Trace]:
-    """Return all traces, cell by cell."""
-    return [trace for unit in trace_units(config) for trace in read_traces(done[unit] / "traces.parquet")]
-
-
 def load_scores(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[TokenScores]:
     """Return the scores of all traces, in their order."""
-    paths = [done[f"scores/{cell.name}"] / "scores.safetensors" for cell in cells(config)]
+    paths = [done[unit] / "scores.safetensors" for unit in score_units(config, done)]
     return [scores for path in paths for scores in _load_scores(path)]
 
 
 def load_alternatives(config: DiagnoseConfig, done: Mapping[str, Path]) -> list[Alternatives]:
-    """Return the alternatives of all cells as one finding; none in a study of an older version."""
-    folders = [(unit, done[f"scores/{unit.partition('/')[2]}"] / "alternatives") for unit in trace_units(config)]
-    if not all(folder.exists() for _, folder in folders):
+    """Return the alternatives of all parts as one finding; none in a study of an older version."""
+    folders = [done[unit] / "alternatives" for unit in score_units(config, done)]
+    if not all(folder.exists() for folder in folders):
         return []
-    n_traces = [len(read_traces(done[unit] / "traces.parquet")) for unit, _ in folders]
-    return [Alternatives.joined([Alternatives.load(folder) for _, folder in folders], n_traces)]
+    n_traces = [len(load_part(part, done)) for part in parts(config, done)]
+    return [Alternatives.joined([Alternatives.load(folder) for folder in folders], n_traces)]
 
 
 def load_evidence(done: Mapping[str, Path]) -> list[HeadEvidence]:
@@ -325,7 +336,7 @@ def load_evidence(done: Mapping[str, Path]) -> list[HeadEvidence]:
 
 def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[int, str]:
     """Return the text of each token id that occurs in a trace."""
-    read = [read_json(done[unit] / "token_strs.json") for unit in trace_units(config)]
+    read = [read_json(done[unit] / "token_strs.json") for unit in trace_units(config, done)]
     return {int(i): text for texts in read for i, text in texts.items()}
 
 
