@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chainwright._registry import register
+from chainwright.cli._asking import ASKING, asking_of
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
     Device,
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
 CONTEXTS = ConfigOptions(_CONFIG, "n_contexts")
 STEPS = ConfigOptions(_CONFIG, "n_maps")
-DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "n_samples", "max_new_tokens", "batch_size",
-                         flags={"n_samples": "--samples", "temperature": "--temperature"})  # fmt: skip
+DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
+DRAWING = ConfigOptions(
+    "chainwright.studies.config:DecodeSettings",
+    *("n_samples", "sampling", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_thinking_tokens"),
+    flags={"n_samples": "--samples"},
+)
 SOURCE = ConfigOptions(_CONFIG, "adapter", "dtype", "revision")
 
 
@@ -68,7 +73,9 @@ def diagnose(
     plan: Annotated[
         bool, typer.Option("--plan", help="With --steps: print what the step maps will take, and run nothing.")
     ] = False,
+    asking: Values = ASKING,
     decoding: Values = DECODING,
+    drawing: Values = DRAWING,
     source: Values = SOURCE,
     device: Device = None,
     trust_remote_code: RemoteCode = False,
@@ -88,12 +95,24 @@ def diagnose(
     asked = _open(problems, files, reading, n, task, hops) or _cells(model, task, hops, rendering, n, steps=bool(steps))
     if steps is False and "instruments" in asked:
         asked["instruments"] = tuple(name for name in asked["instruments"] if name != "steps")
+    asked |= _drawn(asking, drawing)
     config = DiagnoseConfig(model=model, seeds=(seed,), **asked, **contexts, **maps, **decoding, **source)
     if plan:
         _print_plan(config, device, trust_remote_code)
         return
     run_diagnosis(config, out_folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
     print_diagnosis(out_folder)
+
+
+def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:
+    """Return how problems are asked and responses drawn, as far as that was said."""
+    from chainwright.prompts.asking import Asking
+    from chainwright.studies.config import DecodeSettings
+
+    how = asking_of(asking)
+    drawn = DecodeSettings(**{**drawing, "stop": drawing.get("stop") or None})
+    said: dict[str, Any] = {} if how == Asking() else {"asking": how}
+    return said if drawn == DecodeSettings() else said | {"decoding": drawn}
 
 
 def _cells(

@@ -96,11 +96,13 @@ def _asked(diagnosis: Diagnosis) -> list[str]:
     config, notes = diagnosis.config, diagnosis.notes
     if config.traces is not None:
         return [f"{counted(int(notes['n']), 'trace')} of {notes['name']}"]
-    drawn = "greedy" if config.drawing.temperature == 0 else f"temperature {config.drawing.temperature:g}"
+    drawing = config.drawing
+    warm = "the checkpoint's sampling" if drawing.temperature is None else f"temperature {drawing.temperature:g}"
+    drawn = "greedy" if drawing.temperature == 0 else warm
     seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {', '.join(map(str, config.seeds))}"
     if config.hops:
         return [f"{counted(config.n, 'problem')} per cell, {config.rendering} rendering, {drawn}, {seeds}"]
-    samples = f", {config.n_samples} responses each" if config.n_samples > 1 else ""
+    samples = f", {drawing.n_samples} responses each" if drawing.n_samples > 1 else ""
     shots = "" if config.asking is None or not config.asking.n_shots else f", {config.asking.n_shots} demonstrations"
     return [f"{counted(int(notes['n']), 'problem')} of {notes['name']}{samples}{shots}, {drawn}, {seeds}"]
 

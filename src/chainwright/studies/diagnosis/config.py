@@ -10,15 +10,25 @@ from pydantic import AfterValidator, Field, model_validator
 from chainwright import _registry
 from chainwright._config import MustBe
 from chainwright._errors import BadInput, unknown_name
-from chainwright.decode.sampling import Sampling
 from chainwright.prompts.asking import Asking
-from chainwright.studies.config import BatchSize, CellsConfig, Count, Hops, NewTokens, Place, Temperature
+from chainwright.studies.config import (
+    BatchSize,
+    CellsConfig,
+    Count,
+    DecodeSettings,
+    Hops,
+    NewTokens,
+    Place,
+    Temperature,
+)
 from chainwright.tasks.problem_sets import ProblemSource
 from chainwright.traces.reading import TraceSource
 
 USUAL = ("accuracy", "errors", "heads")
 OPEN = ("accuracy", "curves", "steps")
 """The usual instruments where there are no slots, so that first errors are not known."""
+
+_LATER = ("problems", "traces", "sha256", "asking", "decoding", "adapter")
 
 
 def _known_instruments(names: Sequence[str]) -> Sequence[str]:
@@ -74,8 +84,9 @@ class DiagnoseConfig(CellsConfig):
         description="Repair (a bundled name, a folder or a Hub id) with which every problem is answered again.",
     )
     asking: Asking | None = Field(default=None, description="How problems are asked; default: as they are written.")
-    sampling: Sampling | None = Field(default=None, description="How tokens are drawn; default: by the temperature.")
-    n_samples: Count = Field(default=1, description="Responses per problem.")
+    decoding: DecodeSettings | None = Field(
+        default=None, description="What else decides how responses are drawn: samples per problem, top-p, stops, ..."
+    )
     temperature: Temperature = 0.0
     max_new_tokens: NewTokens = None
     batch_size: BatchSize = None
@@ -102,14 +113,30 @@ class DiagnoseConfig(CellsConfig):
             raise BadInput(f"A diagnosis is either of tasks (hops) or of {named[1]}; name one of them.")
         if self.traces is not None and self.repair is not None:
             raise BadInput("A repair answers problems again, and a diagnosis of traces asks none; take one of them.")
-        if self.sampling is not None and self.temperature:
-            raise BadInput("The temperature is part of the sampling; set only one of them.")
         return self
 
+    def record(self) -> dict[str, Any]:
+        """Return every setting as plain values; those that came later only if they are set.
+
+        So the record of a study of tasks stays what it was, and a study that was begun before is resumed.
+        """
+        return {
+            name: value
+            for name, value in super().record().items()
+            if name not in _LATER or value not in (None, {}, type(self).model_fields[name].default)
+        }
+
     @property
-    def drawing(self) -> Sampling:
-        """Return how tokens are drawn."""
-        return self.sampling or Sampling(temperature=self.temperature)
+    def drawing(self) -> DecodeSettings:
+        """Return everything that decides how responses are drawn, from `decoding` and the settings beside it."""
+        base = self.decoding or DecodeSettings()
+        is_models = base.sampling == "model" and not self.temperature
+        return base.replace(
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            temperature=None if is_models else self.temperature,
+            seed=self.seeds[0],
+        )
 
     @model_validator(mode="after")
     def _heads_need_errors(self) -> Self:

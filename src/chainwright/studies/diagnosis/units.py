@@ -254,12 +254,10 @@ class Heads(Instrument):
 def decode_part(bench: Bench, part: Part, job: Job, repair: Repair | None = None) -> list[Trace]:
     """Return the traces of a part's problems, alone or with a repair, ticking as they come."""
     config = bench.config
+    n_samples = config.drawing.n_samples
     settings: dict[str, Any] = {
+        **config.drawing.options(bench.model),
         "repair": repair,
-        "max_new_tokens": config.max_new_tokens,
-        "batch_size": config.batch_size,
-        "sampling": config.drawing,
-        "n_samples": config.n_samples,
         "asking": config.asking,
         "progress": False,
     }
@@ -269,10 +267,10 @@ def decode_part(bench: Bench, part: Part, job: Job, repair: Repair | None = None
     else:
         every = load_problems(job.done)
         problems = every[part.start : part.start + ROWS]
-        settings |= {"seed": config.seeds[0], "first_row": part.start, "shots_pool": every}
-    count = job.counter(len(problems) * config.n_samples)
+        settings |= {"first_row": part.start, "shots_pool": every}
+    count = job.counter(len(problems) * n_samples)
     traces = generate(bench.model, bench.tokenizer, problems, **settings, on_traces=count)
-    return traces if isinstance(part, Cell) else [_numbered(trace, part.start, i, config.n_samples)
+    return traces if isinstance(part, Cell) else [_numbered(trace, part.start, i, n_samples)
                                                   for i, trace in enumerate(traces)]  # fmt: skip
 
 
