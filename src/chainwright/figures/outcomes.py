@@ -42,8 +42,8 @@ def outcome_curves(rows: Sequence[Mapping[str, Any]], *, columns: int = 2) -> go
             own = [row for row in rows if row["measure"] == measure and row["group"] == group]
             for drawn in _group(group, own, is_first=i == 0) if own else ():
                 fig.add_trace(drawn, **where)
-    ticks = [0, 0.25, 0.5, 0.75, 1, _ANSWER_AT]
-    names = ["0%", "25%", "50%", "75%", "100%", "answer"]
+    ticks = [0, 0.25, 0.5, 0.75, _ANSWER_AT]
+    names = ["0%", "25%", "50%", "75%", "answer"]
     fig.update_xaxes(title={"text": "place in the response", "standoff": 4}, tickvals=ticks, ticktext=names)
     fig.update_xaxes(range=[-0.02, _ANSWER_AT + 0.05], showgrid=False, tickangle=0)
     margin = {"l": 46, "r": 12, "t": 76, "b": 46}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
@@ -79,7 +80,7 @@ def _origin_of_diagnosis(diagnosis: Diagnosis) -> Origin:
     return Origin(
         kind=KIND,
         is_diagnosis=True,
-        model=config.model,
+        model=_called(config.model),
         facts=[fact for fact in facts if fact],
         config=config.record(),
         file=study_file_text(config),
@@ -89,6 +90,11 @@ def _origin_of_diagnosis(diagnosis: Diagnosis) -> Origin:
         written_by=None if config.traces is None else diagnosis.notes.get("writers", []),
         searched_heads="heads" in config.instruments,
     )
+
+
+def _called(model: str) -> str:
+    """Return what a model is called: the name of its folder where that was named with its whole path."""
+    return PurePath(model).name if model.startswith(("/", ".", "~")) else model
 
 
 def _asked(diagnosis: Diagnosis) -> list[str]:

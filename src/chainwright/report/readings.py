@@ -31,6 +31,15 @@ MAX_BYTES = 3_000_000
 _MOST = 99_999
 _FIND_WITHIN = 12
 NO_PROBLEM = "Traces without a problem"
+_OUTCOMES = {
+    "right": "right answer",
+    "wrong": "wrong answer",
+    "unread": "answer not read",
+    "cut": "cut before an answer",
+    None: "not judged",
+}
+_RIGHT = _OUTCOMES["right"]
+_MOST_VALUES = 30
 
 
 class Group(NamedTuple):
@@ -126,25 +135,40 @@ def error_span(trace: Trace) -> tuple[int | None, int | None]:
     return at, None if at is None else at + 1
 
 
+def outcome_label(trace: Trace) -> str:
+    """Return what became of the answer of a trace whose first error cannot be known, such as "wrong answer"."""
+    if trace.is_looping and trace.outcome != "right":
+        return "endless repetition"
+    return _OUTCOMES[trace.outcome]
+
+
+def has_slots(trace: Trace) -> bool:
+    """Return whether first errors can be known, since the slots of the problem are."""
+    return trace.problem is not None and bool(trace.problem.slots)
+
+
 def group_traces(material: Material) -> list[Group]:
     """Return all traces by task and type of the first error; the most frequent type of a task first, right ones last.
 
-    Traces without a problem form groups of their own.
+    Where no first error can be known, what became of the answer takes the place of its type. Traces without a problem
+    form groups of their own.
     """
     groups: dict[tuple[str, str | None], list[int]] = {}
     for i, trace in enumerate(material.traces):
         task = "" if trace.problem is None else trace.problem.task
         kind = None if trace.first_error is None else trace.first_error.error_type
+        if kind is None and not has_slots(trace) and trace.outcome is not None:
+            kind = outcome_label(trace)
         groups.setdefault((task, kind), []).append(i)
     tasks = list(dict.fromkeys(task for task, _ in groups))
-    keys = sorted(groups, key=lambda key: (tasks.index(key[0]), key[1] is None, -len(groups[key])))
+    keys = sorted(groups, key=lambda key: (tasks.index(key[0]), key[1] in (None, _RIGHT), -len(groups[key])))
     key_types = {task: kinds for table in material.of(ErrorTable)[:1] for task, kinds in table.key_types.items()}
     return [
         Group(
             title_of(task) if task else NO_PROBLEM,
             (("no error" if task else "all") if kind is None else kind),
             kind in key_types.get(task, []),
-            kind is not None,
+            kind not in (None, _RIGHT),
             sorted(groups[task, kind], key=lambda i: (material.traces[i].n_tokens, i)),
         )
         for task, kind in keys
@@ -177,7 +201,8 @@ def reader_data(material: Material, known: Extras, max_bytes: int = MAX_BYTES) -
         if (held := [place[i] for i in g.indices if i in place])
     ]
     n_all = sum(len(group.indices) for group in groups)
-    return {"groups": shown, "texts": pieces.texts, "traces": [kept[i] for i in sorted(kept)], "n_all": n_all}
+    return {"groups": shown, "texts": pieces.texts, "traces": [kept[i] for i in sorted(kept)], "n_all": n_all,
+            "filters": filters([material.traces[i] for i in sorted(kept)])}  # fmt: skip
 
 
 def _by_worth(groups: Sequence[Group]) -> list[int]:
@@ -199,7 +224,11 @@ def _trace_data(material: Material, index: int, pieces: Numbered, known: Extras)
     data = {
         "number": index,
         "task": NO_PROBLEM if problem is None else title_of(problem.task),
-        "hops": None if problem is None else problem.hops,
+        "name": _name(trace),
+        "hops": None if problem is None else problem.hops or None,
+        "outcome": "" if has_slots(trace) else outcome_label(trace),
+        "read": None if trace.verdict is None or has_slots(trace) else [trace.verdict.extracted, trace.verdict.rule],
+        "labels": labels_of(trace),
         "answer": None if problem is None else problem.answer,
         "is_correct": trace.is_correct,
         "stopped": trace.stopped,
@@ -215,6 +244,33 @@ def _trace_data(material: Material, index: int, pieces: Numbered, known: Extras)
     if at is not None and (index, at) in known.evidence:
         data["without"] = _without(*known.evidence[index, at], pieces)
     return data
+
+
+def _name(trace: Trace) -> str:
+    """Return which problem and sample a trace is of, where it says so."""
+    info, problem = trace.info, trace.problem
+    if "problem" not in info:
+        return ""
+    own = None if problem is None else problem.labels.get("id")
+    return f"problem {info['problem'] if own is None else own}" + (
+        f", sample {info['sample']}" if info.get("sample") else ""
+    )
+
+
+def labels_of(trace: Trace) -> dict[str, str]:
+    """Return what traces can be filtered by: the labels of the problem, and who wrote the response."""
+    labels = {} if trace.problem is None else {k: str(v) for k, v in trace.problem.labels.items() if k != "id"}
+    writer = trace.info.get("model")
+    return labels | ({"model": str(writer)} if writer is not None and not has_slots(trace) else {})
+
+
+def filters(traces: Sequence[Trace]) -> list[list[str]]:
+    """Return each label with each of its values, for labels that have several values but not very many."""
+    values: dict[str, dict[str, None]] = {}
+    for trace in traces:
+        for name, value in labels_of(trace).items():
+            values.setdefault(name, {})[value] = None
+    return [[name, value] for name, own in values.items() if 1 < len(own) <= _MOST_VALUES for value in sorted(own)]
 
 
 def _steps(trace: Trace) -> list[list[Any]]:

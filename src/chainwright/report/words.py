@@ -61,6 +61,8 @@ def certainty(facts: Facts, material: Material) -> list[str]:
     heads = [] if facts.heads is None else _checks_trust(facts.heads)
     if accuracy is None:
         return heads
+    if not any(row["hops"] for row in accuracy.rows):
+        return [*_sets_certainty(accuracy, material), *heads]
     rows = accuracy.rows
     middle = min(int(row["n"]) for row in rows)
     interval = wilson(middle // 2, middle)
@@ -75,6 +77,29 @@ def certainty(facts: Facts, material: Material) -> list[str]:
     if n_cut:
         lines.append(f"{counted(n_cut, 'response')} met the token limit, and may be not right for that reason alone.")
     return lines + heads
+
+
+def _sets_certainty(accuracy: Accuracy, material: Material) -> list[str]:
+    """Return how far an accuracy of problem sets can be trusted."""
+    n = sum(int(row["n"]) for row in accuracy.rows)
+    problems = {trace.info.get("problem", i) for i, trace in enumerate(material.traces)}
+    low, high = wilson(n // 2, n)
+    lines = [
+        f"With {counted(n, 'response')}, a measured {percent(n // 2 / n)} is compatible with {between(low, high)} "
+        "(95% Wilson interval)."
+    ]
+    if material.traces and len(problems) < n:
+        lines.append(
+            f"They answer {counted(len(problems), 'problem')}, and responses to one problem are alike, so that the "
+            "interval is wider than that."
+        )
+    n_loops = sum(trace.is_looping for trace in material.traces)
+    if n_loops:
+        lines.append(f"{counted(n_loops, 'response')} ended in endless repetition.")
+    n_cut = sum(int(row["n_cut"]) for row in accuracy.rows)
+    if n_cut:
+        lines.append(f"{counted(n_cut, 'response')} met the token limit.")
+    return lines
 
 
 def _checks_trust(heads: BestHeads) -> list[str]:

@@ -263,6 +263,8 @@ class _Run:
         if self.index is not None and match is None:
             self._notice("no problem", place)
         problem = match.problem if match is not None else problem_of(entry, path.stem, self.source.checker)
+        if problem is not None and entry.model:
+            problem = replace(problem, labels={**problem.labels, "model": entry.model})
         number = self._number(entry, None if match is None else match.number)
         if number is None:
             return []

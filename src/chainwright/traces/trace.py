@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from chainwright.traces._checks import (
     checked_info,
     checked_span,
 )
+from chainwright.traces.loops import Loop, find_loop
 from chainwright.traces.offsets import Tokenizer, TokenOffsets, decode_with_markers, token_offsets
 from chainwright.traces.segments import (
     ONE_LINE_ONE_STEP,
@@ -281,6 +283,16 @@ class Trace:
     def is_unlocated(self) -> bool:
         """Whether the answer is wrong although no first error is known."""
         return self.is_correct is False and self.first_error is None
+
+    @cached_property
+    def loop(self) -> Loop | None:
+        """Return the repetition that the response ends in, in characters of it; None if it ends in none."""
+        return find_loop(self.response or "")
+
+    @property
+    def is_looping(self) -> bool:
+        """Whether the response ends in endless repetition."""
+        return self.loop is not None
 
     def __len__(self) -> int:
         return self.n_tokens

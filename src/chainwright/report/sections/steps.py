@@ -11,7 +11,7 @@ from chainwright._registry import register
 from chainwright.diagnose.steps.comparison import StepGroups
 from chainwright.diagnose.steps.saliency import StepSaliency
 from chainwright.figures.words import title_of
-from chainwright.report.readings import with_spaces
+from chainwright.report.readings import outcome_label, with_spaces
 from chainwright.report.section import Material, Section, drawn
 from chainwright.traces import Trace
 
@@ -32,6 +32,7 @@ def section(material: Material) -> Section | None:
         "n_maps": len(maps),
         "has_traces": any(one["trace"] is not None for one in shown),
         "compares": material.origin is not None and material.origin.is_diagnosis,
+        "is_open": not any(trace.problem is not None and trace.problem.slots for trace in material.traces),
         "thinned": any(len(one["layers"]) < one["n_layers"] for one in shown),
         "decades": figures.DECADES,
     }
@@ -39,6 +40,7 @@ def section(material: Material) -> Section | None:
     for found in groups:
         rows = found.curves()
         words |= {"n_pairs": len(found.right), "n_unmatched": found.n_unmatched, "summary": found.summary()}
+        words |= {"by_length": found.matched_on == "length", "max_ratio": found.config.get("max_ratio")}
         words["max_distance"] = found.config.get("max_distance")
         drawings["step-curves"] = drawn(found.plot(), rows, narrow=found.plot(columns=1))
     return Section("steps", "Steps", words, drawings, shown or None, order=600, shows=[*maps, *groups])
@@ -56,7 +58,7 @@ def _chosen(maps: Sequence[StepSaliency], material: Material) -> list[StepSalien
 
 def _is_wrong(one: StepSaliency, material: Material) -> bool:
     trace = _trace(one, material)
-    return trace is not None and trace.first_error is not None
+    return trace is not None and (trace.first_error is not None or trace.outcome == "wrong")
 
 
 def _trace(one: StepSaliency, material: Material) -> Trace | None:
@@ -69,7 +71,7 @@ def _kind(one: StepSaliency, material: Material) -> Any:
     trace = _trace(one, material)
     if trace is None or trace.problem is None:
         return None
-    return trace.problem.task, trace.problem.hops, trace.is_exact is True
+    return trace.problem.task, trace.problem.hops, trace.outcome if not trace.problem.slots else trace.is_exact is True
 
 
 def map_data(maps: Sequence[StepSaliency], material: Material, max_bytes: int = _MAX_BYTES) -> list[Any]:
@@ -114,13 +116,15 @@ def _of_trace(one: StepSaliency, material: Material) -> dict[str, Any]:
         return {}
     i = one.config["trace"]
     spaced = with_spaces(material.token_strs[i], (trace.prompt or "") + (trace.response or ""))
-    what = "" if trace.problem is None else f", {title_of(trace.problem.task)}, {trace.problem.hops} hops"
+    hops = "" if trace.problem is None or not trace.problem.hops else f", {trace.problem.hops} hops"
+    what = "" if trace.problem is None else f", {title_of(trace.problem.task)}{hops}"
     wrong = trace.first_error
+    known = outcome_label(trace) if trace.problem is None or not trace.problem.slots else "right"
     at = trace.first_error_position
     in_trace = at is not None and at < len(trace)
     texts = [_cut("".join(spaced[start:end]).strip()) for start, end in one.steps]
     return {
-        "label": f"trace {i}{what}: {'right' if wrong is None else wrong.error_type}",
+        "label": f"trace {i}{what}: {known if wrong is None else wrong.error_type}",
         "trace": i,
         "texts": texts if material.has_tokens else None,
         "error": one.step_of(at) if at is not None and in_trace else None,

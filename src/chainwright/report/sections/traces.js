@@ -4,7 +4,8 @@
   const groupSelect = document.getElementById("group");
   if (!groupSelect) return;
   const { make, link, percent } = page;
-  const { groups, texts, traces } = page.section("traces");
+  const { groups, texts, traces, filters } = page.section("traces");
+  const labelSelect = document.getElementById("trace-label"); // only where traces have labels
   const traceSelect = document.getElementById("trace");
   const reader = document.getElementById("reader");
   const panel = document.getElementById("token");
@@ -83,7 +84,10 @@
     box.append(make("b", "", trace.task + hopsOf(trace)));
     if (trace.error || trace.hops !== null) box.append(make("span", trace.error ? "bad" : "", trace.error ? "chain wrong" : "chain right"));
     const gold = trace.answer === null ? "" : ` (gold: ${trace.answer})`;
-    if (trace.is_correct !== null) box.append(make("span", "", `answer ${trace.is_correct ? "right" : "wrong"}${gold}`));
+    if (trace.outcome) box.append(make("span", trace.outcome === "right answer" ? "" : "bad", `${trace.outcome}${gold}`));
+    else if (trace.is_correct !== null) box.append(make("span", "", `answer ${trace.is_correct ? "right" : "wrong"}${gold}`));
+    if (trace.read) box.append(make("span", "", trace.read[0] === null ? trace.read[1] : `read: ${trace.read[0]} (${trace.read[1]})`));
+    for (const [name, value] of Object.entries(trace.labels)) box.append(make("span", "", `${name}: ${value}`));
     if (!trace.stopped) box.append(make("span", "bad", "cut by the token limit"));
     box.append(make("span", "", `trace ${trace.number}, ${trace.pieces.length.toLocaleString("en")} tokens`));
     const tools = make("div", "tools");
@@ -276,11 +280,17 @@
 
   function label(trace) {
     const said = trace.error && trace.error.got ? `: ${trace.error.got} for ${trace.error.expected}` : "";
-    return `${trace.number}${hopsOf(trace)}${said}`.slice(0, 48);
+    return `${trace.number}${trace.name ? `, ${trace.name}` : ""}${hopsOf(trace)}${said}`.slice(0, 48);
+  }
+
+  function ofGroup(group) {
+    if (!labelSelect || labelSelect.value === "") return groups[group].traces;
+    const [name, value] = filters[Number(labelSelect.value)];
+    return groups[group].traces.filter((index) => traces[index].labels[name] === value);
   }
 
   function fillTraces(group) {
-    traceSelect.replaceChildren(...groups[group].traces.map((index) => {
+    traceSelect.replaceChildren(...ofGroup(group).map((index) => {
       const option = make("option", "", label(traces[index]));
       option.value = index;
       return option;
@@ -289,11 +299,14 @@
 
   function showGroup(group) {
     fillTraces(group);
-    showTrace(groups[group].traces[0]);
+    const own = ofGroup(group);
+    if (own.length) return showTrace(own[0]);
+    panel.hidden = true;
+    reader.replaceChildren(make("p", "note", "No trace of this group has this label."));
   }
 
   function move(step) {
-    const own = groups[Number(groupSelect.value)].traces;
+    const own = ofGroup(Number(groupSelect.value));
     const next = own.indexOf(Number(traceSelect.value)) + step;
     if (next >= 0 && next < own.length) showTrace(own[next]);
   }
@@ -314,6 +327,14 @@
   }
 
   fillGroups();
+  if (labelSelect) {
+    filters.forEach(([name, value], index) => {
+      const option = make("option", "", `${name}: ${value}`);
+      option.value = index;
+      labelSelect.append(option);
+    });
+    labelSelect.addEventListener("change", () => showGroup(Number(groupSelect.value)));
+  }
   groupSelect.addEventListener("change", () => showGroup(Number(groupSelect.value)));
   traceSelect.addEventListener("change", () => showTrace(Number(traceSelect.value)));
   document.getElementById("previous").addEventListener("click", () => move(-1));
@@ -332,6 +353,7 @@
     if (index === undefined) return;
     const group = groups.findIndex((one) => one.traces.includes(index));
     groupSelect.value = group;
+    if (labelSelect) labelSelect.value = "";
     fillTraces(group);
     showTrace(index, Number(at));
     reader.querySelector(".steps").focus({ preventScroll: true });

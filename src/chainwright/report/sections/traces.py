@@ -6,7 +6,7 @@ from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.heads.evidence import HeadEvidence
 from chainwright.diagnose.other_tokens import Alternatives
-from chainwright.report.readings import extras, reader_data
+from chainwright.report.readings import extras, has_slots, reader_data
 from chainwright.report.section import Material, Section
 
 
@@ -24,5 +24,7 @@ def section(material: Material) -> Section | None:
         "has_evidence": bool(material.of(HeadEvidence)),
         "has_scores": material.scores is not None,
         "has_tokens": material.has_tokens,
+        "has_filters": bool(data["filters"]),
+        "by": "First error" if any(map(has_slots, material.traces)) else "Outcome",
     }
     return Section("traces", "Traces", words, data=data, order=700, shows=alternatives)
