@@ -58,7 +58,10 @@ MISTAKES = [
     (["a=none.parquet", "a=repair.parquet"], "Two ways are called 'a'"),
     (["none.parquet", "none.parquet"], "Two ways are called 'none'"),
     (["none.parquet", "b=missing.parquet"], r"There is no file .*missing\.parquet \(for 'b'\)"),
-    (["none.parquet", "b=lines.jsonl"], r"lines\.jsonl is no \.parquet file; only those keep the problems"),
+    (
+        ["none.parquet", "b=lines.jsonl"],
+        r"lines\.jsonl holds texts; name the model whose tokenizer is to read them with --model",
+    ),
     (["none.parquet", "b=broken.parquet"], r"broken\.parquet"),
     (["none.parquet", "b=fewer.parquet"], "'b' is of other problems than 'none': of 10 it lacks 2, and it has 0"),
     (["none.parquet", "b=other.parquet"], "of 10 it lacks 10, and it has 10 that 'none' has not"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,72 +15,137 @@ from chainwright.models.load import load_tokenizer
 from chainwright.traces import JsonlTraces, Trace, read_jsonl, read_traces
 from chainwright.traces.offsets import decode_with_markers
 
+if TYPE_CHECKING:
+    from chainwright.tasks.base import Problem
+
 Ways = Mapping[str, Sequence[Trace]]
 Key = tuple[str, int, str, str, str]
 
 
-def read_ways(words: Sequence[str]) -> dict[str, list[Trace]]:
-    """Return the traces of each way, all in the order of the first one's problems.
+def read_ways(
+    words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    problems: Sequence[Problem] | None = None,
+    checker: str | None = None,
+) -> dict[str, list[Trace]]:
+    """Return the traces of each way, all in the order of the first one's problems and samples.
 
     Args:
-        words: "name=file.parquet" for each way, the baseline first; without a name, the file's own is taken.
+        words: "name=file" for each way, the baseline first; without a name, the file's own is taken. "file@writer"
+            takes the responses of one model of a file that has several.
+        tokenizer: Reads files of texts; trace files of `generate` need none.
+        problems: The problems of texts, unless their answers are in the files.
+        checker: Judges answers that are in the files; None goes by the answer.
 
     Raises:
         BadInput: Fewer than two ways, a name twice, no such file or none of judged traces, other problems in one of
-            them, or a problem twice.
+            them, a problem and sample twice, or texts without a tokenizer.
         BadTrace: A file is damaged.
     """
-    places: dict[str, Path] = {}
+    places: dict[str, _Place] = {}
     for word in words:
-        name, path = _named(word)
+        name, place = _named(word)
         if name in places:
             raise BadInput(f"Two ways are called {name!r}; give each a name of its own, as in name=file.parquet.")
-        places[name] = path
+        places[name] = place
     if len(places) < 2:
         raise BadInput(
             f"A comparison needs two trace files or more; got {len(places)}. Give them as none=a.parquet tcr=b.parquet."
         )
-    read = {name: _by_problem(name, path) for name, path in places.items()}
+    read = {
+        name: _by_problem(place, _read(name, place, tokenizer, problems, checker)) for name, place in places.items()
+    }
     first, order = next(iter(read.items()))
     for name, found in read.items():
         _check_same(first, order, name, found)
-    return {name: [found[key] for key in order] for name, found in read.items()}
+    return {name: [_of_same(order[key], found[key], name) for key in order] for name, found in read.items()}
 
 
-def _named(word: str) -> tuple[str, Path]:
+def need_tokenizer(words: Sequence[str]) -> bool:
+    """Say whether a way is a file of texts."""
+    return any(_named(word)[1].path.suffix != ".parquet" for word in words)
+
+
+class _Place(NamedTuple):
+    """The file of a way, and the model whose responses are taken, "" for all."""
+
+    path: Path
+    writer: str
+
+
+def _named(word: str) -> tuple[str, _Place]:
     """Return the name of a way and its file; a file whose own name has an equals sign is found too."""
     if Path(word).is_file():
-        return Path(word).stem, Path(word)
+        return Path(word).stem, _Place(Path(word), "")
     name, equals, path = word.partition("=")
-    return (name, Path(path)) if equals and name and path else (Path(word).stem, Path(word))
+    name, path = (name, path) if equals and name and path else ("", word)
+    file, at, writer = path.rpartition("@")
+    place = _Place(Path(file), writer) if at and not Path(path).is_file() else _Place(Path(path), "")
+    return name or place.writer or place.path.stem, place
 
 
-def _by_problem(name: str, path: Path) -> dict[Key, Trace]:
+def _read(
+    name: str,
+    place: _Place,
+    tokenizer: PreTrainedTokenizerBase | None,
+    problems: Sequence[Problem] | None,
+    checker: str | None,
+) -> list[Trace]:
+    path = place.path
     if not path.is_file():
-        raise BadInput(f"There is no file {path} (for {name!r}); give trace files that generate --out wrote.")
-    if path.suffix != ".parquet":
-        raise BadInput(
-            f"{path} is no .parquet file; only those keep the problems, without which nothing can be paired. "
-            "Make them with generate --out."
-        )
+        raise BadInput(f"There is no file {path} (for {name!r}); give trace files, such as generate --out writes.")
+    if path.suffix == ".parquet" and problems is None and not place.writer:
+        return read_traces(path)
+    if tokenizer is None:
+        raise BadInput(f"{path} holds texts; name the model whose tokenizer is to read them with --model.")
+    writers = (place.writer,) if place.writer else None
+    return read_traces(path, tokenizer, problems=problems, checker=checker, writers=writers)
+
+
+def _by_problem(place: _Place, traces: Sequence[Trace]) -> dict[Key, Trace]:
+    path = place.path
     found: dict[Key, Trace] = {}
-    for i, trace in enumerate(read_traces(path)):
+    for i, trace in enumerate(traces):
         problem = trace.problem
         if problem is None or trace.is_correct is None:
-            raise BadInput(f"Trace {i} of {path} has no problem to be judged by; compare traces of problems.")
-        # a problem of a task is the same with other demonstrations; several responses have an index and a number each
-        question = json.dumps(problem.facts, sort_keys=True) if problem.lines else problem.prompt
-        index, sample = (str(trace.info.get(name, "")) for name in ("problem", "sample"))
-        key = (problem.task, problem.hops, question, index, sample)
-        if key in found:
             raise BadInput(
-                f"{path} has the same problem twice (trace {i}: {problem.task}, {problem.hops} hops), so it is not "
-                "clear which to pair; give a file with each problem once."
+                f"Trace {i} of {path} has no problem to be judged by; compare traces of problems, or name the problems "
+                "with --problems."
+            )
+        key = _key(trace, problem)
+        if key in found:
+            what = f"{problem.hops} hops" if problem.hops else f"sample {trace.info.get('sample', 0)}"
+            raise BadInput(
+                f"{path} has the same problem twice (trace {i}: {problem.task}, {what}), so it is not clear which to "
+                "pair; give a file with each problem once, or name one of its models as file@model."
             )
         found[key] = trace
     if not found:
         raise BadInput(f"{path} holds no traces.")
     return found
+
+
+def _key(trace: Trace, problem: Problem) -> Key:
+    """Return what pairs a trace with those of other ways."""
+    # a problem of a task is the same with other demonstrations
+    question = json.dumps(problem.facts, sort_keys=True) if problem.lines else " ".join(problem.prompt.split())
+    # in files of other engines questions are numbered as they come, which is no part of what they are
+    index = "" if "line" in trace.info else str(trace.info.get("problem", ""))
+    # sets of other people have no slots, and go by different names in different files
+    return problem.task if problem.slots else "", problem.hops, question, index, str(trace.info.get("sample", 0))
+
+
+def _of_same(first: Trace, trace: Trace, name: str) -> Trace:
+    """Return a trace with the very problem of the first way, from which it may differ in name and labels."""
+    assert first.problem is not None and trace.problem is not None
+    if first.problem == trace.problem or first.problem.slots:
+        return trace
+    if first.problem.answer != trace.problem.answer:
+        raise BadInput(
+            f"The right answer to {trace.problem.prompt[:60]!r} is {trace.problem.answer!r} for {name!r} and "
+            f"{first.problem.answer!r} for the first way; name the problems with --problems."
+        )
+    return replace(trace, problem=first.problem)
 
 
 def _check_same(first: str, order: Mapping[Key, Trace], name: str, found: Mapping[Key, Trace]) -> None:

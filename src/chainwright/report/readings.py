@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,6 +31,7 @@ from chainwright.traces.offsets import Tokenizer
 MAX_BYTES = 3_000_000
 _MOST = 99_999
 _FIND_WITHIN = 12
+_BROKEN = "\ufffd"  # what a token that writes a part of a character reads as
 NO_PROBLEM = "Traces without a problem"
 _OUTCOMES = {
     "right": "right answer",
@@ -327,17 +329,32 @@ def _without(found: HeadEvidence, row: int, pieces: Numbered) -> list[list[int]]
 def with_spaces(token_strs: Sequence[str], text: str) -> list[str]:
     """Return each token with the white space before it in the text, which a token read alone may have lost.
 
-    Markers and pieces of characters, which stand nowhere in the text, stay as they are.
+    Markers, which stand nowhere in the text, stay as they are. Tokens that write parts of characters share out the
+    characters that they write together, each to the token that begins it.
     """
     spaced, at = [], 0
+    broken: list[str] = []
     for token in token_strs:
+        if _BROKEN in token and not text.startswith(token, at):
+            broken.append(token)
+            continue
         bare = token.lstrip(" ")
+        if broken:
+            place = text.find(bare, at + 1, at + 4 * len(broken) + len(bare) + _FIND_WITHIN) if bare else -1
+            spaced += _shared_out(text[at : max(place, at)], len(broken)) if place >= 0 else broken
+            at, broken = max(place, at), []
         is_there = text.startswith(token, at)
         found = at if is_there else text.find(bare, at, at + len(bare) + _FIND_WITHIN)
         gap = text[at:found]
         spaced.append(token if is_there or found < 0 or gap.strip() else gap + bare)
         at = at if found < 0 else found + len(token if is_there else bare)
-    return spaced
+    return [*spaced, *_shared_out(text[at:], len(broken))]
+
+
+def _shared_out(text: str, n: int) -> list[str]:
+    """Return the characters of a text in `n` pieces of about equal size, in their order; some may be empty."""
+    cuts = [-(-k * len(text) // n) for k in range(n + 1)] if n else []
+    return [text[a:b] for a, b in pairwise(cuts)]
 
 
 def _thousandth(value: float) -> int:
