@@ -75,12 +75,14 @@ def test_what_an_instrument_needs_must_be_measured_too() -> None:
 
 def test_two_instruments_do_not_write_the_same_units() -> None:
     register("instrument", "scores again")(type("Again", (Lengths,), {"name": "scores again", "groups": ("scores",)}))
-    with pytest.raises(BadInput, match="The instruments 'errors' and 'scores again' both write units 'scores'"):
+    with pytest.raises(BadInput, match="The instruments 'scores' and 'scores again' both write units 'scores'"):
         instruments_of(_config("accuracy", "errors", "scores again"))
 
 
 def test_only_instruments_can_be_asked_for() -> None:
-    with pytest.raises(BadInput, match="Unknown instrument 'repaired'; known: accuracy, errors, heads, lengths, steps"):
+    with pytest.raises(
+        BadInput, match="Unknown instrument 'repaired'; known: accuracy, curves, errors, heads, lengths"
+    ):
         _config("accuracy", "repaired")
 
 

@@ -129,7 +129,7 @@ def test_a_changed_file_is_refused_and_a_missing_one_is_not_missed(loaded, tmp_p
 
 def test_a_file_that_changed_before_it_was_read_is_refused(loaded, tmp_path: Path) -> None:
     config = of_traces(written(tmp_path), tmp_path, instruments=("accuracy",), sha256={"problems": "1"})
-    with pytest.raises(BadInput, match="problems was changed since the study began|written.jsonl was changed since"):
+    with pytest.raises(BadInput, match=r"problems was changed since the study began|written\.jsonl was changed since"):
         run_study(*loaded, config, tmp_path / "study", progress=False)
 
 

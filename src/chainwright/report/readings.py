@@ -340,7 +340,7 @@ def with_spaces(token_strs: Sequence[str], text: str) -> list[str]:
             continue
         bare = token.lstrip(" ")
         if broken:
-            place = text.find(bare, at + 1, at + 4 * len(broken) + len(bare) + _FIND_WITHIN) if bare else -1
+            place = text.find(bare or token, at + 1, at + 4 * len(broken) + len(token) + _FIND_WITHIN)
             spaced += _shared_out(text[at : max(place, at)], len(broken)) if place >= 0 else broken
             at, broken = max(place, at), []
         is_there = text.startswith(token, at)

@@ -78,6 +78,16 @@ class DiagnosisPlan(Plan):
         self.config = config.record()
         self.source = provenance(anatomy(model).model)
 
+    def prepare(self) -> None:
+        """Read the problems or traces of a new study before its folder is made.
+
+        Raises:
+            BadInput: They cannot be read, or are too long for the model.
+        """
+        for instrument in self.instruments:
+            if isinstance(instrument, Source):
+                instrument.prepare(self.bench)
+
     def units(self, done: Results) -> list[str]:
         """Return the units of every instrument that was asked for, as far as they are known."""
         return [unit for instrument in self.instruments for unit in instrument.units(self.bench.config, done)]

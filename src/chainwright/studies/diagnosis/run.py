@@ -30,6 +30,7 @@ from chainwright.studies.diagnosis.plan import (
     study_config,
 )
 from chainwright.studies.display import Display
+from chainwright.studies.manifest import STUDY
 
 __all__ = [
     "DiagnoseConfig",
@@ -84,7 +85,10 @@ def run_study(
     progress: bool = True,
 ) -> Study:
     """Do what `run_diagnosis` does, with whatever instruments, and return the study."""
-    study = Study.make(folder, DiagnosisPlan(model, tokenizer, config), overwrite=overwrite)
+    plan = DiagnosisPlan(model, tokenizer, config)
+    if not (Path(folder) / STUDY).exists():
+        plan.prepare()
+    study = Study.make(folder, plan, overwrite=overwrite)
     with Display() if progress else nullcontext(Watch()) as watch:
         study.run(watch, recompute=recompute)
     return study

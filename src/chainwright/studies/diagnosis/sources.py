@@ -1,6 +1,7 @@
 """Where the problems or traces of an open diagnosis come from: read once, checked, and kept in the study.
 
 source/problems.json    the problems of a problem set
+source/pool.json        the whole set, if demonstrations are chosen from it
 source/000000.parquet   the traces of trace files, 64 to a file, as this model's tokenizer sees them
 source/notes.json       how many there are, what was skipped and noticed
 
@@ -10,8 +11,10 @@ is named here, before anything is computed.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from chainwright import tasks
@@ -27,7 +30,7 @@ from chainwright.studies.plan import Job, Results
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace, write_traces
 
-_PROBLEMS = "problems.json"
+_PROBLEMS, _POOL = "problems.json", "pool.json"
 _N_NAMED = 3
 
 
@@ -50,6 +53,19 @@ class Source(Instrument):
 
     name, groups, order = "source", (SOURCE,), 1
 
+    def __init__(self) -> None:
+        self._draft: TemporaryDirectory[str] | None = None
+
+    def prepare(self, bench: Bench) -> None:
+        """Read everything before there is a study, so that a mistake in the files leaves no folder behind.
+
+        Raises:
+            BadInput: As `compute`.
+        """
+        draft = TemporaryDirectory(prefix="chainwright-")
+        _write(bench, Path(draft.name))
+        self._draft = draft
+
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Return whether the diagnosis is of a problem set or of trace files."""
         return not config.hops
@@ -71,35 +87,55 @@ class Source(Instrument):
                 f"{changed[0]} was changed since the study began, so it cannot be resumed with it; put it back, or "
                 "begin again in another folder (or with --overwrite)."
             )
-        if config.traces is None:
-            _write_problems(bench, job.out)
-        else:
-            _write_traces(bench, job.out)
+        if self._draft is None:
+            _write(bench, job.out)
+            return
+        for path in Path(self._draft.name).iterdir():
+            shutil.move(path, job.out / path.name)
+        self._draft.cleanup()
+        self._draft = None
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return what is read."""
         return "Reading the problems" if config.traces is None else "Reading the traces"
 
 
+def _write(bench: Bench, out: Path) -> None:
+    if bench.config.traces is None:
+        _write_problems(bench, out)
+    else:
+        _write_traces(bench, out)
+
+
 def _write_problems(bench: Bench, out: Path) -> None:
     config = bench.config
     assert config.problems is not None
     loaded = config.problems.load()
-    problems, long = _that_fit(bench, loaded.problems)
+    pool = _pool(config, loaded.problems)
+    problems, long = _that_fit(bench, loaded.problems, pool)
     _refuse(long, "problem", config.problems.skip_bad, bench)
     bad = [f"{record.place}: {record.reason}" for record in loaded.bad_records]
     said = [] if not bad else [f"{counted(len(bad), 'record')} could not be used and were skipped: {_some(bad)}."]
     write_json(out / _PROBLEMS, [problem.to_record() for problem in problems])
+    if len(pool) > len(loaded.problems):
+        write_json(out / _POOL, [problem.to_record() for problem in pool])
     _write_notes(out, len(problems), loaded.name, [*said, *_on_long(long, bench)], len(bad) + len(long), [])
 
 
-def _that_fit(bench: Bench, problems: Sequence[Problem]) -> tuple[list[Problem], list[str]]:
+def _pool(config: DiagnoseConfig, problems: Sequence[Problem]) -> Sequence[Problem]:
+    """Return what demonstrations are chosen from: the whole set, of which `problems` may be the first few."""
+    assert config.problems is not None
+    has_shots = config.asking is not None and bool(config.asking.n_shots)
+    return config.problems.replace(n=None, seed=None).load().problems if has_shots and config.problems.n else problems
+
+
+def _that_fit(bench: Bench, problems: Sequence[Problem], pool: Sequence[Problem]) -> tuple[list[Problem], list[str]]:
     """Return the problems whose prompts the model has positions for, and what is wrong with the others."""
     fit, long = [], []
     for i, problem in enumerate(problems):
         try:
             prompts_of(bench.model, bench.tokenizer, [problem], bench.config.max_new_tokens, i,
-                       asking=bench.config.asking, pool=problems)  # fmt: skip
+                       asking=bench.config.asking, pool=pool)  # fmt: skip
         except BadInput as error:
             if "position" not in str(error):
                 raise
@@ -160,6 +196,12 @@ def _write_notes(out: Path, n: int, name: str, said: Sequence[str], n_bad: int, 
 def load_problems(done: Mapping[str, Path]) -> list[Problem]:
     """Return the problems of a diagnosis of a problem set, in their order."""
     return [tasks.from_record(record) for record in read_json(done[SOURCE] / _PROBLEMS)]
+
+
+def load_pool(done: Mapping[str, Path]) -> list[Problem]:
+    """Return the problems that demonstrations are chosen from."""
+    path = done[SOURCE] / _POOL
+    return [tasks.from_record(record) for record in read_json(path)] if path.exists() else load_problems(done)
 
 
 def source_file(part: Slice, done: Mapping[str, Path]) -> Path:

@@ -52,7 +52,7 @@ from chainwright.studies.diagnosis.parts import (
     parts,
     trace_units,
 )
-from chainwright.studies.diagnosis.sources import load_problems, source_file
+from chainwright.studies.diagnosis.sources import load_pool, load_problems, source_file
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces
 
@@ -267,7 +267,7 @@ def decode_part(bench: Bench, part: Part, job: Job, repair: Repair | None = None
     else:
         every = load_problems(job.done)
         problems = every[part.start : part.start + ROWS]
-        settings |= {"first_row": part.start, "shots_pool": every}
+        settings |= {"first_row": part.start, "shots_pool": load_pool(job.done)}
     count = job.counter(len(problems) * n_samples)
     traces = generate(bench.model, bench.tokenizer, problems, **settings, on_traces=count)
     return traces if isinstance(part, Cell) else [_numbered(trace, part.start, i, n_samples)
