@@ -49,6 +49,9 @@ def test_what_a_response_begins_with_decides() -> None:
         "": "other",
     }.items():
         assert facts.outcome(problem, text) == found, text
+    (bridge,) = (p for p in facts.two_hop("language") if p.facts["e1"] == "the Charles Bridge")
+    found = [facts.outcome(bridge, said) for said in (" Czech.", " the Czech Republic.", " Czechia")]
+    assert found == ["e3", "e2", "e2"]
     (kyiv,) = (p for p in facts.one_hop("capital") if p.facts["e1"] == "Ukraine")
     assert facts.is_right(kyiv, " Kiev.") and facts.is_right(kyiv, " Kyiv") and not facts.is_right(kyiv, " Ukraine")
 

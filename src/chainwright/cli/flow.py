@@ -41,7 +41,12 @@ def flow(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="'one-hop' or 'two-hop' questions of a made-up world, or tasks with hops."),
+        typer.Option(
+            "--task",
+            "-t",
+            help="'one-hop' or 'two-hop' questions of a made-up world, 'facts' or 'two-hop-facts' of the real one, or "
+            "tasks with hops.",
+        ),
     ] = None,
     order: Annotated[
         str | None,
@@ -113,13 +118,16 @@ def _of_task(
     from chainwright.cli import _parse
     from chainwright.prompts.rendering import rendering_for
     from chainwright.studies import flow as flows
+    from chainwright.studies.fact_flow import FACT_TASKS, fact_flow
     from chainwright.tasks.cells import choose_cells, sample_cells
 
+    if task in FACT_TASKS:
+        return fact_flow(loaded.model, loaded.tokenizer, task, n=n, seed=seed, progress=not quiet)
     if task in flows.WORLD_TASKS:
         chosen = None if order is None else _parse.world_order(order)
         return flows.world_flow(loaded.model, loaded.tokenizer, model, task, order=chosen, n=n, seed=seed)
     rendering = rendering_for("auto", model)
-    cells = choose_cells(task, hops, rendering, also=flows.WORLD_TASKS)
+    cells = choose_cells(task, hops, rendering, also=(*flows.WORLD_TASKS, *FACT_TASKS))
     problems = sample_cells(cells, n_problems, seed, rendering)
     return flows.chain_flow(loaded.model, loaded.tokenizer, problems, n=n, progress=not quiet)
 

@@ -109,13 +109,18 @@ def outcome(problem: Problem, response: str) -> Outcome:
     """Return which entity a response begins with: the right answer, an earlier entity of the question, or neither.
 
     With two hops "e3" is right, "e2" stops after the first hop, and "e1" repeats the landmark; with one hop the right
-    answer is "e2". Articles and case are not compared, and other spellings of a name count.
+    answer is "e2". Articles and case are not compared, and other spellings of a name count. Of two names that a
+    response begins with, the longer one is meant: "Czech Republic" is a country and no language.
     """
-    for name in ("e3", "e2", "e1"):
-        entity = problem.facts.get(name)
-        if entity is not None and any(_begins(response, spelling) for spelling in (entity, *ALSO.get(entity, ()))):
-            return name
-    return "other"
+    names: tuple[Outcome, ...] = ("e3", "e2", "e1")
+    spellings = [
+        (len(spelling.removeprefix("the ")), name)
+        for name in names
+        if (entity := problem.facts.get(name)) is not None
+        for spelling in (entity, *ALSO.get(entity, ()))
+        if _begins(response, spelling)
+    ]
+    return max(spellings, key=lambda found: found[0])[1] if spellings else "other"
 
 
 def is_right(problem: Problem, response: str) -> bool:

@@ -125,11 +125,22 @@ def marked_prompt(
                 f"The stages need both words marked, and the {name} is not: pass --entity and --relation with words "
                 "of the prompt, or neither for a flow without stages."
             )
-        places.append(_place(tokenizer, prompt, name, text))
+        places.append(marks_of(tokenizer, prompt, name, text))
     return MarkedQuery(prompt.input_ids, prompt.target_ids[0], places[0], places[1], prompt.conflict_id)
 
 
-def _place(tokenizer: PreTrainedTokenizerBase, prompt: FlowPrompt, name: str, text: str) -> tuple[int, ...]:
+def marks_of(tokenizer: PreTrainedTokenizerBase, prompt: FlowPrompt, name: str, text: str) -> tuple[int, ...]:
+    """Return the positions of the tokens that write a text, at its last mention in a prompt.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: From `flow_prompt`.
+        name: What the text names, for the message.
+        text: Words as they are written in the prompt.
+
+    Raises:
+        BadInput: The text is not in the prompt.
+    """
     cut = token_offsets(tokenizer, prompt.input_ids.tolist(), keep_markers=True)
     start = cut.text.rfind(text)
     positions = tuple(
@@ -164,7 +175,7 @@ def problem_queries(
     for problem, target, other in zip(problems, follow, against, strict=True):
         prompt = flow_prompt(tokenizer, problem.prompt, target, against=None if other == target else other, span=None)
         first, second = (
-            _place(tokenizer, prompt, name, problem.facts[key])
+            marks_of(tokenizer, prompt, name, problem.facts[key])
             for key, name in zip(
                 ("r1", "r2") if problem.hops == 2 else ("e1", "r1"), hop_marks(problem.hops), strict=True
             )
