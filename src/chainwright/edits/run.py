@@ -18,18 +18,16 @@ This is the tracking half. It is here, below repairs, because edits need it too;
 from __future__ import annotations
 
 import inspect
-import sys
-import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput
+from chainwright.edits._generation import Generation
 from chainwright.edits._passes import UNSEEN, Pass, Row
 from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
@@ -42,7 +40,6 @@ _CONTINUED = (
     "The cache holds tokens that were read as a response, but generate would take them for the question; fill the "
     "cache in one pass, or start generate with an empty one."
 )
-_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _RIGHT_PADDED = "Rows must be padded on the left: in some row a token stands before a masked position."
 
 
@@ -79,12 +76,13 @@ class Run:
         self.readings: list[Reading] = []
         self.on_top: Any = None
         self.n_prefilled: list[int] = []
-        self._generation: Callable[[], Any] = _nothing  # the call of generate that the latest pass belongs to
+        self._generation = Generation()
         self.n_users = 0
         self.closing = ExitStack()
         self._aside: list[int] | None = None
         self._n_kept: int | None = None  # `logits_to_keep` of the causal language model's pass
         self._cache: Any = None
+        self._has_windows = False
 
     @property
     def is_aside(self) -> bool:
@@ -120,13 +118,42 @@ class Run:
             n_rows, n_new = (0, 0) if embeddings is None else embeddings.shape[:2]
             self._lose(_EMBEDDINGS, n_past, n_new, _shown(mask, n_rows, n_new, n_past))
             return
-        n_new = ids.shape[1]
-        windows = _windows(cache, n_new)  # read now, since the layers change the cache as they run
+        n_new = ids.shape[1]  # the windows are read now, since the layers change the cache as they run
         if self._aside is None:
-            self._follow(ids, mask, Pass(n_past, n_new, self._n_candidates(n_new), windows=windows))
-            self._watch(cache)
+            is_continued = self._generation.enter() and n_past > 0
+            if is_continued or not self._is_step(ids, cache, mask, n_past):
+                now = Pass(n_past, n_new, self._n_candidates(n_new), windows=_windows(cache, n_new))
+                self._follow(ids, mask, now, is_continued=is_continued)
+                self._watch(cache)
         else:
-            self._look_aside(ids, mask, Pass(n_past, n_new, windows=windows, is_aside=True), self._aside)
+            now = Pass(n_past, n_new, windows=_windows(cache, n_new), is_aside=True)
+            self._look_aside(ids, mask, now, self._aside)
+
+    def _is_step(self, ids: Tensor, cache: Any, mask: Any, n_past: int) -> bool:
+        """Take in a pass that adds one token to each row, none of them an end; return False for any other.
+
+        Most passes are of this kind, so it does what `_follow` would, and nothing that only other passes need.
+        """
+        rows, n_rows = self.rows, len(self.rows)
+        if not (self.is_decoding and cache is self._cache and n_past == self.n_slots and ids.shape == (n_rows, 1)):
+            return False
+        if mask is not None:
+            is_plain = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > n_past
+            if not is_plain or not all(mask[:, n_past].tolist()):
+                return False
+        new, first, (ends, _) = ids.tolist(), self.latest.first, self._ends()
+        for row, start, (token,) in zip(rows, first, new, strict=True):
+            if row.is_done or token in ends or not row.n_checked == len(row.ids) == n_past - start:
+                return False
+        for row, (token,) in zip(rows, new, strict=True):
+            row.ids.append(token)
+            row.n_checked += 1
+        now = Pass(n_past, 1, first=first, windows=_windows(cache, 1) if self._has_windows else {})
+        self.n_passes += 1
+        self.n_slots, self.n_reopened, self.latest, self.counted = n_past + 1, 0, now, None
+        for reading in self.readings:
+            reading.extend(now, new)
+        return True
 
     def _n_candidates(self, n_new: int) -> int:
         """Return how many new tokens are candidates: assisted decoding keeps the logits of those and of one more."""
@@ -140,12 +167,9 @@ class Run:
         self.rows, self.counted, self.n_slots, self.n_reopened = [], counted, n_past + n_new, 0
         self.latest = Pass(n_past, n_new, last=None if counted is None else _last(counted))
 
-    def _follow(self, ids: Tensor, mask: Any, now: Pass) -> None:
+    def _follow(self, ids: Tensor, mask: Any, now: Pass, *, is_continued: bool) -> None:
         n_rows, new = len(ids), ids.tolist()
         # generate continues a cache that was filled by hand: what is left of its prompt may be a single token
-        generation = _generation()
-        is_continued = now.n_past > 0 and generation is not None and generation is not self._generation()
-        self._generation = _nothing if generation is None else weakref.ref(generation)
         if is_continued and any(reading.has_response for reading in self.readings):
             raise BadInput(_CONTINUED)
         if now.n_past > 0:
@@ -257,6 +281,9 @@ class Run:
         if cache is None or cache is self._cache:
             return
         self._cache, own = cache, cache.reorder_cache
+        # some caches make their layers as they are filled
+        layers = getattr(cache, "layers", ())
+        self._has_windows = not layers or any(getattr(layer, "is_sliding", False) for layer in layers)
 
         def reorder(beam_idx: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._cache is cache:
@@ -326,25 +353,6 @@ def _as_set(ids: int | Collection[int] | None) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset([ids]) if isinstance(ids, int) else frozenset(int(i) for i in ids)
-
-
-def _nothing() -> None:
-    """Stand for the call of generate of a pass that is in none."""
-
-
-def _generation() -> Any:
-    """Return what identifies the outermost call of `generate` that a pass is part of, or None outside of one.
-
-    A pass by hand and one by `generate` look the same to the model, and `generate` is not replaced to tell them apart:
-    its frame is found on the stack. Its own copy of the generation config lives as long as the call.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    outermost: FrameType | None = None
-    while frame is not None:
-        if frame.f_code is _GENERATE:
-            outermost = frame
-        frame = frame.f_back
-    return None if outermost is None else outermost.f_locals["generation_config"]
 
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from chainwright.models.load import load_model
 from chainwright.models.sampling import gumbel_noise
 from chainwright.repair import TCR, DoLa, EntropyDetector, RemoveAndResample, TCRConfig
 from chainwright.repair.tcr.selector import RandomSelector
-from chainwright.repair.tcr.token_repair import Seen
+from chainwright.repair.tcr.token_repair import Seen, entropy_nats, is_certain
 from chainwright.scoring import score
 from chainwright.traces import Trace
 from families import FAMILIES, left_padded, random_ids, tiny
@@ -320,3 +320,21 @@ def test_dola_contrasts_the_last_layer_with_the_one_that_disagrees_most() -> Non
     assert_equal(got.isinf(), want.isinf())
     assert_close(got[~want.isinf()], want[~want.isinf()], "contrast", 1e-4)
     assert int(out.sequences[0, -1]) == int(want.argmax())
+
+
+def test_what_is_certain_is_below_the_floor_and_what_is_near_it_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.1, 1.0, 3.0, 10.0, 100.0):
+        for _ in range(20):
+            logits = size * torch.randn(1, 2, 50, generator=generator)
+            entropy = float(entropy_nats(logits[0, -1]))
+            assert not is_certain(logits, entropy) and not is_certain(logits, entropy - 0.1)
+            assert is_certain(logits, entropy + 0.01)
+    plain = torch.zeros(1, 1, 50)
+    assert is_certain(plain, 4.0) and not is_certain(plain, math.log(50))
+    # several rows, other dtypes and logits that are not finite are left to the entropy itself
+    assert not is_certain(plain.expand(2, -1, -1), 4.0) and not is_certain(plain.double(), 4.0)
+    for odd in (math.nan, -math.inf, math.inf):
+        strange = plain.clone()
+        strange[0, 0, 3] = odd
+        assert not is_certain(strange, 4.0)

@@ -37,6 +37,7 @@ from chainwright.repair.tcr._teacher_forcing import trace_corrections
 from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 
+_ROUNDING = 1e-3  # nats; far more than float32 may be off in an entropy
 _HOW = "decode with greedy search or sampling and the default cache"
 
 
@@ -44,6 +45,22 @@ def entropy_nats(logits: Tensor) -> Tensor:
     """Return the entropy of the distributions that logits `[..., V]` make, in nats."""
     entropy: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
     return entropy
+
+
+def is_certain(logits: Tensor, floor: float) -> bool:
+    """Return whether the entropy of a single row is below `floor` by so much that rounding cannot matter.
+
+    Most tokens are, and nothing else need be computed for them. With a large vocabulary this takes a third of the time
+    of `entropy_nats`.
+
+    Args:
+        logits: `[N, T, V]`, of which the last position counts; for several rows the answer is False.
+        floor: Nats.
+    """
+    if len(logits) != 1 or logits.dtype is not torch.float32:
+        return False
+    log_probs = logits[0, -1].log_softmax(-1)
+    return -float(log_probs.exp() @ log_probs) < floor - _ROUNDING  # not so where a logit is infinite, which gives NaN
 
 
 class Detector(Protocol):
@@ -152,6 +169,7 @@ class _Deciding(Decider):
         self._hidden: dict[int, Any] = {}  # what each read layer put out
         self._windows: dict[int, Any] = {}
         self._trail: Tensor | None = None
+        self._followed: Any = None  # the latest cache that was looked at
 
     @contextmanager
     def hooked(self, run: Run) -> Iterator[None]:
@@ -199,8 +217,10 @@ class _Deciding(Decider):
             raise BadInput("A repair reads the tokens, but this model is being run on embeddings; pass input_ids.")
         if cache is None:
             return
-        if not is_appending(cache):
-            raise BadInput(f"A repair cannot follow a {type(cache).__name__}; {_HOW}.")
+        if cache is not self._followed:
+            if not is_appending(cache):
+                raise BadInput(f"A repair cannot follow a {type(cache).__name__}; {_HOW}.")
+            self._followed = cache
         run, n_cached = self.run, int(cache.get_seq_length())
         if n_cached == 0:
             return
@@ -238,7 +258,9 @@ class _Deciding(Decider):
         return output
 
     def _correct(self, output: Any, cache: Any) -> None:
-        rows = self.run.rows
+        rows, floor = self.run.rows, self.repair.detector.min_entropy
+        if floor >= 0 and not any(row.is_done for row in rows) and is_certain(output.logits, floor):
+            return
         # without end tokens of its own it cannot be sure that a row is finished
         over = {i for i, row in enumerate(rows) if row.is_done} if self.repair.end_ids else set()
         live = [i for i in range(len(rows)) if i not in over]
