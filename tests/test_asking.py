@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chainwright import generate, load_model, tasks
+from chainwright import checkers, generate, load_model, tasks
 from chainwright._errors import BadInput, OtherRendering
+from chainwright.checkers import Checker, Verdict
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.demonstrations import Shots, demonstration
 from chainwright.prompts.describe import describe
@@ -348,6 +349,17 @@ def test_the_form_of_the_answer_is_asked_for_where_nothing_shows_it() -> None:
     assert str(boxed.info["instruction"]).endswith("\\boxed{}.")
     for problem in ("Why?", Problem("mine", 1, "Why?", "", "x", ()), tasks.sample("parity", 2, 1)[0]):
         assert "instruction" not in asked("plain", problem, Asking()).info
+
+
+def test_a_checker_of_ones_own_may_ask_for_its_form() -> None:
+    class Loud(Checker):
+        instruction = "Shout it."
+
+        def judge(self, response_text: str, answer: str, **options: object) -> Verdict:
+            return Verdict(answer.upper() in response_text, None, "loud")
+
+    name = checkers.name_of(Loud())
+    assert asked("plain", sums(checker=name)[0], Asking()).info["instruction"] == "Shout it."
 
 
 # -- contradictions and limits ---------------------------------------------------------------------------------------

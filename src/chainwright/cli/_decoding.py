@@ -17,6 +17,7 @@ from chainwright.cli._shared import load_repairs, print_cost, say
 from chainwright.cli._source import load
 
 if TYPE_CHECKING:
+    from chainwright.studies.config import DecodeSettings
     from chainwright.tasks import Problem
     from chainwright.traces import Trace
 
@@ -131,9 +132,8 @@ def decode(
     """Return the traces that the options ask for; say how they were asked, what a repair cost, and what was written."""
     from chainwright.prompts.describe import describe
     from chainwright.studies import generation
-    from chainwright.studies.config import DecodeSettings
 
-    settings = DecodeSettings(**{**decoding, "stop": _unescaped(decoding["stop"] or ()) or None})
+    settings = settings_of(decoding)
     asking = asking_of(asked.asking, raw=asked.raw)
     _parse.check_free(out_file, overwrite)
     chosen = choose(asked, model, settings.seed)
@@ -159,6 +159,13 @@ def decode(
     say(describe(traces))
     print_cost(fixed)
     return traces
+
+
+def settings_of(decoding: Values) -> DecodeSettings:
+    """Return how traces are decoded, as the options of `DECODING` say."""
+    from chainwright.studies.config import DecodeSettings
+
+    return DecodeSettings(**{**decoding, "stop": _unescaped(decoding["stop"] or ()) or None})
 
 
 def _unescaped(texts: Sequence[str]) -> list[str]:

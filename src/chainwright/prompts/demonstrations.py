@@ -136,6 +136,7 @@ def _time(path: str) -> int:
     return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
+@lru_cache(maxsize=20_000)
 def demonstration(problem: Problem) -> Demonstration:
     """Return a problem with its worked answer, which ends in a form that its checker reads."""
     solution = _solution(problem)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from chainwright import checkers
 from chainwright._errors import BadInput
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.conversation import rendered, turns_of
@@ -177,9 +178,10 @@ def _instruction(problem: Problem | str, asking: Asking, *, has_shots: bool) -> 
     """Return what is asked for besides: as passed, or the form that the checker reads unless demonstrations show it."""
     if asking.instruction is not None:
         return None if asking.instruction.strip().lower() == "none" else asking.instruction
-    if isinstance(problem, str) or has_shots:
+    if isinstance(problem, str) or has_shots or not problem.checker:
         return None
-    return _INSTRUCTIONS.get(problem.checker)
+    own = _INSTRUCTIONS.get(problem.checker)
+    return own or getattr(checkers.load(problem.checker), "instruction", None)
 
 
 def _info(
