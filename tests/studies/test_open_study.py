@@ -16,6 +16,7 @@ from chainwright.report.page import render
 from chainwright.studies import Study
 from chainwright.studies.config import DecodeSettings
 from chainwright.studies.diagnosis import DiagnoseConfig, open_diagnosis, run_diagnosis, run_study
+from chainwright.studies.diagnosis.diff import difference
 from chainwright.studies.diagnosis.toml import read_study_file, study_file_text
 from chainwright.tasks.problem_sets import ProblemSource
 from chainwright.traces import TraceSource
@@ -102,6 +103,23 @@ def test_trace_files_are_read_compared_and_reported(loaded, tmp_path: Path) -> N
     for said in ("Traces as", "matched on length", "wrong answer", "answer not read", "How sure the model was"):
         assert said in page
     assert any(line.startswith("Answers: 3 of 9") for line in found.summary())
+
+
+def test_two_open_diagnoses_are_compared(loaded, tmp_path: Path) -> None:
+    texts = {"a": ("The answer is {}.",), "b": ("I think it is 99.",)}
+    for name, responses in texts.items():
+        source = TraceSource(files=(str(written(tmp_path, responses=responses)),))
+        config = DiagnoseConfig(
+            model="tiny",
+            traces=source,
+            problems=ProblemSource(source=str(problems(tmp_path)), checker="number"),
+            instruments=("accuracy",),
+        )
+        run_study(*loaded, config, tmp_path / name, progress=False)
+    found = difference(tmp_path / "a", tmp_path / "b")
+    (answers, _) = found.cells
+    assert (answers.task, answers.a, answers.b, answers.difference, answers.problems) == ("pens", 1, 0, -1, "3 shared")
+    assert not found.errors and any("sha256" in line for line in found.settings)
 
 
 def test_a_study_file_makes_the_same_diagnosis(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("entropy", "logprob")
 GROUPS = ("right", "wrong")
+_MOST_BINS = 20
 ANSWER, WHOLE = "answer", "whole response"
 Array = NDArray[np.float64]
 
@@ -64,9 +65,10 @@ class Curves(Finding):
         lines = [self._line(measure) for measure in MEASURES]
         if not self.separation:
             lines.append(self.missing())
+        sides = {"entropy": "higher entropy", "logprob": "lower log-probability"}
         lines += [
-            f"A wrong response has the {'higher' if row['measure'] == 'entropy' else 'lower'} {row['measure']} than a "
-            f"right one in {row['auc']:.0%} of pairs{_between(row, '.0%')}."
+            f"A wrong response has the {sides[row['measure']]} than a right one in {row['auc']:.0%} of "
+            f"pairs{_between(row, '.0%')}."
             for row in self.separation
         ]
         return "\n".join(lines)
@@ -114,7 +116,7 @@ def curves(
     scores: Sequence[TokenScores],
     tokenizer: Tokenizer | None = None,
     *,
-    n_bins: int = 20,
+    n_bins: int | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Curves:
@@ -127,18 +129,20 @@ def curves(
         scores: `score` of each, in the same order.
         tokenizer: The tokenizer of the traces, to find the tokens of the final answer; without it, that place is
             missing.
-        n_bins: Bins of relative position.
+        n_bins: Bins of relative position; None takes 20, or fewer where most responses have fewer tokens than that.
         n_resamples: Bootstrap samples of problems.
         seed: Seed of the bootstrap.
 
     Raises:
         BadInput: No traces, other numbers of scores than of traces, or fewer than one bin.
     """
-    if not traces or len(traces) != len(scores) or n_bins < 1:
+    if not traces or len(traces) != len(scores) or (n_bins is not None and n_bins < 1):
         raise BadInput(
             f"curves needs traces, one score per trace and at least one bin; got {len(traces)} traces, {len(scores)} "
-            f"scores and {n_bins} bins."
+            f"scores and {_MOST_BINS if n_bins is None else n_bins} bins."
         )
+    if n_bins is None:
+        n_bins = max(1, min(_MOST_BINS, int(np.median([len(trace.response_ids) for trace in traces]))))
     is_judged = any(trace.outcome is not None for trace in traces)
     groups: list[str] = [trace.outcome or "unjudged" for trace in traces] if is_judged else ["all"] * len(traces)
     numbers: dict[Any, int] = {}

@@ -57,6 +57,7 @@ class Answers(NamedTuple):
     n_right: int
     n_unread: int
     n_cut: int
+    n_looping: int = 0
 
 
 class Sureness(NamedTuple):
@@ -220,7 +221,9 @@ def _answers(rows: Sequence[dict[str, Any]]) -> Answers | None:
     if not own:
         return None
     n, n_right = (sum(int(row["n"]) for row in own), sum(round(row["accuracy"] * row["n"]) for row in own))
-    return Answers(n, n_right, *(sum(int(row.get(key, 0)) for row in own) for key in ("n_unread", "n_cut_answers")))
+    return Answers(
+        n, n_right, *(sum(int(row.get(key, 0)) for row in own) for key in ("n_unread", "n_cut_answers", "n_looping"))
+    )
 
 
 def _sureness(found: Curves) -> Sureness:

@@ -60,7 +60,8 @@ def _answers_text(answers: Answers) -> str:
         for n, what in ((answers.n_unread, "could not be read"), (answers.n_cut, "were cut before an answer"))
         if n
     ]
-    return f"{text}; {' and '.join(others)}, which is not the same as wrong" if others else text
+    text = f"{text}; {' and '.join(others)}, which is not the same as wrong" if others else text
+    return f"{text}; {answers.n_looping:,} ended in endless repetition" if answers.n_looping else text
 
 
 def _sureness_text(sure: Sureness) -> str:

@@ -42,7 +42,8 @@ class Accuracy(Finding):
             `exact` (chains without a wrong slot) with `exact_low` and `exact_high`, `n_read` (traces whose chain is
             known and could be read, over which `exact` is the share; None for all three if there are none), `n_cut`
             (responses cut by the token limit), `n_unread` (answers that could not be read in whole responses),
-            `n_cut_answers` (those that the limit cut off) and `tokens` (mean response length). Traces without a
+            `n_cut_answers` (those that the limit cut off), `n_looping` (responses that end in endless repetition,
+            whatever their answer) and `tokens` (mean response length). Traces without a
             problem are under the task "unknown", with `hops` None; problems without a hop count have `hops` 0.
         by_label: One per (task, label, value) for each label of the problems, such as their level, with few values:
             `n`, `accuracy`, `low`, `high`, `n_unread` and `n_cut_answers` as in `rows`.
@@ -99,6 +100,8 @@ def _apart(row: Mapping[str, Any]) -> str:
     """Return how many answers of a row are neither right nor wrong, such as " (2 of 40 not read, 1 cut)"."""
     unread, cut = int(row.get("n_unread", 0)), int(row.get("n_cut_answers", 0))
     parts = [f"{unread} of {row['n']} not read"] * bool(unread) + [f"{cut} of {row['n']} cut"] * bool(cut)
+    looping = int(row.get("n_looping", 0))
+    parts += [f"{looping} in endless repetition"] * bool(looping)
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -157,6 +160,7 @@ def _row(task: str, hops: int | None, group: list[Trace]) -> dict[str, Any]:
         "n_cut": sum(not t.stopped for t in group),
         "n_unread": answers["n_unread"],
         "n_cut_answers": answers["n_cut_answers"],
+        "n_looping": sum(t.is_looping for t in group),
         "tokens": sum(len(t.response_ids) for t in group) / len(group),
     }
 

@@ -56,11 +56,13 @@ def _group(group: str, rows: Sequence[Mapping[str, Any]], *, is_first: bool) -> 
     at = [(row["start"] + row["end"]) / 2 for row in along]
     name = "all responses" if group == "all" else f"{group} answers"
     drawn = []
-    if along and all(row["low"] is not None for row in along):
+    banded = [row for row in along if row["low"] is not None]
+    if banded:
+        inside = [(row["start"] + row["end"]) / 2 for row in banded]
         band = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": group, "mode": "lines"}
-        drawn.append(go.Scatter(x=at, y=[row["low"] for row in along], **band))
+        drawn.append(go.Scatter(x=inside, y=[row["low"] for row in banded], **band))
         fill = f"rgba({', '.join(str(int(colour[k : k + 2], 16)) for k in (1, 3, 5))}, 0.16)"
-        drawn.append(go.Scatter(x=at, y=[row["high"] for row in along], fill="tonexty", fillcolor=fill, **band))
+        drawn.append(go.Scatter(x=inside, y=[row["high"] for row in banded], fill="tonexty", fillcolor=fill, **band))
     drawn.append(
         go.Scatter(
             x=at, y=[row["mean"] for row in along], name=name, legendgroup=group, showlegend=is_first, mode="lines",

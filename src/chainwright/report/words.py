@@ -93,9 +93,6 @@ def _sets_certainty(accuracy: Accuracy, material: Material) -> list[str]:
             f"They answer {counted(len(problems), 'problem')}, and responses to one problem are alike, so that the "
             "interval is wider than that."
         )
-    n_loops = sum(trace.is_looping for trace in material.traces)
-    if n_loops:
-        lines.append(f"{counted(n_loops, 'response')} ended in endless repetition.")
     n_cut = sum(int(row["n_cut"]) for row in accuracy.rows)
     if n_cut:
         lines.append(f"{counted(n_cut, 'response')} met the token limit.")

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainwright._stats import Interval, wilson
+from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.heads.roles import RoleFinding
+from chainwright.evaluation.accuracy import UNKNOWN_TASK
 from chainwright.studies import manifest
 from chainwright.studies.diagnosis.plan import Diagnosis, open_diagnosis
 from chainwright.traces import Trace
@@ -113,8 +115,8 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 def _by_cell(traces: Sequence[Trace]) -> dict[_Cell, list[Trace]]:
     cells: dict[_Cell, list[Trace]] = {}
     for trace in traces:
-        assert trace.problem is not None  # a diagnosis has no others
-        cells.setdefault((trace.problem.task, trace.problem.hops), []).append(trace)
+        problem = trace.problem
+        cells.setdefault((UNKNOWN_TASK, 0) if problem is None else (problem.task, problem.hops), []).append(trace)
     return cells
 
 
@@ -140,13 +142,12 @@ def _shared(first: Sequence[Trace], second: Sequence[Trace]) -> list[tuple[Trace
     """Return pairs of traces of the same problem; one that was drawn twice is paired twice at most."""
     waiting: dict[str, list[Trace]] = {}
     for trace in reversed(second):
-        assert trace.problem is not None
-        waiting.setdefault(trace.problem.prompt, []).append(trace)
-    return [
-        (trace, waiting[trace.problem.prompt].pop())
-        for trace in first
-        if trace.problem is not None and waiting.get(trace.problem.prompt)
-    ]
+        waiting.setdefault(_question(trace), []).append(trace)
+    return [(trace, waiting[_question(trace)].pop()) for trace in first if waiting.get(_question(trace))]
+
+
+def _question(trace: Trace) -> str:
+    return (trace.prompt or "") if trace.problem is None else trace.problem.prompt
 
 
 def paired(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float, float]:
@@ -172,7 +173,8 @@ def _distance(x: float, y: float) -> float:
 
 def _errors(first: Diagnosis, second: Diagnosis) -> list[ErrorDifference]:
     mine, theirs = (
-        {(row["task"], row["error_type"]): row for row in found.errors.by_task} for found in (first, second)
+        {(row["task"], row["error_type"]): row for table in found.of(ErrorTable) for row in table.by_task}
+        for found in (first, second)
     )
     rows = []
     for task, kind in dict.fromkeys([*mine, *theirs]):
