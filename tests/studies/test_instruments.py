@@ -15,7 +15,7 @@ from chainwright.plugins import register
 from chainwright.studies import Job, Results, Study
 from chainwright.studies.diagnosis.plan import instruments_of
 from chainwright.studies.diagnosis.run import DiagnoseConfig, open_diagnosis, run_diagnosis
-from chainwright.studies.diagnosis.units import Bench, Heads, Instrument, load_traces, trace_units
+from chainwright.studies.diagnosis.units import Bench, Heads, Instrument, have_traces, load_traces
 from chainwright.tasks.clf import TASK as CLF
 
 
@@ -25,7 +25,7 @@ class Lengths(Instrument):
     name, groups, needs = "lengths", ("lengths",), ("accuracy",)
 
     def units(self, config: DiagnoseConfig, done: Results) -> list[str]:
-        return ["lengths"] if done.are_finished(trace_units(config)) else []
+        return ["lengths"] if have_traces(config, done) else []
 
     def compute(self, bench: Bench, job: Job) -> None:
         traces = load_traces(bench.config, job.done)
