@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zipfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +123,8 @@ def test_token_ids_of_this_tokenizer_are_used_as_they_are(tmp_path, tokenizer):
     record = {"prompt": ASK, "prompt_token_ids": before, "outputs": [{"text": SAY, "token_ids": own}]}
     (trace,) = read_traces(lines(tmp_path, record), tokenizer)
     assert trace.input_ids.tolist() == [*before, *own] and trace.response == SAY
+    bare = record | {"outputs": [{"text": "", "token_ids": own}]}
+    assert read_traces(lines(tmp_path, bare), tokenizer)[0] == replace(trace, info=trace.info)
     foreign = record | {"outputs": [{"text": SAY, "token_ids": [i + 3 for i in own]}]}
     with pytest.warns(TraceNotes, match=r"1 of 1 traces have token ids of another tokenizer \(line 1 of made\.jsonl\)"):
         (trace,) = read_traces(lines(tmp_path, foreign), tokenizer)
@@ -222,7 +225,9 @@ def test_logs_of_inspect_are_read(tmp_path, tokenizer, kind):
         (trace,) = read_traces(path, tokenizer, skip_bad=True)
     assert trace.prompt == f"Be brief.\n\n{ASK}" and trace.response == WHOLE and trace.stopped
     assert (
-        trace.outcome == "right" and trace.info["model"] == "a/b" and trace.problem.labels == {"id": "pen", "level": 1}
+        trace.outcome == "right"
+        and trace.info["model"] == "a/b"
+        and trace.problem.labels == {"id": "pen", "level": 1, "model": "a/b"}
     )
 
 
@@ -323,6 +328,8 @@ def test_fields_can_be_named(tmp_path, tokenizer):
 def test_other_kinds_of_file(tmp_path, tokenizer):
     record = {"question": ASK, "response": SAY, "answer": "12"}
     (tmp_path / "list.json").write_text(json.dumps([record, record]))
+    (tmp_path / "by_id.json").write_text(json.dumps({"a": record, "b": record, "c": record}))
+    (tmp_path / "one.json").write_text(json.dumps({"question": ASK, "responses": [SAY, SAY], "answer": "12"}))
     (tmp_path / "inner.json").write_text(json.dumps({"results": [record]}))
     (tmp_path / "lines.json").write_text(f"{json.dumps(record)}\n{json.dumps(record)}\n")
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(record).encode()))
@@ -330,6 +337,8 @@ def test_other_kinds_of_file(tmp_path, tokenizer):
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "rows.parquet")
     for name, n in {
         "list.json": 2,
+        "by_id.json": 3,
+        "one.json": 2,
         "inner.json": 1,
         "lines.json": 2,
         "packed.jsonl.gz": 1,

@@ -73,6 +73,8 @@ class Reading:
             return False
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         parts = [part.strip() for part in (entry.reasoning, entry.response)]
+        if not any(parts):  # some engines write ids alone
+            return True
         return all(part in text for part in parts) and (bool(parts[0]) or text.strip() == parts[1])
 
     def _own_ids(self, entry: Entry, question: str) -> tuple[list[int], int] | None:

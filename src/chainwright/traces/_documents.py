@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chainwright._errors import BadInput, BadTrace
+from chainwright.traces._entries import PROMPT_KEYS, QUESTION_KEYS, named
 
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".eval")
 _LISTS = ("samples", "traces", "data", "results", "records", "rows", "examples", "instances", "responses")
@@ -131,10 +132,14 @@ def _of_document(path: Path, whole: Any) -> Iterator[Document]:
         model, samples = _inspect_model(whole), whole["samples"] or []
         return _samples((sample for sample in samples), model)
     if isinstance(whole, Mapping):
-        inner = next((whole[key] for key in _LISTS if isinstance(whole.get(key), (list, Mapping))), None)
+        is_record = named(whole, (*PROMPT_KEYS, *QUESTION_KEYS, "messages")) is not None
+        lists = () if is_record else _LISTS
+        inner = next((whole[key] for key in lists if isinstance(whole.get(key), (list, Mapping))), None)
         if isinstance(inner, Mapping):  # several tasks of lm-eval, each with its list
             inner = [record for records in inner.values() if isinstance(records, list) for record in records]
         records = [whole] if not inner or not isinstance(inner[0], Mapping) else inner
+        if not is_record and inner is None and whole and all(isinstance(value, Mapping) for value in whole.values()):
+            records = [{"id": key, **value} for key, value in whole.items()]  # records by their id
     elif isinstance(whole, list):
         records = whole
     else:

@@ -59,7 +59,7 @@ class Entry:
         answer: The gold answer.
         id: What the record calls its problem.
         model: Who wrote the response.
-        sample: The number of the response among those to the same question; None where the record has one.
+        sample: The number of the response among those to the same question; None if it is not said.
         labels: What else is known of the problem, such as its level.
         unread: Fields that were not read.
     """
