@@ -16,7 +16,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json
 from chainwright.lab import HopsConfig, adapters, train_hops
-from chainwright.lab.adapters import Entry, right_by_kind
+from chainwright.lab.adapters import Entry, curve_of, right_by_kind
 from chainwright.lab.chains import Row, chain_loss
 from chainwright.lab.lora import Adapter, Layout
 from chainwright.lab.smollm2 import FIRST_SEED, chat_row, draw_hops
@@ -249,6 +249,10 @@ def test_a_row_is_what_generate_asks_and_its_chain_closes_the_turn() -> None:
 def test_right_rows_are_counted_by_kind() -> None:
     log = [Entry("llc 2", 0.1, 8, 3, 90), Entry("objc 1", 0.2, 4, 4, 50), Entry("llc 2", 0.1, 6, 6, 70)]
     assert right_by_kind(log) == {"llc 2": (9, 14), "objc 1": (4, 4)}
+    assert curve_of(log)[2] == {"steps": [3, 3], "right": {"llc 2": (6, 6)}}
+    long = curve_of(log * 7)
+    assert [part["steps"] for part in long][-2:] == [[16, 18], [19, 21]]
+    assert sum(part["right"].get("llc 2", (0, 0))[1] for part in long) == 7 * 14
 
 
 def test_every_weighted_task_needs_its_hops() -> None:

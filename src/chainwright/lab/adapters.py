@@ -6,8 +6,8 @@
 3. The learning rate rises, is constant and falls over the last share of the steps. A training can start from an
    adapter's weights with a fresh optimizer (`start`), such as to continue what was shipped, or for a last decline.
 4. With every checkpoint `folder/adapter` becomes an adapter that `load_model(base, adapter=...)` reads, with its
-   recipe: settings and tokens of this training and of those it started from, and how many of the fresh problems of
-   the last steps were right before they were trained on.
+   recipe: settings and tokens of this training and of those it started from, and its learning curve: how many of the
+   fresh problems of each tenth of the steps were right as a whole before they were trained on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from chainwright.lab.training import Training
 from chainwright.models.fetch import fetchable_models, package_of
 from chainwright.models.load import load_model
 
-_LAST_SHARE = 0.2  # of the steps: what the recipe reports as right in training
+_N_PARTS = 10  # of a training, for each of which the recipe says what was right
 
 
 class AdapterRecipe(Config):
@@ -162,11 +162,14 @@ def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
 
 def _recipe(config: AdapterRecipe, trainings: list[dict[str, Any]], log: list[Entry]) -> dict[str, Any]:
     sha256 = package_of(config.base).sha256 if config.base in fetchable_models() else ""
-    last = log[-max(1, round(_LAST_SHARE * len(log))) :]
-    return {
-        "base": config.base,
-        "base_sha256": sha256,
-        "trainings": trainings,
-        "right_in_last_steps": right_by_kind(last),
-        "last_steps": len(last),
-    }
+    return {"base": config.base, "base_sha256": sha256, "trainings": trainings, "curve": curve_of(log)}
+
+
+def curve_of(log: list[Entry]) -> list[dict[str, Any]]:
+    """Return the steps of each tenth of a training, from 1, with the rows that were right and all rows by kind."""
+    size = max(1, -(-len(log) // _N_PARTS))
+    return [
+        {"steps": [start + 1, start + len(part)], "right": right_by_kind(part)}
+        for start in range(0, len(log), size)
+        if (part := log[start : start + size])
+    ]

@@ -26,7 +26,7 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.lab.adapters import AdapterRecipe, Step, train_adapter
 from chainwright.lab.chains import Row
-from chainwright.lab.recipe import Count, Rate, Share
+from chainwright.lab.recipe import Count, Decay, Rate, Share, Steps
 from chainwright.prompts.prompt import prompt_ids
 from chainwright.tasks import Problem
 
@@ -58,7 +58,9 @@ class HopsConfig(AdapterRecipe):
     )
     n_short_steps: int = Field(default=150, ge=0, description="Steps until the full range of hops is reached.")
     demonstrated_share: Share = Field(default=0.04, description="Share of the steps whose questions have an example.")
+    n_steps: Steps = 340
     lr: Rate = 1.5e-3
+    decay_share: Decay = 0.41
 
     @model_validator(mode="after")
     def _tasks_have_hops(self) -> Self:
