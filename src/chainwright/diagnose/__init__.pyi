@@ -25,10 +25,11 @@ from .heads.knockout import knockout_effects as knockout_effects
 from .heads.lens import LogitLens as LogitLens
 from .heads.lens import answer_writing_scores as answer_writing_scores
 from .heads.lens import logit_lens as logit_lens
+from .heads.role_plan import plan_head_roles as plan_head_roles
+from .heads.role_sweep import RolesConfig as RolesConfig
 from .heads.roles import HeadCheck as HeadCheck
 from .heads.roles import HeadRoles as HeadRoles
 from .heads.roles import RoleFinding as RoleFinding
-from .heads.roles import RolesConfig as RolesConfig
 from .heads.roles import check_head as check_head
 from .heads.roles import head_roles as head_roles
 from .iteration.emergence import CircuitMeasures as CircuitMeasures

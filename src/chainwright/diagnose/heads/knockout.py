@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -24,13 +24,19 @@ from chainwright._finding import Finding
 from chainwright._progress import progress_bar
 from chainwright._registry import register
 from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
-from chainwright.diagnose.heads._sweep.options import Method, check_options, n_measured, n_screened
+from chainwright.diagnose.heads._sweep.options import (
+    Method,
+    Products,
+    check_options,
+    check_products,
+    n_measured,
+    n_screened,
+)
 from chainwright.diagnose.heads._sweep.run import gradient_each, knock_out_each
 from chainwright.diagnose.heads.lens import check_token_ids, in_vocabulary
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
-from chainwright.models.capture import check_ids, forward
+from chainwright.models.capture import check_ids
 from chainwright.models.load import provenance
-from chainwright.models.seam import widened
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -103,6 +109,7 @@ def knockout_effects(
     method: Method = "exact",
     share: float = 0.25,
     max_bytes: int | None = None,
+    products: Products = "model",
     progress: bool = False,
 ) -> KnockoutEffects:
     """Return each head's causal effect on the probability of a token at the last position.
@@ -119,11 +126,14 @@ def knockout_effects(
         max_bytes: Approximate memory, besides the model, for the variants that run side by side, and for the records
             of the rows that run together; one row and one variant always run. None chooses what is fast on the
             model's device. `plan_knockout_effects` estimates the result.
+        products: "model" multiplies as the model does. "bfloat16", for float32 models and positions "all", multiplies
+            what differs from the pass with every head in place in bfloat16: on processors with instructions for it
+            about 1.6 times as fast, with effects rounded to two or three digits.
         progress: Show a progress bar on a terminal. If interrupted, the model is restored.
 
     Raises:
         BadInput: Shapes do not fit, an id is outside the vocabulary, the method is unknown, the share is outside
-            0..1, or `max_bytes` is below 1.
+            0..1, `max_bytes` is below 1, or `products` does not fit the model or the other options.
         UnsupportedModel: The model's layers cannot be run one by one.
 
     Note:
@@ -136,11 +146,15 @@ def knockout_effects(
     """
     check_options(method, positions, share, max_bytes)
     parts = anatomy(model)
+    check_products(parts, products, method, positions)
     contexts = as_contexts(parts, input_ids, token_ids, attention_mask)
     total = n_measured(parts, len(contexts.input_ids), method, share)
     with evaluating(parts.model), progress_bar("knockouts", total, shown=progress) as bar:
-        baseline, effect, is_exact = _measure(parts, contexts, positions, method, share, max_bytes, bar.advance)
-    config = {"method": method, "positions": positions, "max_bytes": max_bytes}
+        baseline, effect, is_exact = _measure(
+            parts, contexts, positions, method, share, max_bytes, bar.advance, is_halved=products == "bfloat16"
+        )
+    config: dict[str, Any] = {"method": method, "positions": positions, "max_bytes": max_bytes}
+    config |= {"products": products} if products != "model" else {}
     return KnockoutEffects(
         baseline=baseline,
         effect=effect,
@@ -159,13 +173,6 @@ def as_contexts(parts: Anatomy, input_ids: Tensor, token_ids: Tensor, attention_
     return Contexts(input_ids, mask, tracked)
 
 
-def baseline_probs(parts: Anatomy, contexts: Contexts) -> Tensor:
-    """Return the probability of the tracked tokens with every head in place, `[N, K]`."""
-    with torch.no_grad():
-        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
-    return logits.softmax(-1).gather(-1, contexts.tracked).cpu()
-
-
 def _measure(
     parts: Anatomy,
     contexts: Contexts,
@@ -174,15 +181,17 @@ def _measure(
     share: float,
     max_bytes: int | None,
     report: Callable[[int], None],
+    *,
+    is_halved: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return baseline `[N]`, effects `[N, L, H]`, and where they were measured."""
     if method == "exact":
         wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
-        results = knock_out_each(parts, contexts, wanted, positions, max_bytes, report)
+        results = knock_out_each(parts, contexts, wanted, positions, max_bytes, report, is_halved=is_halved)
         baseline = results.baseline[:, 0]
         return baseline, baseline[:, None, None] - results.probs[..., 0], wanted
     choose = partial(_top_ranked, share=share) if method == "screened" else None
-    screened = gradient_each(parts, contexts, positions, choose, max_bytes, report)
+    screened = gradient_each(parts, contexts, positions, choose, max_bytes, report, is_halved=is_halved)
     measured = screened.baseline[:, None, None] - screened.measured.probs[..., 0]
     return screened.baseline, torch.where(screened.wanted, measured, screened.estimate), screened.wanted
 

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from chainwright._config import Config, Positions
+from chainwright._config import Positions
 from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts
-from chainwright.diagnose.heads._sweep.baseline_pass import Contexts
-from chainwright.diagnose.heads._sweep.run import KnockoutResults, knock_out_each
-from chainwright.diagnose.heads.knockout import baseline_probs
+from chainwright.diagnose.heads._sweep.run import knock_out_each
 from chainwright.diagnose.heads.lens import answer_writing_scores, in_vocabulary
+from chainwright.diagnose.heads.role_sweep import RolesConfig, RoleSweep, Tick, sweep_sets, tracked
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
 from chainwright.models.capture import check_ids
@@ -35,25 +33,6 @@ from chainwright.models.load import provenance
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-
-class RolesConfig(Config):
-    """How many heads each role gets, and how they are silenced."""
-
-    n_answer_writing: int = Field(default=10, ge=0, description="Heads counted as answer-writing.")
-    share: float = Field(
-        default=0.02, ge=0, le=1, description="Share of all heads that a processing role gets (the paper's top 2%)."
-    )
-    at_least: int = Field(
-        default=3, ge=0, description="Minimum number of heads of a processing role, for models with few heads."
-    )
-    basic_below: float = Field(
-        default=0.1,
-        ge=0,
-        description="A head is basic when, without it, the mean probability of the predicted token falls below this "
-        "share of what it was, in both sets.",
-    )
-    positions: Positions = Field(default="all", description="Silence heads at all positions, or only at the last.")
 
 
 _MAPS = (
@@ -88,7 +67,10 @@ class HeadRoles(Finding):
         right_correct, right_erroneous: The right token of each context, `[N]`.
         first_correct, first_erroneous: The token that comes first in each context without the head, `[N, L, H]`.
         p_right: Probability of the right token in each erroneous context without the head, `[N, L, H]`.
-        p_right_whole: The same with every head in place, `[N]`. The last six are None in findings from older versions.
+        p_right_whole: The same with every head in place, `[N]`.
+        is_measured: Which heads were silenced, `[L, H]`. The others' effects are estimates; they count as changing no
+            first token and get no role but that of writing answers. The last seven are None in findings from older
+            versions.
     """
 
     writing_correct: Tensor
@@ -112,16 +94,19 @@ class HeadRoles(Finding):
     first_erroneous: Tensor | None = None
     p_right: Tensor | None = None
     p_right_whole: Tensor | None = None
+    is_measured: Tensor | None = None
 
     def summary(self) -> str:
         """Return the heads of each role and the effect of silencing the best head, in words."""
         best = self.best_head
+        estimated = 0 if self.is_measured is None else int((~self.is_measured).sum())
+        rest = f" {estimated} of {self.corrected.numel()} heads were estimated, not measured." if estimated else ""
         return (
             f"{self.n_erroneous} wrong against {self.n_correct} right contexts. Erroneous-processing: "
             f"{_named(self.erroneous_processing)}. Correct-processing: {_named(self.correct_processing)}. Basic: "
             f"{_named(self.basic)}. Silencing L{best[0]}H{best[1]} alone puts the right token first in "
             f"{float(self.corrected[best]):.0%} of the wrong contexts and leaves it first in "
-            f"{float(self.kept[best]):.0%} of the right ones."
+            f"{float(self.kept[best]):.0%} of the right ones.{rest}"
         )
 
     @property
@@ -131,7 +116,8 @@ class HeadRoles(Finding):
         Ties are broken by rectification, then by order. It is the best of many heads on few contexts, so its shares
         are optimistic; see `check_head`.
         """
-        worth = (self.corrected.double() + self.kept).flatten()
+        worth = self.corrected.double() + self.kept
+        worth = (worth if self.is_measured is None else worth.masked_fill(~self.is_measured, -1)).flatten()
         best = (worth > worth.max() - 1e-6).nonzero()[:, 0]
         gains = self.rectification.flatten()[best]
         return head_at(self.kept, int(best[int((gains == gains.max()).nonzero()[0, 0])]))
@@ -240,7 +226,12 @@ def _named(heads: list[list[int]]) -> str:
 
 
 def head_roles(
-    model: nn.Module, correct: SlotContexts, erroneous: SlotContexts, *, config: RolesConfig | None = None
+    model: nn.Module,
+    correct: SlotContexts,
+    erroneous: SlotContexts,
+    *,
+    config: RolesConfig | None = None,
+    tick: Tick | None = None,
 ) -> HeadRoles:
     """Return the roles of all heads at one kind of slot.
 
@@ -249,7 +240,9 @@ def head_roles(
         correct: Contexts whose next token the model gets right (see `correct_contexts`).
         erroneous: Contexts whose next token it gets wrong (see `erroneous_contexts`), with the right token of each in
             `right_ids`.
-        config: Sizes of the roles.
+        config: Sizes of the roles, and how the heads are measured; by default exactly in small models, and screened in
+            large ones. The finding's config says what was chosen.
+        tick: Called with the knockouts that are done and their number, to show progress.
 
     Raises:
         BadInput: A set is empty, an erroneous context's right token is the predicted one, or a correct context's
@@ -258,8 +251,9 @@ def head_roles(
     Note:
         Edits that are attached when it is called stay in force.
 
-    Source: TCR (arXiv 2601.21214), section 3. Departures: a role gets at least three heads if as many have a positive
-    effect, and no others; "near zero" for basic heads is a tenth of the mean probability.
+    Source: TCR (arXiv 2601.21214), section 3. Departures: large models are screened (docs/benchmarks.md); a role gets
+    at least three heads if as many have a positive effect, and no others; "near zero" for basic heads is a tenth of the
+    mean probability.
     """
     settings = config or RolesConfig()
     _check_sets(correct, erroneous)
@@ -267,7 +261,7 @@ def head_roles(
     for contexts in (correct, erroneous):
         in_vocabulary(parts, "input_ids of contexts", contexts.input_ids)
     with evaluating(parts.model):
-        return _roles(parts, correct, erroneous, settings)
+        return _roles(parts, correct, erroneous, settings, tick)
 
 
 def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
@@ -281,26 +275,28 @@ def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
         raise BadInput("Some correct context has another token than the right one as its predicted one.")
 
 
-def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig) -> HeadRoles:
-    base_c, out_c = _sweep(parts, correct, config.positions)
-    base_e, out_e = _sweep(parts, erroneous, config.positions)
-    effect_correct = (base_c[:, None, None, 0] - out_c.probs[..., 0]).mean(0)
-    effect_erroneous = (base_e[:, None, None, 0] - out_e.probs[..., 0]).mean(0)
-    rectification = (out_e.probs[..., 1] - base_e[:, None, None, 1]).mean(0)
-    is_basic = _falls(base_c, out_c, config) & _falls(base_e, out_e, config)
+def _roles(
+    parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig, tick: Tick | None
+) -> HeadRoles:
+    right, wrong, is_measured, config = sweep_sets(parts, correct, erroneous, config, tick)
+    effect_correct = (right.baseline[:, None, None, 0] - right.probs[..., 0]).mean(0)
+    effect_erroneous = (wrong.baseline[:, None, None, 0] - wrong.probs[..., 0]).mean(0)
+    rectification = (wrong.probs[..., 1] - wrong.baseline[:, None, None, 1]).mean(0)
+    is_basic = _falls(right, config) & _falls(wrong, config) & is_measured
     writing = [_writing(parts, contexts) for contexts in (correct, erroneous)]
     n_top = max(config.at_least, round(config.share * is_basic.numel()))
+    has_no_role = is_basic | ~is_measured
     return HeadRoles(
         writing_correct=writing[0],
         writing_erroneous=writing[1],
         effect_correct=effect_correct,
         effect_erroneous=effect_erroneous,
         rectification=rectification,
-        corrected=_puts_first(out_e, erroneous.right_ids),
-        kept=_puts_first(out_c, correct.right_ids),
+        corrected=_puts_first(wrong, erroneous.right_ids),
+        kept=_puts_first(right, correct.right_ids),
         answer_writing=_top((writing[0] + writing[1]) / 2, config.n_answer_writing, torch.zeros_like(is_basic)),
-        correct_processing=_top(effect_correct, n_top, is_basic),
-        erroneous_processing=_top(effect_erroneous, n_top, is_basic),
+        correct_processing=_top(effect_correct, n_top, has_no_role),
+        erroneous_processing=_top(effect_erroneous, n_top, has_no_role),
         basic=[list(head_at(is_basic, int(i))) for i in is_basic.flatten().nonzero()[:, 0]],
         n_correct=len(correct),
         n_erroneous=len(erroneous),
@@ -308,10 +304,11 @@ def _roles(parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, confi
         sites_erroneous=erroneous.sites,
         right_correct=correct.right_ids.cpu(),
         right_erroneous=erroneous.right_ids.cpu(),
-        first_correct=out_c.argmax,
-        first_erroneous=out_e.argmax,
-        p_right=out_e.probs[..., 1].float(),
-        p_right_whole=base_e[:, 1].float(),
+        first_correct=right.argmax,
+        first_erroneous=wrong.argmax,
+        p_right=wrong.probs[..., 1].float(),
+        p_right_whole=wrong.baseline[:, 1].float(),
+        is_measured=is_measured,
         config=config.record(),
         provenance=provenance(parts.model),
     )
@@ -341,36 +338,23 @@ def check_head(
     with evaluating(parts.model):
         for contexts in (erroneous, correct):
             every = wanted.expand(len(contexts), -1, -1)
-            first = knock_out_each(parts, _tracked(parts, contexts), every, positions).argmax[:, layer, index]
+            first = knock_out_each(parts, tracked(parts, contexts), every, positions).argmax[:, layer, index]
             shares.append(float((first == contexts.right_ids.cpu()).float().mean()))
     return HeadCheck([layer, index], shares[0], shares[1], len(erroneous), len(correct))
 
 
-def _tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:
-    device = parts.device
-    tracked = torch.stack([contexts.predicted_ids, contexts.right_ids], dim=1)
-    return Contexts(contexts.input_ids.to(device), contexts.attention_mask.to(device), tracked.to(device))
-
-
-def _sweep(parts: Anatomy, contexts: SlotContexts, positions: Positions) -> tuple[Tensor, KnockoutResults]:
-    """Return the probabilities of the predicted and of the right token, with all heads and without each one."""
-    moved = _tracked(parts, contexts)
-    wanted = torch.ones(len(contexts), parts.n_layers, parts.n_heads, dtype=torch.bool)
-    return baseline_probs(parts, moved), knock_out_each(parts, moved, wanted, positions)
-
-
 def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
-    moved = _tracked(parts, contexts)
+    moved = tracked(parts, contexts)
     scores = answer_writing_scores(parts.model, moved.input_ids, contexts.predicted_ids, attention_mask=moved.mask)
     return scores.mean(0)
 
 
-def _falls(baseline: Tensor, out: KnockoutResults, config: RolesConfig) -> Tensor:
-    return out.probs[..., 0].mean(0) < config.basic_below * baseline[:, 0].mean()
+def _falls(swept: RoleSweep, config: RolesConfig) -> Tensor:
+    return swept.probs[..., 0].mean(0) < config.basic_below * swept.baseline[:, 0].mean()
 
 
-def _puts_first(out: KnockoutResults, token_ids: Tensor) -> Tensor:
-    return (out.argmax == token_ids.cpu()[:, None, None]).float().mean(0)
+def _puts_first(swept: RoleSweep, token_ids: Tensor) -> Tensor:
+    return (swept.argmax == token_ids.cpu()[:, None, None]).float().mean(0)
 
 
 def _top(scores: Tensor, n: int, is_excluded: Tensor) -> list[list[int]]:

@@ -13,7 +13,7 @@ An instrument lists units only when what they read is finished.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -232,7 +232,7 @@ class Heads(Instrument):
         if rank >= bench.config.max_types:
             raise Skip(f"more than {bench.config.max_types} key types")
         try:
-            found = _locate(bench, load_traces(bench.config, job.done), task, kind)
+            found = _locate(bench, load_traces(bench.config, job.done), task, kind, job.tick)
         except (BadInput, UnsupportedModel) as error:
             raise Skip(str(error)) from error
         found.save(job.out)
@@ -338,7 +338,9 @@ def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[in
     return {int(i): text for texts in read for i, text in texts.items()}
 
 
-def _locate(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> RoleFinding:
+def _locate(
+    bench: Bench, traces: Sequence[Trace], task: str, kind: str, tick: Callable[[int, int], None]
+) -> RoleFinding:
     """Locate heads on every other context and check the best of them on the rest."""
     config = bench.config
     wrong = erroneous_contexts(bench.tokenizer, traces, task, kind, 2 * config.n_contexts)
@@ -347,7 +349,7 @@ def _locate(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> Role
     right = correct_contexts(traces, wrong, 2 * config.n_contexts)
     holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
     chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
-    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen))
+    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen), tick=tick)
     check = check_head(bench.model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
     return RoleFinding.of(task, kind, roles, check)
 

@@ -7,6 +7,7 @@ logits. `for_rows` then repeats a layer's call for some rows with new hidden sta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ PER_TOKEN = ("hidden_states", "attention_mask", "position_ids", "position_embedd
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 # bfloat16 and float16: another batch size alone can change the kernel, and with it this much probability
 _HALF_TOLERANCE = 0.25
+# a shared beginning of fewer tokens saves less than the second call of each layer costs
+FEWEST_SHARED = 16
 # the shortest row of a group has at least this share of the longest row's tokens, so little is spent on padding
 _SHORTEST = 0.9
 
@@ -94,17 +97,40 @@ def is_edited(parts: Anatomy) -> bool:
     return bool(attached_handlers(parts.model).by_layer)
 
 
-def groups(contexts: Contexts, max_tokens: int) -> Iterator[Group]:
-    """Yield rows of similar length, longest first, at most `max_tokens` tokens together (or one row)."""
-    lengths = contexts.mask.sum(-1).cpu()
-    order = lengths.argsort(descending=True, stable=True).tolist()
+def groups(contexts: Contexts, max_tokens: int, *, by_start: bool = False) -> Iterator[Group]:
+    """Yield rows of similar length, longest first, at most `max_tokens` tokens together (or one row).
+
+    Args:
+        contexts: The rows.
+        max_tokens: Most tokens of a group.
+        by_start: Rows of a group also share their first tokens, or none of them shares them with any other row.
+    """
+    lengths = contexts.mask.sum(-1).long().cpu()
+    start = _starts(contexts, lengths) if by_start else torch.zeros_like(lengths)
+    for common in sorted(set(start.tolist())):
+        (rows,) = (start == common).nonzero(as_tuple=True)
+        yield from _of_similar_length(contexts, rows, lengths, max_tokens)
+
+
+def _starts(contexts: Contexts, lengths: Tensor) -> Tensor:
+    """Return a number per row, the same for rows that begin alike; 0 for those that begin like no other."""
+    n_columns = contexts.input_ids.shape[1]
+    ids = contexts.input_ids.cpu()
+    firsts = [tuple(row[n_columns - int(n) :][:FEWEST_SHARED].tolist()) for row, n in zip(ids, lengths, strict=True)]
+    counts = Counter(firsts)
+    numbers = {first: i for i, first in enumerate((f for f, n in counts.items() if n > 1), start=1)}
+    return torch.tensor([numbers.get(first, 0) for first in firsts])
+
+
+def _of_similar_length(contexts: Contexts, rows: Tensor, lengths: Tensor, max_tokens: int) -> Iterator[Group]:
+    order = rows[lengths[rows].argsort(descending=True, stable=True)].tolist()
     n_tokens = contexts.input_ids.shape[1]
     while order:
         longest = int(lengths[order[0]])
         n = max(1, max_tokens // longest)
-        rows = [row for row in order[:n] if int(lengths[row]) >= _SHORTEST * longest]
-        order = order[len(rows) :]
-        index = torch.tensor(sorted(rows))
+        taken = [row for row in order[:n] if int(lengths[row]) >= _SHORTEST * longest]
+        order = order[len(taken) :]
+        index = torch.tensor(sorted(taken))
         on_device = index.to(contexts.input_ids.device)
         start = n_tokens - longest  # rows are left-padded: columns before this are padding in the whole group
         yield Group(index, Contexts(*(part[on_device] for part in _from_column(contexts, start))))

@@ -103,7 +103,7 @@ def plan_knockout_effects(
         n_groups=len(sizes),
         plain_passes=work.passes,
         bytes=max(sizes) * per_token + variants,
-        seconds=work.passes * sum(lengths) * _seconds_per_token(parts, longest),
+        seconds=work.passes * sum(lengths) * seconds_per_token(parts, longest),
     )
 
 
@@ -113,10 +113,16 @@ def _work(parts: Anatomy, lengths: Sequence[int], positions: Positions, method: 
     if positions == "last":  # a variant is one position of half the layers
         variants = n_layers * n_heads / 2 / (sum(lengths) / len(lengths))
     else:
-        after = sum(max(0, n_layers - 2 - layer) for layer in range(n_layers))
-        variants = n_heads * (after + (n_layers - 1) * (_OWN_LAYER + _LAST_LAYER)) / n_layers
+        variants = passes_per_variant_row(parts)
     base = 1.0 if method == "exact" else _GRADIENT
     return _Work(base + measured * variants, 1 if method == "exact" else BACKWARD)
+
+
+def passes_per_variant_row(parts: Anatomy) -> float:
+    """Return the work of silencing every head of a row at all positions, in forward passes over the row."""
+    n_layers = parts.n_layers
+    after = sum(max(0, n_layers - 2 - layer) for layer in range(n_layers))
+    return parts.n_heads * (after + (n_layers - 1) * (_OWN_LAYER + _LAST_LAYER)) / n_layers
 
 
 def _dummy(lengths: Sequence[int]) -> Contexts:
@@ -126,7 +132,8 @@ def _dummy(lengths: Sequence[int]) -> Contexts:
 
 
 @torch.no_grad()
-def _seconds_per_token(parts: Anatomy, longest: int) -> float:
+def seconds_per_token(parts: Anatomy, longest: int) -> float:
+    """Return the time of a token in a forward pass over at most `longest` tokens."""
     n_tokens = min(longest, _MOST_TIMED)
     ids = torch.arange(n_tokens, device=parts.device)[None] % parts.d_vocab
     seconds = []

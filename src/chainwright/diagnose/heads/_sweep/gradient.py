@@ -16,8 +16,9 @@ from chainwright._config import Positions
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
 from chainwright.diagnose.heads._sweep.options import ONE_BY_ONE
 from chainwright.models.anatomy import Anatomy, frozen
+from chainwright.models.capture import forward
 from chainwright.models.gradients import check_gradients
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, widened
 
 
 class Slopes(NamedTuple):
@@ -56,3 +57,35 @@ def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> S
         slopes = torch.autograd.grad(probs.sum(), list(gates.values()))
     plain = BaselinePass(plain.calls, plain.logits.detach())
     return Slopes(plain, probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1))
+
+
+def split_slopes(parts: Anatomy, contexts: Contexts) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of each tracked token's probability, and the likeliest tokens `[N]`.
+
+    Returns:
+        The derivatives with respect to a gate on all positions but the last and to a gate on the last, and the
+        likeliest token; `[N, L, H, K, 2]` and `[N]`.
+
+    Raises:
+        UnsupportedModel: No gradients flow through the model.
+    """
+    check_gradients(parts, "Screening heads by their slopes", "use method='exact', or ")
+    n_rows, n_tracked = contexts.tracked.shape
+    dtype = torch.promote_types(parts.model.dtype, torch.float32)
+    gates = [
+        torch.ones(n_rows, parts.n_heads, 2, dtype=dtype, device=parts.device, requires_grad=True)
+        for _ in range(parts.n_layers)
+    ]
+
+    def gated(call: AttentionCall, attend: Attend) -> Tensor:
+        z = attend(call)
+        earlier, last = gates[call.layer].to(z)[:, None, :, :, None].unbind(3)
+        return torch.cat([z[:, :-1] * earlier, z[:, -1:] * last], dim=1)
+
+    handlers = Handlers({i: (gated,) for i in range(parts.n_layers)})
+    with torch.enable_grad(), frozen(parts.model), attach(parts.model, handlers):
+        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
+        probs = logits.softmax(-1).gather(-1, contexts.tracked).sum(0)
+        slopes = [torch.autograd.grad(probs[k], gates, retain_graph=k < n_tracked - 1) for k in range(n_tracked)]
+    by_token = torch.stack([torch.stack([slope.cpu() for slope in one], dim=1) for one in slopes], dim=3)
+    return by_token, logits.detach().argmax(-1).cpu()

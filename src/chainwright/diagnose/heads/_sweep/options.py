@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
+
 from chainwright._config import Positions
 from chainwright._errors import BadInput
 from chainwright.models.anatomy import Anatomy
 
 Method = Literal["exact", "gradient", "screened"]
+Products = Literal["model", "bfloat16"]
 ONE_BY_ONE = "silence the heads one by one inside edit(model, KnockOut({(layer, head)}))"
 
 
@@ -22,6 +25,21 @@ def check_options(method: str, positions: str, share: float, max_bytes: int | No
         raise BadInput(f"share must be above 0 and at most 1; got {share}.")
     if max_bytes is not None and max_bytes < 1:
         raise BadInput(f"max_bytes must be at least 1, or None; got {max_bytes}.")
+
+
+def check_products(parts: Anatomy, products: str, method: str, positions: str) -> None:
+    """Raise BadInput unless a sweep can multiply in this way."""
+    if products not in get_args(Products):
+        raise BadInput(f"products must be one of {', '.join(get_args(Products))}; got {products!r}.")
+    if products == "model":
+        return
+    if method == "gradient" or positions == "last":
+        raise BadInput(
+            "products='bfloat16' is for heads that are silenced at all positions and measured; got "
+            f"method={method!r}, positions={positions!r}."
+        )
+    if parts.model.dtype != torch.float32:
+        raise BadInput(f"products='bfloat16' is for float32 models; this one is in {parts.model.dtype}.")
 
 
 def n_screened(share: float, n_heads: int) -> int:

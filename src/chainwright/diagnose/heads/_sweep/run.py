@@ -32,8 +32,8 @@ from chainwright.models.anatomy import Anatomy
 
 # memory of the variants that run at once: on a CPU it should fit the processor's caches, a GPU needs large batches
 BYTES_AT_ONCE = {"cpu": 2**23, "other": 2**30}
-# memory of the records of one baseline pass
-BYTES_KEPT = {"cpu": 2**28, "other": 2**33}
+# memory of the records of one baseline pass, and of the states of the variants that wait between two layers
+BYTES_KEPT = {"cpu": 2**29, "other": 2**33}
 
 # memory that a backward pass takes per layer, relative to the records of a baseline pass
 BACKWARD = 4
@@ -75,14 +75,31 @@ class _Sweep:
     """Runs variants group by group and collects their predictions."""
 
     def __init__(
-        self, parts: Anatomy, contexts: Contexts, positions: Positions, max_bytes: int | None, report: Report | None
+        self,
+        parts: Anatomy,
+        contexts: Contexts,
+        positions: Positions,
+        max_bytes: int | None,
+        report: Report | None,
+        *,
+        is_halved: bool = False,
     ):
         self.parts, self.contexts, self.positions = parts, contexts, positions
         self.report = report or (lambda n: None)
         self.max_bytes = max_bytes
         self.at_once = max_bytes or BYTES_AT_ONCE[kind_of(parts)]
         is_shared = positions == "last" and not is_edited(parts)
-        self.run = last_position if is_shared else partial(from_layer, positions=positions, sharing=Sharing(parts))
+        self.run = (
+            last_position
+            if is_shared
+            else partial(
+                from_layer,
+                positions=positions,
+                sharing=Sharing(parts),
+                wave_bytes=max_bytes or BYTES_KEPT[kind_of(parts)],
+                is_halved=is_halved,
+            )
+        )
         n_rows, n_tracked = contexts.tracked.shape
         shape = (n_rows, parts.n_layers, parts.n_heads)
         dtype = torch.promote_types(parts.model.dtype, torch.float32)
@@ -95,8 +112,8 @@ class _Sweep:
         if is_edited(self.parts):
             yield Group(torch.arange(len(self.contexts.input_ids)), self.contexts)
             return
-        max_bytes = self.max_bytes or BYTES_KEPT[kind_of(self.parts)]
-        yield from groups(self.contexts, max_bytes // (bytes_per_token(self.parts) * times))
+        max_tokens = (self.max_bytes or BYTES_KEPT[kind_of(self.parts)]) // (bytes_per_token(self.parts) * times)
+        yield from groups(self.contexts, max_tokens, by_start=self.positions == "all")
 
     def measure(self, group: Group, wanted: Tensor, plain: BaselinePass | None = None) -> None:
         """Silence the wanted heads `[n, L, H]` of a group, one at a time, and fill in their results."""
@@ -120,6 +137,8 @@ def knock_out_each(
     positions: Positions,
     max_bytes: int | None = None,
     report: Report | None = None,
+    *,
+    is_halved: bool = False,
 ) -> KnockoutResults:
     """Return the effect of silencing each wanted head alone.
 
@@ -131,11 +150,13 @@ def knock_out_each(
         max_bytes: Approximate memory for the variants that run side by side, and for the records of the rows that run
             together; None chooses by device.
         report: Called with the number of heads of a row that were measured, whenever some were.
+        is_halved: Multiply what differs from the baseline pass in bfloat16.
 
     Raises:
         UnsupportedModel: The layers run one by one do not reproduce the model.
     """
-    sweep, wanted = _Sweep(parts, contexts, positions, max_bytes, report), wanted.cpu()
+    sweep = _Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
+    wanted = wanted.cpu()
     with torch.no_grad():
         for group in sweep.groups():
             sweep.measure(group, wanted[group.rows])
@@ -149,12 +170,15 @@ def gradient_each(
     choose: Choose | None = None,
     max_bytes: int | None = None,
     report: Report | None = None,
+    *,
+    is_halved: bool = False,
 ) -> Screened:
     """Return every head's first-order estimate, and the measured effect of those that `choose` picks from it.
 
-    `choose` maps estimates `[n, L, H]` to a bool tensor of that shape. One baseline pass per group serves both.
+    `choose` maps estimates `[n, L, H]` to a bool tensor of that shape. One baseline pass per group serves both. The
+    other arguments are those of `knock_out_each`.
     """
-    sweep = _Sweep(parts, contexts, positions, max_bytes, report)
+    sweep = _Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
     estimate = torch.full_like(sweep.results.probs[..., 0], float("nan"))
     wanted = torch.zeros(estimate.shape, dtype=torch.bool)
     baseline = torch.full_like(sweep.results.baseline[:, 0], float("nan"))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from chainwright.diagnose.heads._sweep.baseline_pass import LayerCall, returning
 from chainwright.diagnose.heads._sweep.last_layer_query import LastQuery
+from chainwright.diagnose.heads._sweep.segments import picked_rows
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
 
@@ -152,10 +153,8 @@ def as_output(call: LayerCall, attn_out: Tensor) -> Any:
 
 def _less(plain: Tensor, rows: Tensor, z: Tensor, per_head: Tensor) -> Tensor:
     """Return `plain[rows] - z per_head`, `[R, T, out]`."""
-    if bool((rows == rows[0]).all()):  # variants of one row: expand is free, indexing would copy
-        row = int(rows[0])
-        return torch.baddbmm(plain[row : row + 1].expand(len(rows), -1, -1), z, per_head, alpha=-1)
-    return plain[rows].baddbmm_(z, per_head, alpha=-1)
+    # variants of one row: expand is free, indexing would copy
+    return torch.baddbmm(picked_rows(plain, rows).expand(len(rows), -1, -1), z, per_head, alpha=-1)
 
 
 class Sharing:

@@ -1,0 +1,79 @@
+"""Estimates of all heads' effects on several tokens, by which the heads to measure are chosen.
+
+Two cheap quantities see different parts of an effect. Silencing a head at the last position alone is exact and costs
+about a forward pass for all heads together; the slope along a head's gate includes the earlier positions but is a
+linearisation. A head ranks by the larger of the two.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, groups
+from chainwright.diagnose.heads._sweep.gradient import split_slopes
+from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_KEPT, bytes_per_token, kind_of, knock_out_each
+from chainwright.models.anatomy import Anatomy
+
+
+class Estimates(NamedTuple):
+    """What is known of every head without silencing it at all positions; losses of K tracked tokens.
+
+    Attributes:
+        baseline: Probability with every head in place `[N, K]`.
+        first: The likeliest token then `[N]`.
+        last: Probability lost when the head is silenced at the last position alone, measured `[N, L, H, K]`.
+        slope: First-order estimate at all positions `[N, L, H, K]`.
+        earlier: The part of `slope` that belongs to the positions before the last `[N, L, H, K]`.
+    """
+
+    baseline: Tensor
+    first: Tensor
+    last: Tensor
+    slope: Tensor
+    earlier: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Return the estimated loss: measured at the last position, first-order at the earlier ones."""
+        return self.last + self.earlier
+
+    @property
+    def size(self) -> Tensor:
+        """Return what heads are ranked by: the larger of the two, whatever the sign."""
+        return torch.maximum(self.last.abs(), self.slope.abs())
+
+
+def estimate_each(parts: Anatomy, contexts: Contexts) -> Estimates:
+    """Return estimates for every head, from a forward pass, a backward pass per token and a last-position sweep.
+
+    Raises:
+        UnsupportedModel: No gradients flow through the model, or its layers cannot be run one by one.
+    """
+    wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
+    with torch.no_grad():
+        swept = knock_out_each(parts, contexts, wanted, "last")
+    slopes = torch.zeros(*swept.probs.shape, 2, dtype=swept.probs.dtype)
+    first = torch.zeros(len(wanted), dtype=torch.long)
+    for group in groups(contexts, BYTES_KEPT[kind_of(parts)] // (bytes_per_token(parts) * BACKWARD)):
+        slopes[group.rows], first[group.rows] = split_slopes(parts, group.contexts)
+    earlier = slopes[..., 0]
+    last = swept.baseline[:, None, None] - swept.probs
+    return Estimates(swept.baseline, first, last, slopes.sum(-1), earlier)
+
+
+def highest_ranked(sizes: Tensor, n: int) -> Tensor:
+    """Return the heads that rank highest by any of several criteria, bool `[L, H]`.
+
+    Args:
+        sizes: Each criterion's size of each head `[C, L, H]`.
+        n: How many heads to return; the criteria take turns.
+    """
+    ranks = sizes.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    # a head's turn: its best rank over the criteria, then the criterion that gives it
+    turn = ranks.min(0).values * len(sizes) + ranks.argmin(0)
+    is_chosen = torch.zeros(sizes[0].numel(), dtype=torch.bool)
+    is_chosen[turn.argsort(stable=True)[:n]] = True
+    return is_chosen.view(sizes.shape[1:])
