@@ -124,6 +124,26 @@ def test_single_digits_are_split_off_before_the_spaces() -> None:
     assert found == ["a", "Ġ", "1", "2", "ĠĠ", "Â½", "Ġit", "'s", "ĊĊĠ", "3"]
 
 
+@pytest.mark.parametrize(("flag", "first"), [(None, "▁hi"), (True, "▁hi"), (False, "hi")])
+def test_a_sentencepiece_vocabulary_puts_a_space_first_as_the_file_says(
+    flag: bool | None, first: str, tmp_path: Path
+) -> None:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "h", "i", "▁h", "▁hi", "hi"]
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-1.0, -2.0, -3.0, -0.9, -0.5, -0.8], "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 6, "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": flag, "llama.vocab_size": len(tokens),
+        "tokenizer.ggml.padding_token_id": None,
+    }  # fmt: skip
+    model = small_llama(vocab_size=len(tokens))
+    tokenizer = load_tokenizer(write_gguf(tmp_path / "small.gguf", model, metadata=metadata, template=None))
+    ids = tokenizer("hi hié").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", first, "▁hi", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "hi hié"
+    assert tokenizer.pad_token_id is not None and tokenizer.eos_token_id == 2
+
+
 def test_unknown_rules_of_splitting_are_a_warning_each_time(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "small.gguf", metadata={"tokenizer.ggml.pre": "no-such-rules"})
     for _ in range(2):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, decoders, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,6 +35,8 @@ def complete_tokenizer(header: GGUFHeader, tokenizer: PreTrainedTokenizerBase) -
     metadata = header.metadata
     if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS and metadata.get("tokenizer.ggml.model") == "gpt2":
         tokenizer.backend_tokenizer.pre_tokenizer = single_digits()
+    if metadata.get("tokenizer.ggml.model") == "llama" and metadata.get("tokenizer.ggml.add_space_prefix") is False:
+        _without_first_space(tokenizer)
     for role in ("bos", "eos"):
         stated, loaded = header.token(role), getattr(tokenizer, f"{role}_token_id")
         if stated is not None and stated != loaded:
@@ -47,6 +49,14 @@ def complete_tokenizer(header: GGUFHeader, tokenizer: PreTrainedTokenizerBase) -
         ids = tokenizer.encode(tokens[i], add_special_tokens=False)
         if ids != [i] and kinds and kinds[i] == _CONTROL:
             raise BadInput(f"{header.path}: its control token {tokens[i]!r} is number {i}, but is read as {ids}.")
+
+
+def _without_first_space(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a SentencePiece tokenizer put no space before a text, and take none off when it decodes."""
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
 def end_ids(header: GGUFHeader, tokenizer: PreTrainedTokenizerBase) -> list[int]:
