@@ -1,5 +1,7 @@
 """Responses as models write them, with the verdict that a person would give: right (+), wrong (-), no answer (?)."""
 
+import re
+
 import pytest
 
 from chainwright import checkers
@@ -188,6 +190,7 @@ CONTAINS = [
     ("It lies in Yorkshire.", "York", "-"),
     ("Somewhere near York, I think.", "york", "+"),
     ("", "York", "?"),
+    ("It costs 5.5 dollars, or -5.", "5", "-"),
 ]
 
 ROWS = [("number", *row, ()) for row in NUMBER] + [("choice", *row, CHOICES) for row in CHOICE]
@@ -205,3 +208,33 @@ def test_the_verdict_is_that_of_a_person(name, response, gold, sign, choices):
 
 def test_there_are_many_rows_and_each_verdict_is_there():
     assert len(ROWS) > 150 and {row[3] for row in ROWS} == {"+", "-", "?"}
+
+
+@pytest.mark.parametrize(
+    ("name", "gold", "fault"),
+    [
+        ("number", "", "is empty"),
+        ("number", "many", "has no number"),
+        ("number", "There are 5 apples in 3 baskets", r"has several numbers \(5, 3\) among words"),
+        ("number", r"2\sqrt{3}", "is a formula, which the checker 'math' reads"),
+        ("number", "3x", "is a formula"),
+        ("number", "(by-ay)/2", "is a formula"),
+        ("number", "AB/2700", "is a formula"),
+        ("choice", "F", r"is not the letter of an option \(A-E\)"),
+        ("choice", "London", "is not the letter of an option"),
+        ("exact", " ", "is empty"),
+        ("math", "", "is empty"),
+        ("math", "x^2 +", "cannot be read as a formula"),
+        ("math", "x" * 3000, "has 3000 characters"),
+    ],
+)
+def test_a_right_answer_that_cannot_be_judged_is_a_fault_of_the_data(name, gold, fault):
+    assert re.search(fault, checkers.load(name).check_gold(gold, CHOICES))
+
+
+def test_a_value_at_the_very_end_of_a_cut_response_may_lack_its_rest():
+    for name, gold in (("number", "18"), ("exact", "vala"), ("choice", "B")):
+        checker = checkers.load(name)
+        assert checker.judge(f"The answer is {gold}", gold, is_cut=True).is_right is None
+        assert checker.judge(f"The answer is {gold}. So we", gold, is_cut=True).is_right
+        assert checker.judge(f"Perhaps {gold} and then we", gold, is_cut=True).is_right is None

@@ -48,6 +48,12 @@ ROWS = [
     ("I cannot say.", "42", "?"),
     (r"\boxed{\frac{1}{", "1", "?"),
     (r"\boxed{}", "1", "?"),
+    (r"\boxed{5(\sqrt{3}+1)}", "5(\u221a3 + 1)", "+"),
+    ("The answer is 7(\u221a3 \u2013 1).", "5(\u221a3 + 1)", "-"),
+    (r"\boxed{\frac{1}{3}}", r"0.\overline{3}", "+"),
+    (r"\boxed{x^2 +}", "x^2", "?"),
+    ("The answer is I and III only.", "III only", "-"),
+    ("The final answer is as we have shown above:\n$$y = x^2$$", "x^2", "+"),
     (r"<think>\boxed{1}</think>So $\boxed{2}$", "2", "+"),
 ]
 

@@ -128,6 +128,13 @@ def test_a_kind_is_known_by_its_fields(tmp_path, record, kind, question, answer,
     assert from_record(json.loads(json.dumps(problem.to_record()))) == problem
 
 
+def test_a_body_that_ends_in_a_clause_goes_on(tmp_path):
+    (problem,) = loaded(
+        tmp_path, [{"Body": "A pen costs 3. If Ann buys 2", "Question": "How much is it?", "Answer": 6.0}]
+    )
+    assert problem.prompt == "A pen costs 3. If Ann buys 2, how much is it?"
+
+
 def test_a_worked_solution_is_a_right_response(tmp_path):
     (gsm,) = loaded(tmp_path, [GSM])
     assert gsm.chain == "There are 2*600=1200 nuts.\n#### 1,200"

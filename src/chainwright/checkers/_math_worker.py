@@ -25,14 +25,17 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     _limit_memory()
     from math_verify import parse, verify
+    from math_verify.parser import LatexExtractionConfig
 
+    # the other way of reading takes any number out of a text that is no formula
+    ways = [LatexExtractionConfig(boxed_match_priority=0)]
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         seconds, gold, got = json.loads(line)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            wanted, said = (_parsed(parse, text) for text in (gold, got))
+            wanted, said = (_parsed(parse, ways, text) for text in (gold, got))
             is_equal = bool(wanted and said and verify(wanted, said, timeout_seconds=None))
             reply = [bool(wanted), bool(said), is_equal]
         except (Exception, MemoryError):  # whatever sympy raises on text that is no mathematics
@@ -52,11 +55,12 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
-def _parsed(parse: Callable[..., list[Any]], text: str | None) -> list[Any]:
-    """Return what a text means, as its expression and its string; empty where it is no mathematics."""
+def _parsed(parse: Callable[..., list[Any]], ways: list[Any], text: str | None) -> list[Any]:
+    """Return what a text means, as its expression and its string; empty where it is no formula."""
     if text is None:
         return []
-    return parse("\\boxed{" + text + "}", parsing_timeout=None) or parse(text, parsing_timeout=None)
+    found = parse("\\boxed{" + text + "}", extraction_config=ways, parsing_timeout=None)
+    return found if any(not isinstance(each, str) for each in found) else []
 
 
 if __name__ == "__main__":

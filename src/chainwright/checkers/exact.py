@@ -75,6 +75,12 @@ class ContainsChecker(Checker):
         return Verdict(is_right, answer if is_right else shortened(said), rule)
 
 
+def says(said: str, answer: str) -> bool:
+    """Return whether what is said is a right answer in words, or begins with it."""
+    gold = normal(answer)
+    return any(_equal(form, gold) for form in _forms(said, gold))
+
+
 def _compared(said: str, gold: str, rule: str) -> Verdict:
     """Return the verdict on what is said, which may go on after the answer."""
     for form in _forms(said, gold):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.checkers._process import Comparison, TooSlow, Worker
 from chainwright.checkers.base import PENDING, UNREAD, Checker, Verdict
+from chainwright.checkers.exact import says
 from chainwright.checkers.places import announcements, spoken_text
 from chainwright.checkers.values import NUMERAL, plain, readings
-from chainwright.checkers.wording import normal, shortened
+from chainwright.checkers.wording import shortened
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$([^$\n]+?)(?<!\\)\$(?!\$)", re.DOTALL)
 _UNIT = r"(?:\\?[%$]|\^?\{?\\circ\}?|\u00b0|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|[A-Za-z]{1,12}\.?(?:\^?[23])?|\s)*"
@@ -29,6 +31,25 @@ _WORD = re.compile(r"(?:\\(?:text|textbf|mathrm|textsf)\s*\{[^{}]*\}|[^\W\d_]{2,
 _SENTENCE_END = re.compile(
     r"[.!?]?\s*$|(?<=[^\d])[.!?]\s+[A-Z]|\.\s*\n|,\s+(?:so|because|since|which|where|as)\b|\s+\(|;"
 )
+_SIGNS = {
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u00d7": r"\times ",
+    "\u00b7": r"\cdot ",
+    "\u00f7": "/",
+    "\u03c0": r"\pi ",
+    "\u221e": r"\infty ",
+    "\u2264": r"\le ",
+    "\u2265": r"\ge ",
+    "\u2260": r"\ne ",
+    "\u222a": r"\cup ",
+    "\u2229": r"\cap ",
+    "\u2205": r"\emptyset ",
+    "\u2208": r"\in ",
+    "\u00b2": "^2",
+    "\u00b3": "^3",
+    "\u00b0": r"^\circ ",
+}
 _LONGEST = 2000
 
 
@@ -57,9 +78,7 @@ class MathChecker(Checker):
         text = spoken_text(response_text, is_cut=is_cut)
         gold = stripped(answer)
         tried = UNREAD
-        for candidate in _candidates(text, is_cut=is_cut):
-            if candidate.rule == "whole response" and not _is_word(gold):
-                continue
+        for candidate in _candidates(text, is_cut=is_cut, is_word=_is_word(gold)):
             verdict = self._compared(candidate, gold)
             if verdict.is_right is not None:
                 return verdict
@@ -80,7 +99,7 @@ class MathChecker(Checker):
         if _is_word(gold) or _value(gold):
             return None
         try:
-            return None if self._compare(gold, None).gold_is_read else "cannot be read as a formula"
+            return None if self._compare(_latex(gold), None).gold_is_read else "cannot be read as a formula"
         except TooSlow:
             return f"takes more than {self.worker.seconds:g} s to read"
 
@@ -92,14 +111,14 @@ class MathChecker(Checker):
         if _squeezed(got) == _squeezed(gold):
             return Verdict(True, shown, candidate.rule)
         if _is_word(gold):
-            return Verdict(_is_said(got, gold), shown, candidate.rule)
+            return Verdict(says(plain(got), plain(gold)), shown, candidate.rule)
         left, right = _value(got), _value(gold)
         if left and right:
             return Verdict(bool(left & right), shown, candidate.rule)
         if len(got) > _LONGEST:
             return Verdict(None, shown, f"{candidate.rule}: too long to be read")
         try:
-            comparison = self._compare(gold, got)
+            comparison = self._compare(_latex(gold), _latex(got))
         except TooSlow:
             return Verdict(None, shown, f"{candidate.rule}: not compared within {self.worker.seconds:g} s")
         if not comparison.got_is_read:
@@ -139,7 +158,7 @@ def _is_one_group(text: str) -> bool:
     return False
 
 
-def _candidates(text: str, *, is_cut: bool) -> Iterator[_Candidate]:
+def _candidates(text: str, *, is_cut: bool, is_word: bool) -> Iterator[_Candidate]:
     """Yield what may be the answer, the likeliest first."""
     is_announced = False
     for place in announcements(text):
@@ -153,13 +172,20 @@ def _candidates(text: str, *, is_cut: bool) -> Iterator[_Candidate]:
         formulas = list(_FORMULA.finditer(said))
         if formulas:
             yield _Candidate(_inside(formulas[0]), place.rule)
+        if _is_prose(said) and not is_word:
+            yield from _last(text[place.end :], is_word=False)
+            break
         sentence = said[: next((m.start() for m in _SENTENCE_END.finditer(said) if m.start() > 0), len(said))]
         yield _Candidate(sentence, place.rule)
         if number := NUMERAL.compiled.search(plain(said)):
             yield _Candidate(number.group(), place.rule)
         break
-    if is_cut or is_announced:
-        return
+    if not is_cut and not is_announced:
+        yield from _last(text, is_word=is_word)
+
+
+def _last(text: str, *, is_word: bool) -> Iterator[_Candidate]:
+    """Yield the last formula or number of a text that announces nothing, or a few words where a word is wanted."""
     formulas = list(_FORMULA.finditer(text))
     rest = plain(text[formulas[-1].end() :]) if formulas else plain(text)
     numbers = list(NUMERAL.compiled.finditer(rest))
@@ -168,12 +194,35 @@ def _candidates(text: str, *, is_cut: bool) -> Iterator[_Candidate]:
         yield _Candidate(formula.rpartition("=")[2] or formula, "last formula")
     if numbers:
         yield _Candidate(numbers[-1].group(), "last number")
-    elif text.strip() and len(text.split()) <= 3:
+    elif is_word and text.strip() and len(text.split()) <= 3:
         yield _Candidate(text, "whole response")
+
+
+def _is_prose(text: str) -> bool:
+    """Return whether a line is words without a number or a formula, so that the answer comes after it."""
+    return len(text.split()) > 3 and not re.search(r"[0-9=$\\^_{]", text)
 
 
 def _inside(formula: re.Match[str]) -> str:
     return str(next(filter(None, formula.groups())))
+
+
+def _latex(text: str) -> str:
+    r"""Return a formula in LaTeX, from the signs that people type; a repeating decimal becomes a fraction."""
+    text = re.sub(r"\u221a\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\u221a\s*([0-9.]+|[A-Za-z])", r"\\sqrt{\1}", text)
+    for sign, command in _SIGNS.items():
+        text = text.replace(sign, command)
+    text = re.sub(r"\b(?:Rs|INR|USD|EUR)\b\.?\s*(?=[0-9])", "", text)
+    return re.sub(r"([0-9]*)\.([0-9]*)\\overline\s*\{?([0-9]+)\}?", _repeating, text)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction."""
+    whole, fixed, period = match.groups()
+    ones = Fraction(int(period), 10 ** len(period) - 1)
+    value = int(whole or 0) + (int(fixed or 0) + ones) / 10 ** len(fixed)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _squeezed(text: str) -> str:
@@ -197,8 +246,3 @@ def _value(text: str) -> frozenset[tuple[object, ...]]:
 def _is_word(text: str) -> bool:
     r"""Return whether a right answer is words, such as "Evelyn", `\text{even}` or "no solution"."""
     return _WORD.fullmatch(text) is not None and len(re.findall(r"[^\W\d_]", re.sub(r"\\[a-z]+", "", text))) > 1
-
-
-def _is_said(got: str, gold: str) -> bool:
-    got, gold = (normal(plain(text)).strip("() ") for text in (got, gold))
-    return got == gold or (re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", got) is not None and len(got.split()) <= 8)

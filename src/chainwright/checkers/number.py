@@ -23,7 +23,11 @@ from chainwright.checkers.values import NUMERAL, WORDS, Numeral, numeral, numera
 
 _JOINED = re.compile(r"\s*(?:,\s*)?(?:and|or|&)\s+(?:[A-Za-z]\w*\s*=\s*)?", re.IGNORECASE)
 _SEPARATED = re.compile(r"[,;&/]|\b(?:and|or|to)\b|\s[-\u2013]\s|^\s*\Z", re.IGNORECASE)
-_FORMULA = re.compile(r"\\[A-Za-z]+|\^|\bsqrt\b|\u221a|\u03c0|\bpi\b|[0-9]\s?[xyzn]\b", re.IGNORECASE)
+_FORMULA = re.compile(
+    r"\\[A-Za-z]+|\^|\bsqrt\b|\u221a|\u03c0|\bpi\b|[0-9]\s?[xyzn]\b|\([^()]*[-+*/\u2212\u2013\u00d7][^()]*\)\s*/"
+    r"|\b[a-z]{1,2}\s?/\s?[0-9]|[0-9]\s?/\s?[a-z]{1,2}\b",
+    re.IGNORECASE,
+)
 _MOST_IN_ANY_ORDER = 6
 
 

@@ -25,7 +25,9 @@ def normal(text: str) -> str:
 
 def contains(text: str, part: str) -> bool:
     """Return whether a normal text has another one in it as whole words."""
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+    # 5 is neither in 5.5 nor in -5
+    before, after = (r"(?<!\s-)(?<!^-)(?<![0-9][.,])", r"(?![.,][0-9])") if part[:1].isdigit() else ("", "")
+    return re.search(rf"(?<!\w){before}{re.escape(part)}(?!\w){after}", text) is not None
 
 
 def shortened(text: str, most: int = 120) -> str:

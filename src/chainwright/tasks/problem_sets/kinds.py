@@ -105,6 +105,7 @@ _OPTION_FIELDS = (
 _INDEX_FIRST = ("answer_index", "answer_idx", "answerkey", "answer_letter")
 _MARKS = re.compile(r"<<[^<>\n]*>>")
 _FINAL = re.compile(r"^[ \t]*(?:####|A:)[ \t]*(?P<answer>\S[^\n]*)\s*\Z", re.MULTILINE)
+_CLAUSE = re.compile(r"(?:^|[.!?]\s+)(?:If|When|After|Before|Since|Given|While)\b[^.!?,]*$")
 _BBH_OPTION = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
 
@@ -296,7 +297,10 @@ def _svamp(names: Names, fields: Fields) -> Draft:
     question, q = _question(names, fields, "question")
     body, a = names.own("body"), _required(names, "answer", "answer")
     start = values.as_question(values.field(fields, body), body)
-    start += "" if start.endswith((".", "!", "?", ",")) else "."
+    if _CLAUSE.search(start):  # "If each costs 3 dollars" ends no sentence
+        start, question = start + ",", question[:1].lower() + question[1:]
+    elif not start.endswith((".", "!", "?", ",")):
+        start += "."
     return Draft(f"{start} {question}", values.as_answer(values.field(fields, a), a), (q, body, a))
 
 
