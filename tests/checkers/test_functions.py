@@ -58,6 +58,11 @@ def test_a_function_that_fails_is_named_in_one_sentence(function, message):
         of(function).judge("It is 5")
 
 
+def test_two_lambdas_keep_their_own_verdicts():
+    always, never = of(lambda response, answer: True), of(lambda response, answer: False)
+    assert always.check("x") and not never.check("x")
+
+
 def test_what_is_no_function_of_two_texts_is_refused():
     with pytest.raises(BadInput, match=r"must be a function of \(response, answer\)"):
         checkers.name_of(lambda response: True)

@@ -16,7 +16,7 @@ NOTHING = {option.field: option.parameter.default for option in PROBLEM_SET.opti
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    records = [{"q": f"How many are {i}?", "a": i, "level": f"L{i % 2}", "extra": [1]} for i in range(4)]
+    records = [{"q": f"How many are {i}?", "a": i, "level": f"L{i % 2}", "extra": [1, 2]} for i in range(4)]
     records += [{"q": "How many?", "level": "L0"}]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))

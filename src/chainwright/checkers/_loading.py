@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, util
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def name_of(checker: str | Checker | Callable[..., Any]) -> str:
         name = _registry.name_of("checker", kind) or f"{kind.__module__}:{kind.__qualname__}"
     elif callable(checker):
         module = getattr(checker, "__module__", None) or "__main__"
-        name = f"{module}:{getattr(checker, '__qualname__', type(checker).__name__)}"
+        name = _free_name(f"{module}:{getattr(checker, '__qualname__', type(checker).__name__)}", checker)
     else:
         raise BadInput(
             f"A checker is a name ({', '.join(names())}), a function of (response, answer) or a Checker; got "
@@ -63,6 +64,20 @@ def name_of(checker: str | Checker | Callable[..., Any]) -> str:
         )
     _loaded[name] = _as_checker(name, checker)
     return name
+
+
+def _free_name(name: str, function: Callable[..., Any]) -> str:
+    """Return a name that no other function has: two lambdas of a module are called the same.
+
+    A function of a module's top level replaces an earlier one of its name, as where a cell of a notebook runs again.
+    """
+    is_top_level = "<" not in name and hasattr(function, "__qualname__")
+    numbered = (f"{name}#{i}" if i > 1 else name for i in count(1))
+    return next(each for each in numbered if is_top_level or _function_of(each) in (None, function))
+
+
+def _function_of(name: str) -> Any:
+    return getattr(_loaded.get(name), "function", None)
 
 
 def _as_checker(name: str, thing: Any) -> Checker:

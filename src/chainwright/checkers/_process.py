@@ -76,8 +76,10 @@ class Worker:
         if self._owner != os.getpid():
             self._process = None
         if self._process is None or self._process.poll() is not None:
+            self._end()
             self._process, self._replies, self._owner = _start(), Queue(), os.getpid()
             threading.Thread(target=_pass_on, args=(self._process, self._replies), daemon=True).start()
+            atexit.unregister(self.close)
             atexit.register(self.close)
             try:
                 is_ready = json.loads(self._replies.get(timeout=_SECONDS_TO_START)) == "ready"

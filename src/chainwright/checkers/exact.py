@@ -7,8 +7,8 @@
    punctuation. Numbers are compared by value, and letters with gaps ("y a j o") are put together.
 2. Without an announcement, a response or last line of a few words is an answer as it is, and so is the last quoted or
    bold part of the last line.
-3. If the right answer is yes or no (true or false), the first word of the response counts as well, and the only one of
-   the two in its last sentence.
+3. If the right answer is yes or no (true or false), an announced true or false (yes or no) means the same, the first
+   word of the response counts as well, and so does the only one of the two in its last sentence.
 
 `contains` looks for the right answer, as whole words, in what is announced, or in the whole response where nothing is.
 """
@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterator, Sequence
 
 from chainwright._registry import register
-from chainwright.checkers.answers import settled
 from chainwright.checkers.base import PENDING, UNREAD, Checker, Verdict
 from chainwright.checkers.patterns import Pattern
 from chainwright.checkers.places import announcements, spoken_text
@@ -28,6 +27,8 @@ from chainwright.checkers.wording import contains, normal, shortened
 
 _FEW_WORDS = 5
 _PAIRS = (("yes", "no"), ("true", "false"))
+_SAME = {"yes": "true", "no": "false", "true": "yes", "false": "no"}
+_DOUBT = re.compile(r"\b(?:wait|actually|correction|scratch that|sorry|hmm+|on second thought)\b", re.IGNORECASE)
 _FILLERS = re.compile(
     r"^(?:(?:the|a|an|is|it|that|this|final|correct|word|string|answer|result|letters?|probably|definitely|simply|just"
     r"|therefore|thus|so|hence)\b[\s,:]*)+"
@@ -126,12 +127,16 @@ def _without_gaps(text: str) -> str:
 
 def _side(text: str, start: int, pair: tuple[str, str], gold: str, rule: str) -> Verdict | None:
     """Return the verdict on the first word of a pair after an announcement; None if its line has neither."""
-    pattern = _pair_pattern(pair)
+    pattern = _pair_pattern((*pair, *_SAME))
     match = pattern.compiled.search(text, start)
     if match is None or "\n" in text[start : match.start()].strip():
         return None
-    got = settled(text, match, pattern)
-    return Verdict(None, None, "the answer is taken back") if got is None else Verdict(normal(got) == gold, got, rule)
+    # "no" itself sounds like a second thought, so only other words count as one
+    doubt = list(_DOUBT.finditer(text, match.end()))
+    later = pattern.compiled.findall(text, doubt[-1].end()) if doubt else []
+    got = str(later[-1]) if later else match.group()
+    said = normal(got)
+    return Verdict((said if said in pair else _SAME[said]) == gold, got, rule)
 
 
 def _unannounced(text: str, gold: str, pair: tuple[str, str] | None) -> Verdict:
@@ -162,5 +167,5 @@ def _side_anywhere(lines: list[str], pair: tuple[str, str], gold: str) -> Verdic
     return Verdict(sides == {gold}, sides.pop(), "last sentence")
 
 
-def _pair_pattern(pair: tuple[str, str]) -> Pattern:
+def _pair_pattern(pair: tuple[str, ...]) -> Pattern:
     return Pattern(rf"(?<!\w)(?:{'|'.join(pair)})(?!\w)")
