@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chainwright import checkers
 
@@ -241,3 +243,46 @@ def test_a_value_at_the_very_end_of_a_cut_response_may_lack_its_rest():
         assert checker.judge(f"The answer is {gold}", gold, is_cut=True).is_right is None
         assert checker.judge(f"The answer is {gold}. So we", gold, is_cut=True).is_right
         assert checker.judge(f"Perhaps {gold} and then we", gold, is_cut=True).is_right is None
+
+
+PIECES = [
+    "The answer is ",
+    "5",
+    "(A)",
+    "####",
+    "$",
+    "\\boxed{",
+    "}",
+    "\n",
+    "Wait, ",
+    "1,000",
+    ".",
+    " and ",
+    "\\frac{1}{2}",
+    "no",
+    "**",
+]
+TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+
+
+@pytest.mark.parametrize(("name", "gold"), [("number", "5"), ("choice", "A"), ("exact", "no"), ("contains", "5")])
+def test_no_text_makes_a_checker_fail(name, gold):
+    checker = checkers.load(name)
+
+    @settings(max_examples=100, deadline=None)
+    @given(TEXTS, st.booleans())
+    def judged(text, is_cut):
+        verdict = checker.judge(text, gold, choices=("5", "six"), is_cut=is_cut)
+        assert verdict.is_right in (True, False, None) and verdict.rule
+
+    judged()
+
+
+@pytest.mark.parametrize(
+    "piece", ["The answer is ", "#### \n", "1" * 10, "1,", "1/", "$$ x ", "\\boxed{", "No. ", "5 and a long word ("]
+)
+def test_a_response_that_repeats_itself_is_read_in_time(piece):
+    """Each of these took minutes, or for ever, with an expression that goes back over what it has read."""
+    text = piece * (20_000 // len(piece))
+    for name, gold in (("number", "5"), ("math", "x+1"), ("choice", "A"), ("exact", "no")):
+        assert checkers.load(name).judge(text, gold, is_cut=True).is_right is not True

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from chainwright._registry import register
 from chainwright.checkers.base import PENDING, UNREAD, Checker, Verdict
@@ -25,7 +26,7 @@ from chainwright.checkers.places import announcements, spoken_text
 from chainwright.checkers.values import readings
 from chainwright.checkers.wording import contains, normal, shortened
 
-_FEW_WORDS = 5
+_FEW_WORDS, _N_ENDS = 5, 5
 _PAIRS = (("yes", "no"), ("true", "false"))
 _SAME = {"yes": "true", "no": "false", "true": "yes", "false": "no"}
 _DOUBT = re.compile(r"\b(?:wait|actually|correction|scratch that|sorry|hmm+|on second thought)\b", re.IGNORECASE)
@@ -93,7 +94,7 @@ def _compared(said: str, gold: str, rule: str) -> Verdict:
 def _forms(said: str, gold: str) -> Iterator[str]:
     """Yield what may be meant as the answer: all that is said, or its beginning."""
     yield normal(said)
-    ends = [match.start() for match in _SENTENCE_END.finditer(said) if match.start() > 0]
+    ends = [match.start() for match in islice(_SENTENCE_END.finditer(said), _N_ENDS) if match.start() > 0]
     for end in ends:
         yield normal(said[:end])
     first = _FILLERS.sub("", normal(said[: ends[0]] if ends else said))

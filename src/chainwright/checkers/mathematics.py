@@ -26,8 +26,9 @@ from chainwright.checkers.values import NUMERAL, plain, readings
 from chainwright.checkers.wording import shortened
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$([^$\n]+?)(?<!\\)\$(?!\$)", re.DOTALL)
-_UNIT = r"(?:\\?[%$]|\^?\{?\\circ\}?|\u00b0|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|[A-Za-z]{1,12}\.?(?:\^?[23])?|\s)*"
-_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm|textsf)\s*\{[^{}]*\}|[^\W\d_]{2,}|[\s,.'()-])+")
+# possessive, since the parts of a long word could be tried in all ways
+_UNIT = r"(?:\\?[%$]|\^?\{?\\circ\}?|\u00b0|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|[A-Za-z]++\.?(?:\^?[23])?|\s)*+"
+_WORD = re.compile(r"(?:\\(?:text|textbf|mathrm|textsf)\s*\{[^{}]*\}|[^\W\d_]{2,}+|[\s,.'()-])++")
 _SENTENCE_END = re.compile(
     r"[.!?]?\s*$|(?<=[^\d])[.!?]\s+[A-Z]|\.\s*\n|,\s+(?:so|because|since|which|where|as)\b|\s+\(|;"
 )
@@ -50,7 +51,7 @@ _SIGNS = {
     "\u00b3": "^3",
     "\u00b0": r"^\circ ",
 }
-_LONGEST = 2000
+_LONGEST, _LONGEST_END = 2000, 4000
 
 
 class _Candidate(NamedTuple):
@@ -172,7 +173,7 @@ def _candidates(text: str, *, is_cut: bool, is_word: bool) -> Iterator[_Candidat
         formulas = list(_FORMULA.finditer(said))
         if formulas:
             yield _Candidate(_inside(formulas[0]), place.rule)
-        if _is_prose(said) and not is_word:
+        if not is_word and (_is_prose(said) or _is_word(said)):
             yield from _last(text[place.end :], is_word=False)
             break
         sentence = said[: next((m.start() for m in _SENTENCE_END.finditer(said) if m.start() > 0), len(said))]
@@ -186,6 +187,7 @@ def _candidates(text: str, *, is_cut: bool, is_word: bool) -> Iterator[_Candidat
 
 def _last(text: str, *, is_word: bool) -> Iterator[_Candidate]:
     """Yield the last formula or number of a text that announces nothing, or a few words where a word is wanted."""
+    text = text[-_LONGEST_END:]
     formulas = list(_FORMULA.finditer(text))
     rest = plain(text[formulas[-1].end() :]) if formulas else plain(text)
     numbers = list(NUMERAL.compiled.finditer(rest))

@@ -50,7 +50,7 @@ class NumberChecker(Checker):
         text = plain(spoken_text(response_text, is_cut=is_cut))
         is_pending = False
         for i, place in enumerate(announcements(text)):
-            if verdict := _at(text, place, gold):
+            if verdict := _at(text, place, gold, is_last=i == 0):
                 return verdict
             is_pending = is_pending or (i == 0 and not re.search(r"\w", text[place.start :]))
         every = [] if is_cut or is_pending else numerals(text)
@@ -93,8 +93,11 @@ def _in_full(number: Numeral) -> Numeral:
     return number._replace(readings=frozenset({("number", max(values, key=abs))}))
 
 
-def _at(text: str, place: Place, gold: _Gold) -> Verdict | None:
-    """Return the verdict on what is announced at a place; None if no number is."""
+def _at(text: str, place: Place, gold: _Gold, *, is_last: bool) -> Verdict | None:
+    """Return the verdict on what is announced at a place; None if no number is.
+
+    After the last announcement, "The answer is what is left:", a number may also be the last one of what follows.
+    """
     part = text[: place.end]
     start = after_equation(part, place.start, NUMERAL)
     match = NUMERAL.compiled.search(text, start, place.end)
@@ -102,7 +105,7 @@ def _at(text: str, place: Place, gold: _Gold) -> Verdict | None:
         words = WORDS.search(part, start)
         if words is not None:
             return Verdict(_agree([numeral(words)], gold), words.group(), place.rule)
-        later = numerals(text[place.end :]) if place.rule == "the answer is" else []
+        later = numerals(text[place.end :]) if is_last and place.rule == "the answer is" else []
         return Verdict(_agree(later[-1:], gold), later[-1].text, "last number") if later else None
     if len(gold.numbers) > 1:
         return _several(text[place.start : place.end], gold, place.rule)

@@ -4,7 +4,7 @@ r"""Where a response announces its final answer, for checkers of any form of ans
    answer is read up to there.
 2. An answer is announced by a box (`\boxed{...}`), by "####", by words ("The answer is", "Answer:", "A:" as the last
    line, their translations). The last announcement counts.
-3. An announcement reaches to the end of its box, or of the first line with something on it.
+3. An announcement reaches to the end of its box, or of the first line with something on it, and never into the next.
 4. Where the token limit ended the response, the word that its end touches may lack its rest and is taken away, and only
    announced answers count.
 """
@@ -31,6 +31,8 @@ _NEXT_QUESTION = re.compile(
     r"|^[ \t]*<\|?(?:im_start|user|endoftext)",
     re.IGNORECASE | re.MULTILINE,
 )
+_WRITTEN = re.compile(r"[^\W_]|\\[a-zA-Z]")
+_MOST_PLACES = 50
 _BOXED = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 _SHORT_BOX = re.compile(r"\\boxed\s+([^\s${}\\]+|\\[a-zA-Z]+)")
 
@@ -63,15 +65,19 @@ def announcements(text: str) -> Iterator[Place]:
     """Yield where a spoken text announces an answer, the last place first."""
     marks = list(_MARKS.finditer(text))
     boxes = [(mark.end(), _closing_brace(text, mark.end())) for mark in marks if mark.group().endswith("{")]
+    n_yielded, following = 0, len(text)
     for mark in reversed(marks):
         if any(start < mark.end() < end for start, end in boxes):
             continue  # a box in a box, or a word in one: the outer box is the answer
         if mark.group().endswith("{"):
             yield Place(mark.end(), _closing_brace(text, mark.end()), rule_of(mark.group()))
-            continue
-        rest = _VERB.match(text, mark.end())
-        start = rest.end() if rest else mark.end()
-        yield Place(start, _end_of_line(text, start), rule_of(mark.group()))
+        else:
+            rest = _VERB.match(text, mark.end(), following)
+            start = rest.end() if rest else mark.end()
+            yield Place(start, _end_of_line(text, start, following), rule_of(mark.group()))
+        following, n_yielded = mark.start(), n_yielded + 1
+        if n_yielded == _MOST_PLACES:  # a response that repeats itself without an end
+            return
 
 
 def _before_next_question(text: str) -> str:
@@ -94,13 +100,13 @@ def _closing_brace(text: str, start: int) -> int:
     return len(text)
 
 
-def _end_of_line(text: str, start: int) -> int:
-    """Return the end of the first line after `start` on which a word or number is written."""
-    written = re.compile(r"[^\W_]|\\[a-zA-Z]").search(text, start)
+def _end_of_line(text: str, start: int, following: int) -> int:
+    """Return the end of the first line after `start` on which a word or number is written, or the next announcement."""
+    written = _WRITTEN.search(text, start, following)
     if written is None:
-        return len(text)
-    end = text.find("\n", written.start())
-    return len(text) if end < 0 else end
+        return following
+    end = text.find("\n", written.start(), following)
+    return following if end < 0 else end
 
 
 def boxed_texts(text: str) -> list[str]:

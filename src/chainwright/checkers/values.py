@@ -135,8 +135,10 @@ def _dates(text: str) -> set[Reading]:
         first, second, year = map(int, match.groups())
         year += 2000 if year < 100 else 0
         return {("date", year, month, day) for month, day in ((first, second), (second, first)) if month <= 12}
-    if match := re.fullmatch(rf"(?P<m>{_MONTH})\s+(?P<d>[0-9]+)\w*(?:,?\s+(?P<y>[0-9]{{4}}))?", text) or re.fullmatch(
-        rf"(?P<d>[0-9]+)\w*\s+(?:of\s+)?(?P<m>{_MONTH})(?:,?\s+(?P<y>[0-9]{{4}}))?", text
+    if match := re.fullmatch(
+        rf"(?P<m>{_MONTH})\s+(?P<d>[0-9]{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<y>[0-9]{{4}}))?", text
+    ) or re.fullmatch(
+        rf"(?P<d>[0-9]{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<m>{_MONTH})(?:,?\s+(?P<y>[0-9]{{4}}))?", text
     ):
         return {("date", int(match["y"] or 0), _MONTHS.index(match["m"][:3]) + 1, int(match["d"]))}
     return set()
