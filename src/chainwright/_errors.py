@@ -43,7 +43,7 @@ class TraceNotes(ChainwrightWarning):
 
 
 class ProblemSetWarning(ChainwrightWarning):
-    """A problem set has the same question or id twice, or fewer problems than wanted."""
+    """A problem set has records that were left out, the same question or id twice, or fewer problems than wanted."""
 
 
 class UnknownMarkers(ChainwrightWarning):

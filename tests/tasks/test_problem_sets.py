@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import warnings
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -241,8 +240,7 @@ def test_a_broken_record_is_named_or_left_out(tmp_path, line, fault):
     path.write_text("\n".join([good[0], "", line, *good[2:]]))
     with pytest.raises(BadInput, match=f"set.jsonl: 1 record of 14 cannot be used: {fault}.*skip-bad"):
         load_problems(path, checker="number")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(ProblemSetWarning, match=rf"1 record was left out of .*set\.jsonl: {fault}"):
         made = ProblemSource(source=str(path), skip_bad=True, checker="number").load()
     assert len(made.problems) == 13 and made.bad_records[0].place == "line 3"
 
@@ -315,11 +313,11 @@ def test_the_first_n_or_a_sample_that_depends_on_the_seed_alone(tmp_path):
         assert len(loaded(tmp_path, PLAIN, n=9)) == 7
 
 
-def test_what_occurs_twice_is_told(tmp_path):
+def test_what_occurs_twice_is_warned_about(tmp_path):
     records = [record | {"id": i // 2} for i, record in enumerate([*PLAIN[:3], PLAIN[0]])]
-    with pytest.warns(ProblemSetWarning) as told:
+    with pytest.warns(ProblemSetWarning) as warned:
         assert len(loaded(tmp_path, records)) == 4
-    assert [str(each.message).partition(", ")[2] for each in told] == [
+    assert [str(each.message).partition(", ")[2] for each in warned] == [
         "1 record has the question of an earlier one (line 1, line 4); all are taken.",
         "2 records have the id of an earlier one (line 1, line 2, line 3, ...); all are taken.",
     ]

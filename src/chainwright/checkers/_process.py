@@ -1,4 +1,4 @@
-"""The parent's side of `_math_worker`: one process, started when it is needed, ended by a time limit, and begun again.
+"""The parent's side of `_math_worker`: one process, started when it is needed, killed at a time limit, and restarted.
 
 It works from any thread (one request at a time), sets no signal handler here, and leaves no process behind: the worker
 ends when its input is closed, which the system does when this process ends in whatever way.

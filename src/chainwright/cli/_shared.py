@@ -104,19 +104,21 @@ def print_cost(repair: Repair | None) -> None:
 def print_accuracy(accuracy: Accuracy) -> None:
     from chainwright import tasks
 
-    columns = ["task", "hops", "n", "answers right", "95% interval", "chains right", "95% interval"]
+    columns = ["task", "hops", "n", "answers right", "95% interval"]
+    chains = ["chains right", "95% interval"] if any(row["exact"] is not None for row in accuracy.rows) else []
     apart = [name for name in ("n_unread", "n_cut_answers") if any(row.get(name) for row in accuracy.rows)]
     names = {"n_unread": "not read", "n_cut_answers": "cut"}
-    table = Table(*columns, *(names[name] for name in apart), title="Accuracy")
+    table = Table(*columns, *chains, *(names[name] for name in apart), title="Accuracy")
     for row in accuracy.rows:
+        exact = "-" if row["exact"] is None else f"{row['exact']:.2f}"
+        interval = "-" if row["exact"] is None else f"{row['exact_low']:.2f}-{row['exact_high']:.2f}"
         table.add_row(
-            tasks.title(row["task"]) if row["task"] in tasks.known() else row["task"],
+            plain(tasks.title(row["task"]) if row["task"] in tasks.known() else row["task"]),
             str(row["hops"] or "-"),
             str(row["n"]),
             f"{row['accuracy']:.2f}",
             f"{row['low']:.2f}-{row['high']:.2f}",
-            "-" if row["exact"] is None else f"{row['exact']:.2f}",
-            "-" if row["exact"] is None else f"{row['exact_low']:.2f}-{row['exact_high']:.2f}",
+            *((exact, interval) if chains else ()),
             *(str(row.get(name, 0)) for name in apart),
         )
     out.print(table)

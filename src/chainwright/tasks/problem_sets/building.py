@@ -90,7 +90,7 @@ def build(source: ProblemSource, records: Sequence[Record]) -> ProblemSet:
     _refuse(source, unreadable, len(records))
     if not problems:
         raise BadInput(
-            f"None of the {len(records)} records of {source.source} can be used: {_named([*bad, *unreadable])}."
+            f"None of the {len(records)} records of {source.source} can be used: {named([*bad, *unreadable])}."
         )
     used = {each for item in items for each in item.draft.used}
     every = _field_names(records)
@@ -167,12 +167,13 @@ def _refuse(source: ProblemSource, bad: Sequence[BadRecord], n_records: int) -> 
     if bad and not source.skip_bad:
         count = "1 record" if len(bad) == 1 else f"{len(bad)} records"
         raise BadInput(
-            f"{source.source}: {count} of {n_records} cannot be used: {_named(bad)}. "
+            f"{source.source}: {count} of {n_records} cannot be used: {named(bad)}. "
             "Correct the file, or leave such records out with skip_bad=True (--skip-bad)."
         )
 
 
-def _named(bad: Sequence[BadRecord]) -> str:
+def named(bad: Sequence[BadRecord]) -> str:
+    """Return the first records that cannot be used, with the reasons."""
     shown = "; ".join(f"{place} {reason}" for place, reason in bad[:_N_NAMED])
     return shown + (f"; and {len(bad) - _N_NAMED} more" if len(bad) > _N_NAMED else "")
 

@@ -20,7 +20,7 @@ from chainwright._config import Config, MustBe
 from chainwright._errors import BadInput, ProblemSetWarning, unknown_name
 from chainwright.checkers.base import Checker
 from chainwright.tasks.base import Problem
-from chainwright.tasks.problem_sets.building import ProblemSet, build
+from chainwright.tasks.problem_sets.building import ProblemSet, build, named
 from chainwright.tasks.problem_sets.folders import missing, read_folder
 from chainwright.tasks.problem_sets.hub import is_hub_id, is_saved, read_hub, read_saved
 from chainwright.tasks.problem_sets.kinds import KINDS, ROLES
@@ -57,7 +57,7 @@ class ProblemSource(Config):
         """Return the problems with what was left out.
 
         Warns:
-            ProblemSetWarning: Questions or ids occur twice, or there are fewer problems than `n`.
+            ProblemSetWarning: Records are left out, questions or ids occur twice, or there are fewer problems than `n`.
 
         Raises:
             BadInput: There is no such source, split, kind, checker or field, a record cannot be used (without
@@ -69,7 +69,11 @@ class ProblemSource(Config):
             if role not in ROLES:
                 raise unknown_name("role of a field", role, ROLES)
         made = build(self, self._records())
-        for note in made.notes:
+        notes = list(made.notes)
+        if bad := made.bad_records:
+            what = "1 record was" if len(bad) == 1 else f"{len(bad)} records were"
+            notes.append(f"{what} left out of {self.source}: {named(bad)}.")
+        for note in notes:
             warnings.warn(note, ProblemSetWarning, stacklevel=2)
         return made
 
