@@ -117,7 +117,8 @@ def test_a_hanging_worker_ends_itself_when_its_parent_is_gone():
     raise AssertionError("the worker is still there")
 
 
-def test_it_works_from_threads_and_sets_no_signal_handler(checker):
+def test_it_works_from_threads_and_sets_no_signal_handler():
+    checker = MathChecker(seconds=60)
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     verdicts = []
     threads = [
@@ -128,6 +129,7 @@ def test_it_works_from_threads_and_sets_no_signal_handler(checker):
         thread.start()
     for thread in threads:
         thread.join()
+    checker.worker.close()
     assert verdicts == [True] * 4
     assert before == {number: signal.getsignal(number) for number in signal.valid_signals()}
 

@@ -40,7 +40,7 @@ def test_what_is_read_is_shown_before_anything_is_computed(path: Path) -> None:
     ]:
         assert part in printed, part
     assert "How many are 2?" not in printed
-    code, printed = call("problems", path, "--field", "question=q,answer=a", "--skip-bad", "-n", 2, "--show", 0)
+    code, printed = call("problems", path, "--field", "question=q,answer=a", "--skip-bad", "-n", 2, "--examples", 0)
     assert code == 0 and "2 problems from 5 records" in printed and "They are left out." in printed
 
 

@@ -29,7 +29,7 @@ def problems(
     ],
     n: Annotated[int | None, typer.Option("-n", help="Number of problems (default: all).")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Draw a random sample (default: the first).")] = None,
-    show: Annotated[int, typer.Option("--show", help="Problems to show.")] = 2,
+    n_shown: Annotated[int, typer.Option("--examples", help="Problems to print.")] = 2,
     options: Values = _OPTIONS,
 ) -> None:
     """Show what is read from a problem set: its kind, fields, checker, labels, and records that cannot be used."""
@@ -42,7 +42,7 @@ def problems(
     if read.bad_records:
         _print_bad(read, skips=wanted.skip_bad)
     print_table("Labels", list(_labels(read.problems)))
-    for i, problem in enumerate(read.problems[:show], 1):
+    for i, problem in enumerate(read.problems[:n_shown], 1):
         _print_problem(i, problem)
 
 
