@@ -1,6 +1,9 @@
 """Pivots against the truth: on the seven tasks, where the slot map says at which token a response first went wrong.
 
 python benchmarks/pivots.py [--n 5] [--fixed 4 8 16 24] [--out table.md]
+python benchmarks/pivots.py --simulate
+
+The second runs the search alone on made-up values, without a model, and prints how often it is right.
 
 Inside the band the model mostly succeeds, and wrong responses are drawn at temperature 1.3. Beyond it there are one or
 two hops more, and wrong responses are greedy. Continuations are always drawn at temperature 1. Every way of searching
@@ -22,9 +25,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from time import process_time
 from typing import Any, NamedTuple
 
@@ -36,6 +40,8 @@ from chainwright.diagnose.pivots.completers import Asked, Completer, Ending, Gol
 from chainwright.diagnose.pivots.config import PivotConfig
 from chainwright.diagnose.pivots.finding import Pivots
 from chainwright.diagnose.pivots.run import find_pivots
+from chainwright.diagnose.pivots.search import Search
+from chainwright.diagnose.pivots.tally import Tally
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.traces import Trace
 
@@ -192,13 +198,89 @@ def taken(found: Pivots, kept: Sequence[int]) -> Pivots:
     return replace(found, rows=[found.rows[i] for i in kept])
 
 
+N_STEPS, PER_STEP, N_RUNS = 10, 10, 400
+
+
+def levels(*parts: tuple[int, float]) -> list[float]:
+    """Return the value of each prefix; each part is a number of tokens and the value that begins there."""
+    n = N_STEPS * PER_STEP
+    return [next(v for at, v in reversed(parts) if at <= i) for i in range(n)] + [0.0]
+
+
+def one_fall(high: float, low: float) -> Callable[[Random], list[float]]:
+    return lambda rng: levels((0, high), (rng.randrange(1, N_STEPS * PER_STEP), low))
+
+
+def two_falls(rng: Random) -> list[float]:
+    """A fall, a recovery, and the fall that counts."""
+    first, back, last = sorted(rng.sample(range(2, N_STEPS * PER_STEP), 3))
+    return levels((0, 1.0), (first, 0.05), (back, 1.0), (last, 0.0))
+
+
+def stairs(rng: Random) -> list[float]:
+    """Falls of just the drop, which no search should claim."""
+    drop = PivotConfig().drop
+    return levels(*((i * PER_STEP, max(0.0, 1 - drop * i)) for i in range(N_STEPS)))
+
+
+PROFILES: dict[str, Callable[[Random], list[float]]] = {
+    "falls from 1 to 0": one_fall(1.0, 0.0),
+    "falls from 0.9 to 0.05": one_fall(0.9, 0.05),
+    "falls from 0.6 to 0": one_fall(0.6, 0.0),
+    "falls from 0.8 to 0.2": one_fall(0.8, 0.2),
+    "falls, recovers and falls": two_falls,
+    "falls by just the drop, five times": stairs,
+    "falls evenly": lambda rng: levels(*((i, 1 - i / (N_STEPS * PER_STEP)) for i in range(N_STEPS * PER_STEP))),
+}
+
+
+def simulated(make: Callable[[Random], list[float]], config: PivotConfig) -> dict[str, Any]:
+    """Return how the search ends on values of one kind, as shares of all runs."""
+    rng, ends = Random(0), list(range(1, N_STEPS * PER_STEP + 2, PER_STEP))
+    counts: Counter[str] = Counter()
+    spent, to_step = [], []
+    for _ in range(N_RUNS):
+        values = make(rng)
+        search = Search(ends, config, {ends[-1]: Tally(known=0.0)})
+        while wanted := search.wanted():
+            for length, n in wanted.items():
+                n_right = sum(rng.random() < values[length - 1] for _ in range(n))
+                search.add(length, Tally(n_right, n - n_right))
+        truth = next((i for i in range(len(values) - 1) if values[i] - max(values[i + 1 :]) > config.drop), None)
+        outcome, step = search.outcome, search.outcome.step
+        spent.append(search.n_spent)
+        to_step += [] if outcome.n_to_step is None else [outcome.n_to_step]
+        counts[outcome.status] += 1
+        if step is not None and truth is not None:
+            counts["right step"] += step.before <= truth + 1 < step.after
+        if outcome.is_token and outcome.fall is not None:
+            counts["token"] += 1
+            counts["right token"] += truth is not None and outcome.fall.before == truth + 1
+        if outcome.status == "found" and step is not None:
+            counts["false"] += values[step.before - 1] - values[step.after - 1] <= config.drop + 1e-9
+    shares = {
+        name: f"{counts[name] / N_RUNS:.0%}" for name in ("found", "likely", "right step", "token", "right token")
+    }
+    return {
+        **shares,
+        "found where it does not fall so": f"{counts['false'] / N_RUNS:.1%}",
+        "continuations": round(statistics.mean(spent), 1),
+        "to the step": round(statistics.mean(to_step), 1) if to_step else None,
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=5, help="wrong responses per task")
     parser.add_argument("--fixed", type=int, nargs="+", default=[4, 8, 16, 24], help="continuations per step end")
     parser.add_argument("--tasks", nargs="+", default=list(INSIDE), choices=list(INSIDE))
     parser.add_argument("--out", type=Path, help="file for the tables; they are printed either way")
+    parser.add_argument("--simulate", action="store_true", help="run the search alone, on made-up values")
     asked = parser.parse_args(arguments)
+    if asked.simulate:
+        found = [{"the value": name, **simulated(make, PivotConfig())} for name, make in PROFILES.items()]
+        print("\n".join(table(found)))
+        return
     loaded, lines = load_model("reasoner", device="cpu"), list[str]()
     for name, cells, temperature, fixed in (
         ("Inside the band, responses drawn at temperature 1.3", INSIDE, 1.3, asked.fixed),

@@ -23,6 +23,7 @@ from chainwright.figures.iteration import (
     transfer_curves,
 )
 from chainwright.figures.outcomes import outcome_curves
+from chainwright.figures.pivots import value_along
 from chainwright.figures.steps import DECADES, log_map, segment_borders, step_curves, step_map
 from chainwright.figures.theme import template
 
@@ -67,5 +68,6 @@ __all__ = [
     "template",
     "threshold_curves",
     "transfer_curves",
+    "value_along",
     "ways_compared",
 ]

@@ -21,7 +21,7 @@ from chainwright.diagnose.pivots.tally import Tally
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_WORDS = {
+STATUS_WORDS = {
     "found": "with a first error",
     "likely": "with a likely first error",
     "right": "right, so without one",
@@ -65,6 +65,7 @@ class Pivots(Finding):
         response_start: Where each response begins in its own tokens, `[N]`.
         steps: The steps of each response as [start, end].
         answers: What the continuations of each measured prefix answered, as counts by answer.
+        responses: The text of each response.
         token_strs: The text of each token id above.
         selection: How many problems fell out before the search, by the reason.
     """
@@ -83,6 +84,7 @@ class Pivots(Finding):
     response_start: Tensor
     steps: list[list[list[int]]]
     answers: list[dict[str, int]]
+    responses: list[str]
     token_strs: Mapping[str, str]
     selection: Mapping[str, int] = field(default_factory=dict)
 
@@ -117,7 +119,7 @@ class Pivots(Finding):
     def summary(self) -> str:
         """Return what became of the responses, what it took, and the first errors."""
         counts = Counter(row["status"] for row in self.rows)
-        parts = [f"{n} {_WORDS[status]}" for status, n in counts.most_common()]
+        parts = [f"{n} {STATUS_WORDS[status]}" for status, n in counts.most_common()]
         lines = [f"{_counted(len(self.rows), 'response')}: {', '.join(parts) or 'none'}."]
         if fell := [f"{n} {reason}" for reason, n in self.selection.items() if n]:
             lines.append(f"Not searched: {', '.join(fell)}.")
@@ -228,15 +230,24 @@ class Pivots(Finding):
         return {"ends": [end - start for _, end in self.steps[i] if end > start], "fall": fall}
 
     @classmethod
-    def joined(cls, parts: Sequence[Pivots]) -> Pivots:
-        """Return several findings as one, with their responses numbered consecutively; at least one is needed."""
+    def joined(cls, parts: Sequence[Pivots], selection: Mapping[str, int] | None = None) -> Pivots:
+        """Return several findings as one, with their responses numbered consecutively.
+
+        Args:
+            parts: At least one finding, all made with the same settings.
+            selection: How many problems fell out; None adds up those of the parts.
+        """
         starts = [sum(len(part.rows) for part in parts[:k]) for k in range(len(parts))]
-        selection: Counter[str] = Counter()
-        for part in parts:
-            selection.update(part.selection)
+        fell_out: Counter[str] = Counter(selection)
+        for part in parts if selection is None else ():
+            fell_out.update(part.selection)
         tensors = ("length", "n_right", "n_wrong", "n_cut", "n_unread", "known", "input_ids", "n_tokens")
         return cls(
-            rows=[row for part in parts for row in part.rows],
+            rows=[
+                {**row, "trace": row["trace"] + start}
+                for part, start in zip(parts, starts, strict=True)
+                for row in part.rows
+            ],
             pivots=[
                 {**pivot, "trace": pivot["trace"] + start}
                 for part, start in zip(parts, starts, strict=True)
@@ -247,8 +258,9 @@ class Pivots(Finding):
             response_start=torch.cat([part.response_start for part in parts]),
             steps=[steps for part in parts for steps in part.steps],
             answers=[answers for part in parts for answers in part.answers],
+            responses=[text for part in parts for text in part.responses],
             token_strs={token: text for part in parts for token, text in part.token_strs.items()},
-            selection=dict(selection),
+            selection=dict(fell_out),
             config=parts[0].config,
             provenance=parts[0].provenance,
         )

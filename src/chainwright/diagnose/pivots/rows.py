@@ -66,6 +66,7 @@ def finding_of(
         response_start=torch.tensor([case.trace.response_start for case in cases], dtype=torch.long),
         steps=[[list(step) for step in case.trace.steps] for case in cases],
         answers=[answers for *_, answers in measured],
+        responses=[case.trace.response or "" for case in cases],
         token_strs={str(i): texts[i] for i in sorted(set(ids))},
         selection=dict(chosen.fell_out),
         config={**config.record(), **completer.settings(), "seed": seed},
@@ -136,7 +137,8 @@ def _pivot(i: int, case: Case, fall: Fall, is_first: bool, config: PivotConfig, 
             others.append({"token_id": token, "token": texts[token], "p": p, **_value(tally_of(tried), case)})
     after = case.search.of(fall.after)
     saves = [a for a in others if a["n"] and a["value"] > after.value + config.drop]
-    best = max(saves, key=lambda a: (a["value"], a["p"]), default=None)
+    # the lower end of the interval: many continuations that mostly succeed count for more than a few that all do
+    best = max(saves, key=lambda a: (a["low"], a["p"]), default=None)
     token = case.ids[fall.before]
     return {
         "trace": i,

@@ -97,9 +97,28 @@ def find_pivots(
     for i, each in enumerate(problems_or_traces):
         _check(parts, i, each)
     chosen = _chosen(model, tokenizer, problems_or_traces, settings, seed, progress)
-    sampling = drawn_as(model, settings)
-    continues = completer or ModelCompleter(model, tokenizer, sampling, batch_size=settings.batch_size)
-    cases = [Case.of(trace, start, settings, continues) for trace, start in chosen.traces]
+    return search_chosen(
+        model, tokenizer, chosen, config=settings, completer=completer, seed=seed, progress=progress, tick=tick
+    )
+
+
+def search_chosen(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Selection,
+    *,
+    config: PivotConfig,
+    completer: Completer | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    tick: Tick = lambda done, total: None,
+) -> Pivots:
+    """Return the pivots of responses that were chosen already; see `find_pivots`."""
+    parts = anatomy(model)
+    for i, (trace, _) in enumerate(chosen.traces):
+        _check(parts, i, trace)
+    continues = completer or ModelCompleter(model, tokenizer, drawn_as(model, config), batch_size=config.batch_size)
+    cases = [Case.of(trace, start, config, continues) for trace, start in chosen.traces]
     with progress_bar("searching", len(cases), shown=progress) as bar:
         n_before = 0
 
@@ -113,10 +132,10 @@ def find_pivots(
             drive(some, continues, seed, on_done)
             with evaluating(parts.model), torch.no_grad():
                 for case in some:
-                    case.alternatives = alternatives(parts, tokenizer, case, settings)
-            try_alternatives(some, continues, settings, seed)
+                    case.alternatives = alternatives(parts, tokenizer, case, config)
+            try_alternatives(some, continues, config, seed)
             continues.forget()
-    return finding_of(tokenizer, cases, chosen, settings, continues, seed, provenance(parts.model))
+    return finding_of(tokenizer, cases, chosen, config, continues, seed, provenance(parts.model))
 
 
 def _check(parts: Anatomy, i: int, each: Problem | Trace) -> None:
