@@ -71,6 +71,11 @@ def test_options_of_one_flag_have_one_help_text() -> None:
         "--seed",
         "--decision",
         "--prompt",
+        "--traces",
+        "--samples",
+        "--temperature",
+        "--top-p",
+        "--max-new-tokens",
         "--kind",
     }
     texts: dict[str, set[str]] = {}

@@ -63,13 +63,10 @@ def plan(after: int = -1, asked: Sequence[Problem] | Sequence[Trace] | None = No
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.name not in ("study.json", "study.log", "unit.json")
-    ):
-        if ".lock" not in path.name:
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
+    """Return the files of a study but those that say when it ran."""
+    when = ("study.json", "study.log", "unit.json")
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {n: path.read_bytes() for n, path in found.items() if path.name not in when and ".lock" not in path.name}
 
 
 @pytest.mark.parametrize("after", [1, 5])
