@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chainwright import tasks
+from chainwright import generate, tasks
 from chainwright._errors import BadInput
 from chainwright._files import read_json
 from chainwright.lab import HopsConfig, adapters, train_hops
@@ -267,3 +267,14 @@ def test_the_saved_names_are_pefts(tmp_path: Path) -> None:
     names = set(weights_of(tmp_path))
     layers = [f"base_model.model.{name}" for name, m in model.named_modules() if type(m).__name__ == "LoRALinear"]
     assert names == {f"{layer}.lora_{x}.weight" for layer in layers for x in "AB"}
+
+
+@pytest.mark.real
+def test_the_shipped_adapter_writes_short_chains() -> None:
+    """Eleven of twelve are right by the card's figures; fewer than eight would be another adapter or another base."""
+    model, tokenizer = load_model("smollm2-hops", dtype=torch.bfloat16)
+    problems = [
+        p for task in ("parity", "clf") for p in tasks.sample(task, 2, 6, 0, rendering="natural", n_demonstrations=0)
+    ]
+    traces = generate(model, tokenizer, problems)
+    assert sum(trace.first_error is None for trace in traces) >= 8

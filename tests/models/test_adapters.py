@@ -81,6 +81,17 @@ def test_a_merged_adapter_computes_what_peft_computes(settings: dict, base: Path
     assert not torch.allclose(logits(model), logits(plain), atol=1e-2)
 
 
+def test_in_half_precision_the_sums_are_rounded_once(base: Path, tmp_path: Path) -> None:
+    folder = trained(tmp_path / "adapter")
+    model = load_model(base, adapter=folder, device="cpu", dtype="bfloat16").model
+    plain = load_model(base, device="cpu", dtype="bfloat16").model
+    buffers = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    assert buffers == {name: buffer.dtype for name, buffer in plain.named_buffers()}
+    wanted = PeftModel.from_pretrained(plain.float(), str(folder)).merge_and_unload()
+    for name, weight in wanted.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight.to(torch.bfloat16)), name
+
+
 def test_an_adapter_is_remembered(base: Path, tmp_path: Path) -> None:
     folder = trained(tmp_path / "adapter")
     model = load_model(base, adapter=folder, device="cpu", dtype="bfloat16").model

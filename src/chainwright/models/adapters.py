@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from chainwright.models.hf_errors import LOADING_ERRORS, sentence
 
 WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
+_HALF = (torch.float16, torch.bfloat16)
 _PROBE = 8  # tokens that are run before and after merging
 
 
@@ -57,7 +58,8 @@ def check_adapter(folder: Path) -> None:
 def with_merged(model: PreTrainedModel, folder: Path, base: str) -> PreTrainedModel:
     """Return a model with a trained adapter merged into its weights: a plain model, with heads of its own.
 
-    The merged model's logits are compared with those of PEFT's wrapper on a few tokens.
+    The merged model's logits are compared with those of PEFT's wrapper on a few tokens. Both happen in float32, and the
+    sums are rounded once to the model's number type: in half precision the two can differ widely by rounding alone.
 
     Args:
         model: The base; its weights are changed.
@@ -72,6 +74,9 @@ def with_merged(model: PreTrainedModel, folder: Path, base: str) -> PreTrainedMo
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if config.is_prompt_learning or config.is_adaption_prompt or getattr(config, "alora_invocation_tokens", None):
         raise BadInput(f"Adapter {folder} is of the kind {kind}, which cannot be merged into the weights of a model.")
+    is_packed = getattr(model, "is_quantized", False)
+    dtypes = {} if is_packed else {name: weight.dtype for name, weight in model.named_parameters()}
+    _cast(model, {name: torch.float32 for name, dtype in dtypes.items() if dtype in _HALF})
     ids = torch.arange(_PROBE, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
     with torch.no_grad(), _without_noise():
         plain: Tensor = model(input_ids=ids).logits
@@ -87,7 +92,14 @@ def with_merged(model: PreTrainedModel, folder: Path, base: str) -> PreTrainedMo
         )
     if torch.equal(plain, wanted):
         warnings.warn(f"Adapter {folder} changes nothing: its weights have no effect.", PartlyRead, stacklevel=3)
+    _cast(merged, dtypes)
     return merged
+
+
+def _cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Change the number types of weights by name; buffers such as rotary frequencies keep theirs."""
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(dtypes.get(name, weight.dtype))
 
 
 def _config(folder: Path) -> PeftConfig:
