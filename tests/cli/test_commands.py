@@ -93,7 +93,7 @@ def test_defaults_are_those_of_the_configs() -> None:
 
     asked = defaults("diagnose")
     fields = DiagnoseConfig.model_fields
-    assert asked["-n"] == fields["n"].default and asked["--n-contexts"] == fields["n_contexts"].default
+    assert asked["-n"] is None and asked["--n-contexts"] == fields["n_contexts"].default
     assert asked["--n-maps"] == fields["n_maps"].default
     fit, study = defaults("fit.tcr"), defaults("reproduce.tcr")
     assert (fit["-n"], fit["--seed"], fit["--task"]) == (FitProblems().n, FitProblems().seed, FitProblems().task)

@@ -93,7 +93,7 @@ def test_a_first_error_says_what_is_said_without_each_head() -> None:
         (["a", "b"], "a b", ["a", " b"]),
         ([" a", " b"], " a b", [" a", " b"]),
         (["<s>", "a", "\n", "b", "</s>"], "a\nb", ["<s>", "a", "\n", "b", "</s>"]),
-        (["a", "\ufffd", "\ufffd", " c"], "a日 c", ["a", "\ufffd", "\ufffd", " c"]),
+        (["a", "\ufffd", "\ufffd", " c"], "a日 c", ["a", "日", "", " c"]),
         (["a", "", " ", "b"], "a b", ["a", "", " ", "b"]),
         (["aa", "a", "aa"], "aa a  aa", ["aa", " a", "  aa"]),
     ],

@@ -54,11 +54,12 @@ def diagnose(
     hops: HopCounts = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", min=1, help="Problems per task and hop count (default: 40), or of --problems or --traces."),
+        typer.Option("-n", help="Problems per task and hop count (default: 40), or of --problems or --traces."),
     ] = None,
     problems: Values = PROBLEM_SET,
     traces: Annotated[
-        list[Path] | None, typer.Option("--traces", help="Diagnose the traces in these files, whoever wrote them.")
+        list[Path] | None,
+        typer.Option("--traces", help="Take the traces in this file instead, in any format that is recognised."),
     ] = None,
     reading: Values = TRACES,
     contexts: Values = CONTEXTS,

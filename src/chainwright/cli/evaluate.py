@@ -48,7 +48,7 @@ def evaluate(
     problems: Values = PROBLEM_SET,
     traces: Annotated[
         Path | None,
-        typer.Option("--traces", help="Evaluate these traces instead: Parquet, or JSONL with question and response."),
+        typer.Option("--traces", help="Take the traces in this file instead, in any format that is recognised."),
     ] = None,
     think_markers: Markers = None,
     out_file: TraceFile = None,

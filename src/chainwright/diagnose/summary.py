@@ -33,7 +33,7 @@ def summary_lines(facts: Facts, *, searched_heads: bool = False) -> list[str]:
         lines.append(f"Answers: {_answers_text(facts.answers)}.")
     if facts.sureness is not None:
         lines.append(f"Uncertainty: {_sureness_text(facts.sureness)}")
-    if facts.kinds is not None and (facts.kinds.n or facts.answers is None):
+    if facts.kinds is not None:
         lines += [_kinds_line(facts.kinds), _uncertainty_line(facts.uncertainty)]
     if facts.heads is not None or searched_heads:
         lines += [_heads_line(facts.heads), _held_out_line(facts.heads)]
@@ -143,7 +143,7 @@ def paragraphs(facts: Facts, model: str) -> list[str]:
     if facts.sureness is not None:
         text = _sureness_text(facts.sureness)
         first.append(f"{text[:1].upper()}{text[1:]}")
-    if facts.kinds is not None and (facts.kinds.n or facts.answers is None):
+    if facts.kinds is not None:
         first.append(_kinds_text(facts.kinds))
     if facts.uncertainty is not None:
         first.append(_uncertainty_text(facts.uncertainty))

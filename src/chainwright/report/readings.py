@@ -341,8 +341,9 @@ def with_spaces(token_strs: Sequence[str], text: str) -> list[str]:
         bare = token.lstrip(" ")
         if broken:
             place = text.find(bare or token, at + 1, at + 4 * len(broken) + len(token) + _FIND_WITHIN)
-            spaced += _shared_out(text[at : max(place, at)], len(broken)) if place >= 0 else broken
-            at, broken = max(place, at), []
+            written = text[at : max(place, at)].rstrip(" ")
+            spaced += _shared_out(written, len(broken)) if place >= 0 else broken
+            at, broken = at + len(written), []
         is_there = text.startswith(token, at)
         found = at if is_there else text.find(bare, at, at + len(bare) + _FIND_WITHIN)
         gap = text[at:found]

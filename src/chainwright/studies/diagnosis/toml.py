@@ -117,7 +117,11 @@ def study_file_text(config: DiagnoseConfig) -> str:
 def _table(name: str, table: Mapping[str, Any]) -> list[str]:
     """Return the lines of a table, without the values that TOML cannot say or that say nothing."""
     known = {key: value for key, value in table.items() if value is not None and value not in ({}, [])}
-    return ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in known.items())]
+    return [
+        "",
+        f"[{name}]",
+        *(f"{json.dumps(key) if name == 'hops' else _key(key)} = {_value(value)}" for key, value in known.items()),
+    ]
 
 
 def _key(name: str) -> str:
