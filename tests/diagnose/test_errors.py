@@ -111,7 +111,8 @@ def elsewhere(is_correct: bool) -> Trace:
 def test_wrong_traces_without_a_located_error_are_counted() -> None:
     found = first_errors([elsewhere(False)] * 3 + [elsewhere(True)])
     assert found.summary() == "unknown task: 3 wrong traces, none with a located first error"
-    assert found.answers == [{"task": "unknown", "n_traces": 4, "n_wrong": 3, "n_unlocated": 3, "n_unjudged": 0}]
+    counts = {"n_traces": 4, "n_wrong": 3, "n_unlocated": 3, "n_unjudged": 0, "n_unread": 0}
+    assert found.answers == [{"task": "unknown", **counts}]
     assert found.by_task == [] and found.key_types == {}
     assert first_errors([elsewhere(True)]).summary() == "No errors."
 
@@ -190,3 +191,16 @@ def test_entropy_of_an_even_number_and_of_slots_that_were_never_right() -> None:
     assert (row["entropy_right"], row["n_right"]) == (None, 0)
     with pytest.raises(ValueError, match=r"shorter|longer"):
         first_errors(traces, scores[:1])
+
+
+def test_answers_that_could_not_be_read_or_were_cut_are_not_wrong() -> None:
+    problem = Problem("shop", 0, "How many?", "", "5", (), "natural", checker="number")
+    said = [("#### 5", True), ("No idea", True), ("We begin", False)]
+    traces = [
+        Trace.from_text(byte_level(), "How many?", text, problem=problem, stopped=stopped) for text, stopped in said
+    ]
+    found = first_errors(traces)
+    assert (found.answers[0]["n_wrong"], found.answers[0]["n_unlocated"], found.answers[0]["n_unread"]) == (0, 0, 2)
+    assert found.summary() == "2 answers could not be read or were cut."
+    wrong = Trace.from_text(byte_level(), "How many?", "#### 6", problem=problem)
+    assert first_errors([*traces, wrong]).summary().startswith("shop: 1 wrong trace, none with a located first error")

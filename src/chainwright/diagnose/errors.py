@@ -40,7 +40,8 @@ class ErrorTable(Finding):
             95%).
         by_task: One per (task, type), over all hops, with `is_key`: at least 30% of the task's first errors.
         answers: One per task, "unknown" for traces without a problem: `n_traces`, `n_wrong` (wrong answers),
-            `n_unlocated` (wrong answers whose first error is unknown) and `n_unjudged` (traces that nothing judged).
+            `n_unlocated` (wrong answers whose first error is unknown), `n_unjudged` (traces that nothing judged) and
+            `n_unread` (answers that could not be read or were cut, which are not wrong).
         entropy: One per (task, type): median entropy in nats at the first wrong token, `entropy_wrong`, and at
             the least sure token of the same kind of slot where the model was right, `entropy_right` (None if it
             never was), with their numbers `n_wrong` and `n_right`, and the 95% intervals of the medians, `wrong_low`,
@@ -65,9 +66,13 @@ class ErrorTable(Finding):
         """Return one line per task with errors, and one on traces that were not judged."""
         unlocated = {row["task"]: row["n_unlocated"] for row in self.answers if row["n_unlocated"]}
         named = dict.fromkeys([*(row["task"] for row in self.by_task), *unlocated])
-        lines = [self._line(task, unlocated.get(task, 0)) for task in named] or ["No errors."]
+        lines = [self._line(task, unlocated.get(task, 0)) for task in named]
+        n_unread = 0 if self.by_task else sum(row.get("n_unread", 0) for row in self.answers)
+        if n_unread:
+            lines.append(f"{_counted(n_unread, 'answer')} could not be read or {_was(n_unread)} cut.")
+        lines = lines or ["No errors."]
         if n_unjudged := sum(row["n_unjudged"] for row in self.answers):
-            lines.append(f"{n_unjudged} {'trace was' if n_unjudged == 1 else 'traces were'} not judged.")
+            lines.append(f"{_counted(n_unjudged, 'trace')} {_was(n_unjudged)} not judged.")
         return "\n".join(lines)
 
     def _line(self, task: str, n_unlocated: int) -> str:
@@ -141,8 +146,12 @@ def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def _was(n: int) -> str:
+    return "was" if n == 1 else "were"
+
+
 def _answers(traces: Sequence[Trace]) -> list[dict[str, Any]]:
-    """Return the counts of wrong, unlocated and unjudged answers by task."""
+    """Return the counts of wrong, unlocated, unjudged and unread answers by task."""
     groups: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
         groups[UNKNOWN_TASK if trace.problem is None else trace.problem.task].append(trace)
@@ -150,9 +159,10 @@ def _answers(traces: Sequence[Trace]) -> list[dict[str, Any]]:
         {
             "task": task,
             "n_traces": len(group),
-            "n_wrong": sum(t.is_correct is False for t in group),
+            "n_wrong": sum(t.outcome == "wrong" for t in group),
             "n_unlocated": sum(t.is_unlocated for t in group),
             "n_unjudged": sum(t.is_correct is None for t in group),
+            "n_unread": sum(t.outcome in ("unread", "cut") for t in group),
         }
         for task, group in groups.items()
     ]

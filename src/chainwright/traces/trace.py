@@ -281,8 +281,8 @@ class Trace:
 
     @property
     def is_unlocated(self) -> bool:
-        """Whether the answer is wrong although no first error is known."""
-        return self.is_correct is False and self.first_error is None
+        """Whether the answer is wrong although no first error is known; one that could not be read is not wrong."""
+        return self.outcome == "wrong" and self.first_error is None
 
     @cached_property
     def loop(self) -> Loop | None:
