@@ -68,7 +68,7 @@ class DiagnoseConfig(CellsConfig):
     instruments: Instruments = Field(
         default=USUAL,
         description="What is measured: accuracy, errors (first errors and entropies), heads (needs errors), curves "
-        "(entropy along responses), steps (step maps), or those of plugins.",
+        "(entropy along responses), steps (step maps), pivots (first errors without slots), or those of plugins.",
     )
     n_contexts: Count = Field(default=16, description="Contexts per set when heads are located.")
     min_errors: Count = Field(
