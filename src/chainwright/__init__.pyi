@@ -47,6 +47,6 @@ from .tasks.base import FirstError as FirstError
 from .tasks.base import Problem as Problem
 from .tasks.problem_sets.source import load_problems as load_problems
 from .traces.jsonl import read_jsonl as read_jsonl
-from .traces.reading import read_traces as read_traces
+from .traces.source import read_traces as read_traces
 from .traces.store import write_traces as write_traces
 from .traces.trace import Trace as Trace

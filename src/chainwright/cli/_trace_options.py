@@ -13,7 +13,7 @@ from chainwright._errors import BadInput
 from chainwright.cli._command import ConfigOptions, Values
 
 if TYPE_CHECKING:
-    from chainwright.traces.reading import TraceSource
+    from chainwright.traces.source import TraceSource
 
 
 class TraceOptions(Config):
@@ -49,7 +49,7 @@ def trace_source(
     Raises:
         BadInput: Another of these options is used without `--traces`, or one does not fit.
     """
-    from chainwright.traces.reading import TraceSource
+    from chainwright.traces.source import TraceSource
 
     used = [name for name, value in values.items() if value not in ([], TraceOptions.model_fields[name].default)]
     if not files:

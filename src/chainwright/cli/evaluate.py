@@ -104,7 +104,7 @@ def _from_file(
 ) -> list[Trace]:
     """Return the traces of a file, judged by the problem set that is named, if one is."""
     from chainwright.cli._trace_files import read_file
-    from chainwright.traces.reading import read_traces
+    from chainwright.traces.source import read_traces
 
     skip_bad = bool(problems["skip_bad"])
     source = problem_source(problems if problems["source"] else {**problems, "skip_bad": False})

@@ -22,7 +22,7 @@ from chainwright.studies.config import (
     Temperature,
 )
 from chainwright.tasks.problem_sets import ProblemSource
-from chainwright.traces.reading import TraceSource
+from chainwright.traces.source import TraceSource
 
 USUAL = ("accuracy", "errors", "heads")
 OPEN = ("accuracy", "curves", "steps")
