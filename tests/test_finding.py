@@ -55,15 +55,23 @@ from chainwright.diagnose import (
     step_causes,
     step_saliency,
 )
+from chainwright.diagnose.curves import Curves, curves
+from chainwright.diagnose.flow.facts import FactAnswers
+from chainwright.diagnose.pivots.completers import GoldChain
+from chainwright.diagnose.pivots.config import PivotConfig
+from chainwright.diagnose.pivots.finding import Pivots
+from chainwright.diagnose.pivots.run import pivots
 from chainwright.evaluation.accuracy import Accuracy, evaluate
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
+from chainwright.evaluation.samples import SampleAccuracy, evaluate_samples
 from chainwright.lab import IterationConfig
 from chainwright.lab.iteration import held_out_sets, measure
 from chainwright.lab.iteration_model import new_iteration_model
 from chainwright.models import load_model
 from chainwright.repair import Candidates
 from chainwright.reproduce.back_attention.finding import BackAttentionFinding
+from chainwright.scoring import score_all
 from chainwright.traces import Span, Trace
 from families import random_ids, tiny
 from trace_tokenizers import task_words
@@ -126,6 +134,25 @@ def bridge_groups() -> BridgeGroups:
     return BridgeGroups(right=mass, wrong=mass / 2, segments=["thinking"], rows=[row], n_unmatched=0)
 
 
+def reasoner_traces() -> list[Trace]:
+    problem, (_, tokenizer) = tasks.sample("parity", 3, 1, rendering="short")[0], load_model("reasoner")
+    swapped = problem.chain.replace("heads", "x").replace("tails", "heads").replace("x", "tails")
+    texts = (problem.chain, swapped)
+    return [Trace.from_text(tokenizer, problem.prompt, text, problem=problem) for text in texts]
+
+
+def fact_answers() -> FactAnswers:
+    row = {"relation": "capital", "hops": 1, "prompt": "The capital of France is", "answer": "Paris", "said": "Paris"}
+    return FactAnswers(answers=[{**row, "outcome": "e2", "are_known": True}])
+
+
+def pivots_of_a_wrong_trace() -> Pivots:
+    model, tokenizer = load_model("reasoner")
+    (wrong,) = [trace for trace in reasoner_traces() if not trace.is_correct]
+    config = PivotConfig(temperature=1.0)
+    return pivots(model, tokenizer, wrong, config=config, completer=GoldChain(tokenizer), progress=False)
+
+
 def alternatives() -> Alternatives:
     return Alternatives(
         trace=torch.tensor([0]),
@@ -166,9 +193,11 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     BackAttentionFinding: back_attention_finding,
     BridgeGroups: bridge_groups,
     Candidates: candidates,
+    Curves: lambda: curves(reasoner_traces(), score_all(load_model("reasoner").model, reasoner_traces())),
     Comparison: lambda: compare({"plain": traces(), "again": traces()}),
     Emergence: emergence,
     ErrorTable: lambda: first_errors(traces()),
+    FactAnswers: fact_answers,
     Flips: lambda: flips({"plain": traces(), "again": traces()}, load_model("reasoner").tokenizer),
     FlowContrast: lambda: flow_contrast(
         tiny("llama"), {"one": [MarkedQuery(random_ids(1, 4)[0], 7, (1,), (3,), 9)]}, list("abcd"), "7 over 9"
@@ -183,6 +212,8 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     KnockoutEffects: lambda: knockout_effects(tiny("llama"), random_ids(2, 5), TOKENS, method="screened"),
     LogitFlow: lambda: logit_flow(tiny("llama"), random_ids(1, 6), 7, n_neurons=5, n_traced=3),
     LogitLens: lambda: logit_lens(tiny("gpt2"), random_ids(2, 5), TOKENS),
+    Pivots: pivots_of_a_wrong_trace,
+    SampleAccuracy: lambda: evaluate_samples(traces()),
     StepCauses: lambda: step_causes(tiny("llama"), [stepped()], n_pairs=3),
     Tables: lambda: Tables(title="all", tables={"one": [{"a": 1, "b": None}], "two": []}, notes=["so"]),
     StepGroups: step_groups,

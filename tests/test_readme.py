@@ -30,7 +30,7 @@ def test_every_command_exists() -> None:
     commands = set(re.findall(r"`chainwright (\w+)", README)) | set(re.findall(r"^    chainwright (\w+)", README, re.M))
     assert commands == {
         "diagnose", "tasks", "generate", "evaluate", "models", "report", "reproduce", "study", "train", "fit", "flow",
-        "compare",
+        "compare", "problems", "pivots", "facts",
     }  # fmt: skip
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -24,6 +24,7 @@ from chainwright.models.load import LoadedModel, load_model
 from chainwright.studies import Job, Study, Watch
 from chainwright.studies.diagnosis import run as study
 from chainwright.studies.diagnosis import units
+from chainwright.studies.diagnosis.parts import Cell
 from chainwright.studies.diagnosis.plan import DiagnosisPlan
 from chainwright.studies.diagnosis.run import DiagnoseConfig, Diagnosis, open_diagnosis, run_diagnosis, study_config
 from families import tiny
@@ -117,7 +118,7 @@ def test_what_is_in_memory_is_what_the_instruments_give(reasoner: LoadedModel, w
 
     found = whole[1]
     problems = tasks.sample("clf", 13, 6, 0)
-    expected = generate(*reasoner, problems, seed=units.decode_seed(units.Cell("clf", 13, 0)), progress=False)
+    expected = generate(*reasoner, problems, seed=Cell("clf", 13, 0).decode_seed, progress=False)
     assert found.traces[18:] == expected
     for trace, scores in zip(found.traces[::5], found.scores[::5], strict=True):
         alone = score(reasoner.model, trace)
@@ -350,9 +351,9 @@ def test_seeds_are_samples_of_their_own(reasoner: LoadedModel, tmp_path: Path) -
 
 def test_cells_do_not_share_their_sampling_noise(reasoner: LoadedModel) -> None:
     """Rows of one index in two cells are decoded with noise of their own, and each cell's is the same each time."""
-    cells = [units.Cell(*cell) for cell in (("clf", 13, 0), ("clf", 13, 1), ("clf", 12, 0), ("parity", 13, 0))]
-    seeds = [units.decode_seed(cell) for cell in cells]
-    assert len(set(seeds)) == 4 and seeds == [units.decode_seed(cell) for cell in cells]
+    cells = [Cell(*cell) for cell in (("clf", 13, 0), ("clf", 13, 1), ("clf", 12, 0), ("parity", 13, 0))]
+    seeds = [cell.decode_seed for cell in cells]
+    assert len(set(seeds)) == 4 and seeds == [cell.decode_seed for cell in cells]
     assert seeds[0] == 593328818
 
 

@@ -119,7 +119,7 @@ def test_record_survives_json(name, rendering):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, and this Chainwright reads 1"),
+        ({"schema_version": 3}, "schema version 3, and this Chainwright reads up to 2"),
         ({"task": "sudoku"}, "Unknown task 'sudoku'; known: parity, mdm"),
         ({"rendering": "long"}, "Unknown rendering 'long'; known: short, natural"),
         ({"chain": "start heads"}, "not the one that its facts lead to"),

@@ -4,7 +4,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import trace_tokenizers
@@ -80,12 +80,17 @@ def check_cut(tokenizer, trace, place, n):
         assert live == (trace.question.end, trace.thinking.end), trace.response
 
 
-def check_steps(trace, places):
-    """Compare the steps of a whole trace with what was announced while it seemed to be thinking."""
+def check_steps(trace, places, styles):
+    """Compare the steps of a whole trace with what was announced while it seemed to be thinking.
+
+    A step that begins before the markers of the style have come is not announced: `<|end|>` ends one in Harmony alone.
+    """
     every = zip(trace.steps, trace.is_models_step, strict=True)
     inside = [step for step, is_models in every if is_models and step.start < trace.thinking.end]
     for before, step in pairwise(inside):
         seemed = places[step.start]
+        if styles[step.start + 1] != trace.style:
+            continue
         if seemed.thinking_end < 0 and seemed.question_end == trace.question.end:
             assert seemed.previous is not None, (trace.response, step)
             assert seemed.previous.start == before.start, (trace.response, step)
@@ -96,16 +101,21 @@ def check_steps(trace, places):
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 @pytest.mark.parametrize("style", ["auto", "think", "harmony", "plain"])
 @given(response=responses, prompt=prompts)
+@example(response="<|start|>assistant[THINK]<|channel|>final<|message|>", prompt="Q: ")
+@example(response="<|start|>assistant\u25c1think\u25b7<|channel|>final<|message|>", prompt="Q<think>\n")
+@example(response="<|end|><think><|channel|>final<|message|>", prompt="Q: ")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_cut_is_read_as_the_finished_trace(config, style, response, prompt):
     tokenizer = OneByOne()
     ids = tokenizer(prompt + response)["input_ids"]
     row = LiveSteps(tokenizer, style, config).row(len(prompt))
     places = row.extend(ids)
+    styles = {}
     for n in range(len(prompt) + 1, len(ids) + 1):
         trace = Trace.from_ids(tokenizer, ids[:n], len(prompt), style=style, segment_config=config or SegmentConfig())
         check_cut(tokenizer, trace, places[n - 1], n)
-    check_steps(trace, places)
+        styles[n] = trace.style
+    check_steps(trace, places, styles)
     assert row.copy().places == places
 
 

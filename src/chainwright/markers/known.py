@@ -71,8 +71,9 @@ _HARMONY_TOKENS = ("<|start|>", "<|end|>", "<|call|>", "<|channel|>", "<|constra
 MARKERS = (*(text for pair in PAIRS for text in (pair.open, pair.close)), *_HARMONY_TOKENS)
 """Texts that stay in a response where the tokenizer has them as special tokens."""
 HARMONY, STRIPPED = "harmony", "harmony without its special tokens"
-# no line end or code inside a marker: what is found first in a text that is being written must be found at once too
-_INNER = r"[^<>`~\n\r\v\f\x85\u2028\u2029]"
+# no line end, code or beginning of another marker inside a marker: what is found first in a text that is being written
+# must be found at once too
+_INNER = r"[^<>\[\u25c1`~\n\r\v\f\x85\u2028\u2029]"
 _REST = _INNER + "{0,200}"
 _CHANNEL = rf"<\|channel\|>[ \t]{{0,8}}(?P<channel>\w{{1,32}}){_REST}(?:<\|constrain\|>{_INNER}{{0,100}})?<\|message\|>"
 _HEADER = (

@@ -109,6 +109,8 @@ class DiagnoseConfig(CellsConfig):
                 "No hops were asked for, nor problems or traces; a diagnosis is of tasks, of a problem set or of "
                 "trace files."
             )
+        if self.hops and not self.cells():
+            raise BadInput("No hops were asked for; a diagnosis of tasks needs at least one hop count of one task.")
         if "hops" in named and len(named) > 1:
             raise BadInput(f"A diagnosis is either of tasks (hops) or of {named[1]}; name one of them.")
         if self.traces is not None and self.repair is not None:
