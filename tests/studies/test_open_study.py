@@ -105,6 +105,15 @@ def test_trace_files_are_read_compared_and_reported(loaded, tmp_path: Path) -> N
     assert any(line.startswith("Answers: 3 of 9") for line in found.summary())
 
 
+def test_curves_without_an_answer_that_could_be_read_are_not_drawn(loaded, tmp_path: Path) -> None:
+    config = of_traces(written(tmp_path, responses=("No idea.",)), tmp_path).replace(instruments=("accuracy", "curves"))
+    found = run_diagnosis(*loaded, config, tmp_path / "study", progress=False)
+    assert found.of(Curves)[0].rows == []
+    page = " ".join(render(gather(found)).split())
+    assert "No answer could be read, so there is nothing to compare." in page
+    assert "0 of 3 answers (0%" in page and "Entropy and log-probability along responses" not in page
+
+
 def test_two_open_diagnoses_are_compared(loaded, tmp_path: Path) -> None:
     texts = {"a": ("The answer is {}.",), "b": ("I think it is 99.",)}
     for name, responses in texts.items():

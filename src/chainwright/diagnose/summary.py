@@ -139,7 +139,7 @@ def paragraphs(facts: Facts, model: str) -> list[str]:
     """
     first = [] if facts.reach is None else [_reach_text(facts.reach, model)]
     if facts.answers is not None:
-        first.append(f"Of the final answers, {_answers_text(facts.answers)}.")
+        first.append(f"{_answers_text(facts.answers)}.")
     if facts.sureness is not None:
         text = _sureness_text(facts.sureness)
         first.append(f"{text[:1].upper()}{text[1:]}")

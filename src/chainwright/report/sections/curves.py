@@ -24,10 +24,11 @@ def section(material: Material) -> Section | None:
         "n_bins": found.config.get("n_bins"),
         "rows": _rows(found),
         "separation": [{**row, "name": _NAMES[row["measure"]]} for row in found.separation],
+        "has_curves": bool(found.rows),
         "has_answers": any(row["place"] == ANSWER for row in found.rows),
     }
-    chart = drawn(found.plot(), found.rows, narrow=found.plot(columns=1))
-    return Section("curves", "Curves", words, {"curves": chart}, order=220, shows=[found])
+    charts = {"curves": drawn(found.plot(), found.rows, narrow=found.plot(columns=1))} if found.rows else {}
+    return Section("curves", "Curves", words, charts, order=220, shows=[found])
 
 
 def _rows(found: Curves) -> list[dict[str, Any]]:
