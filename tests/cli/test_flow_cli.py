@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from chainwright import Finding
+from chainwright import Finding, load_model, tasks
 from chainwright.cli import app
 from chainwright.diagnose import FlowStages, LogitFlow
+from chainwright.traces import Trace, write_traces
 
 
 def run(*arguments: str):
@@ -27,6 +29,30 @@ def test_a_prompt_with_marks(tmp_path):
     assert (out / "report.html").is_file()
     again = run(*asked)
     assert again.exit_code == 2 and "pass --overwrite" in again.output
+
+
+def test_a_token_of_a_trace(tmp_path):
+    model, tokenizer = load_model("reasoner")
+    problem = tasks.sample("parity", 3, 1, rendering="short")[0]
+    wrong = Trace.from_text(
+        tokenizer, problem.prompt, problem.chain.replace(problem.slots[0].value, "bob", 1), problem=problem
+    )
+    right = Trace.from_text(tokenizer, problem.prompt, problem.chain, problem=problem)
+    write_traces(tmp_path / "t.parquet", [right, wrong])
+    asked = ("--model", "reasoner", "--trace-file", str(tmp_path / "t.parquet"))
+    result = run(*asked, "--trace", "2", "--out", str(tmp_path / "flow"))
+    assert result.exit_code == 0, result.output
+    flow, place = Finding.load(tmp_path / "flow" / "flow-0"), wrong.first_error_position
+    with torch.no_grad():
+        by_hand = model(wrong.input_ids[None, :place]).logits[0, -1].log_softmax(-1)[wrong.input_ids[place]]
+    assert flow.logprob == pytest.approx(float(by_hand), abs=1e-4)
+    for more, message in (
+        (("--trace", "3"), "--trace must be from 1 to 2"),
+        (("--trace", "1"), "No first error is known"),
+        (("--trace", "2", "--token", "0"), "--token must be in the response"),
+    ):
+        result = run(*asked, *more, "--out", str(tmp_path / "other"))
+        assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
 
 
 def test_questions_of_a_world(tmp_path):
@@ -56,7 +82,7 @@ def test_slots_of_chains(tmp_path):
         (["--prompt", "buro neighbour", "--target", "Paris"], "not in this model's vocabulary"),
         (["--prompt", "buro neighbour", "--target", "duru", "--entity", "buro"], "the relation is not"),
         (["--prompt", "buro neighbour", "--target", "duru", "--span", "all"], "--span must be"),
-        (["--task", "one-hop", "--target", "duru"], "--target can only be passed with --prompt"),
+        (["--task", "one-hop", "--target", "duru"], "--target would change nothing; they belong to --prompt"),
         (["--task", "three-hop"], "Did you mean 'two-hop'"),
         (["--task", "one-hop", "--order", "backwards"], "Unknown order 'backwards'"),
         (["--task", "one-hop", "-n", "0"], "-n must be at least 1"),

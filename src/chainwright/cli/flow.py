@@ -61,6 +61,18 @@ def flow(
     n_problems: Annotated[
         int, typer.Option("--n-problems", help="With tasks that have hops: problems per task and hop count.")
     ] = 30,
+    trace_file: Annotated[
+        Path | None, typer.Option("--trace-file", help="Follow a token of a response in this file of traces.")
+    ] = None,
+    trace: Annotated[
+        int, typer.Option("--trace", help="With --trace-file: number of the trace, from 1, as in reports.")
+    ] = 1,
+    token: Annotated[
+        int | None,
+        typer.Option(
+            "--token", help="With --trace-file: place of the token, from 0, as in reports (default: the first error)."
+        ),
+    ] = None,
     repair: Annotated[
         str | None, typer.Option("--repair", help="Trace the model with this back-attention repair attached.")
     ] = None,
@@ -78,8 +90,8 @@ def flow(
     from chainwright.report import write_report
     from chainwright.studies import flow as flows
 
-    if (prompt is None) == (task is None):
-        raise BadInput("Pass either --prompt with --target, or --task.")
+    if sum(way is not None for way in (prompt, task, trace_file)) != 1:
+        raise BadInput("Pass either --prompt with --target, or --task, or --trace-file.")
     _parse.check_free(out_folder / "report.html", overwrite)
     if prompt is not None:
         if target is None:
@@ -89,19 +101,33 @@ def flow(
         with flows.attached(loaded.model, load_repair(repair)):
             found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
     else:
-        assert task is not None
         lone = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
         if stray := [name for name, value in lone.items() if value is not None]:
             raise BadInput(
-                f"With --task the questions decide what is traced; {', '.join(stray)} can only be passed with --prompt."
+                f"With --task or --trace-file {', '.join(stray)} would change nothing; they belong to --prompt."
             )
         loaded = load(model, source)
         with flows.attached(loaded.model, load_repair(repair)):
-            found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
+            if trace_file is not None:
+                found = _of_trace(loaded, trace_file, trace, token)
+            else:
+                assert task is not None
+                found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)
     write_report(found, path)
     say(f"Report: {path}")
+
+
+def _of_trace(loaded: LoadedModel, path: Path, number: int, token: int | None) -> list[Finding]:
+    from chainwright._errors import BadInput
+    from chainwright.studies import flow as flows
+    from chainwright.traces import read_traces
+
+    traces = read_traces(path, loaded.tokenizer)
+    if not 1 <= number <= len(traces):
+        raise BadInput(f"--trace must be from 1 to {len(traces)}, the traces of {path}; got {number}.")
+    return flows.trace_flow(loaded.model, loaded.tokenizer, traces[number - 1], token)
 
 
 def _of_task(

@@ -90,6 +90,29 @@ def prompt_flow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, aske
     return found
 
 
+def trace_flow(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trace: Trace, position: int | None = None
+) -> list[Finding]:
+    """Return the flow of a token of a response, given everything before it in the trace.
+
+    Args:
+        model: The model that reads the trace.
+        tokenizer: Its tokenizer.
+        trace: The trace.
+        position: The token's place in the trace, from 0, as reports count; None takes the first error.
+
+    Raises:
+        BadInput: The place is not in the response, or none is named and no first error is known.
+    """
+    place = trace.first_error_position if position is None else position
+    if place is None:
+        raise BadInput("No first error is known in this trace; name the token to follow with --token.")
+    if not trace.response_start <= place < len(trace):
+        raise BadInput(f"--token must be in the response, {trace.response_start} to {len(trace) - 1}; got {place}.")
+    context = trace.input_ids[:place].to(input_device(model))
+    return [logit_flow(model, context, int(trace.input_ids[place]), tokenizer=tokenizer, norm="frozen")]
+
+
 def _moved(query: MarkedQuery, device: Any) -> MarkedQuery:
     ids: Tensor = query.input_ids.to(device)
     return MarkedQuery(ids, query.token_id, query.entity, query.relation, query.conflict_id)
