@@ -64,6 +64,15 @@ MISTAKES = [
 ]  # fmt: skip
 
 
+def test_a_stop_string_has_line_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    asked = ("--problems", "asked.jsonl", "--checker", "number", "--model", "model", "--no-steps")
+    code, printed = call("diagnose", *asked, "--max-new-tokens", "2", "--stop", r"\n\nQ", "-o", "stopped")
+    assert code == 0, printed
+    config = json.loads((place / "stopped" / "study.json").read_text())["config"]
+    assert config["decoding"]["stop"] == ["\n\nQ"]
+
+
 @pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
 def test_mistakes_are_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
     monkeypatch.chdir(place)

@@ -10,6 +10,7 @@ import typer
 from chainwright._registry import register
 from chainwright.cli._asking import ASKING, asking_of
 from chainwright.cli._command import ConfigOptions, Values
+from chainwright.cli._decoding import settings_of
 from chainwright.cli._options import (
     Device,
     HopCounts,
@@ -111,7 +112,7 @@ def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:
     from chainwright.studies.config import DecodeSettings
 
     how = asking_of(asking)
-    drawn = DecodeSettings(**{**drawing, "stop": drawing.get("stop") or None})
+    drawn = settings_of(drawing)
     said: dict[str, Any] = {} if how == Asking() else {"asking": how}
     return said if drawn == DecodeSettings() else said | {"decoding": drawn}
 
