@@ -36,10 +36,10 @@ HOPS = {"parity": 7, "objc": 5, "llc": 5}
 _FEW = 9  # with fewer contexts of a kind, several may come from one problem
 
 
-def slots_of(model: Any, tokenizer: Any, task: str, hops: int, n_problems: int) -> list[dict[str, Any]]:
+def slots_of(model: Any, tokenizer: Any, task: str, hops: int, n_problems: int, seed: int) -> list[dict[str, Any]]:
     """Return each slot of the task's kind: its context, the likeliest token, the gold token and the hop."""
     found = []
-    for index, problem in enumerate(tasks.sample(task, hops, n_problems, seed=3, rendering="natural")):
+    for index, problem in enumerate(tasks.sample(task, hops, n_problems, seed, rendering="natural")):
         question = problem.prompt.rpartition("Problem:\n")[2].replace("\nSolution:\n", "").strip()
         turn = [{"role": "user", "content": question}]
         start = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -129,7 +129,10 @@ def measure_missing(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     tasks_asked = options.task.split(",")
-    sets = {t: sets_of(slots_of(model, tokenizer, t, options.hops or HOPS[t], 12), options.n, rng) for t in tasks_asked}
+    sets = {
+        t: sets_of(slots_of(model, tokenizer, t, options.hops or HOPS[t], 12, options.seed), options.n, rng)
+        for t in tasks_asked
+    }
     for i in range(options.n):
         for task, name in [(t, name) for t in tasks_asked for name in sets[t]]:
             path = options.folder / f"{task}-{name}-{i}.safetensors"
@@ -196,7 +199,9 @@ def roles(options: argparse.Namespace) -> None:
     model, tokenizer = load_model(options.model)
     task = options.task.split(",")[0]
     sets = sets_of(
-        slots_of(model, tokenizer, task, options.hops or HOPS[task], 4 * options.n), options.n, random.Random(0)
+        slots_of(model, tokenizer, task, options.hops or HOPS[task], 4 * options.n, options.seed),
+        options.n,
+        random.Random(0),
     )
     right, wrong = as_contexts(sets["right"]), as_contexts(sets["wrong"])
     lengths = [int(n) for contexts in (right, wrong) for n in contexts.attention_mask.sum(-1)]
@@ -220,6 +225,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--task", default="parity,objc", help=f"some of {', '.join(KINDS)}")
     parser.add_argument("--hops", type=int, help=f"by default {HOPS}")
+    parser.add_argument("--seed", type=int, default=3, help="of the problems; screening was designed on those of 3")
     parser.add_argument("-n", type=int, default=3, help="contexts of each kind")
     parser.add_argument("--method", choices=["auto", "exact", "screened"], default="auto", help="of roles")
     parser.add_argument("--products", choices=["model", "bfloat16"], default="bfloat16", help="of recall")

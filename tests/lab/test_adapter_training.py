@@ -1,4 +1,4 @@
-"""LoRA for processors against PEFT, the loss of chains against whole rows, and trainings that resume or start anew."""
+"""LoRA for processors against PEFT, the loss of chains against whole rows, and trainings that resume or start again."""
 
 from __future__ import annotations
 

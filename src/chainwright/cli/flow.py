@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,104 +20,118 @@ if TYPE_CHECKING:
     from chainwright.models import LoadedModel
 
 
+Prompt = Annotated[str | None, typer.Option("--prompt", help="Text that the target follows, used as it is.")]
+Target = Annotated[str | None, typer.Option("--target", help="With --prompt: the answer to trace.")]
+Against = Annotated[str | None, typer.Option("--against", help="With --prompt: another answer to compare it with.")]
+TargetSpan = Annotated[
+    str | None,
+    typer.Option(
+        "--span", metavar="first|sum", help="For a target of several tokens: trace the first, or the sum of all."
+    ),
+]
+Entity = Annotated[str | None, typer.Option("--entity", help="With --prompt: words that name the entity, for stages.")]
+Relation = Annotated[str | None, typer.Option("--relation", help="With --prompt: words that name the relation.")]
+Questions = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        help="'one-hop' or 'two-hop' questions of a made-up world, 'facts' or 'two-hop-facts' of the real one, or "
+        "tasks with hops.",
+    ),
+]
+WordOrder = Annotated[
+    str | None,
+    typer.Option(
+        "--order",
+        metavar="bare|possessive|nested",
+        help="Wording of a made-up world's questions (default: as the model was trained).",
+    ),
+]
+NQuestions = Annotated[int, typer.Option("-n", help="With --task: questions or slots of each kind to trace.")]
+NProblems = Annotated[
+    int, typer.Option("--n-problems", help="With tasks that have hops: problems per task and hop count.")
+]
+OneTraceFile = Annotated[
+    Path | None, typer.Option("--trace-file", help="Follow a token of a response in this file of traces.")
+]
+TraceNumber = Annotated[
+    int, typer.Option("--trace", help="With --trace-file: number of the trace, from 1, as in reports.")
+]
+Token = Annotated[
+    int | None,
+    typer.Option(
+        "--token", help="With --trace-file: place of the token, from 0, as in reports (default: the first error)."
+    ),
+]
+BackAttentionName = Annotated[
+    str | None, typer.Option("--repair", help="Trace the model with this back-attention repair attached.")
+]
+FlowFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for findings and report.")]
+
+
 @register("command", "flow")
 def flow(
     model: ModelName = "world",
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Text that the target follows, used as it is.")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="With --prompt: the answer to trace.")] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help="With --prompt: another answer to compare it with.")
-    ] = None,
-    span: Annotated[
-        str | None,
-        typer.Option(
-            "--span", metavar="first|sum", help="For a target of several tokens: trace the first, or the sum of all."
-        ),
-    ] = None,
-    entity: Annotated[
-        str | None, typer.Option("--entity", help="With --prompt: words that name the entity, to find the stages.")
-    ] = None,
-    relation: Annotated[
-        str | None, typer.Option("--relation", help="With --prompt: words that name the relation.")
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            "-t",
-            help="'one-hop' or 'two-hop' questions of a made-up world, 'facts' or 'two-hop-facts' of the real one, or "
-            "tasks with hops.",
-        ),
-    ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(
-            "--order",
-            metavar="bare|possessive|nested",
-            help="Wording of a made-up world's questions (default: as the model was trained).",
-        ),
-    ] = None,
+    prompt: Prompt = None,
+    target: Target = None,
+    against: Against = None,
+    span: TargetSpan = None,
+    entity: Entity = None,
+    relation: Relation = None,
+    task: Questions = None,
+    order: WordOrder = None,
     hops: HopCounts = None,
-    n: Annotated[int, typer.Option("-n", help="With --task: questions or slots of each kind to trace.")] = 20,
-    n_problems: Annotated[
-        int, typer.Option("--n-problems", help="With tasks that have hops: problems per task and hop count.")
-    ] = 30,
-    trace_file: Annotated[
-        Path | None, typer.Option("--trace-file", help="Follow a token of a response in this file of traces.")
-    ] = None,
-    trace: Annotated[
-        int, typer.Option("--trace", help="With --trace-file: number of the trace, from 1, as in reports.")
-    ] = 1,
-    token: Annotated[
-        int | None,
-        typer.Option(
-            "--token", help="With --trace-file: place of the token, from 0, as in reports (default: the first error)."
-        ),
-    ] = None,
-    repair: Annotated[
-        str | None, typer.Option("--repair", help="Trace the model with this back-attention repair attached.")
-    ] = None,
-    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for findings and report.")] = Path(
-        "runs/flow"
-    ),
+    n: NQuestions = 20,
+    n_problems: NProblems = 30,
+    trace_file: OneTraceFile = None,
+    trace: TraceNumber = 1,
+    token: Token = None,
+    repair: BackAttentionName = None,
+    out_folder: FlowFolder = Path("runs/flow"),
     seed: Seed = 0,
     source: Values = SOURCE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Trace which layers, heads and neurons produce an answer, and what activated them."""
-    from chainwright._errors import BadInput
     from chainwright.cli import _parse
     from chainwright.report import write_report
     from chainwright.studies import flow as flows
 
-    if sum(way is not None for way in (prompt, task, trace_file)) != 1:
-        raise BadInput("Pass either --prompt with --target, or --task, or --trace-file.")
+    of_prompt = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
+    _check_way(prompt, task, trace_file, of_prompt)
+    span_mode = _parse.span_mode(span)
     _parse.check_free(out_folder / "report.html", overwrite)
-    if prompt is not None:
-        if target is None:
-            raise BadInput("--prompt needs --target, the answer to trace.")
-        asked = flows.PromptAsked(prompt, target, against, entity, relation, _parse.span_mode(span))
-        loaded = load(model, source)
-        with flows.attached(loaded.model, load_repair(repair)):
+    loaded = load(model, source)
+    with flows.attached(loaded.model, load_repair(repair)):
+        if prompt is not None:
+            assert target is not None
+            asked = flows.PromptAsked(prompt, target, against, entity, relation, span_mode)
             found = flows.prompt_flow(loaded.model, loaded.tokenizer, asked)
-    else:
-        lone = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
-        if stray := [name for name, value in lone.items() if value is not None]:
-            raise BadInput(
-                f"With --task or --trace-file {', '.join(stray)} would change nothing; they belong to --prompt."
-            )
-        loaded = load(model, source)
-        with flows.attached(loaded.model, load_repair(repair)):
-            if trace_file is not None:
-                found = _of_trace(loaded, trace_file, trace, token)
-            else:
-                assert task is not None
-                found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
+        elif trace_file is not None:
+            found = _of_trace(loaded, trace_file, trace, token)
+        else:
+            assert task is not None
+            found = _of_task(loaded, model, task, order, hops, n, n_problems, seed, quiet)
     _print_found(found)
     path = flows.save_flow(found, out_folder, overwrite=overwrite)
     write_report(found, path)
     say(f"Report: {path}")
+
+
+def _check_way(
+    prompt: str | None, task: str | None, trace_file: Path | None, of_prompt: Mapping[str, str | None]
+) -> None:
+    """Raise BadInput unless one thing is to be followed, with options that belong to it."""
+    from chainwright._errors import BadInput
+
+    if sum(way is not None for way in (prompt, task, trace_file)) != 1:
+        raise BadInput("Pass either --prompt with --target, or --task, or --trace-file.")
+    if prompt is not None and of_prompt["--target"] is None:
+        raise BadInput("--prompt needs --target, the answer to trace.")
+    if prompt is None and (stray := [name for name, value in of_prompt.items() if value is not None]):
+        raise BadInput(f"With --task or --trace-file {', '.join(stray)} would change nothing; they belong to --prompt.")
 
 
 def _of_trace(loaded: LoadedModel, path: Path, number: int, token: int | None) -> list[Finding]:

@@ -135,22 +135,35 @@ def generate(
     run = _Run(model, tokenizer, sampling, endings, seed, n_samples, pair)
     repairs = in_order(repair)
     _check_beside(repairs, sampling)
+    traces = _decode_all(run, rows, repairs, batch_size, progress, on_traces)
+    return [traces[row.index] for row in rows]
+
+
+def _decode_all(
+    run: _Run,
+    rows: list[Prompt],
+    repairs: list[Repair],
+    batch_size: int | None,
+    progress: bool,
+    on_traces: Callable[[list[tuple[int, Trace]]], None] | None,
+) -> dict[int, Trace]:
+    """Return the trace of each row by its index, decoded batch by batch."""
     traces: dict[int, Trace] = {}
     with (
         ExitStack() as attached,
-        evaluating(anatomy(model).model),
+        evaluating(anatomy(run.model).model),
         torch.no_grad(),
         progress_bar("generating", len(rows), shown=progress) as bar,
     ):
         for each in repairs:
-            attached.enter_context(each.attached(model))
-        for batch in _batches(rows, batch_size, n_positions(model)):
+            attached.enter_context(each.attached(run.model))
+        for batch in _batches(rows, batch_size, n_positions(run.model)):
             done = _decode(run, batch)
             traces.update(done)
             if on_traces is not None:
                 on_traces(done)
             bar.advance(len(batch))
-    return [traces[row.index] for row in rows]
+    return traces
 
 
 @dataclass(frozen=True)

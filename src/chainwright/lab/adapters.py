@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import transformers
@@ -23,14 +23,13 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, read_json, write_json
 from chainwright._progress import progress_bar
 from chainwright._version import __version__
 from chainwright.lab.chains import Row, chain_loss
 from chainwright.lab.lora import Adapter
-from chainwright.lab.recipe import Betas, Count, Decay, Positive, Rate, Steps, Warmup, WeightDecay
+from chainwright.lab.recipe import Betas, Count, Optimization, Positive, Rate, Steps, Warmup, WeightDecay
 from chainwright.lab.training import Training
 from chainwright.models.fetch import fetchable_models, package_of
 from chainwright.models.load import load_model
@@ -38,7 +37,7 @@ from chainwright.models.load import load_model
 _N_PARTS = 10  # of a training, for each of which the recipe says what was right
 
 
-class AdapterRecipe(Config):
+class AdapterRecipe(Optimization):
     """The base, the size of LoRA, and how AdamW trains it."""
 
     base: str = Field(default="smollm2", description="Model that the adapter belongs on.")
@@ -49,10 +48,7 @@ class AdapterRecipe(Config):
     lr: Rate = 1e-3
     betas: Betas = (0.9, 0.99)
     weight_decay: WeightDecay = 0.0
-    clip: Positive = Field(default=1.0, description="Maximum norm of the gradient.")
     n_warmup: Warmup = 20
-    decay_share: Decay = 0.4
-    seed: int = Field(default=0, description="Seed of the starting weights and the batches.")
 
 
 class Step(NamedTuple):
@@ -75,8 +71,24 @@ class Entry(NamedTuple):
 Draw = Callable[[PreTrainedTokenizerBase, int], Step]
 
 
+class TrainOptions(TypedDict, total=False):
+    """How a training runs: the keyword arguments of `train_adapter`, with its defaults."""
+
+    device: str
+    resume: bool
+    progress: bool
+    seconds_between_checkpoints: float
+
+
 def train_adapter(
-    config: AdapterRecipe, folder: Path, draw: Draw, *, device: str, resume: bool, progress: bool, seconds: float
+    config: AdapterRecipe,
+    folder: Path,
+    draw: Draw,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: bool = True,
+    seconds_between_checkpoints: float = 240.0,
 ) -> Path:
     """Train an adapter, write it to `folder/adapter`, and return that folder.
 
@@ -87,7 +99,7 @@ def train_adapter(
         device: Where to train.
         resume: Continue from the checkpoint if there is one.
         progress: Show a progress bar.
-        seconds: How much work a kill can cost.
+        seconds_between_checkpoints: How much work a kill can cost.
 
     Raises:
         BadInput: As `load_model`, `Training` and `Adapter.load`.
@@ -100,7 +112,7 @@ def train_adapter(
     with progress_bar("training", config.n_steps, shown=progress, completed=training.step) as bar:
         for loss in training.run(_losses(model, tokenizer, draw, range(training.step, config.n_steps), log)):
             bar.move_to(training.step, f"loss {loss:.3f}")
-            if training.step == config.n_steps or time.monotonic() - saved > seconds:
+            if training.step == config.n_steps or time.monotonic() - saved > seconds_between_checkpoints:
                 training.save(log=log)
                 with atomic_folder(folder / "adapter") as draft:
                     adapter.save(draft, config.base)
@@ -148,7 +160,7 @@ def right_by_kind(log: list[Entry]) -> dict[str, tuple[int, int]]:
 
 
 def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
-    """Return one training's settings, how far it came, and what it ran on; the place of its start is nobody's."""
+    """Return one training's settings, how far it came, and what it ran on; without the folder that it started from."""
     settings = {name: value for name, value in config.record().items() if name not in ("base", "start")}
     versions = {"chainwright": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {

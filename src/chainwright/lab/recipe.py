@@ -62,15 +62,12 @@ def learning_rate(config: Schedule, step: int) -> float:
     return config.lr * min(warm, decay)
 
 
-class Recipe(Config):
-    """Size of a model, and how AdamW trains it: warm-up, constant rate, linear decay; gradients are clipped.
+class Optimization(Config):
+    """How AdamW trains: warm-up, constant rate, linear decay; gradients are clipped.
 
     A recipe also has `n_steps`, as a setting or computed from others.
     """
 
-    d_model: Width = 64
-    n_layers: Layers = 4
-    n_heads: Heads = 4
     lr: Rate = 3e-3
     betas: Betas = (0.9, 0.98)
     weight_decay: WeightDecay = 0.1
@@ -78,6 +75,14 @@ class Recipe(Config):
     n_warmup: Warmup = 50
     decay_share: Decay = 0.4
     seed: int = Field(default=0, description="Seed of the weights and the batches.")
+
+
+class Recipe(Optimization):
+    """Size of a model, and how AdamW trains it."""
+
+    d_model: Width = 64
+    n_layers: Layers = 4
+    n_heads: Heads = 4
 
 
 class Qwen3Recipe(Recipe):

@@ -17,14 +17,14 @@ import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from chainwright import tasks
 from chainwright._errors import BadInput
-from chainwright.lab.adapters import AdapterRecipe, Step, train_adapter
+from chainwright.lab.adapters import AdapterRecipe, Step, TrainOptions, train_adapter
 from chainwright.lab.chains import Row
 from chainwright.lab.recipe import Count, Decay, Rate, Share, Steps
 from chainwright.prompts.prompt import prompt_ids
@@ -91,24 +91,13 @@ def chat_row(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Row:
     return Row(prompt_ids(tokenizer, problem), [*chain, tokenizer.eos_token_id])
 
 
-def train_hops(
-    config: HopsConfig,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    resume: bool = False,
-    seconds_between_checkpoints: float = 240.0,
-    progress: bool = True,
-) -> Path:
+def train_hops(config: HopsConfig, folder: Path, **options: Unpack[TrainOptions]) -> Path:
     """Train the adapter of chains of the seven tasks, and write it to `folder/adapter`.
 
     Args:
         config: The recipe.
         folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
-        device: Where to train.
-        resume: Continue from the checkpoint if there is one.
-        seconds_between_checkpoints: How much work a kill can cost.
-        progress: Show a progress bar.
+        **options: As in `train_adapter`.
 
     Returns:
         The folder of the adapter, for `load_model(config.base, adapter=...)`.
@@ -118,7 +107,4 @@ def train_hops(
             already and `resume` is off, its checkpoint is damaged, the disk is full, there is no such device, or
             `start` is no adapter of this base and rank.
     """
-    return train_adapter(
-        config, folder, partial(draw_hops, config), device=device, resume=resume, progress=progress,
-        seconds=seconds_between_checkpoints,
-    )  # fmt: skip
+    return train_adapter(config, folder, partial(draw_hops, config), **options)

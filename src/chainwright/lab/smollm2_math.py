@@ -23,13 +23,14 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Unpack
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._files import atomic_file
-from chainwright.lab.adapters import AdapterRecipe, Step, train_adapter
+from chainwright.lab.adapters import AdapterRecipe, Step, TrainOptions, train_adapter
 from chainwright.lab.recipe import Count, Share
 from chainwright.lab.smollm2 import chat_row
 from chainwright.tasks import Problem
@@ -193,35 +194,22 @@ class MathData:
         return batches
 
 
-def train_math(
-    config: MathConfig,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    resume: bool = False,
-    seconds_between_checkpoints: float = 240.0,
-    progress: bool = True,
-) -> Path:
-    """Train the adapter of word problems, and write it to `folder/adapter`.
+def train_math(config: MathConfig, folder: Path, **options: Unpack[TrainOptions]) -> Path:
+    """Train the adapter of word problems, and write it to `folder/adapter` and the held-out ones to `folder`.
 
     Args:
         config: The recipe.
-        folder: Where to write; `folder/training` holds the checkpoint that a killed run resumes from.
-        device: Where to train.
-        resume: Continue from the checkpoint if there is one.
-        seconds_between_checkpoints: How much work a kill can cost.
-        progress: Show a progress bar.
+        folder: Where to write, as for `train_hops`.
+        **options: As in `train_adapter`.
 
     Returns:
-        The folder of the adapter, for `load_model(config.base, adapter=...)`.
+        The folder of the adapter.
 
     Raises:
         BadInput: As `training_problems`, `load_problems` and `train_adapter`.
     """
     data = MathData(config, training_problems(config))
-    adapter = train_adapter(
-        config, folder, data, device=device, resume=resume, progress=progress, seconds=seconds_between_checkpoints
-    )
+    adapter = train_adapter(config, folder, data, **options)
     _write_held_out(folder / HELD_OUT, held_out(config.split_data, config.test_share))
     return adapter
 

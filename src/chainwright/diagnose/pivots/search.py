@@ -5,12 +5,12 @@ v(t) - v(s) > drop for every later s: the fall that is never made good.
 
 1. The question is continued first. A response that ends wrong has v = 0 at its end, without a continuation.
 2. Bisection over the ends of steps: if the value has not fallen at a step end, all falls before it were made good, and
-   the search goes on behind it. If it has, the search goes on before it.
+   the search continues behind it. If it has, it continues before it.
 3. Two neighbouring step ends remain. Both are continued until an e-value says, at the stated error rate, that the value
    falls between them by more than `drop`, or by less, or until they have had `n_most` continuations. It may then be
    certain that it falls, and likely that it does by more than `drop`.
-4. Some later step ends are continued to see whether the fall was made good; if so, it is noted, and the search goes on
-   behind that place.
+4. Some later step ends are continued to see whether the fall was made good; if so, it is noted, and the search
+   continues behind that place.
 5. The same bisection over the tokens of the step, down to one token.
 
 Why bisection, although v need not be monotone: what matters is the largest value still to come, which never rises. A
@@ -18,8 +18,8 @@ step end with a high value proves that it is high. One with a low value does not
 drawn from the model v is a martingale, so a prefix of value a ever comes back to b with probability a/b at most.
 
 On the way a step end counts as high or low by a likelihood ratio between the values on both sides of it, with few
-continuations. A mistake there costs continuations but no false claim: the path is walked anew whenever a count changes,
-and only step 3 decides.
+continuations. A mistake there costs continuations but no false claim: the path is walked again whenever a count
+changes, and only step 3 decides.
 """
 
 from __future__ import annotations
