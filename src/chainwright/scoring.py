@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from chainwright.repair.base import Repair
 
 _LOGITS_AT_ONCE = 2**26
+Watch = Callable[[int, Tensor, Tensor], None]
+"""Receives a trace's index, positions `[n]` in it (rising, on the CPU), and log-probabilities there `[n, V]`."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,17 @@ def score_all(
     *,
     repair: Repair | Sequence[Repair] | None = None,
     batch_size: int | None = None,
+    watch: Watch | None = None,
 ) -> list[TokenScores]:
-    """Return `score` of many traces, several a forward pass."""
+    """Return `score` of many traces, several per forward pass.
+
+    Args:
+        model: As for `score`.
+        traces: The traces.
+        repair: As for `score`.
+        batch_size: Traces per forward pass; None chooses by their length.
+        watch: Called with the distributions that are scored, part by part, for what else is to be read from them.
+    """
     parts = anatomy(model)
     for trace in traces:
         check_fits(parts, trace)
@@ -96,7 +107,7 @@ def score_all(
                     attached.enter_context(each.scoring(model, chosen))
                 # at most one of them decides tokens
                 corrections = next((made for r in repairs if (made := r.corrections(model, chosen))), [])
-                scores.update(zip(batch, _score_batch(parts, chosen, corrections), strict=True))
+                scores.update(zip(batch, _score_batch(parts, chosen, corrections, batch, watch), strict=True))
             start += size
     return [scores[i] for i in range(len(traces))]
 
@@ -114,7 +125,9 @@ def check_fits(parts: Anatomy, trace: Trace) -> None:
         raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {most}.")
 
 
-def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Corrections]) -> list[TokenScores]:
+def _score_batch(
+    parts: Anatomy, traces: list[Trace], corrections: list[Corrections], indices: list[int], watch: Watch | None
+) -> list[TokenScores]:
     ids, mask = left_pad([t.input_ids.tolist() for t in traces], 0, parts.device)
     hidden = final_states(parts, ids, mask)
     logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
@@ -132,6 +145,10 @@ def _score_batch(parts: Anatomy, traces: list[Trace], corrections: list[Correcti
         logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].float().cpu()
         entropy[:, after] = torch.special.entr(log_probs.exp()).sum(-1).float().cpu()
         argmax[:, after] = log_probs.argmax(-1).cpu()
+        for row, index in enumerate(indices if watch is not None else []):
+            positions = torch.arange(after.start, after.stop) - (ids.shape[1] - len(traces[row]))
+            assert watch is not None
+            watch(index, positions[positions > 0], log_probs[row, positions > 0])
     return [_cut(len(t), logprob[i], entropy[i], argmax[i]) for i, t in enumerate(traces)]
 
 

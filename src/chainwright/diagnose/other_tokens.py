@@ -15,15 +15,10 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import right_token
-from chainwright.models._probe import evaluating
-from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.capture import final_states
+from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
-from chainwright.models.residual import unembed
-from chainwright.scoring import check_fits
+from chainwright.scoring import TokenScores, score_all
 from chainwright.traces import Trace
-
-_LOGITS_AT_ONCE = 2**26
 
 
 @register("finding", "Alternatives")
@@ -124,16 +119,32 @@ def alternatives(
         BadInput: No traces, or `n_top` is below 1.
         BadTrace: A trace has tokens that the model does not have, or more than it has positions for.
     """
+    return score_with_alternatives(model, tokenizer, traces, n_top=n_top, least_entropy=least_entropy)[1]
+
+
+def score_with_alternatives(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace],
+    *,
+    n_top: int = 5,
+    least_entropy: float = 0.1,
+) -> tuple[list[TokenScores], Alternatives]:
+    """Return `score_all` and `alternatives` of traces, from the same forward passes.
+
+    Raises:
+        BadInput: As `alternatives`.
+        BadTrace: As `alternatives`.
+    """
     if not traces or n_top < 1:
         raise BadInput(f"alternatives needs a trace and n_top of at least 1; got {len(traces)} traces, n_top {n_top}.")
     parts = anatomy(model)
-    for trace in traces:
-        check_fits(parts, trace)
-    with evaluating(parts.model), torch.no_grad():
-        places = [_places(parts, tokenizer, trace, min(n_top, parts.d_vocab), least_entropy) for trace in traces]
+    chosen = [_Chosen(tokenizer, trace, min(n_top, parts.d_vocab), least_entropy) for trace in traces]
+    scores = score_all(model, traces, watch=lambda index, *seen: chosen[index].add(*seen))
+    places = [one.places() for one in chosen]
     top_ids, expected = torch.cat([p.top_ids for p in places]), torch.cat([p.expected_ids for p in places])
     known = sorted({*top_ids.flatten().tolist(), *expected.tolist()} - {-1})
-    return Alternatives(
+    found = Alternatives(
         trace=torch.cat([torch.full_like(p.positions, i) for i, p in enumerate(places)]),
         position=torch.cat([p.positions for p in places]),
         top_ids=top_ids,
@@ -144,6 +155,7 @@ def alternatives(
         config={"n_top": n_top, "least_entropy": least_entropy},
         provenance=provenance(parts.model),
     )
+    return scores, found
 
 
 def expected_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> dict[int, int]:
@@ -156,32 +168,38 @@ def expected_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> dict[in
     return expected
 
 
-def _places(
-    parts: Anatomy, tokenizer: PreTrainedTokenizerBase, trace: Trace, n_top: int, least_entropy: float
-) -> _Places:
-    device = parts.device
-    ids = trace.input_ids.to(device)
-    expected = torch.full_like(ids, -1)
-    for position, token in expected_tokens(tokenizer, trace).items():
-        expected[position] = token
-    is_slot = torch.zeros_like(ids, dtype=torch.bool)
-    is_slot[[slot.start for slot in trace.slots if slot.end > slot.start]] = True
-    if trace.first_error_position is not None:
-        is_slot[trace.first_error_position] = True
-    hidden = final_states(parts, ids[None])[0]
-    step = max(1, _LOGITS_AT_ONCE // parts.d_vocab)
-    # starts with an empty part, so that a response without any such place gives empty tensors of the right shapes
-    places = [
-        _Places(ids[:0], ids[:0, None].expand(0, n_top), hidden.new_empty(0, n_top), ids[:0], hidden.new_empty(0))
-    ]
-    for start in range(max(1, trace.response_start), len(ids), step):
-        where = torch.arange(start, min(start + step, len(ids)), device=device)
-        log_probs = unembed(parts, hidden[where - 1]).log_softmax(-1).float()
-        is_unsure = torch.special.entr(log_probs.exp()).sum(-1) >= least_entropy
-        is_shown = is_slot[where] | is_unsure | (log_probs.argmax(-1) != ids[where])
-        where, log_probs = where[is_shown], log_probs[is_shown]
-        best, wanted = log_probs.topk(n_top), expected[where]
-        p_expected = log_probs.gather(-1, wanted.clamp(min=0)[:, None])[:, 0].exp()
+class _Chosen:
+    """The places of one trace that are shown, picked from its distributions as they come."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, trace: Trace, n_top: int, least_entropy: float):
+        self.ids, self.first = trace.input_ids, trace.response_start
+        self.n_top, self.least_entropy = n_top, least_entropy
+        self.expected = torch.full_like(self.ids, -1)
+        for position, token in expected_tokens(tokenizer, trace).items():
+            self.expected[position] = token
+        self.is_slot = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.is_slot[[slot.start for slot in trace.slots if slot.end > slot.start]] = True
+        if trace.first_error_position is not None:
+            self.is_slot[trace.first_error_position] = True
+        # starts with an empty part, so that a response without any such place gives empty tensors of the right shapes
+        none = self.ids[:0]
+        empty = torch.empty(0)
+        self.parts = [_Places(none, none[:, None].expand(0, n_top), empty[:, None].expand(0, n_top), none, empty)]
+
+    def add(self, positions: Tensor, log_probs: Tensor) -> None:
+        """Pick from the distributions at some positions, `[n]` and `[n, V]`."""
+        inside = positions >= self.first
+        where, log_probs = positions[inside], log_probs[inside.to(log_probs.device)].float()
+        if not len(where):
+            return
+        is_unsure = torch.special.entr(log_probs.exp()).sum(-1).cpu() >= self.least_entropy
+        is_shown = self.is_slot[where] | is_unsure | (log_probs.argmax(-1).cpu() != self.ids[where])
+        where, log_probs = where[is_shown], log_probs[is_shown.to(log_probs.device)]
+        best, wanted = log_probs.topk(self.n_top), self.expected[where]
+        p_expected = log_probs.gather(-1, wanted.clamp(min=0)[:, None].to(log_probs.device))[:, 0].exp().cpu()
         p_expected = p_expected.masked_fill(wanted < 0, float("nan"))
-        places.append(_Places(where, best.indices, best.values.exp(), wanted, p_expected))
-    return _Places(*(torch.cat(column).cpu() for column in zip(*places, strict=True)))
+        self.parts.append(_Places(where, best.indices.cpu(), best.values.exp().cpu(), wanted, p_expected))
+
+    def places(self) -> _Places:
+        """Return all places, in the order of the trace."""
+        return _Places(*(torch.cat(column) for column in zip(*self.parts, strict=True)))

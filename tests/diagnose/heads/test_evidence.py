@@ -22,6 +22,7 @@ from chainwright.diagnose import (
     head_roles,
 )
 from chainwright.diagnose.heads.evidence import named_heads
+from chainwright.diagnose.other_tokens import score_with_alternatives
 from chainwright.edits import KnockOut, edit
 from chainwright.models.load import LoadedModel, load_model
 from chainwright.scoring import TokenScores, score_all
@@ -157,6 +158,28 @@ def test_alternatives_agree_with_the_scores(
             assert math.log(others.p_top[i, rank]) == pytest.approx(float(scores[trace].logprob[at]), abs=1e-3)
         if int(others.expected_ids[i]) == own:
             assert math.log(others.p_expected[i]) == pytest.approx(float(scores[trace].logprob[at]), abs=1e-3)
+
+
+def test_alternatives_are_those_of_each_trace_alone_and_cost_no_pass_of_their_own(
+    reasoner: LoadedModel, traces: list[Trace]
+) -> None:
+    model, some = reasoner.model, traces[:5]
+    assert len({len(trace) for trace in some}) > 1, "rows are padded"
+    passes: list[str] = []
+    watching = model.get_decoder().register_forward_hook(lambda *_: passes.append("a pass"))
+    plain = score_all(model, some)
+    n_plain = len(passes)
+    scores, found = score_with_alternatives(*reasoner, some, n_top=3)
+    watching.remove()
+    assert n_plain > 0 and len(passes) == 2 * n_plain
+    for own, alone in zip(scores, plain, strict=True):
+        assert torch.equal(own.argmax, alone.argmax) and torch.equal(own.logprob[1:], alone.logprob[1:])
+    for i, trace in enumerate(some):
+        with torch.no_grad():
+            probs = model(trace.input_ids[None]).logits[0].softmax(-1)
+        mine = found.trace == i
+        best = probs[found.position[mine] - 1].topk(3)
+        torch.testing.assert_close(found.p_top[mine], best.values, rtol=0, atol=1e-5)
 
 
 def test_at_a_first_error_the_expected_token_is_another(others: Alternatives, traces: list[Trace]) -> None:

@@ -34,10 +34,10 @@ from chainwright.diagnose.curves import Curves, curves
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
-from chainwright.diagnose.other_tokens import Alternatives, alternatives
+from chainwright.diagnose.other_tokens import Alternatives, score_with_alternatives
 from chainwright.evaluation.accuracy import Accuracy, evaluate
 from chainwright.repair.base import Repair
-from chainwright.scoring import TokenScores, score_all
+from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis.base import Bench, Instrument
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.parts import (
@@ -146,8 +146,9 @@ class Scores(Instrument):
     def compute(self, bench: Bench, job: Job) -> None:
         """Save the scores and alternatives of a part's traces."""
         traces = load_part(part_of(bench.config, job.unit), job.done)
-        _save_scores(job.out / "scores.safetensors", score_all(bench.model, traces))
-        alternatives(bench.model, bench.tokenizer, traces).save(job.out / "alternatives")
+        scores, others = score_with_alternatives(bench.model, bench.tokenizer, traces)
+        _save_scores(job.out / "scores.safetensors", scores)
+        others.save(job.out / "alternatives")
 
     def title(self, config: DiagnoseConfig, unit: str) -> str:
         """Return which tokens are scored."""
