@@ -25,6 +25,7 @@ from chainwright.repair.tcr._ablated_cache import Pair
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import whole_prefix_logits
 from chainwright.repair.tcr._seen import Seen
+from chainwright.repair.tcr._two_best import TwoBest
 from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 
@@ -50,6 +51,7 @@ class ForcedRows:
         rows: The tokens of each row.
         prompts: How many of them are the prompt.
         layers: Layers whose output is read.
+        lens_layers: Layers at which the two likeliest tokens are read through the logit lens.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ForcedRows:
         rows: Sequence[Sequence[int]],
         prompts: Sequence[int],
         layers: Sequence[int],
+        lens_layers: Sequence[int] = (),
     ):
         self.parts = parts
         self.switch = switch
@@ -66,9 +69,10 @@ class ForcedRows:
         self.prompts = prompts
         self.ids, self.mask = left_pad(rows, 0, parts.device)
         self.layers = [i % parts.n_layers for i in layers]
+        self.two_best = TwoBest(parts, lens_layers) if lens_layers else None
         self._hidden: dict[int, Tensor] = {}
         with ExitStack() as stack, torch.no_grad():
-            for i in set(self.layers):
+            for i in {*self.layers, *(self.two_best.layers if self.two_best else ())}:
                 stack.callback(parts.layers[i].block.register_forward_hook(self._reader(i)).remove)
             self.final = self._run(torch.arange(len(rows)))
 
@@ -96,10 +100,15 @@ class ForcedRows:
         """Return what decoding would have seen at the sites."""
         rows, columns = self._columns(sites)
         logits = unembed(self.parts, self.final[rows, columns])
-        read = [widened(self._hidden[i][rows, columns]) for i in self.layers]
-        hidden = torch.stack(read, dim=1) if read else logits.new_zeros(len(sites), 0, 0)
+
+        def states(layers: Sequence[int]) -> Tensor:
+            read = [widened(self._hidden[i][rows, columns]) for i in layers]
+            return torch.stack(read, dim=1) if read else logits.new_zeros(len(sites), 0, 0)
+
+        lens = None if self.two_best is None else self.two_best.read(states(self.two_best.layers), logits)
         contexts = [self.rows[s.row][: s.n_before] for s in sites]
-        return Seen(hidden, logits, contexts, [self.rows[s.row][: self.prompts[s.row]] for s in sites])
+        prompts = [self.rows[s.row][: self.prompts[s.row]] for s in sites]
+        return Seen(states(self.layers), logits, contexts, prompts, lens)
 
     def chunks(self, sites: Sequence[Site]) -> Iterator[Sequence[Site]]:
         """Yield the sites in pieces whose logits are not too large."""
@@ -134,7 +143,7 @@ def trace_corrections(parts: Anatomy, repair: CorrectingRepair, traces: Sequence
     switch = Switch(parts)
     found: list[list[tuple[int, Tensor]]] = [[] for _ in traces]
     with switch.attached(), torch.no_grad():
-        forced = ForcedRows(parts, switch, rows, starts, repair.layers)
+        forced = ForcedRows(parts, switch, rows, starts, repair.layers, repair.lens_layers)
         sites = [Site(i, n) for i, row in enumerate(rows) for n in range(starts[i], len(row))]
         for chunk in forced.chunks(sites):
             for site, logits in _corrected(parts, repair, forced, chunk):

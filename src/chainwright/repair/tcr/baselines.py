@@ -22,6 +22,7 @@ from chainwright.repair.tcr.token_repair import CorrectingRepair, Detector, Seen
 
 class _Settings(Config):
     layers: tuple[int, ...] = Field(description="The layers that the detector reads.")
+    lens_layers: tuple[int, ...] = Field(default=(), description="The layers that it reads through the logit lens.")
     end_ids: tuple[int, ...] = Field(description="Tokens that end a response.")
     detector: dict[str, Any] = Field(description="The detector's kind and settings.")
 
@@ -50,12 +51,14 @@ class RemoveAndResample(CorrectingRepair):
         detector: Detector,
         *,
         layers: Sequence[int] = (),
+        lens_layers: Sequence[int] = (),
         end_ids: Sequence[int] = (),
         origin: Origin | None = None,
     ):
         super().__init__(origin)
         self.detector = detector
         self.layers = tuple(layers)
+        self.lens_layers = tuple(lens_layers)
         self.end_ids = tuple(end_ids)
 
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
@@ -70,6 +73,7 @@ class RemoveAndResample(CorrectingRepair):
         """Return the detector's settings and what it reads."""
         return {
             "layers": list(self.layers),
+            **({"lens_layers": list(self.lens_layers)} if self.lens_layers else {}),
             "end_ids": list(self.end_ids),
             "detector": detector_settings(self.detector),
         }
@@ -83,7 +87,13 @@ class RemoveAndResample(CorrectingRepair):
         """Return the repair that `settings` and `tensors` describe."""
         kept = {name.removeprefix("detector."): value for name, value in tensors.items()}
         detector = restore_detector(settings["detector"], kept)
-        return cls(detector, layers=settings["layers"], end_ids=settings["end_ids"], origin=origin)
+        return cls(
+            detector,
+            layers=settings["layers"],
+            lens_layers=settings.get("lens_layers", ()),
+            end_ids=settings["end_ids"],
+            origin=origin,
+        )
 
 
 class BestHead(CorrectingRepair):

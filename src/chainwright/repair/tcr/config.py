@@ -118,8 +118,10 @@ class FitConfig(Config):
         default="light",
         description="'light', or the base model of a classifier: a bundled name, a folder, or a Hub id.",
     )
-    detector: Literal["trained", "entropy"] = Field(
-        default="trained", description="'trained', or 'entropy': flag tokens above an entropy threshold."
+    detector: Literal["trained", "lens", "entropy"] = Field(
+        default="trained",
+        description="'trained'; 'lens': trained, and also reads the two likeliest tokens through the logit lens; "
+        "'entropy': flag tokens above an entropy threshold.",
     )
     tau: Nats | None = Field(
         default=None, description="Entropy threshold of the entropy detector, in nats (default: tuned)."
@@ -141,6 +143,11 @@ class FitConfig(Config):
         default=None,
         description="Layers that selector and detector read (default: a quarter, a half and three quarters of the way, "
         "and the last).",
+    )
+    lens_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="Layers at which detector and verifier read the two likeliest tokens through the logit lens "
+        "(default: none, or with detector 'lens' all, at most eight, spread evenly).",
     )
     doubt_above: Nats = Field(
         default=0.1, description="Tokens with less entropy (nats) teach the selector nothing, unless they are wrong."

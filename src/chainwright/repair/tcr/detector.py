@@ -72,11 +72,15 @@ class EntropyDetector:
 
 
 def doubt_features(seen: Seen) -> Tensor:
-    """Return what the trained detector reads: hidden states, entropy, the two best log-probabilities, their margin."""
+    """Return what a trained detector reads, `[N, F]`.
+
+    Hidden states, entropy, the two best log-probabilities and their margin; and, where it is read, the lens.
+    """
     log_probs = seen.logits.log_softmax(-1)
     best = log_probs.topk(2, dim=-1).values
     shape = torch.stack([entropy_nats(seen.logits), best[:, 0], best[:, 1], best[:, 0] - best[:, 1]], dim=-1)
-    return torch.cat([seen.hidden.flatten(1), shape], dim=-1).float().cpu()
+    lens = [] if seen.lens is None else [seen.lens.flatten(1)]
+    return torch.cat([seen.hidden.flatten(1), shape, *lens], dim=-1).float().cpu()
 
 
 @register("detector", "trained")

@@ -27,6 +27,7 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.load import end_ids, provenance
 from chainwright.repair.base import Origin, model_identity
 from chainwright.repair.tcr._mlp import Perceptron
+from chainwright.repair.tcr._two_best import N_FEATURES
 from chainwright.repair.tcr.candidate_heads import Candidates, find_candidates
 from chainwright.repair.tcr.config import FitConfig, TCRConfig
 from chainwright.repair.tcr.detector import EntropyDetector, TrainedDetector, fit_detector
@@ -36,6 +37,7 @@ from chainwright.repair.tcr.thresholds import (
     Detection,
     detection,
     exact_share,
+    ranking,
     tune_figures,
     tuned_threshold,
     tuned_votes,
@@ -53,6 +55,7 @@ Say = Callable[[str], None]
 Tick = Callable[[int, int], None]
 _THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_MOST_LENS_LAYERS = 8
 
 
 class Fitted(NamedTuple):
@@ -65,6 +68,7 @@ class Fitted(NamedTuple):
         verifier: Decides between the model's first and second choice; None where heads vote.
         config: How the repair decodes.
         layers: Layers that selector and detector read.
+        lens_layers: Layers at which detector and verifier read the two likeliest tokens through the logit lens.
         end_ids: Tokens that end a response.
         origin: The model, and the figures for the card.
         candidates: The heads with their coverage.
@@ -78,6 +82,7 @@ class Fitted(NamedTuple):
     verifier: Verifier | None
     config: TCRConfig
     layers: tuple[int, ...]
+    lens_layers: tuple[int, ...]
     end_ids: list[int]
     origin: Origin
     candidates: Candidates
@@ -88,6 +93,14 @@ class Fitted(NamedTuple):
 def read_layers(n_layers: int) -> tuple[int, ...]:
     """Return the layers that are read by default: a quarter, a half and three quarters of the way, and the last."""
     return tuple(sorted({max(0, round(n_layers * part) - 1) for part in (0.25, 0.5, 0.75, 1.0)}))
+
+
+def read_lens_layers(n_layers: int, config: FitConfig) -> tuple[int, ...]:
+    """Return the layers that are read through the logit lens: by default, where it is read, at most eight."""
+    if config.lens_layers is not None or config.detector != "lens":
+        return config.lens_layers or ()
+    n_read = min(_MOST_LENS_LAYERS, n_layers)
+    return tuple(round((i + 1) * n_layers / n_read) - 1 for i in range(n_read))
 
 
 def split_lessons(lessons: Sequence[Lesson], tune_share: float) -> tuple[list[Lesson], list[Lesson]]:
@@ -150,6 +163,9 @@ def fit_tcr(
     options, flags = _detectors(held, network, settings)
     best = tuned_threshold(held, flags, decided, settings.slack)
     figures = tune_figures(held, decided, flags[best])
+    lens_layers = read_lens_layers(parts.n_layers, settings)
+    if lens_layers and settings.detector != "entropy":
+        figures |= _without_lens(seen, taught, held, network, decided, settings, N_FEATURES * len(lens_layers))
     return Fitted(
         heads=heads,
         selector=selector,
@@ -163,6 +179,7 @@ def fit_tcr(
             decision=settings.decision,
         ),
         layers=settings.layers or read_layers(parts.n_layers),
+        lens_layers=lens_layers,
         end_ids=sorted(end_ids(parts.model, tokenizer)),
         origin=_origin(model, figures),
         candidates=candidates,
@@ -217,6 +234,7 @@ def look(parts: Anatomy, lessons: Sequence[Lesson], heads: Sequence[Head], confi
         lessons,
         heads,
         layers=config.layers or read_layers(parts.n_layers),
+        lens_layers=read_lens_layers(parts.n_layers, config),
         doubtful=doubtful,
         positions=config.candidates.positions,
         scale=config.scale,
@@ -272,13 +290,38 @@ def _worth_learning(seen: Outcomes, config: FitConfig) -> Tensor:
 
 def _detectors(held: Outcomes, network: Perceptron, config: FitConfig) -> tuple[list[Detector], list[Tensor]]:
     """Return detectors from the lowest threshold to the highest, and what each flags, bool `[S]`."""
-    if config.detector == "trained":
+    if config.detector != "entropy":
         doubts = network(held.doubt)[:, 0].sigmoid()
         floor = config.doubt_above  # below it no token was looked at, so nothing is known of what flags would do
         flags = [(doubts > t) & (held.entropy > floor) for t in _THRESHOLDS]
         return [TrainedDetector(network, t, floor) for t in _THRESHOLDS], flags
     taus = _TAUS if config.tau is None else (config.tau,)
     return [EntropyDetector(t) for t in taus], [held.entropy > t for t in taus]
+
+
+def _without_lens(
+    seen: Outcomes,
+    taught: Tensor,
+    held: Outcomes,
+    network: Perceptron,
+    decided: Decided,
+    config: FitConfig,
+    n_lens: int,
+) -> dict[str, float]:
+    """Return how well a detector ranks tokens that reads the lens, and as a control one that does not."""
+    control = fit_detector(seen.doubt[taught, :-n_lens], ~seen.is_right[taught], config=config.training)
+    blind = held.replace(doubt=held.doubt[:, :-n_lens])
+    _, flags = _detectors(blind, control, config)
+    best = flags[tuned_threshold(held, flags, decided, config.slack)]
+    at = detection(held, best)
+    return {
+        "detector, area under the curve": ranking(held, network(held.doubt)[:, 0], config.doubt_above),
+        "without the lens, area under the curve": ranking(held, control(blind.doubt)[:, 0], config.doubt_above),
+        "without the lens, chains right": exact_share(held, best, decided.best),
+        "without the lens, precision": at.precision,
+        "without the lens, recall": at.recall,
+        "without the lens, flagged tokens": at.rate,
+    }
 
 
 def _verifiers(seen: Outcomes, config: FitConfig) -> tuple[Verifier | None, Verifier | None]:

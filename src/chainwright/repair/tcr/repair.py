@@ -33,6 +33,7 @@ from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.repair.base import Origin
 from chainwright.repair.tcr._mlp import Perceptron
 from chainwright.repair.tcr._parts import part_tensors
+from chainwright.repair.tcr._two_best import N_FEATURES
 from chainwright.repair.tcr.config import FitConfig, TCRConfig
 from chainwright.repair.tcr.detector import detector_settings, restore_detector
 from chainwright.repair.tcr.fit import Fitted, fit_tcr
@@ -45,6 +46,7 @@ from chainwright.traces import Trace
 class _Settings(Config):
     heads: tuple[tuple[int, int], ...] = Field(description="The candidate heads.")
     layers: tuple[int, ...] = Field(description="The layers that are read.")
+    lens_layers: tuple[int, ...] = Field(default=(), description="The layers that are read through the logit lens.")
     end_ids: tuple[int, ...] = Field(description="Tokens that end a response.")
     config: dict[str, Any] = Field(description="How it decodes.")
     detector: dict[str, Any] = Field(description="The detector's kind and settings.")
@@ -74,6 +76,7 @@ class TCR(CorrectingRepair):
         *,
         config: TCRConfig | None = None,
         layers: Sequence[int] = (),
+        lens_layers: Sequence[int] = (),
         end_ids: Sequence[int] = (),
         origin: Origin | None = None,
         verifier: Verifier | None = None,
@@ -87,6 +90,7 @@ class TCR(CorrectingRepair):
         self.config = config or TCRConfig()
         self.verifier = verifier
         self.layers = tuple(layers)
+        self.lens_layers = tuple(lens_layers)
         self.end_ids = tuple(end_ids)
         self.positions = self.config.positions
         self.scale = self.config.scale
@@ -127,6 +131,7 @@ class TCR(CorrectingRepair):
             fitted.detector,
             config=fitted.config,
             layers=fitted.layers,
+            lens_layers=fitted.lens_layers,
             end_ids=fitted.end_ids,
             origin=fitted.origin,
             verifier=fitted.verifier,
@@ -171,6 +176,7 @@ class TCR(CorrectingRepair):
         return {
             "heads": [list(head) for head in self.heads],
             "layers": list(self.layers),
+            **({"lens_layers": list(self.lens_layers)} if self.lens_layers else {}),
             "end_ids": list(self.end_ids),
             "config": self.config.record(),
             "detector": detector_settings(self.detector),
@@ -195,6 +201,7 @@ class TCR(CorrectingRepair):
             restore_detector(settings["detector"], _of(tensors, "detector.")),
             config=_decoding(settings["config"]),
             layers=settings["layers"],
+            lens_layers=settings.get("lens_layers", ()),
             end_ids=settings["end_ids"],
             origin=origin,
             verifier=Verifier(Perceptron.restore(network)) if network else None,
@@ -215,8 +222,8 @@ class TCR(CorrectingRepair):
 
     def _check_widths(self, d_models: set[float]) -> None:
         """Raise BadInput if a network does not fit the heads, the layers, or the model or another network."""
-        k = len(self.heads)
-        parts = (("detector", 4, 1), ("selector", 0, k + 1), ("verifier", 4 + 3 * k, 1))
+        k, n_doubt = len(self.heads), 4 + N_FEATURES * len(self.lens_layers)
+        parts = (("detector", n_doubt, 1), ("selector", 0, k + 1), ("verifier", n_doubt + 3 * k, 1))
         for name, n_beside, n_out in parts:
             network = getattr(getattr(self, name), "network", None)
             if not isinstance(network, Perceptron):

@@ -38,6 +38,23 @@ def detection(found: Outcomes, flagged: Tensor) -> Detection:
     return Detection(hit / max(1, n_flagged), hit / max(1, int(wrong.sum())), n_flagged / max(1, int(before.sum())))
 
 
+def ranking(found: Outcomes, doubts: Tensor, min_entropy: float) -> float:
+    """Return how often a first wrong token ranks above a right one, of the tokens above an entropy.
+
+    Args:
+        found: What the model does at each token.
+        doubts: Higher where a token is more doubtful, `[S]`.
+        min_entropy: Tokens with less entropy (nats) are not compared, since they are never flagged.
+
+    Returns:
+        The area under the curve of recall by false alarms, ties counted as a half; NaN without a pair.
+    """
+    counted = _up_to_first_error(found) & (found.entropy > min_entropy)
+    wrong, right = doubts[counted & ~found.is_right], doubts[counted & found.is_right]
+    pairs = wrong[:, None] - right[None]
+    return float(((pairs > 0).double() + (pairs == 0).double() / 2).mean())
+
+
 def _up_to_first_error(found: Outcomes) -> Tensor:
     """Return which tokens are at or before the first wrong one of their chain."""
     wrong = (~found.is_right).long()

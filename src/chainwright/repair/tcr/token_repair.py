@@ -34,6 +34,7 @@ from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import last_position_logits, whole_prefix_logits, windows_before
 from chainwright.repair.tcr._seen import Seen as Seen
 from chainwright.repair.tcr._teacher_forcing import trace_corrections
+from chainwright.repair.tcr._two_best import TwoBest
 from chainwright.scoring import Corrections
 from chainwright.traces import Trace
 
@@ -88,6 +89,7 @@ class CorrectingRepair(Repair):
     Attributes:
         detector: What flags.
         layers: The layers whose output detector and repair read.
+        lens_layers: The layers at which the detector reads the two likeliest tokens through the logit lens.
         positions: Where heads are silenced when it asks what the model says without them.
         scale: What they are multiplied by, 0 to silence them.
         end_ids: Tokens that end a response: rows that have written one are left alone.
@@ -99,6 +101,7 @@ class CorrectingRepair(Repair):
 
     detector: Detector
     layers: tuple[int, ...]
+    lens_layers: tuple[int, ...]
     positions: Positions
     scale: float
     end_ids: tuple[int, ...]
@@ -108,6 +111,7 @@ class CorrectingRepair(Repair):
         super().__init__(origin)
         self.on_flags: list[Callable[[Seen, Tensor], None]] = []
         self.layers = ()
+        self.lens_layers = ()
         self.positions = "all"
         self.scale = 0.0
         self.end_ids = ()
@@ -162,6 +166,7 @@ class _Deciding(Decider):
     def __init__(self, parts: Anatomy, repair: CorrectingRepair, cost: Cost):
         self.parts, self.repair, self.cost = parts, repair, cost
         self.switch = Switch(parts)
+        self._two_best = TwoBest(parts, repair.lens_layers) if repair.lens_layers else None
         self.n_uncached = self.n_decided = 0
         self.is_deciding = False  # whether the pass that runs now is one of decoding with a cache
         self._n_runs = -1
@@ -179,7 +184,7 @@ class _Deciding(Decider):
         run.end_ids |= own_ends
         with ExitStack() as stack:
             stack.enter_context(self.switch.attached())
-            for i in {i % self.parts.n_layers for i in self.repair.layers}:
+            for i in {i % self.parts.n_layers for i in (*self.repair.layers, *self.repair.lens_layers)}:
                 block = self.parts.layers[i].block
                 stack.callback(block.register_forward_hook(self._reader(i)).remove)
             try:
@@ -300,10 +305,14 @@ class _Deciding(Decider):
         return [i for i in live if is_uncertain[i]]
 
     def _seen(self, logits: Tensor) -> Seen:
-        rows = self.run.rows
-        read = [self._hidden_at_end(i % self.parts.n_layers).to(logits.device) for i in self.repair.layers]
-        hidden = torch.stack(read, dim=1) if read else logits.new_zeros(len(logits), 0, 0)
-        return Seen(hidden, logits, [row.ids for row in rows], [row.ids[: row.n_prompt] for row in rows])
+        rows, two = self.run.rows, self._two_best
+        lens = None if two is None else two.read(self._at_end(two.layers, logits), logits)
+        contexts, prompts = [row.ids for row in rows], [row.ids[: row.n_prompt] for row in rows]
+        return Seen(self._at_end(self.repair.layers, logits), logits, contexts, prompts, lens)
+
+    def _at_end(self, layers: Sequence[int], logits: Tensor) -> Tensor:
+        read = [self._hidden_at_end(i % self.parts.n_layers).to(logits.device) for i in layers]
+        return torch.stack(read, dim=1) if read else logits.new_zeros(len(logits), 0, 0)
 
     def _hidden_at_end(self, layer: int) -> Tensor:
         given = first_tensor(self._hidden[layer])

@@ -12,7 +12,7 @@ error, and the right token after it. A wrong response whose first error is unkno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -157,6 +157,10 @@ class Outcomes:
     pairs: Tensor
     contexts: list[list[int]]
 
+    def replace(self, **changes: Any) -> Outcomes:
+        """Return the same outcomes with other values of some attributes."""
+        return replace(self, **changes)
+
     @property
     def labels(self) -> Tensor:
         """Return which choices give the right token at doubtful ones, `[D, K + 1]`; the last silences nothing."""
@@ -227,6 +231,7 @@ def outcomes(
     heads: Sequence[Head],
     *,
     layers: Sequence[int],
+    lens_layers: Sequence[int] = (),
     doubtful: Doubtful,
     positions: Positions = "all",
     scale: float = 0.0,
@@ -239,6 +244,7 @@ def outcomes(
         lessons: Right rows, at least one.
         heads: Heads to silence, one at a time.
         layers: Layers that detectors and selectors read.
+        lens_layers: Layers at which detectors read the two likeliest tokens through the logit lens.
         doubtful: Which tokens to look at without heads.
         positions: Where the heads are silenced.
         scale: What they are multiplied by.
@@ -249,7 +255,8 @@ def outcomes(
     done = 0
     with switch.attached(), evaluating(parts.model), torch.no_grad():
         for batch in _batches(lessons):
-            forced = ForcedRows(parts, switch, [le.ids for le in batch], [le.n_prompt for le in batch], layers)
+            prompts = [le.n_prompt for le in batch]
+            forced = ForcedRows(parts, switch, [le.ids for le in batch], prompts, layers, lens_layers)
             pieces.append(_batch(forced, batch, heads, doubtful, positions, scale, done))
             done += len(batch)
             tick(done, len(lessons))

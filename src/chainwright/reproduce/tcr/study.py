@@ -155,7 +155,9 @@ class ReproduceTCR(ModelPlan[ReproduceTCRConfig]):
 
     def _force(self, job: Job, variant: str) -> None:
         repair = self._repair(job.done)
-        config = FitConfig(layers=repair.layers, scale=0.5 if variant == "half" else 0.0)
+        config = FitConfig(
+            layers=repair.layers, lens_layers=repair.lens_layers, scale=0.5 if variant == "half" else 0.0
+        )
         candidates = config.candidates.replace(positions="last" if variant == "last" else "all")
         config = config.replace(candidates=candidates)
         traces = self._gold_traces(job.done)

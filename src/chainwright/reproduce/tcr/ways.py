@@ -37,7 +37,7 @@ def repair_for(
     what, _, flagged_by = way.partition(", ")
     detector = _detector(flagged_by, tcr, tau, gold)
     if what == "remove":
-        return RemoveAndResample(detector, layers=tcr.layers, end_ids=tcr.end_ids)
+        return RemoveAndResample(detector, layers=tcr.layers, lens_layers=tcr.lens_layers, end_ids=tcr.end_ids)
     if what == "best head":
         assert isinstance(detector, GoldDetector)
         return BestHead(tcr.heads, detector, end_ids=tcr.end_ids)
@@ -70,7 +70,7 @@ def _with(tcr: TCR, detector: Detector, way: str, candidates: Candidates | None)
         selector, config = FixedSelector(n, [best_single(tcr, candidates)]), config.replace(decision="vote", n_votes=1)
     return TCR(
         tcr.heads, selector, detector,
-        config=config, layers=tcr.layers, end_ids=tcr.end_ids, verifier=tcr.verifier,
+        config=config, layers=tcr.layers, lens_layers=tcr.lens_layers, end_ids=tcr.end_ids, verifier=tcr.verifier,
     )  # fmt: skip
 
 
