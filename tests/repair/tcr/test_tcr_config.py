@@ -40,7 +40,7 @@ ALL = (CandidateConfig, ClassifierConfig, FitConfig, FitProblems, TCRConfig, Tra
         (TrainConfig, {"held_out": 1.0}, "held_out must be a number from 0 and below 1; got 1.0."),
         (TCRConfig, {"n_votes": 0}, "n_votes must be a whole number from 1; got 0."),
         (TCRConfig, {"scale": float("inf")}, "scale must be a number; got inf."),
-        (FitConfig, {"detector": "none"}, "Unknown detector 'none'; known: trained, entropy."),
+        (FitConfig, {"detector": "none"}, "Unknown detector 'none'; known: trained, lens, entropy."),
         (FitConfig, {"decision": "guess"}, "Unknown decision 'guess'; known: vote, verify."),
         (FitConfig, {"n_votes": 0}, "n_votes must be a whole number from 1, or none; got 0."),
         (FitConfig, {"tau": -0.1}, "tau must be a number from 0, or none; got -0.1."),

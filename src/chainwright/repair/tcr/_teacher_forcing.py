@@ -1,7 +1,8 @@
 """Whole rows of tokens run at once and read at many places: for scoring traces and for fitting.
 
 A site is a place before a token: (row, number of tokens before it). One pass without a head gives what it says at every
-site of a row, so silencing a head at all positions costs a pass a row and head, however many sites there are.
+site of a row, so silencing a head at all positions costs a pass per row and head, however many sites there are. At the
+last position alone it costs one step of one token per site and head (`_forced_last`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from chainwright.models.capture import final_states
 from chainwright.models.padding import left_pad
 from chainwright.models.residual import unembed
 from chainwright.repair.tcr._ablated_cache import Pair
+from chainwright.repair.tcr._forced_last import Place, ablated_last, cached_states, kept_cache
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr._last_position import whole_prefix_logits
 from chainwright.repair.tcr._seen import Seen
@@ -52,6 +54,7 @@ class ForcedRows:
         prompts: How many of them are the prompt.
         layers: Layers whose output is read.
         lens_layers: Layers at which the two likeliest tokens are read through the logit lens.
+        positions: Where heads will be silenced: for "last" keys and values are kept.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class ForcedRows:
         prompts: Sequence[int],
         layers: Sequence[int],
         lens_layers: Sequence[int] = (),
+        positions: Positions = "all",
     ):
         self.parts = parts
         self.switch = switch
@@ -70,11 +74,14 @@ class ForcedRows:
         self.ids, self.mask = left_pad(rows, 0, parts.device)
         self.layers = [i % parts.n_layers for i in layers]
         self.two_best = TwoBest(parts, lens_layers) if lens_layers else None
+        self._cache = kept_cache(parts) if positions == "last" else None
         self._hidden: dict[int, Tensor] = {}
         with ExitStack() as stack, torch.no_grad():
             for i in {*self.layers, *(self.two_best.layers if self.two_best else ())}:
                 stack.callback(parts.layers[i].block.register_forward_hook(self._reader(i)).remove)
-            self.final = self._run(torch.arange(len(rows)))
+            every = torch.arange(len(rows))
+            has_cache = self._cache is not None
+            self.final = cached_states(parts, self.ids, self.mask, self._cache) if has_cache else self._run(every)
 
     def _reader(self, layer: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -120,6 +127,11 @@ class ForcedRows:
         with torch.no_grad():
             if positions == "all":
                 return self._without_all(sites, pairs, scale)
+            if self._cache is not None:
+                rows, columns = (at.tolist() for at in self._columns([sites[i] for i, _ in pairs]))
+                heads = [head for _, head in pairs]
+                places = [Place(*at) for at in zip(rows, columns, heads, strict=True)]
+                return ablated_last(self.parts, self.switch, self.ids, self.mask, self._cache, places, scale)
             contexts = [self.rows[sites[i].row][: sites[i].n_before] for i, _ in pairs]
             by_row = [(sites[i].row, head) for i, head in pairs]
             return whole_prefix_logits(self.parts, self.switch, by_row, contexts, "last", scale)
@@ -143,7 +155,7 @@ def trace_corrections(parts: Anatomy, repair: CorrectingRepair, traces: Sequence
     switch = Switch(parts)
     found: list[list[tuple[int, Tensor]]] = [[] for _ in traces]
     with switch.attached(), torch.no_grad():
-        forced = ForcedRows(parts, switch, rows, starts, repair.layers, repair.lens_layers)
+        forced = ForcedRows(parts, switch, rows, starts, repair.layers, repair.lens_layers, repair.positions)
         sites = [Site(i, n) for i, row in enumerate(rows) for n in range(starts[i], len(row))]
         for chunk in forced.chunks(sites):
             for site, logits in _corrected(parts, repair, forced, chunk):

@@ -256,7 +256,7 @@ def outcomes(
     with switch.attached(), evaluating(parts.model), torch.no_grad():
         for batch in _batches(lessons):
             prompts = [le.n_prompt for le in batch]
-            forced = ForcedRows(parts, switch, [le.ids for le in batch], prompts, layers, lens_layers)
+            forced = ForcedRows(parts, switch, [le.ids for le in batch], prompts, layers, lens_layers, positions)
             pieces.append(_batch(forced, batch, heads, doubtful, positions, scale, done))
             done += len(batch)
             tick(done, len(lessons))
