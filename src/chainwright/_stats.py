@@ -10,10 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used, which takes a second
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import betaln, xlog1py, xlogy
-from scipy.stats import binom, binomtest
 
 
 class Interval(NamedTuple):
@@ -25,7 +23,7 @@ class Interval(NamedTuple):
 
 def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of the share `n_right / n`; `n` must be at least 1."""
-    ends = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
+    ends = scipy.stats.binomtest(n_right, n).proportion_ci(confidence, method="wilson")
     return Interval(float(ends.low), float(ends.high))
 
 
@@ -35,11 +33,11 @@ _PRIOR = 0.2
 
 def _log_mixture(n_right: int, n: int) -> float:
     """Return the log-likelihood of a sequence of draws, averaged over shares from Beta(0.2, 0.2)."""
-    return float(betaln(n_right + _PRIOR, n - n_right + _PRIOR) - betaln(_PRIOR, _PRIOR))
+    return float(scipy.special.betaln(n_right + _PRIOR, n - n_right + _PRIOR) - scipy.special.betaln(_PRIOR, _PRIOR))
 
 
 def _log_likelihood(share: float, n_right: int, n: int) -> float:
-    return float(xlogy(n_right, share) + xlog1py(n - n_right, -share))
+    return float(scipy.special.xlogy(n_right, share) + scipy.special.xlog1py(n - n_right, -share))
 
 
 def always_valid(n_right: int, n: int, confidence: float = 0.95) -> Interval:
@@ -55,8 +53,8 @@ def always_valid(n_right: int, n: int, confidence: float = 0.95) -> Interval:
         # the ends, where a likelihood is zero, count as far below
         return max(_log_likelihood(share, n_right, n), -1e9) - floor
 
-    low = 0.0 if above(0.0) >= 0 else float(brentq(above, 0.0, best))
-    high = 1.0 if above(1.0) >= 0 else float(brentq(above, best, 1.0))
+    low = 0.0 if above(0.0) >= 0 else float(scipy.optimize.brentq(above, 0.0, best))
+    high = 1.0 if above(1.0) >= 0 else float(scipy.optimize.brentq(above, best, 1.0))
     return Interval(low, high)
 
 
@@ -89,7 +87,7 @@ def log_fall_evidence(before: tuple[int, int], after: tuple[int, int], fall: flo
         free
         if is_possible
         else -float(
-            minimize_scalar(
+            scipy.optimize.minimize_scalar(
                 loss, bounds=(max(0.0, fall), min(1.0, 1 + fall)), method="bounded", options={"xatol": 1e-6}
             ).fun
         )
@@ -117,7 +115,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     """
     ordered, n = sorted(values), len(values)
     outside = (1 - confidence) / 2
-    below = int(binom.ppf(outside, n, 0.5))  # the fewest values below the median that are not too unlikely
+    below = int(scipy.stats.binom.ppf(outside, n, 0.5))  # the fewest values below the median that are not too unlikely
     if n == 0 or below == 0:
         return None
     return Interval(ordered[below - 1], ordered[n - below])

@@ -12,7 +12,7 @@ from rich.table import Table
 from chainwright._registry import register
 from chainwright.cli._command import Values
 from chainwright.cli._options import HopCounts, ModelName, Overwrite, Quiet, Seed
-from chainwright.cli._shared import load_repair, out, plain, print_table, say
+from chainwright.cli._shared import load_repair, out, plain, print_table, say, uncollected
 from chainwright.cli._source import SOURCE, load
 
 if TYPE_CHECKING:
@@ -96,13 +96,14 @@ def flow(
 ) -> None:
     """Trace which layers, heads and neurons produce an answer, and what activated them."""
     from chainwright.cli import _parse
-    from chainwright.report import write_report
-    from chainwright.studies import flow as flows
 
     of_prompt = {"--target": target, "--against": against, "--span": span, "--entity": entity, "--relation": relation}
     _check_way(prompt, task, trace_file, of_prompt)
     span_mode = _parse.span_mode(span)
     _parse.check_free(out_folder / "report.html", overwrite)
+    with uncollected():
+        from chainwright.report import write_report
+        from chainwright.studies import flow as flows
     loaded = load(model, source)
     with flows.attached(loaded.model, load_repair(repair)):
         if prompt is not None:

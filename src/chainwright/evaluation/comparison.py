@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binomtest
+import scipy
 
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
@@ -235,5 +235,5 @@ def _compared(
     n_fixed, n_broken = int((change > 0).sum()), int((change < 0).sum())
     by_problem = np.bincount(clusters[is_read], weights=change)
     n_up, n_moved = int((by_problem > 0).sum()), int((by_problem != 0).sum())
-    p = float(binomtest(n_up, n_moved).pvalue) if n_moved else 1.0
+    p = float(scipy.stats.binomtest(n_up, n_moved).pvalue) if n_moved else 1.0
     return {**row, "n_fixed": n_fixed, "n_broken": n_broken, "p": p}

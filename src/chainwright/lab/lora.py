@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -107,6 +106,8 @@ class Adapter(nn.Module):
 
     def save(self, folder: Path, base: str) -> None:
         """Write the adapter in bfloat16, as PEFT lays it out, into a folder that exists."""
+        from peft import LoraConfig  # takes a second, and only what is saved needs it
+
         tensors = {name: weight.detach().to(torch.bfloat16).cpu().contiguous() for name, weight in self._by_peft_name()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         names = sorted({name.rpartition("/")[2] for name in self.parts})

@@ -7,17 +7,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from chainwright._errors import BadInput, PartlyRead
 from chainwright.models.hf_errors import LOADING_ERRORS, sentence
+
+if TYPE_CHECKING:  # PEFT takes a second to import, and few models have adapters
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
@@ -31,6 +32,8 @@ def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     PEFT reads a property of Transformers by its former name; the resulting warning, about which a user can do nothing,
     is suppressed.
     """
+    from peft import get_peft_model
+
     with _without_noise():
         return get_peft_model(model, config)
 
@@ -103,6 +106,8 @@ def _cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:
 
 
 def _config(folder: Path) -> PeftConfig:
+    from peft import PeftConfig
+
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (*LOADING_ERRORS, TypeError, AttributeError) as error:
@@ -111,6 +116,9 @@ def _config(folder: Path) -> PeftConfig:
 
 def _wrapped(model: PreTrainedModel, folder: Path, config: PeftConfig, base: str) -> PeftModel:
     """Return the model with an adapter beside its weights, after checking that every weight has its place."""
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict
+
     trained_on = f" It was trained on {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
     try:
         with warnings.catch_warnings():

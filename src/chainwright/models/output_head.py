@@ -48,9 +48,13 @@ class OutputHead:
         bias = None if self.bias is None else self.bias[token_ids]
         return self.behind(nn.functional.linear(self.given(normed), self.weight[token_ids], bias))
 
+    def every(self, normed: Tensor) -> Tensor:
+        """Return the logits of the whole vocabulary, `[R, V]`."""
+        return self.behind(nn.functional.linear(self.given(normed), self.weight, self.bias))
+
     def behind(self, products: Tensor) -> Tensor:
         """Return what the model makes of the products `W h + b`."""
-        scaled = widened(products) * self.scale
+        scaled = widened(products) if self.scale == 1 else widened(products) * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from scipy import stats
+import scipy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -294,7 +294,7 @@ def error_lines(found: Sequence[Finding]) -> list[str]:
         if slot == name or f"{slot}, right" not in named:
             continue
         right = named[f"{slot}, right"]
-        p = stats.mannwhitneyu(right.first_shares.numpy(), wrong.first_shares.numpy()).pvalue
+        p = scipy.stats.mannwhitneyu(right.first_shares.numpy(), wrong.first_shares.numpy()).pvalue
         lines.append(
             f"{slot}: A and B have a median share of {float(right.first_shares.median()):.1%} in {right.n_queries} "
             f"right slots and of {float(wrong.first_shares.median()):.1%} in {wrong.n_queries} first errors "

@@ -21,27 +21,32 @@ from chainwright.diagnose.flow._read_pass import LayerRead
 from chainwright.diagnose.flow._screen import Screen, pieces, screen
 from chainwright.diagnose.flow._trace_back import ATTN, FFN, Tracer
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.residual import NormMode, lens_log_probs, norm_at_scale, unembed
+from chainwright.models.output_head import OutputHead
+from chainwright.models.residual import NormMode, norm_at_scale, unembed
 from chainwright.models.writers import FeedForward, NeuronRun, attn_writes, mlp_writes
 
 _OWN_TERMS = 128  # tokens whose logits enter the bound one by one; the likeliest hold most of the probability
-_FEWEST = 64  # vectors opened at once: each block also runs one token through the model
+_FEWEST = 64  # vectors opened at once; without a known output head each block also runs one token through the model
 
 
 class Lens(NamedTuple):
-    """The lens for one token at the last position."""
+    """The lens for one token at the last position.
+
+    With `head`, which gives the same logits, nothing else of the model runs; without it each block of vectors takes a
+    pass of one token through all layers.
+    """
 
     parts: Anatomy
     token: int
     norm: NormMode
     last: Tensor  # the last layer's output, [D]
     max_rows: int | None
+    head: OutputHead | None = None
 
     def __call__(self, rows: Tensor, token: int | None = None) -> Tensor:
         """Return the log-probability of the token for residual vectors, `[R]`."""
-        ids = torch.full((len(rows),), self.token if token is None else token, device=rows.device)
-        reference = self.last.expand_as(rows)
-        return lens_log_probs(self.parts, rows, ids, norm=self.norm, reference=reference, max_rows=self.max_rows)
+        column = self.token if token is None else token
+        return torch.cat([_log_probs(self._logits(self.normed(part)), column) for part in pieces(rows, self.step)])
 
     def over(self, blocks: Iterable[Tensor]) -> Tensor:
         """Return the log-probability of the token for residual vectors that arrive in blocks of any size, `[R]`."""
@@ -53,6 +58,9 @@ class Lens(NamedTuple):
         normed: Tensor = norm(rows) if self.norm == "final" else norm_at_scale(norm, rows, self.last.expand_as(rows))
         return normed
 
+    def _logits(self, normed: Tensor) -> Tensor:
+        return unembed(self.parts, normed) if self.head is None else self.head.every(normed)
+
     @property
     def step(self) -> int:
         """Return how many vectors are unembedded at once."""
@@ -63,8 +71,15 @@ class Lens(NamedTuple):
         n, norm = min(n, self.parts.d_vocab), self.parts.final_norm
         if not n:
             return torch.empty(sum(map(len, blocks)), 0, dtype=torch.long, device=self.last.device)
-        top = [unembed(self.parts, norm(part)).topk(n).indices for part in regrouped(blocks, self.step)]
+        top = [self._logits(norm(part)).topk(n).indices for part in regrouped(blocks, self.step)]
         return torch.cat(top)
+
+
+def _log_probs(logits: Tensor, token: int) -> Tensor:
+    """Return the log-probability of one token, `[R]`; the logits are overwritten, which saves as much memory again."""
+    top = logits.amax(-1, keepdim=True)
+    own = (logits[:, token, None] - top)[:, 0]
+    return own - logits.sub_(top).exp_().sum(-1).log()
 
 
 class Rows(NamedTuple):
@@ -107,16 +122,17 @@ class Values:
         self, ffs: tuple[FeedForward, ...], reads: list[LayerRead], lens: Lens, tracer: Tracer, n_neurons: int
     ):
         """Rank the neurons of one pass (`reads`), of which the best `n_neurons` of each kind are returned."""
-        self.ffs, self.reads, self.lens, self.tracer, self.n_neurons = ffs, reads, lens, tracer, n_neurons
+        self.ffs, self.reads, self.tracer, self.n_neurons = ffs, reads, tracer, n_neurons
+        streams = torch.stack([stream[-1] for read in reads for stream in (read.pre, read.mid)])
+        self.bounds = screen(lens.parts, lens.token, lens.normed(streams), n_tokens=_OWN_TERMS, n_rows=lens.step)
+        head = self.bounds.head
+        self.lens = lens._replace(head=head if head is not None and bool(head.is_plain.all()) else None)
         self.groups: list[list[str]] = [[] for _ in reads]
         self._runs: dict[int, NeuronRun] = {}
 
     def measure(self) -> tuple[Rows, Rows]:
         """Return the best attention neurons and the best FFN neurons."""
-        lens = self.lens
-        streams = torch.stack([stream[-1] for read in self.reads for stream in (read.pre, read.mid)])
-        bounds = screen(lens.parts, lens.token, lens.normed(streams), n_tokens=_OWN_TERMS, n_rows=lens.step)
-        return self._best(self._attn_sources(), bounds), self._best(self._ffn_sources(), bounds)
+        return self._best(self._attn_sources(), self.bounds), self._best(self._ffn_sources(), self.bounds)
 
     def _best(self, sources: list[_Source], bounds: Screen) -> Rows:
         """Open neurons in the order of their upper bounds until the last of the best beats the next bound."""

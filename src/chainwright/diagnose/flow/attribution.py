@@ -306,6 +306,7 @@ def _of_token(parts: Anatomy, ids: Tensor, token: int, conflict: int | None, set
     lens = Lens(parts, token, settings.norm, reads[-1].post[-1], settings.max_rows)
     tracer = Tracer(parts, ffs, reads, settings.n_cells, max(1, settings.n_traced // max(1, settings.n_cells)))
     values = Values(ffs, reads, lens, tracer, settings.n_neurons)
+    lens = values.lens
     rows = values.measure()
     return _result(
         ids=ids,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from scipy.stats import spearmanr
+import scipy
 from torch import Tensor
 
 from chainwright._errors import BadInput
@@ -113,5 +113,5 @@ def _overlap(role: str, first: list[list[int]], second: list[list[int]], n_heads
 
 
 def _correlation(name: str, first: Tensor, second: Tensor) -> dict[str, Any]:
-    test = spearmanr(first.flatten().numpy(), second.flatten().numpy())
+    test = scipy.stats.spearmanr(first.flatten().numpy(), second.flatten().numpy())
     return {"score": name, "rank_correlation": float(test.statistic), "p": float(test.pvalue)}

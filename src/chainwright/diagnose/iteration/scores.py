@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
+import scipy
 import torch
 from pydantic import Field
-from scipy import stats
 from torch import Tensor, nn
 
 from chainwright._config import Config
@@ -316,7 +316,7 @@ def iteration_overlap(
         raise BadInput(f"n must be from 1 to all {n_heads} heads; got {count}.")
     first, second = (_best(values, count) for values in (of_link, effect))
     shared = [head for head in first if head in second]
-    ranks = stats.spearmanr(of_link.flatten().numpy(), effect.flatten().numpy())
+    ranks = scipy.stats.spearmanr(of_link.flatten().numpy(), effect.flatten().numpy())
     return IterationOverlap(
         link=link,
         n=count,
@@ -324,7 +324,7 @@ def iteration_overlap(
         processing=second,
         shared=shared,
         expected=count * count / n_heads,
-        p_value=float(stats.hypergeom.sf(len(shared) - 1, n_heads, count, count)),
+        p_value=float(scipy.stats.hypergeom.sf(len(shared) - 1, n_heads, count, count)),
         rank_correlation=float(ranks.statistic),
         rank_p_value=float(ranks.pvalue),
         config=dict(scores.config),

@@ -18,8 +18,8 @@ from random import Random
 from typing import Any
 
 import pyarrow as pa
+import scipy
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
@@ -165,7 +165,7 @@ def _separated(saliency: Tensor, matters: Tensor) -> Tensor:
 def _spearman(a: Tensor, b: Tensor) -> tuple[float, float]:
     if len(a) < 3 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
         return float("nan"), float("nan")
-    test = spearmanr(a.numpy(), b.numpy())
+    test = scipy.stats.spearmanr(a.numpy(), b.numpy())
     return float(test.statistic), float(test.pvalue)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import scipy
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from chainwright._errors import BadInput
@@ -212,7 +212,7 @@ def _mean(values: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
 
 def _tested(right: Tensor, wrong: Tensor, n_resamples: int, seed: int) -> dict[str, Any]:
     a, b = right.numpy(), wrong.numpy()
-    test = mannwhitneyu(b, a, alternative="two-sided")
+    test = scipy.stats.mannwhitneyu(b, a, alternative="two-sided")
     drawn = (rows for block in resamples(len(a), n_resamples, seed) for rows in block)
     low, high = percentile_interval([_effect(a[rows], b[rows]) for rows in drawn])
     return {

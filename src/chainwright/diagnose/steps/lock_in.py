@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import scipy
 import torch
-from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
 from chainwright._errors import BadInput
@@ -205,4 +205,4 @@ def lower(differences: np.ndarray[Any, Any]) -> float:
     """Return the p-value of Wilcoxon's signed-rank test that paired differences are below 0; 1 if all are 0."""
     if not np.any(differences):
         return 1.0
-    return float(wilcoxon(differences, alternative="less").pvalue)
+    return float(scipy.stats.wilcoxon(differences, alternative="less").pvalue)
