@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
+from chainwright.reproduce.tcr.config import WAYS, ReproduceTCRConfig
 from chainwright.reproduce.tcr.estimate import estimate
 from chainwright.tasks.cells import fit_cells
 from command_line import call
@@ -51,7 +51,7 @@ def config_folder(folder: Path, name: str) -> Path:
 
 
 def asked(model: str, **changes: Any) -> ReproduceTCRConfig:
-    given = {"hops": fit_cells("all", None, "natural"), "ways": ways_for("natural", quick=False), "variants": (),
+    given = {"hops": fit_cells("all", None, "natural"), "ways": WAYS, "variants": (),
              "fit_hops": fit_cells("parity,mdm,llc,clf,moas", None, "natural"), "rendering": "natural"}  # fmt: skip
     return ReproduceTCRConfig(model=model, **{**given, **changes})
 
@@ -67,7 +67,7 @@ def test_the_papers_models_are_planned_from_their_config_alone(tmp_path: Path, n
     d_head = shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"])
     one = 2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * d_head
     assert per_token <= one * 2**15 * 1.05, "as many tokens at once as generate allows"
-    assert found.n_answers == 21 * 8 * 3 * len(ways_for("natural", quick=False))
+    assert found.n_answers == 21 * 8 * 3 * len(WAYS)
     # one batch of up to 40 rows a (task, seed, way), 700 steps at most, 22 to 60 ms each
     assert 0.3 < found.decode_hours < 3 and 0.5 < found.fit_hours < 10
     assert found.memory_gb < 80, "fits one large card"

@@ -10,12 +10,13 @@ from chainwright import generate, load_model, tasks
 from chainwright._errors import BadInput
 from chainwright.evaluation.comparison import Comparison
 from chainwright.evaluation.flips import Flips
+from chainwright.prompts.asking import Asking
 from chainwright.repair import TCR, Repair, bundled_repairs
 from chainwright.repair.base import BUNDLED
 from chainwright.repair.tcr.lora_selector import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
-from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
+from chainwright.reproduce.tcr.config import ReproduceTCRConfig
 from chainwright.reproduce.tcr.estimate import estimate
 from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.reproduce.tcr.tables import counts_of
@@ -147,12 +148,18 @@ def test_what_cannot_be_run_is_refused(changes: dict, words: str) -> None:
         config(**changes)
 
 
-def test_gold_flags_need_one_right_wording() -> None:
+def test_right_chains_are_known_in_the_short_rendering_alone() -> None:
     _, tokenizer = load_model("reasoner", device="cpu")
-    with pytest.raises(BadInput, match="Gold flags need the short rendering"):
+    with pytest.raises(BadInput, match="Right chains are known from problems only in the short rendering"):
         gold_detector(tokenizer, tasks.sample("clf", 2, 1, rendering="natural"))
-    assert not any("gold" in way for way in ways_for("natural", quick=False))
-    assert "TCR, gold" in ways_for("short", quick=True)
+
+
+def test_settings_that_came_later_are_in_the_record_only_if_set() -> None:
+    later = {"asking", "detector", "positions", "n_contexts", "n_lessons"}
+    assert not later & set(config().record())
+    changed = config(asking=Asking(shots=0), detector="lens", positions="last", n_contexts=4, n_lessons=9)
+    assert later < set(changed.record()) and ReproduceTCRConfig.from_record(changed.record()) == changed
+    assert changed.fitting().candidates.positions == "last" and changed.fitting().detector == "lens"
 
 
 def test_a_plan_counts_weights_and_answers_without_running() -> None:

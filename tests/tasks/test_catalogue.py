@@ -116,3 +116,23 @@ def test_the_vocabulary_of_one_task_writes_its_problems() -> None:
 def test_names_of_a_task_can_be_parts_of_file_names(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         replace(CLF, **changes)  # type: ignore[arg-type]
+
+
+def test_each_task_can_have_hops_of_its_own() -> None:
+    assert choose_cells("parity,mdm", "MDM=2,3; parity=8", "natural") == {"parity": (8,), "mdm": (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("hops", "words"),
+    [
+        ("parity=8", r"'parity=8' names no hops for mdm; add some \('mdm=4'\)"),
+        ("parity=8;mdm=2;clf=3", "names hops for clf, which is not asked; asked: parity, mdm"),
+        ("parity=8;mdm=2;parity=3", "The hops of parity are named twice"),
+        ("parity=8;mdm=x", "Hops must be whole numbers from 1"),
+        ("parity=8;mad=2", "Unknown task 'mad'"),
+        ("parity=8;", "Unknown task ''"),
+    ],
+)
+def test_hops_by_task_that_do_not_fit_are_refused(hops: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        choose_cells("parity,mdm", hops, "natural")

@@ -21,7 +21,10 @@ Adapter = Annotated[
 TaskNames = Annotated[str, typer.Option("--task", "-t", help="A task, several separated by commas, or 'all'.")]
 HopCounts = Annotated[
     str | None,
-    typer.Option("--hops", help="Hop counts, such as '12', '4,8,12' or '4-10' (default: the usual ones of each task)."),
+    typer.Option(
+        "--hops",
+        help="Hop counts, such as '12', '4,8,12', '4-10' or 'parity=8;mdm=2,3' (default: the usual of each task).",
+    ),
 ]
 NProblems = Annotated[int, typer.Option("-n", help="Problems per task and hop count.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the problems and of sampling.")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,3 +24,14 @@ def write_result(folder: Path | None, **fields: Any) -> None:
 
     if folder is not None:
         say(f"Result: {save_result(folder, Result(**fields))}")
+
+
+def command_line(leave_out: Sequence[str] = ()) -> str:
+    """Return the command that is running as it is typed, without some options and their values."""
+    words, left = [], iter(sys.argv[1:])
+    for word in left:
+        if word in leave_out:
+            next(left, None)
+        elif word.partition("=")[0] not in leave_out:
+            words.append(word)
+    return shlex.join(["chainwright", *words])

@@ -34,13 +34,14 @@ def choose_cells(
 
     Args:
         task: A task, several separated by commas, or "all".
-        hops: "12", "4,8,12", "4-10" or a mix; None takes the usual ones of each task for the rendering.
+        hops: "12", "4,8,12", "4-10" or a mix, the same for all tasks; or "parity=8;mdm=2,3", which names those of each;
+            None takes the usual ones of each task for the rendering.
         rendering: Decides which hop counts are usual.
         also: Other names that the command takes, each on its own; named in the message.
 
     Raises:
-        BadInput: An unknown task, one without usual hops where none were passed, or hops that are no whole numbers
-            from 1.
+        BadInput: An unknown task, one without usual hops where none were passed, hops that are no whole numbers from 1,
+            or hops by task that leave one out or name another.
     """
     named = tasks.names() if task.strip().lower() == "all" else [part for part in task.split(",") if part.strip()]
     if not named:
@@ -48,7 +49,25 @@ def choose_cells(
     if unknown := [name for name in named if also and name.strip().lower() not in tasks.known()]:
         raise unknown_name("task", unknown[0].strip(), [*tasks.known(), *also])
     names = [tasks.canonical(name.strip()) for name in named]
+    if hops is not None and "=" in hops:
+        return _by_task(names, hops)
     return {name: tasks.usual_hops(name, rendering) if hops is None else parse_hops(hops) for name in names}
+
+
+def _by_task(names: Sequence[str], hops: str) -> dict[str, tuple[int, ...]]:
+    """Return the hop counts of a text such as "parity=8;mdm=2,3", which has some for each of the tasks."""
+    counts: dict[str, tuple[int, ...]] = {}
+    for part in hops.split(";"):
+        task, _, text = part.partition("=")
+        name = tasks.canonical(task.strip())
+        if name in counts:
+            raise BadInput(f"The hops of {name} are named twice in {hops!r}; name each task once.")
+        counts[name] = parse_hops(text)
+    if missing := [name for name in names if name not in counts]:
+        raise BadInput(f"{hops!r} names no hops for {missing[0]}; add some ('{missing[0]}=4'), or ask other tasks.")
+    if others := [name for name in counts if name not in names]:
+        raise BadInput(f"{hops!r} names hops for {others[0]}, which is not asked; asked: {', '.join(names)}.")
+    return {name: counts[name] for name in names}
 
 
 def parse_hops(text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from chainwright.repair import TCR, EntropyDetector
 from chainwright.repair.tcr.config import FitConfig
 from chainwright.repair.tcr.fit import fit_tcr
 from chainwright.repair.tcr.flag_log import logged_flags
-from chainwright.reproduce.tcr.config import ReproduceTCRConfig, ways_for
+from chainwright.reproduce.tcr.config import WAYS, ReproduceTCRConfig
 from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.scoring import score
 from command_line import call
@@ -90,12 +90,15 @@ def test_a_fit_on_chains_without_a_right_token_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ways": ("none", "TCR, gold")}, "'TCR, gold' cannot be run in the natural rendering: they need right chains"),
+        (
+            {"ways": ("TCR", "TCR, gold")},
+            "'TCR, gold' flags the first errors of the model alone, .* add the way 'none'",
+        ),
         ({"variants": ("all",)}, "Ablations cannot be run in the natural rendering: .* Leave the variants out"),
     ],
 )
 def test_what_needs_one_wording_is_refused_before_anything_runs(changes: dict, words: str) -> None:
-    given = {"ways": ways_for("natural", quick=False), "variants": (), "rendering": "natural"}
+    given = {"ways": WAYS, "variants": (), "rendering": "natural"}
     asked = {"hops": {"llc": (2,)}, "fit_hops": {"llc": (2,)}}
     with pytest.raises(BadInput, match=words):
         ReproduceTCRConfig(model="model", **asked, **{**given, **changes})
@@ -124,10 +127,10 @@ def test_fit_decode_and_study_of_an_instruction_model(tmp_path: Path) -> None:
     asked = ("reproduce", "tcr", "-m", tmp_path / "model", "--repair", tmp_path / "repair", "-t", "llc", "--hops", "2")
     code, printed = call(*asked, "-n", 2, "--seeds", "11", "--rendering", "natural", "--quick", "-o", folder)
     assert code == 0, printed
-    assert "'TCR, gold', 'best head, gold' and 'remove, gold', and the ablations: they need right chains" in printed
-    assert "| TCR |" in printed and "| TCR, gold |" not in printed
+    assert "The ablations: they need right chains" in printed and "### First errors: decisions" in printed
+    assert "| TCR |" in printed and "| TCR, gold |" in printed
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Not run" in report and 'id="comparison"' in report
-    code, printed = call(*asked, "--rendering", "natural", "--ways", "none;remove, gold", "-o", tmp_path / "other")
-    assert code == 2 and "'remove, gold' cannot be run in the natural rendering" in printed
+    code, printed = call(*asked, "--rendering", "natural", "--ways", "TCR;remove, gold", "-o", tmp_path / "other")
+    assert code == 2 and "'remove, gold' flags the first errors of the model alone" in printed
     assert not (tmp_path / "other").exists() and ReproduceTCR.kind == "reproduce tcr"

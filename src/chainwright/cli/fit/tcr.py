@@ -9,6 +9,7 @@ import typer
 
 from chainwright._registry import register
 from chainwright.cli import _parse
+from chainwright.cli._asking import ASKING, asking_of
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
     HopCounts,
@@ -31,7 +32,10 @@ PROBLEMS = ConfigOptions(f"{_CONFIG}:FitProblems", "task", "n", "seed", flags={"
 FIT = ConfigOptions(
     f"{_CONFIG}:FitConfig", "selector", "detector", "tau", "decision", "n_votes", flags={"n_votes": "--votes"}
 )
-CANDIDATES = ConfigOptions(f"{_CONFIG}:CandidateConfig", "max_heads", "positions", "cover")
+CANDIDATES = ConfigOptions(
+    f"{_CONFIG}:CandidateConfig", "max_heads", "positions", "cover", "n_contexts", "n_lessons", "min_errors",
+    flags={"n_contexts": "--contexts", "n_lessons": "--lessons"},
+)  # fmt: skip
 CLASSIFIER = ConfigOptions(
     f"{_CONFIG}:ClassifierConfig", "lr", "n_epochs", flags={"lr": "--selector-lr", "n_epochs": "--selector-epochs"}
 )
@@ -48,6 +52,7 @@ def tcr(
     ] = None,
     out_folder: RepairFolder = Path("runs/tcr-repair"),
     rendering: RenderingName = "auto",
+    asking: Values = ASKING,
     fit: Values = FIT,
     candidates: Values = CANDIDATES,
     classifier: Values = CLASSIFIER,
@@ -67,14 +72,19 @@ def tcr(
     if pivots is not None:
         if hops is not None:
             raise BadInput("--pivots and --hops both say what is fitted on; pass only one of them.")
+        if used := [ASKING.flag(name) for name, value in asking.items() if value != ASKING.default(name)]:
+            raise BadInput(
+                f"{used[0]} says how problems are asked, but --pivots are answered already; pass one of them."
+            )
         traces = _searched(pivots)
         loaded = load(model, source)
         _check_model(pivots, loaded)
         fitted = fit_tcr(loaded.model, loaded.tokenizer, traces, config=config, say=note)
     else:
+        how = asking_of(asking)
         lessons = _lessons(model, hops, problems, rendering)
         loaded = load(model, source)
-        fitted = fit_tcr_on_problems(loaded.model, loaded.tokenizer, lessons, config=config, say=note)
+        fitted = fit_tcr_on_problems(loaded.model, loaded.tokenizer, lessons, config=config, asking=how, say=note)
     TCR.from_fit(fitted).save_pretrained(out_folder, overwrite=overwrite)
     say(fitted.candidates.summary())
     for name, value in fitted.figures.items():

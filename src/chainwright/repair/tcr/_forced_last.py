@@ -1,4 +1,4 @@
-"""Whole rows run once, and at many places again with one head ablated at the last position only: one step each.
+"""Whole rows run once, and at many places again with heads ablated at the last position only: one step each.
 
 The keys and values of a row's earlier tokens are those of the plain pass, whatever the last token does. So a place
 takes one step of one token over the row's cache, in which the slots from that token on are masked. Where layers look at
@@ -8,7 +8,7 @@ a window of slots, or the caller has attached edits, this is not so, and `kept_c
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +28,11 @@ _MOST_AT_ONCE = 64
 
 
 class Place(NamedTuple):
-    """A token of a padded row, and the head that is ablated at it."""
+    """A token of a padded row, and the heads that are ablated at it."""
 
     row: int
     column: int
-    head: Head
+    heads: Collection[Head]
 
 
 def kept_cache(parts: Anatomy) -> Any | None:
@@ -61,7 +61,7 @@ def cached_states(parts: Anatomy, ids: Tensor, mask: Tensor, cache: Any) -> Tens
 def ablated_last(
     parts: Anatomy, switch: Switch, ids: Tensor, mask: Tensor, cache: Any, places: Sequence[Place], scale: float
 ) -> Tensor:
-    """Return the next-token logits `[places, V]` after each place's token, its head scaled at that token.
+    """Return the next-token logits `[places, V]` after each place's token, its heads scaled at that token.
 
     Args:
         parts: Anatomy of the model.
@@ -69,15 +69,15 @@ def ablated_last(
         ids: The padded rows, `[N, T]`.
         mask: Which of them are tokens.
         cache: The rows' keys and values; it is only read.
-        places: Where, and which head.
-        scale: What the head's output is multiplied by.
+        places: Where, and which heads.
+        scale: What the heads' outputs are multiplied by.
     """
     n_bytes = sum(t[0].numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // n_bytes))
     out = []
     for start in range(0, len(places), at_once):
         chunk = places[start : start + at_once]
-        heads = KnockOut([{place.head} for place in chunk], positions="last", scale=scale)
+        heads = KnockOut([set(place.heads) for place in chunk], positions="last", scale=scale)
         with aside(parts, [place.row for place in chunk]), switch.on(heads), torch.no_grad():
             out.append(_step(parts, ids, mask, cache, chunk))
     return torch.cat(out)

@@ -129,7 +129,7 @@ class ForcedRows:
                 return self._without_all(sites, pairs, scale)
             if self._cache is not None:
                 rows, columns = (at.tolist() for at in self._columns([sites[i] for i, _ in pairs]))
-                heads = [head for _, head in pairs]
+                heads = [{head} for _, head in pairs]
                 places = [Place(*at) for at in zip(rows, columns, heads, strict=True)]
                 return ablated_last(self.parts, self.switch, self.ids, self.mask, self._cache, places, scale)
             contexts = [self.rows[sites[i].row][: sites[i].n_before] for i, _ in pairs]

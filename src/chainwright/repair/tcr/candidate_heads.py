@@ -11,7 +11,7 @@ head fixes is offered too, and is the default, since a head can belong to a type
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from chainwright.repair.tcr.config import CandidateConfig
 from chainwright.repair.tcr.training_data import Outcomes, lessons_of, outcomes
 from chainwright.scoring import score_all
 from chainwright.traces import Trace
+
+Roles = Mapping[tuple[str, str], HeadRoles]
 
 
 @register("finding", "Candidates")
@@ -84,6 +86,7 @@ def find_candidates(
     traces: Sequence[Trace],
     *,
     config: CandidateConfig | None = None,
+    roles: Roles | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Candidates:
     """Return the candidate heads of a model.
@@ -93,13 +96,14 @@ def find_candidates(
         tokenizer: Its tokenizer.
         traces: Its traces of problems, with errors among them.
         config: Sizes.
+        roles: Head roles by (task, key error type), where they are known already (`located_roles`).
         tick: Called with (how much is done, of how much).
 
     Raises:
         BadInput: No trace has an error, or no key error type has enough of them.
     """
     settings = config or CandidateConfig()
-    roles = _located(model, tokenizer, traces, settings, tick)
+    roles = roles or located_roles(model, tokenizer, traces, settings, tick)
     pool = list(dict.fromkeys((h[0], h[1]) for found in roles.values() for h in found.erroneous_processing))
     if not pool:
         raise BadInput("At no key error type does any head push the wrong token, so there are no candidate heads.")
@@ -119,14 +123,18 @@ def _spread(items: list[Any], n: int) -> list[Any]:
     return [items[i * len(items) // n_taken] for i in range(n_taken)]
 
 
-def _located(
+def located_roles(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     config: CandidateConfig,
-    tick: Callable[[int, int], None],
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[str, str], HeadRoles]:
-    """Return the head roles of every key error type with enough errors."""
+    """Return the head roles of every (task, key error type) with enough errors.
+
+    Raises:
+        BadInput: No type has enough of them.
+    """
     table = first_errors(traces)
     kinds = [(task, kind) for task, found in table.key_types.items() for kind in found]
     roles: dict[tuple[str, str], HeadRoles] = {}
@@ -134,11 +142,12 @@ def _located(
     for i, (task, kind) in enumerate(kinds):
         tick(i, len(kinds))
         try:
-            wrong = erroneous_contexts(tokenizer, traces, task, kind, config.n_contexts)
+            found = erroneous_contexts(tokenizer, traces, task, kind, max(config.n_contexts, config.min_errors))
+            wrong = found.take(slice(config.n_contexts))
             right = correct_contexts(traces, wrong, config.n_contexts, scores=scores)
         except BadInput:
             continue  # no error of the type whose right token is known, or no right slot of its kind
-        if len(wrong) >= config.min_errors:
+        if len(found) >= config.min_errors:
             roles[task, kind] = head_roles(model, right, wrong, config=RolesConfig(positions=config.positions))
     if not roles:
         raise BadInput(
@@ -152,7 +161,7 @@ def _located(
 def _chosen(
     found: Outcomes,
     pool: list[Head],
-    roles: dict[tuple[str, str], HeadRoles],
+    roles: Roles,
     config: CandidateConfig,
     source: dict[str, str],
 ) -> Candidates:

@@ -25,10 +25,11 @@ from chainwright.decode.run import generate
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.load import end_ids, provenance
+from chainwright.prompts.asking import Asking
 from chainwright.repair.base import Origin, model_identity
 from chainwright.repair.tcr._mlp import Perceptron
 from chainwright.repair.tcr._two_best import N_FEATURES
-from chainwright.repair.tcr.candidate_heads import Candidates, find_candidates
+from chainwright.repair.tcr.candidate_heads import Candidates, Roles, find_candidates
 from chainwright.repair.tcr.config import FitConfig, TCRConfig
 from chainwright.repair.tcr.detector import EntropyDetector, TrainedDetector, fit_detector
 from chainwright.repair.tcr.selector import Selector, fit_light_selector
@@ -116,6 +117,7 @@ def fit_tcr(
     traces: Sequence[Trace],
     *,
     config: FitConfig | None = None,
+    roles: Roles | None = None,
     say: Say = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Fitted:
@@ -126,6 +128,7 @@ def fit_tcr(
         tokenizer: Its tokenizer.
         traces: Its greedy traces of problems, right and wrong ones.
         config: How to fit.
+        roles: Head roles by (task, key error type), where they are known already (`located_roles`).
         say: Called with a line at each stage.
         tick: Called with (how much of the stage is done, of how much).
 
@@ -140,7 +143,7 @@ def fit_tcr(
         _classifier(model, 1, settings).encoded(traces[0].input_ids.tolist())
     say(f"Locating heads in {len(traces)} traces")
     try:
-        candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, tick=tick)
+        candidates = find_candidates(model, tokenizer, traces, config=settings.candidates, roles=roles, tick=tick)
     except BadInput:
         _check_tokens(look(parts, lessons, [], settings, tick))  # may know why
         raise
@@ -195,6 +198,7 @@ def fit_tcr_on_problems(
     *,
     config: FitConfig | None = None,
     max_new_tokens: int | None = None,
+    asking: Asking | None = None,
     say: Say = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Fitted:
@@ -206,6 +210,7 @@ def fit_tcr_on_problems(
         problems: What it is asked; part of them is kept for tuning.
         config: How to fit.
         max_new_tokens: As for `generate`.
+        asking: How the problems are asked.
         say: Called with a line at each stage.
         tick: Called with (how much of the stage is done, of how much).
 
@@ -213,7 +218,7 @@ def fit_tcr_on_problems(
         BadInput: As `fit_tcr`.
     """
     say(f"Decoding {len(problems)} problems to fit on")
-    traces = generate(model, tokenizer, list(problems), progress=False, max_new_tokens=max_new_tokens)
+    traces = generate(model, tokenizer, list(problems), asking=asking, progress=False, max_new_tokens=max_new_tokens)
     return fit_tcr(model, tokenizer, traces, config=config, say=say, tick=tick)
 
 

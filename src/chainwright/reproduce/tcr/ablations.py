@@ -49,7 +49,7 @@ def ablation_rows(
     tables = {
         "parts": _parts(found, tcr, scores, flags, candidates),
         "tau": [row for t in _TAUS for row in _tau_rows(t, first, tcr, scores[""])],
-        "selector": _selector_rows(first, scores),
+        "selector": selector_rows(first, scores),
     }
     if candidates is not None:
         tables["transfer"] = _transfer_rows(first, tcr, candidates)
@@ -147,7 +147,7 @@ def _mean_effect(tcr: TCR, candidates: Candidates, scores: Tensor) -> Tensor:
     return row.expand_as(scores)
 
 
-def _selector_rows(found: Outcomes, by_selector: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+def selector_rows(found: Outcomes, by_selector: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """Return Hit@1 of each selector and of an even draw by task, at errors and at all doubtful tokens."""
     names = [found.task[i] for i in found.doubtful.tolist()]
     is_error = ~found.is_right[found.doubtful]

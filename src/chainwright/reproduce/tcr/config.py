@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from chainwright import tasks
+from chainwright._config import Positions
 from chainwright._errors import BadInput, unknown_name
-from chainwright.repair.tcr.config import Decision, FitConfig, FitProblems
+from chainwright.prompts.asking import Asking
+from chainwright.repair.tcr.config import CandidateConfig, Decision, FitConfig, FitProblems
 from chainwright.studies.config import BatchSize, CellsConfig, Count, Hops, NewTokens, Place, Seeds, Temperature
 
 # what the quick profile runs
@@ -31,12 +34,7 @@ WAYS = (
 VARIANTS = ("all", "last", "half")
 NO_GOLD = "they need right chains of one wording, which only the short rendering has."
 GOLD = ("TCR, gold", "best head, gold", "remove, gold")
-
-
-def ways_for(rendering: str, *, quick: bool) -> tuple[str, ...]:
-    """Return the ways that can be run in a rendering: gold flags need the one right wording of the short one."""
-    ways = QUICK if quick else WAYS
-    return ways if rendering == "short" else tuple(way for way in ways if way not in GOLD)
+_LATER = ("asking", "detector", "positions", "n_contexts", "n_lessons")
 
 
 class ReproduceTCRConfig(CellsConfig):
@@ -60,6 +58,22 @@ class ReproduceTCRConfig(CellsConfig):
         default=FitProblems().n, description="Without a repair: problems per task and hop count to fit one on."
     )
     fit_seed: int = Field(default=FitProblems().seed, description="Seed of the problems to fit on, none of seeds.")
+    detector: Literal["trained", "lens", "entropy"] = Field(
+        default=FitConfig().detector,
+        description="Without a repair: the detector of the fitted one, as in `fit tcr`.",
+    )
+    positions: Positions = Field(
+        default=CandidateConfig().positions,
+        description="Without a repair: silence heads at all positions, or only at the last.",
+    )
+    n_contexts: Count = Field(
+        default=CandidateConfig().n_contexts,
+        description="Without a repair: wrong, and as many right, contexts of each key error type that locate heads.",
+    )
+    n_lessons: Count = Field(
+        default=CandidateConfig().n_lessons,
+        description="Without a repair: lessons on which the errors that each located head fixes are counted.",
+    )
     tau: float = Field(default=0.3, description="Threshold of the entropy detector in nats.")
     decision: Decision = Field(
         default=FitConfig().decision,
@@ -73,6 +87,7 @@ class ReproduceTCRConfig(CellsConfig):
         description="Further TCR repairs to decode with, each a way named after its folder. Their selectors join the "
         "ablations where their candidate heads are the same.",
     )
+    asking: Asking | None = Field(default=None, description="How problems are asked; default: as they are written.")
     temperature: Temperature = 0.0
     max_new_tokens: NewTokens = None
     batch_size: BatchSize = None
@@ -80,8 +95,10 @@ class ReproduceTCRConfig(CellsConfig):
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
         self._check_ways()
-        if self.rendering != "short":
-            self._check_wording()
+        if self.rendering != "short" and self.variants:
+            raise BadInput(
+                f"Ablations cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave the variants out."
+            )
         if self.repair is None and not self.fit_hops:
             raise BadInput("Without a repair one is fitted, for which at least one task with hops is needed.")
         if self.repair is not None and "best single head" in self.ways:
@@ -100,20 +117,32 @@ class ReproduceTCRConfig(CellsConfig):
             raise unknown_name("variant", unknown[0], VARIANTS)
         if not self.ways:
             raise BadInput(f"A study of TCR needs at least one way of decoding; known: {', '.join(WAYS)}.")
+        if self.rendering != "short" and "none" not in self.ways and (gold := [w for w in self.ways if w in GOLD]):
+            raise BadInput(
+                f"{gold[0]!r} flags the first errors of the model alone, which in the {self.rendering} rendering "
+                "only decoding shows; add the way 'none' (--ways), or leave this one out."
+            )
         names = self.all_ways()
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise BadInput(f"{twice[0]!r} names two ways of decoding; pass each once, or rename a repair's folder.")
 
-    def _check_wording(self) -> None:
-        """Refuse what needs right chains of one wording in a rendering that has many."""
-        if gold := [way for way in self.ways if way in GOLD]:
-            raise BadInput(
-                f"{gold[0]!r} cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave it out (--ways)."
-            )
-        if self.variants:
-            raise BadInput(
-                f"Ablations cannot be run in the {self.rendering} rendering: {NO_GOLD} Leave the variants out."
-            )
+    def record(self) -> dict[str, Any]:
+        """Return every setting as plain values; those that came later only if they are set.
+
+        So a study that was begun before is resumed.
+        """
+        usual = {name: type(self).model_fields[name].default for name in _LATER}
+        return {k: v for k, v in super().record().items() if k not in usual or v != usual[k]}
+
+    @property
+    def is_gold_known(self) -> bool:
+        """Return whether a problem has one right chain, so that every token of it can be judged."""
+        return self.rendering == "short"
+
+    def fitting(self) -> FitConfig:
+        """Return how a repair is fitted."""
+        candidates = CandidateConfig(positions=self.positions, n_contexts=self.n_contexts, n_lessons=self.n_lessons)
+        return FitConfig(decision=self.decision, detector=self.detector, candidates=candidates)
 
     def all_ways(self) -> list[str]:
         """Return the ways of decoding, those of further repairs last."""
@@ -129,3 +158,13 @@ def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
 def slug_of(way: str) -> str:
     """Return a way's name as part of a unit's id."""
     return way.replace(", ", "-").replace(" ", "-")
+
+
+def fit_runs_of(config: ReproduceTCRConfig) -> list[str]:
+    """Return the units with the traces that a repair is fitted on, one per task; none where a repair is passed."""
+    return [] if config.repair is not None else [f"fit/{task}" for task in tasks.known() if task in config.fit_hops]
+
+
+def role_units_of(config: ReproduceTCRConfig) -> list[str]:
+    """Return the units with the head roles of each task that a repair is fitted on."""
+    return [unit.replace("fit/", "roles/") for unit in fit_runs_of(config)]

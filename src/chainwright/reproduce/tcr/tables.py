@@ -12,9 +12,16 @@ from chainwright._finding import Finding
 from chainwright._tables import Tables
 from chainwright.evaluation.comparison import Comparison
 from chainwright.evaluation.flips import Flips
-from chainwright.figures.words import listed
-from chainwright.reproduce.tcr.config import GOLD, NO_GOLD, ReproduceTCRConfig, runs_of
+from chainwright.reproduce.tcr.config import NO_GOLD, ReproduceTCRConfig, role_units_of, runs_of
 from chainwright.studies import Study, timing
+
+_AT_ERRORS = (
+    "Tokens of the model's own responses up to their first errors; flags are those of the repair and of entropy."
+)
+_LOCATED = (
+    "One head per type, of those that support the wrong token, is silenced. The right token's gain is that at errors "
+    "it was not chosen on; the best heads are those on which right tokens depend, before and after a correction."
+)
 
 
 def tables_of(study: Study) -> list[Finding]:
@@ -31,14 +38,51 @@ def tables_of(study: Study) -> list[Finding]:
         tables = {f"Ablations: {k}": rows for k, rows in read_json(done["ablations"] / "rows.json").items() if rows}
         note = "Chains are counted by forced passes over the right chains of the same problems."
         found_all.append(Tables(title="Ablations", tables=tables, notes=[note]))
-    if config.rendering != "short":
-        skipped = f"{listed([repr(way) for way in GOLD])}, and the ablations"
-        found_all.append(Tables(title="Not run", tables={}, notes=[f"{skipped}: {NO_GOLD}"]))
+    if "errors" in done:
+        tables = {f"First errors: {k}": rows for k, rows in read_json(done["errors"] / "rows.json").items() if rows}
+        found_all.append(Tables(title="First errors", tables=tables, notes=[_AT_ERRORS]))
+    if not config.is_gold_known:
+        found_all.append(Tables(title="Not run", tables={}, notes=[f"The ablations: {NO_GOLD}"]))
+    found_all += _of_fit(config, done)
+    return found_all
+
+
+def _of_fit(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> list[Finding]:
+    """Return what was measured while fitting, and what the paper says about located heads."""
+    found_all: list[Finding] = []
     figures = done["repair"] / "figures.json"
     if figures.exists():
         rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
         found_all.append(Tables(title="The fit", tables={"Tune problems": rows}))
+    roles = [_role_row(row) for unit in role_units_of(config) for row in read_json(done[unit] / "rows.json")]
+    if roles:
+        found_all.append(Tables(title="Located heads", tables={"Key error types": roles}, notes=[_LOCATED]))
     return found_all
+
+
+def _role_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    gains = row["gains"]
+    return {
+        "task": row["task"],
+        "type": row["type"],
+        "correct-processing": _named(row["correct_processing"]),
+        "erroneous-processing": _named(row["erroneous_processing"]),
+        "both": row["n_both"],
+        "basic": len(row["basic"]),
+        "writing shared": f"{row['writing_shared']} of {row['n_writing']}",
+        "head": "" if row["head"] is None else _named([row["head"]]),
+        "gain of the right token": sum(gains) / len(gains) if gains else None,
+        "held-out errors": len(gains),
+        "corrected": f"{row.get('n_corrected', 0)} of {row.get('n_wrong', 0)}",
+        "best heads that agree": row["relocated"],
+        "entropy right": row.get("entropy_right"),
+        "entropy corrected": row.get("entropy_corrected"),
+        "entropy wrong": row.get("entropy_wrong"),
+    }
+
+
+def _named(heads: list[list[int]]) -> str:
+    return ", ".join(f"L{layer}H{head}" for layer, head in heads)
 
 
 def counts_of(config: ReproduceTCRConfig, done: Mapping[str, Path], way: str) -> dict[str, int]:

@@ -89,7 +89,7 @@ def gold_detector(tokenizer: PreTrainedTokenizerBase, problems: Sequence[tasks.P
     """
     if any(problem.rendering != "short" for problem in problems):
         raise BadInput(
-            "Gold flags need the short rendering, in which a chain has one right wording; leave the gold ways out "
-            "(--ways) for this model."
+            "Right chains are known from problems only in the short rendering, in which a chain has one right wording; "
+            "take the first errors of traces instead (GoldDetector.of_traces)."
         )
     return GoldDetector({tuple(prompt_ids(tokenizer, p)): lesson_ids(tokenizer, p) for p in problems})
