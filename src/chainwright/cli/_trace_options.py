@@ -21,7 +21,7 @@ class TraceOptions(Config):
 
     trace_format: str = Field(default="auto", description="Format of the trace files; 'auto' recognises it.")
     trace_field: tuple[str, ...] | None = Field(
-        default=None, description="Which field holds what, such as response=text; may be repeated."
+        default=None, description="Name of a field that is not recognised, such as response=text; may be repeated."
     )
     written_by: tuple[str, ...] | None = Field(
         default=None, description="Take only the traces that this model wrote; may be repeated (default: all)."

@@ -85,7 +85,7 @@ def diagnose(
     recompute: Recompute = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find where a model's chains break: on the tasks, on a problem set of yours, or in traces that are there."""
+    """Find where a model's chains break: on the tasks, on a problem set of yours, or in existing traces."""
     from chainwright._errors import BadInput
     from chainwright.studies.diagnosis.config import DiagnoseConfig
 

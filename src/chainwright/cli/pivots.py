@@ -91,10 +91,10 @@ def pivots(
         ),
     ] = None,
     completer_model: Annotated[
-        str | None, typer.Option("--completer-model", help="What the model is called by the server of --completer.")
+        str | None, typer.Option("--completer-model", help="Name of the model on the server of --completer.")
     ] = None,
     completer_api: Annotated[
-        str, typer.Option("--completer-api", metavar="completions|chat", help="How the server is asked.")
+        str, typer.Option("--completer-api", metavar="completions|chat", help="API through which the server is called.")
     ] = "completions",
     search: Values = SEARCH,
     out_folder: StudyFolder = Path("runs/pivots"),

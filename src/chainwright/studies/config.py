@@ -87,9 +87,10 @@ class DecodeSettings(Config):
         default=None, description="Thinking still open after so many tokens ends the response, which counts as cut."
     )
     batch_size: BatchSize = None
-    n_samples: Count = Field(default=1, description="Responses to each problem; above 1 they must be drawn.")
+    n_samples: Count = Field(default=1, description="Responses per problem; more than 1 needs sampling.")
     sampling: Literal["model"] | None = Field(
-        default=None, description="Take what is not set here from the checkpoint's generation config."
+        default=None,
+        description="Take sampling settings that are not given here from the checkpoint's generation config.",
     )
     temperature: Annotated[float | None, Field(ge=0), MustBe("0 (greedy) or a positive number, or none")] = Field(
         default=None,

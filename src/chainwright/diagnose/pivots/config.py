@@ -34,22 +34,25 @@ class PivotConfig(Config):
         default=0.2, description="How far the probability of a right end must fall at a pivot."
     )
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        default=0.05, description="Rate at which a fall that is no larger than `drop` may be taken for one."
+        default=0.05,
+        description="Allowed rate of false alarms: falls no larger than `drop` that are reported as pivots.",
     )
     to: Literal["token", "step"] = Field(
-        default="token", description="Look for the very token, or only for the step that it is in."
+        default="token", description="Locate a pivot to the token, or only to its step."
     )
     per_boundary: Count | None = Field(
         default=None,
         description="Continue at the end of every step, so many times each (default: only where it is decided, as "
         "often as it takes).",
     )
-    budget: Count = Field(default=128, description="Most continuations per response, in the sequential search.")
+    budget: Count = Field(
+        default=128, description="Maximum number of continuations per response, in the sequential search."
+    )
     n_start: Count = Field(default=4, description="Continuations of the question alone, before anything else.")
     n_probe: Count = Field(
         default=12, description="Continuations after which a prefix counts as it looks, while searching."
     )
-    n_most: Count = Field(default=32, description="Most continuations of one prefix.")
+    n_most: Count = Field(default=32, description="Maximum number of continuations of one prefix.")
     n_rechecks: int = Field(
         default=2, ge=0, description="Later step ends that are continued to see whether the fall was made good."
     )

@@ -26,7 +26,7 @@ class ProblemOptions(Config):
     revision: str | None = _as("revision")
     data_files: str | None = _as("data_files")
     fields: tuple[str, ...] | None = Field(
-        default=None, description="Field that is not found by itself, such as question=prompt; may be repeated."
+        default=None, description="Field that is not recognised by its name, such as question=prompt; may be repeated."
     )
     kind: str = _as("kind")
     checker: str | None = _as("checker")

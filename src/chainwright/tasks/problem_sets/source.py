@@ -50,7 +50,7 @@ class ProblemSource(Config):
     n: int | None = Field(default=None, ge=1, description="Number of problems; None takes all.")
     seed: int | None = Field(default=None, description="Draws a random sample; None takes the first ones.")
     shuffle_choices: bool = Field(default=False, description="Shuffle the options of each question by the seed.")
-    skip_bad: bool = Field(default=False, description="Leave out and count records that cannot be used.")
+    skip_bad: bool = Field(default=False, description="Skip and count records that cannot be used.")
     name: str | None = Field(default=None, description="Name of the set; None goes by the source.")
 
     def load(self) -> ProblemSet:
