@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from chainwright import checkers, generate, load_model, tasks
 from chainwright._errors import BadInput, OtherRendering
 from chainwright.checkers import Checker, Verdict
+from chainwright.models.load import OWN_SHOTS
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.demonstrations import Shots, demonstration
 from chainwright.prompts.describe import describe
@@ -188,6 +190,21 @@ def test_a_tasks_problem_is_asked_in_full_in_every_turn(is_open: bool) -> None:
         question, _, chain = turn.partition("[end][assistant]")
         assert question.count(" coin.") == 3, "one hop fewer than asked"
         assert chain.removesuffix("[end]").splitlines()[-1].startswith("Answer: ")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_model_trained_without_demonstrations_is_asked_without_them_by_default(is_open: bool, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("plain")
+    tokenizer.init_kwargs[OWN_SHOTS] = 0
+    tokenizer.save_pretrained(tmp_path)
+    (problem,) = tasks.sample("parity", 4, 1, rendering=None if is_open else "natural")
+    (bare,) = tasks.sample("parity", 4, 1, rendering="natural", n_demonstrations=0)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert question_of(one, problem).text == f"[user]{bare.prompt}[end][assistant]", "survives saving"
+    (two,) = tasks.sample("parity", 4, 1, rendering="natural", n_demonstrations=2)
+    assert question_of(tokenizer, two).problem == two, "more than the usual example was chosen by hand"
+    shown = question_of(tokenizer, problem, Asking(shots=1), Shots.of(Asking(shots=1), []))
+    assert shown.text == asked("plain", problem, Asking(shots=1)).text, "asked for"
 
 
 def test_hops_of_a_tasks_demonstrations() -> None:

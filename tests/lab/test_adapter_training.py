@@ -21,7 +21,7 @@ from chainwright.lab.chains import Row, chain_loss
 from chainwright.lab.lora import Adapter, Layout
 from chainwright.lab.smollm2 import FIRST_SEED, chat_row, draw_hops
 from chainwright.models.adapters import with_adapters
-from chainwright.models.load import load_model
+from chainwright.models.load import OWN_SHOTS, load_model, load_tokenizer
 from families import tiny
 from instruct import instruct_model, instruct_tokenizer
 
@@ -195,6 +195,9 @@ def test_a_training_starts_from_an_adapter_and_names_what_it_comes_from(base: st
     left, right = weights_of(first), weights_of(second)
     assert all(torch.allclose(left[name], right[name], atol=1e-7) for name in left), (
         "a vanishing rate keeps the start's weights"
+    )
+    assert (
+        load_tokenizer(base, adapter=second).init_kwargs[OWN_SHOTS] == read_json(second / "recipe.json")["shots"] == 0
     )
     trainings = read_json(second / "recipe.json")["trainings"]
     assert [t["steps"] for t in trainings] == [2, 1]

@@ -78,7 +78,7 @@ HOPS = register("command", "train.smollm2-hops")(
         "chainwright.lab:HopsConfig",
         "chainwright.lab:train_hops",
         "Train an adapter on SmolLM2-135M that writes chains of the seven tasks in English: 20 minutes of a core.",
-        hint="chainwright evaluate --model smollm2 --adapter {folder}/adapter --shots 0",
+        hint="chainwright evaluate --model smollm2 --adapter {folder}/adapter",
     )
 )
 MATH = register("command", "train.smollm2-math")(

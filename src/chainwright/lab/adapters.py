@@ -50,6 +50,11 @@ class AdapterRecipe(Optimization):
     weight_decay: WeightDecay = 0.0
     n_warmup: Warmup = 20
 
+    @property
+    def shots(self) -> int:
+        """Return how many demonstrations come before most of the questions that are trained on."""
+        return 0
+
 
 class Step(NamedTuple):
     """What one step trains on: rows of one kind, such as a task and a hop count."""
@@ -174,7 +179,8 @@ def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
 
 def _recipe(config: AdapterRecipe, trainings: list[dict[str, Any]], log: list[Entry]) -> dict[str, Any]:
     sha256 = package_of(config.base).sha256 if config.base in fetchable_models() else ""
-    return {"base": config.base, "base_sha256": sha256, "trainings": trainings, "curve": curve_of(log)}
+    made = {"base": config.base, "base_sha256": sha256, "shots": config.shots}
+    return made | {"trainings": trainings, "curve": curve_of(log)}
 
 
 def curve_of(log: list[Entry]) -> list[dict[str, Any]]:

@@ -62,6 +62,11 @@ class HopsConfig(AdapterRecipe):
     lr: Rate = 1.5e-3
     decay_share: Decay = 0.41
 
+    @property
+    def shots(self) -> int:
+        """Return how many demonstrations come before most of the questions that are trained on."""
+        return round(self.demonstrated_share)
+
     @model_validator(mode="after")
     def _tasks_have_hops(self) -> Self:
         if not self.weights or (unknown := [name for name in self.weights if name not in self.hops]):

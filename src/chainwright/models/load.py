@@ -28,7 +28,10 @@ from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
 from chainwright.models.hf_errors import LOADING_ERRORS, quiet, sentence
 from chainwright.models.places import Place, locate
-from chainwright.models.sources import BUNDLED, known_models
+from chainwright.models.sources import BUNDLED, known_models, shots_of_recipe
+
+OWN_SHOTS = "chainwright_shots"
+"""Setting of a tokenizer: how many demonstrations its model was trained to be asked with."""
 
 
 class LoadedModel(NamedTuple):
@@ -146,6 +149,8 @@ def _tokenizer_at(name: str, place: Place, trust_remote_code: bool) -> PreTraine
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
         except LOADING_ERRORS as error:
             raise BadInput(f"Model {name!r} has no readable tokenizer: {sentence(error)}") from error
+    for shots in filter(lambda n: n is not None, map(shots_of_recipe, place.adapters)):
+        tokenizer.init_kwargs[OWN_SHOTS] = shots  # saved with the tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

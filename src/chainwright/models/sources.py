@@ -68,6 +68,16 @@ def bundled_adapter(name: str) -> BundledAdapter:
     return BundledAdapter(name, ADAPTERS / name, recipe["base"], recipe["base_sha256"])
 
 
+def shots_of_recipe(folder: Path) -> int | None:
+    """Return how many demonstrations an adapter of ours was trained with; None for an adapter without our recipe."""
+    try:
+        recipe = read_json(folder / "recipe.json")
+    except BadInput:  # no file, or one that is not ours
+        return None
+    shots = recipe.get("shots") if isinstance(recipe, dict) and "trainings" in recipe else None
+    return shots if isinstance(shots, int) else None
+
+
 def known_models() -> list[str]:
     """Return every name that `load_model` takes, without importing any: bundled, fetchable, adapters, plugins."""
     return [*_own_models(), *_registry.names("model")]

@@ -38,7 +38,8 @@ class Asking(Config):
     shots: int | None = Field(
         default=None,
         ge=0,
-        description="Demonstrations before the question (default: the one worked example of a task's own prompt).",
+        description="Demonstrations before the question (default: the one worked example of a task's own prompt; "
+        "none for an adapter whose recipe says so, such as smollm2-hops).",
     )
     shots_as: ShotsAs = Field(
         default="auto",

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright import checkers
 from chainwright._errors import BadInput
+from chainwright.models.load import OWN_SHOTS
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.conversation import rendered, turns_of
 from chainwright.prompts.demonstrations import Demonstration, Shots, demonstration
@@ -31,6 +32,7 @@ _INSTRUCTIONS = {
     "choice": "End with a line that says 'The answer is' and the letter of the right option in parentheses.",
     "exact": "End with a line that says 'The answer is' and the answer.",
 }
+_EXAMPLE = "Worked example:\n"
 _NEXT_QUESTION, _NEXT_EXAMPLES = ("\nQuestion:",), ("\nWorked example:", "\nProblem:")
 
 
@@ -86,7 +88,7 @@ def question_of(
         known = None if isinstance(problem, str) else problem
         return Question(known, text, is_rendered=was_rendered, is_closed=is_closed)
     _check_template(tokenizer, asking, problem, is_chat=is_chat)
-    problem, before = _with_shots(problem, asking, shots, is_chat=is_chat)
+    problem, before = _with_shots(tokenizer, problem, asking, shots, is_chat=is_chat)
     return _put(tokenizer, problem, before, asking, is_chat=is_chat)
 
 
@@ -116,11 +118,11 @@ def _check_template(
 
 
 def _with_shots(
-    problem: Problem | str, asking: Asking, shots: Shots | None, *, is_chat: bool
+    tokenizer: PreTrainedTokenizerBase, problem: Problem | str, asking: Asking, shots: Shots | None, *, is_chat: bool
 ) -> tuple[Problem | str, list[Demonstration]]:
     """Return the problem with the prompt that suits its demonstrations, and those that are apart from the prompt."""
     if not asking.has_shots and asking.n_shots is None:
-        return problem, []
+        return _as_trained(tokenizer, problem), []
     task = problem if isinstance(problem, Problem) and problem.lines else None
     if task is not None and task.rendering == "short":
         if asking.n_shots == 0:
@@ -139,6 +141,14 @@ def _with_shots(
     return bare(task), [demonstration(other) for other in chosen]
 
 
+def _as_trained(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> Problem | str:
+    """Return a task's problem without its own worked example where the model was trained to be asked without."""
+    is_natural = isinstance(problem, Problem) and bool(problem.lines) and problem.rendering == "natural"
+    if is_natural and tokenizer.init_kwargs.get(OWN_SHOTS) == 0 and problem.prompt.count(_EXAMPLE) == 1:
+        return bare(problem)
+    return problem
+
+
 def _put(
     tokenizer: PreTrainedTokenizerBase,
     problem: Problem | str,
@@ -148,7 +158,7 @@ def _put(
     is_chat: bool,
 ) -> Question:
     own = problem if isinstance(problem, str) else problem.prompt
-    n_inside = own.count("Worked example:\n") if isinstance(problem, Problem) and problem.lines else 0
+    n_inside = own.count(_EXAMPLE) if isinstance(problem, Problem) and problem.lines else 0
     n_shots = len(before) or (n_inside if asking.has_shots else 0)
     instruction = _instruction(problem, asking, has_shots=n_shots > 0)
     asked = own if instruction is None else f"{own.rstrip()}\n\n{instruction}"
