@@ -143,8 +143,9 @@ def _with_shots(
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase, problem: Problem | str) -> Problem | str:
     """Return a task's problem without its own worked example where the model was trained to be asked without."""
-    is_natural = isinstance(problem, Problem) and bool(problem.lines) and problem.rendering == "natural"
-    if is_natural and tokenizer.init_kwargs.get(OWN_SHOTS) == 0 and problem.prompt.count(_EXAMPLE) == 1:
+    if isinstance(problem, str) or not problem.lines or problem.rendering != "natural":
+        return problem
+    if tokenizer.init_kwargs.get(OWN_SHOTS) == 0 and problem.prompt.count(_EXAMPLE) == 1:
         return bare(problem)
     return problem
 
