@@ -11,7 +11,7 @@ from chainwright._errors import BadInput
 from chainwright.evaluation.comparison import Comparison
 from chainwright.evaluation.flips import Flips
 from chainwright.prompts.asking import Asking
-from chainwright.repair import TCR, Repair, bundled_repairs
+from chainwright.repair import TCR, Repair, StepFlow, bundled_repairs
 from chainwright.repair.base import BUNDLED
 from chainwright.repair.tcr.lora_selector import ClassifierSelector
 from chainwright.report.lines import lines_of
@@ -20,8 +20,9 @@ from chainwright.reproduce.tcr.config import ReproduceTCRConfig
 from chainwright.reproduce.tcr.estimate import estimate
 from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.reproduce.tcr.tables import counts_of
-from chainwright.reproduce.tcr.ways import gold_detector
+from chainwright.reproduce.tcr.ways import decoding_with, gold_detector
 from chainwright.studies import Job, Study
+from chainwright.traces import read_traces
 from command_line import call
 from study_plans import files
 
@@ -139,6 +140,7 @@ def test_the_shipped_repair_with_the_paper_s_selector_decodes() -> None:
         ({"repair": None}, "at least one task with hops is needed"),
         ({"seeds": (1, 100)}, "fit_seed 100 is one of the test seeds"),
         ({"also": ("a/TCR", "TCR")}, "'TCR' names two ways of decoding"),
+        ({"also": ("a/b+c", "b + d/c")}, r"'b\+c' names two ways of decoding"),
         ({"decision": "votes"}, "Unknown decision 'votes'.*Did you mean 'vote'"),
         ({"n": 0}, "n must be a whole number from 1; got 0"),
     ],
@@ -160,6 +162,33 @@ def test_settings_that_came_later_are_in_the_record_only_if_set() -> None:
     changed = config(asking=Asking(shots=0), detector="lens", positions="last", n_contexts=4, n_lessons=9)
     assert later < set(changed.record()) and ReproduceTCRConfig.from_record(changed.record()) == changed
     assert changed.fitting().candidates.positions == "last" and changed.fitting().detector == "lens"
+
+
+@pytest.mark.slow
+def test_repairs_that_decode_together_are_a_way(tmp_path: Path) -> None:
+    loaded = load_model("reasoner", device="cpu")
+    also = ("stepflow+tcr-reasoner", "stepflow")
+    study = Study.make(
+        tmp_path / "study", make(ReproduceTCR, ways=("none", "TCR"), variants=(), also=also, seeds=(1,), n=2)
+    )
+    study.run()
+    problems = tasks.sample("clf", 13, 2, 1)
+    for way, repair in (
+        ("stepflow-and-tcr-reasoner", [StepFlow(), TCR.from_pretrained("tcr-reasoner")]),
+        ("stepflow", StepFlow()),
+    ):
+        want = generate(*loaded, problems, repair=repair, progress=False)
+        got = read_traces(study.results[f"runs/{way}/clf-1"] / "traces.parquet")
+        assert [t.response for t in got] == [t.response for t in want]
+    counts = counts_of(config(also=also, seeds=(1,)), study.results, "stepflow+tcr-reasoner")
+    assert counts["n_sites"] > 0 and counts["n_flagged"] > 0
+
+
+def test_repairs_that_cannot_decode_together_are_refused() -> None:
+    with pytest.raises(BadInput, match="both decide single tokens"):
+        decoding_with("tcr-reasoner+tcr-reasoner-lora")
+    with pytest.raises(BadInput, match="Two stepflow repairs cannot decode together"):
+        decoding_with("stepflow+stepflow")
 
 
 def test_a_plan_counts_weights_and_answers_without_running() -> None:

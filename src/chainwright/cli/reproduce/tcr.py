@@ -44,7 +44,11 @@ def tcr(
         str | None, typer.Option("--ways", help="Ways of decoding, separated by semicolons (default: all).")
     ] = None,
     also: Annotated[
-        str | None, typer.Option("--also", help="Further TCR repairs to decode with, separated by commas.")
+        str | None,
+        typer.Option(
+            "--also",
+            help="Further repairs to decode with, separated by commas: names, folders, 'stepflow', or 'A+B' for both.",
+        ),
     ] = None,
     out_folder: StudyFolder = Path("runs/reproduce-tcr"),
     fit: Values = FIT,

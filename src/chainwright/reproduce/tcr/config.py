@@ -84,8 +84,9 @@ class ReproduceTCRConfig(CellsConfig):
     )
     also: Sequence[str] = Field(
         default=(),
-        description="Further TCR repairs to decode with, each a way named after its folder. Their selectors join the "
-        "ablations where their candidate heads are the same.",
+        description="Further repairs to decode with, each a way named after its folder: 'A+B' decodes with both, and "
+        "'stepflow' is StepFlow with its published settings. Selectors of TCR repairs join the ablations where their "
+        "candidate heads are the same.",
     )
     asking: Asking | None = Field(default=None, description="How problems are asked; default: as they are written.")
     temperature: Temperature = 0.0
@@ -146,7 +147,7 @@ class ReproduceTCRConfig(CellsConfig):
 
     def all_ways(self) -> list[str]:
         """Return the ways of decoding, those of further repairs last."""
-        return [*self.ways, *(Path(name).name for name in self.also)]
+        return [*self.ways, *(way_of(name) for name in self.also)]
 
 
 def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
@@ -157,7 +158,12 @@ def runs_of(config: ReproduceTCRConfig, way: str) -> list[str]:
 
 def slug_of(way: str) -> str:
     """Return a way's name as part of a unit's id."""
-    return way.replace(", ", "-").replace(" ", "-")
+    return way.replace(", ", "-").replace(" ", "-").replace("+", "-and-")
+
+
+def way_of(names: str) -> str:
+    """Return the way of decoding with a further repair, or with several: "runs/a+tcr-reasoner" is "a+tcr-reasoner"."""
+    return "+".join(Path(name.strip()).name for name in names.split("+"))
 
 
 def fit_runs_of(config: ReproduceTCRConfig) -> list[str]:

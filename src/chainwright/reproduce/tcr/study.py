@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from chainwright import tasks
@@ -41,11 +40,19 @@ from chainwright.repair.tcr.flag_log import logged_flags
 from chainwright.repair.tcr.repair import TCR
 from chainwright.repair.tcr.training_data import lessons_of
 from chainwright.reproduce.tcr.ablations import ablation_rows, load_outcomes, save_outcomes, selector_rows
-from chainwright.reproduce.tcr.config import GOLD, ReproduceTCRConfig, fit_runs_of, role_units_of, runs_of, slug_of
+from chainwright.reproduce.tcr.config import (
+    GOLD,
+    ReproduceTCRConfig,
+    fit_runs_of,
+    role_units_of,
+    runs_of,
+    slug_of,
+    way_of,
+)
 from chainwright.reproduce.tcr.first_errors import first_error_rows
 from chainwright.reproduce.tcr.role_figures import role_figures, roles_in
 from chainwright.reproduce.tcr.tables import tables_of
-from chainwright.reproduce.tcr.ways import gold_detector, repair_for
+from chainwright.reproduce.tcr.ways import decoding_with, gold_detector, repair_for
 from chainwright.studies import Job, Results, Study
 from chainwright.studies.model_plan import ModelPlan
 from chainwright.tasks.cells import sample_cells
@@ -92,8 +99,9 @@ class ReproduceTCR(ModelPlan[ReproduceTCRConfig]):
 
     def _ablations(self, done: Results) -> dict[str, list[dict[str, Any]]]:
         tcr = self._repair(done)
-        others = {Path(name).name: TCR.from_pretrained(name) for name in self.asked.also}
-        selectors = {"": tcr.selector, **{k: o.selector for k, o in others.items() if o.heads == tcr.heads}}
+        also = {way_of(name): decoding_with(name) for name in self.asked.also}
+        others = {way: one for way, one in also.items() if isinstance(one, TCR) and one.heads == tcr.heads}
+        selectors = {"": tcr.selector, **{way: one.selector for way, one in others.items()}}
         found = {v: load_outcomes(done[f"forced/{v}"]) for v in self.asked.variants}
         return ablation_rows(found, tcr, selectors, self._candidates(done), self.asked.tau)
 
@@ -192,8 +200,8 @@ class ReproduceTCR(ModelPlan[ReproduceTCRConfig]):
         """Return the repair that a way decodes with, None for the model alone; `plain` is the unit of its traces."""
         if way == "none":
             return None
-        if others := [name for name in self.asked.also if Path(name).name == way]:
-            return TCR.from_pretrained(others[0])
+        if others := [name for name in self.asked.also if way_of(name) == way]:
+            return decoding_with(others[0])
         gold = None
         if way in GOLD and self.asked.is_gold_known:
             gold = gold_detector(self.tokenizer, problems)

@@ -10,6 +10,8 @@ from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.prompts.prompt import prompt_ids
 from chainwright.repair.base import Repair
+from chainwright.repair.composed import Composed
+from chainwright.repair.stepflow.repair import StepFlow
 from chainwright.repair.tcr.baselines import BestHead, DoLa, RemoveAndResample
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.repair.tcr.detector import EntropyDetector, GoldDetector
@@ -42,6 +44,17 @@ def repair_for(
         assert isinstance(detector, GoldDetector)
         return BestHead(tcr.heads, detector, end_ids=tcr.end_ids)
     return _with(tcr, detector, way, candidates)
+
+
+def decoding_with(names: str) -> Repair:
+    """Return a saved repair, or several that decode together, their names joined by "+".
+
+    Raises:
+        BadInput: There is no such repair, or two of them cannot decode together.
+    """
+    parts = [name.strip() for name in names.split("+")]
+    repairs = [StepFlow() if name == "stepflow" else Repair.from_pretrained(name) for name in parts]
+    return repairs[0] if len(repairs) == 1 else Composed(repairs)
 
 
 def _detector(name: str, tcr: TCR, tau: float, gold: GoldDetector | None) -> Detector:
