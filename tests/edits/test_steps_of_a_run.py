@@ -60,8 +60,8 @@ def test_both_ways_hold_the_same(family, n_rows, options, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_step_by_hand_with_a_hidden_token_goes_the_long_way(monkeypatch):
-    """A mask that hides the new token, another number of rows, or a cache that was cut is no plain step."""
+def test_a_cache_that_was_cut_goes_the_long_way(monkeypatch):
+    """The prompt, the first step and a cache that was cut are no plain steps; what a mask says of one token is."""
     model, ids = tiny("llama"), random_ids(2, 5)
     taken: list[bool] = []
     step = Run._is_step
@@ -83,7 +83,17 @@ def test_a_step_by_hand_with_a_hidden_token_goes_the_long_way(monkeypatch):
         assert taken[-1]
         mask = torch.cat([mask, torch.tensor([[1], [0]])], dim=1)
         model(one, past_key_values=cache, use_cache=True, attention_mask=mask)
-        assert not taken[-1]
+        assert taken[-1]
+        # the long way holds the same of a token that the mask hides
+        held = run.rows, run.n_slots, run.latest, run.counted
+        monkeypatch.setattr(Run, "_is_step", lambda *args: False)
+        with following(anatomy(other := tiny("llama"))) as long:
+            for length in (5, 6, 7, 8, 9):
+                new = ids if length == 5 else one
+                past = None if length == 5 else past
+                past = other(new, past_key_values=past, use_cache=True, attention_mask=mask[:, :length]).past_key_values
+        assert (long.rows, long.n_slots, long.latest, long.counted) == held
+        monkeypatch.setattr(Run, "_is_step", noted)
         cache.crop(-3)
         model(one, past_key_values=cache, use_cache=True)
         assert not taken[-1]

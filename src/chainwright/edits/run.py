@@ -53,6 +53,7 @@ class Run:
             none in a pass aside. None where all do.
         is_decoding: Whether the prompt is over.
         is_reordered: Whether beams have changed places in this run.
+        is_step: Whether the latest pass of the run added one token to each row, and no row is finished.
         n_slots: Columns of the padded batch so far.
         n_runs: How many runs have begun.
         n_passes: How many passes have been followed.
@@ -70,7 +71,7 @@ class Run:
         self.rows: list[Row] = []
         self.latest = Pass()
         self.counted: Tensor | None = None
-        self.is_decoding = self.is_reordered = False
+        self.is_decoding = self.is_reordered = self.is_step = False
         self.n_slots = self.n_runs = self.n_passes = self.n_reopened = self.needs_whole = 0
         self.end_ids: frozenset[int] = frozenset()
         self.readings: list[Reading] = []
@@ -111,8 +112,24 @@ class Run:
                 cache that was filled before.
         """
         by_name = _by_name(module, args, kwargs)
-        ids, cache, mask = (by_name.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        ids, cache = by_name.get("input_ids"), by_name.get("past_key_values")
         n_past = 0 if cache is None else int(cache.get_seq_length())
+        is_read, is_continued = bool(self.readings), False
+        if self._aside is None and ids is not None:
+            # only readings care which call of generate a step belongs to, and finding out takes longer than the step
+            is_continued = is_read and self._generation.enter() and n_past > 0
+            if not is_continued and self._is_step(ids, cache, n_past):
+                return
+            is_continued = is_continued or (not is_read and self._generation.enter() and n_past > 0)
+        self._take_in(by_name, n_past, is_continued=is_continued)
+
+    def _take_in(self, by_name: dict[str, Any], n_past: int, *, is_continued: bool) -> None:
+        """Take in a pass that is no plain step."""
+        ids, cache, mask = (by_name.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        if self._aside is None:
+            self.is_step = False
+            if self.on_top is not None:
+                self.on_top.begin(by_name)
         if ids is None:
             embeddings = by_name.get("inputs_embeds")
             n_rows, n_new = (0, 0) if embeddings is None else embeddings.shape[:2]
@@ -120,27 +137,23 @@ class Run:
             return
         n_new = ids.shape[1]  # the windows are read now, since the layers change the cache as they run
         if self._aside is None:
-            is_continued = self._generation.enter() and n_past > 0
-            if is_continued or not self._is_step(ids, cache, mask, n_past):
-                now = Pass(n_past, n_new, self._n_candidates(n_new), windows=_windows(cache, n_new))
-                self._follow(ids, mask, now, is_continued=is_continued)
-                self._watch(cache)
+            now = Pass(n_past, n_new, self._n_candidates(n_new), windows=_windows(cache, n_new))
+            self._follow(ids, mask, now, is_continued=is_continued)
+            self._watch(cache)
         else:
             now = Pass(n_past, n_new, windows=_windows(cache, n_new), is_aside=True)
             self._look_aside(ids, mask, now, self._aside)
 
-    def _is_step(self, ids: Tensor, cache: Any, mask: Any, n_past: int) -> bool:
+    def _is_step(self, ids: Tensor, cache: Any, n_past: int) -> bool:
         """Take in a pass that adds one token to each row, none of them an end; return False for any other.
 
-        Most passes are of this kind, so it does what `_follow` would, and nothing that only other passes need.
+        Most passes are of this kind, so it does what `_follow` would, and nothing that only other passes need; what a
+        mask says of a single new token, `_follow` does not use either.
         """
-        rows, n_rows = self.rows, len(self.rows)
-        if not (self.is_decoding and cache is self._cache and n_past == self.n_slots and ids.shape == (n_rows, 1)):
+        rows = self.rows
+        is_next = cache is self._cache and n_past == self.n_slots and self.is_decoding
+        if not is_next or ids.shape != (len(rows), 1):
             return False
-        if mask is not None:
-            is_plain = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > n_past
-            if not is_plain or not all(mask[:, n_past].tolist()):
-                return False
         new, first, (ends, _) = ids.tolist(), self.latest.first, self._ends()
         for row, start, (token,) in zip(rows, first, new, strict=True):
             if row.is_done or token in ends or not row.n_checked == len(row.ids) == n_past - start:
@@ -150,7 +163,7 @@ class Run:
             row.n_checked += 1
         now = Pass(n_past, 1, first=first, windows=_windows(cache, 1) if self._has_windows else {})
         self.n_passes += 1
-        self.n_slots, self.n_reopened, self.latest, self.counted = n_past + 1, 0, now, None
+        self.n_slots, self.n_reopened, self.latest, self.counted, self.is_step = n_past + 1, 0, now, None, True
         for reading in self.readings:
             reading.extend(now, new)
         return True

@@ -258,11 +258,13 @@ class SeamHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the handlers to the keywords of the decoder's forward pass."""
-        if not torch.compiler.is_compiling():
+        before = self.handlers.before
+        if torch.compiler.is_compiling():
+            if before:
+                _call_before_uncompiled(before, module, args, kwargs)
+        else:
             self.check_thread()
-        if self.handlers.before:
-            call = _call_before_uncompiled if torch.compiler.is_compiling() else _call_before
-            call(self.handlers.before, module, args, kwargs)
+            _call_before(before, module, args, kwargs)
         return args, {**kwargs, STATE_KEY: self.handlers}
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -116,7 +116,10 @@ class Decider:
     """What a repair that decides tokens does around each pass of the causal language model; this one does nothing."""
 
     def before(self, kwargs: dict[str, Any]) -> None:
-        """Prepare for a pass, whose arguments are `kwargs`; may refuse it."""
+        """Prepare for a pass of the causal language model, whose arguments are `kwargs`."""
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """Prepare for a pass of its decoder that is no plain step (see `Run.is_step`); may refuse it."""
 
     def decide(self, kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output of the pass with the repair's logits in it."""
@@ -143,17 +146,23 @@ class _Counter:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start the clock."""
-        if self.run.is_aside or not self.members:
+        if not self.members or self.run.is_aside:
             return
-        named = {**kwargs, "input_ids": kwargs.get("input_ids", args[0] if args else None)}
+        named = _named(args, kwargs)
         for member in self.members:
             member.decider.before(named)
         self._n_passes = self.run.n_passes
         self._since = self._now()
 
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """Let the repairs look at a pass of the decoder that is no plain step, unless it runs by itself."""
+        if self._n_passes >= 0:
+            for member in self.members:
+                member.decider.begin(kwargs)
+
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Count the pass, and let the repairs decide."""
-        if self.run.is_aside or self._n_passes < 0:
+        if self._n_passes < 0 or self.run.is_aside:
             return output
         was_followed, self._n_passes = self.run.n_passes > self._n_passes, -1
         if not was_followed:
@@ -164,7 +173,7 @@ class _Counter:
             member.cost.n_forwards += 1
             member.cost.n_tokens += n_tokens
             member.cost.seconds += took
-        named = {**kwargs, "input_ids": kwargs.get("input_ids", args[0] if args else None)}
+        named = _named(args, kwargs)
         for member in self.members:
             output = self._decided(member, named, output)
         return output
@@ -179,6 +188,13 @@ class _Counter:
                 other.cost.seconds += took
         return output
 
+    def _n_live(self, output: Any) -> int:
+        """Return how many rows are not finished."""
+        if self.run.rows:
+            return sum(not row.is_done for row in self.run.rows)
+        logits = getattr(output, "logits", output[0] if isinstance(output, tuple) else None)
+        return 0 if logits is None else len(logits)
+
     def _now(self) -> float:
         """Return the time at which the work that was issued so far is done."""
         if self._gpu is not None:
@@ -188,8 +204,7 @@ class _Counter:
     def _n_written(self, output: Any) -> int:
         """Return how many more tokens have been decided after the pass that has just run."""
         run = self.run
-        logits = getattr(output, "logits", output[0] if isinstance(output, tuple) else None)
-        n_live = sum(not row.is_done for row in run.rows) if run.rows else len(logits) if logits is not None else 0
+        n_live = len(run.rows) if run.is_step else self._n_live(output)
         n_written, confirmed = n_live, run.latest.n_confirmed
         if run.rows and run.n_runs == self._run:
             if run.is_decoding:
@@ -199,6 +214,11 @@ class _Counter:
                 n_written -= self._n_counted
         self._run, self._confirmed, self._n_counted = run.n_runs, confirmed, n_live
         return n_written
+
+
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a pass of the causal language model by name, as far as repairs read them."""
+    return kwargs if not args or "input_ids" in kwargs else {**kwargs, "input_ids": args[0]}
 
 
 @contextmanager

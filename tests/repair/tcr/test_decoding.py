@@ -329,12 +329,21 @@ def test_what_is_certain_is_below_the_floor_and_what_is_near_it_is_not() -> None
             logits = size * torch.randn(1, 2, 50, generator=generator)
             entropy = float(entropy_nats(logits[0, -1]))
             assert not is_certain(logits, entropy) and not is_certain(logits, entropy - 0.1)
-            assert is_certain(logits, entropy + 0.01)
+            # the bound is what the same likeliest token would have with the rest spread evenly
+            p = float(logits[0, -1].softmax(-1).max())
+            most = math.log(50) if p == 1 / 50 else -p * math.log(p) - (1 - p) * math.log(max(1 - p, 1e-30) / 49)
+            assert most > entropy - 1e-5
+            assert is_certain(logits, most + 0.002) and (most < 0.002 or not is_certain(logits, most - 0.001))
+            assert is_certain(logits.expand(3, -1, -1), most + 0.002)
     plain = torch.zeros(1, 1, 50)
     assert is_certain(plain, 4.0) and not is_certain(plain, math.log(50))
-    # several rows, other dtypes and logits that are not finite are left to the entropy itself
-    assert not is_certain(plain.expand(2, -1, -1), 4.0) and not is_certain(plain.double(), 4.0)
-    for odd in (math.nan, -math.inf, math.inf):
+    for odd in (math.nan, math.inf):
         strange = plain.clone()
         strange[0, 0, 3] = odd
-        assert not is_certain(strange, 4.0)
+        assert not is_certain(strange, 4.0) and not is_certain(torch.cat([plain, strange]), 4.0)
+    sure, unsure = torch.zeros(1, 1, 50), torch.zeros(1, 1, 50)
+    sure[0, 0, 7] = 20.0
+    for logits in (torch.cat([sure, unsure]), torch.cat([unsure, sure])):
+        assert not is_certain(logits, 0.1) and is_certain(logits[logits.amax(-1)[:, 0] > 10], 0.1)
+    assert is_certain(sure.bfloat16(), 0.1) and is_certain(torch.cat([unsure, sure], dim=1), 0.1)
+    assert not is_certain(sure, 0.0), "a floor of 0 rules nothing out"

@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -40,6 +42,10 @@ from chainwright.traces import Trace
 
 _ROUNDING = 1e-3  # nats; far more than float32 may be off in an entropy
 _HOW = "decode with greedy search or sampling and the default cache"
+_MOVED = (
+    "A repair cannot follow beam search or assisted decoding, in which rows change places and tokens are taken back; "
+    f"{_HOW}."
+)
 
 
 def entropy_nats(logits: Tensor) -> Tensor:
@@ -49,19 +55,35 @@ def entropy_nats(logits: Tensor) -> Tensor:
 
 
 def is_certain(logits: Tensor, floor: float) -> bool:
-    """Return whether the entropy of a single row is below `floor` by so much that rounding cannot matter.
+    """Return whether the entropy of every row is below `floor`, by so much that rounding cannot matter.
 
-    Most tokens are, and nothing else need be computed for them. With a large vocabulary this takes a third of the time
-    of `entropy_nats`.
+    Most tokens are certain, and nothing else need be computed for them. The likeliest token's probability p bounds the
+    entropy: with the rest spread evenly it is h(p) + (1 - p) log(V - 1), and no distribution has more.
 
     Args:
-        logits: `[N, T, V]`, of which the last position counts; for several rows the answer is False.
+        logits: `[N, T, V]`, of which the last position counts.
         floor: Nats.
     """
-    if len(logits) != 1 or logits.dtype is not torch.float32:
-        return False
-    log_probs = logits[0, -1].log_softmax(-1)
-    return -float(log_probs.exp() @ log_probs) < floor - _ROUNDING  # not so where a logit is infinite, which gives NaN
+    least = _certain_from(floor, logits.shape[-1])
+    if logits.numel() == logits.shape[-1] and logits.dtype is torch.float32:  # a single row: two calls of torch
+        return float(torch.softmax(logits, -1).max()) >= least  # not so if NaN, which an infinite logit gives
+    return all(p >= least for p in logits[:, -1].softmax(-1, dtype=torch.float32).amax(-1).tolist())
+
+
+@lru_cache
+def _certain_from(floor: float, n_tokens: int) -> float:
+    """Return the probability of the likeliest of `n_tokens` tokens from which on the entropy is below `floor` nats."""
+    below = floor - _ROUNDING
+    low, high = 1 / n_tokens, 1.0
+    if below >= math.log(n_tokens):
+        return 0.0
+    if below <= 0:
+        return math.inf
+    for _ in range(40):
+        p = (low + high) / 2
+        most = -p * math.log(p) - (1 - p) * math.log((1 - p) / (n_tokens - 1))
+        low, high = (low, p) if most < below else (p, high)
+    return high
 
 
 class Detector(Protocol):
@@ -174,6 +196,7 @@ class _Deciding(Decider):
         self._hidden: dict[int, Any] = {}  # what each read layer put out
         self._windows: dict[int, Any] = {}
         self._trail: Tensor | None = None
+        self._is_moved = False
         self._followed: Any = None  # the latest cache that was looked at
 
     @contextmanager
@@ -195,13 +218,22 @@ class _Deciding(Decider):
     def _reader(self, layer: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # what runs aside or without a cache is none of the passes that tokens are decided after
-            if not self.run.is_aside and self.is_deciding:
+            if not self.run.is_aside and (self.is_deciding or self.run.is_step):
                 self._hidden[layer] = output
 
         return read
 
     def before(self, kwargs: dict[str, Any]) -> None:
-        """Refuse a pass that cannot be followed, and keep what it will drop from the cache."""
+        """Keep what a pass will drop from the cache, and note whether rows have changed places in it."""
+        if self._trail is not None or self.repair.positions == "last":
+            cache = kwargs.get("past_key_values")
+            # the pass pushes tokens out of sliding windows that a second look at the last position still needs
+            is_last = self.repair.positions == "last" and not self.run.needs_whole
+            self._windows = windows_before(cache) if is_last else {}
+            self._is_moved = self._trail is not None and cache is self._followed and not _is_trail(cache, self._trail)
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """Refuse a pass that cannot be followed."""
         input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
         self.is_deciding = kwargs.get("use_cache") is not False or cache is not None
         if not self.is_deciding:
@@ -212,9 +244,6 @@ class _Deciding(Decider):
         if isinstance(mask, Tensor) and mask.dim() != 2:
             raise BadInput(f"A repair needs an attention mask of shape [rows, tokens]; got {list(mask.shape)}.")
         self._hidden = {}
-        # this pass pushes tokens out of sliding windows that a second look at the last position still needs
-        is_last = self.repair.positions == "last" and not self.run.needs_whole
-        self._windows = windows_before(cache) if is_last else {}
 
     def _check(self, input_ids: Tensor | None, cache: Any) -> None:
         """Raise BadInput if a pass that is about to run is one in which tokens cannot be decided."""
@@ -233,19 +262,20 @@ class _Deciding(Decider):
             raise BadInput(
                 f"The cache holds {n_cached} tokens from before the repair was attached; start with an empty cache."
             )
-        # beams report themselves; rows that someone else moves show in what the cache keeps of the last token
-        now, then = _trail(cache), self._trail
-        is_moved = run.is_reordered or (now is not None and then is not None and not torch.equal(now, then))
         is_taken_back = n_cached != run.n_slots or (run.is_decoding and input_ids.shape[1] > 1)
-        if is_moved or is_taken_back or len(input_ids) != len(run.rows):
-            raise BadInput(
-                "A repair cannot follow beam search or assisted decoding, in which rows change places and tokens are "
-                f"taken back; {_HOW}."
-            )
+        if self._have_rows_moved() or is_taken_back or len(input_ids) != len(run.rows):
+            raise BadInput(_MOVED)
+
+    def _have_rows_moved(self) -> bool:
+        # beams report themselves; rows that someone else moves show in what the cache keeps of the last token
+        return self.run.is_reordered or self._is_moved
 
     def decide(self, kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output with the repair's logits at flagged tokens."""
-        if not self.is_deciding:
+        if self.run.is_step:
+            if self._have_rows_moved():
+                raise BadInput(_MOVED)
+        elif not self.is_deciding:
             return output
         cache = getattr(output, "past_key_values", None)
         if cache is None:
@@ -264,7 +294,8 @@ class _Deciding(Decider):
 
     def _correct(self, output: Any, cache: Any) -> None:
         rows, floor = self.run.rows, self.repair.detector.min_entropy
-        if floor >= 0 and not any(row.is_done for row in rows) and is_certain(output.logits, floor):
+        are_live = self.run.is_step or not any(row.is_done for row in rows)
+        if floor >= 0 and are_live and is_certain(output.logits, floor):
             return
         # without end tokens of its own it cannot be sure that a row is finished
         over = {i for i, row in enumerate(rows) if row.is_done} if self.repair.end_ids else set()
@@ -340,6 +371,11 @@ class _Deciding(Decider):
         if self._branches is None:
             self._branches = Branches(self.parts, self.switch, repair.scale, repair.max_bytes, self.cost)
         return self._branches.logits(pairs, contexts)
+
+
+def _is_trail(cache: Any, trail: Tensor) -> bool:
+    now = _trail(cache)
+    return now is None or torch.equal(now, trail)
 
 
 def _trail(cache: Any) -> Tensor | None:
