@@ -3,9 +3,10 @@
     python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 2] [--task parity --hops 40]
     python benchmarks/tcr_decoding.py --long 1024 [--batch 8]
 
-Every way decodes the same problems with the bundled reasoner, on one thread. They take turns at each batch; its least
-processor time over the turns counts, since what else runs on the machine only adds. "prefixes again" decides the same
-tokens with one full pass a head at each flagged token; "never flagged" is a repair whose detector flags nothing.
+Every way decodes the same problems with the bundled reasoner, on one thread. They take turns at each batch; the least
+processor time of each token over the turns counts, since what else runs on the machine only adds. "prefixes again"
+decides the same tokens with one full pass a head at each flagged token; "never flagged" is a repair whose detector
+flags nothing.
 
 `--long` takes a random Llama (8 layers, 8 heads, d_model 512) instead, prompts of 128 random tokens, and that many new
 tokens. Its repair flags one token in fifty, and silences 3 of 8 random heads there, each alone.
@@ -17,13 +18,16 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from chainwright import TCR, generate, load_model, tasks
+from chainwright.decode import run as decoding_run
 from chainwright.edits import KnockOut
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
@@ -38,13 +42,13 @@ Decode = Callable[[TCR | None], list[list[int]]]
 class PrefixesAgain:
     """Stands in for the cached runs: every pair is one full pass over its prefix."""
 
-    def __init__(self, parts, switch, scale, max_bytes, cost):
+    def __init__(self, parts, switch, scale, max_bytes, cost, n_hooks):
         self.parts, self.switch, self.scale, self.cost = parts, switch, scale, cost
 
     def forget(self, rows: set[int] | None = None) -> None:
         """Nothing is kept."""
 
-    def logits(self, pairs: Sequence, contexts: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, pairs: Sequence, contexts: Sequence[Sequence[int]], cache: Any) -> Tensor:
         out = []
         for (_, head), ids in zip(pairs, contexts, strict=True):
             row, mask = left_pad([ids], 0, self.parts.model.device)
@@ -65,12 +69,38 @@ class EveryFiftieth:
         return torch.tensor([len(context) % 50 == 0 for context in seen.contexts])
 
 
+class Clock(LogitsProcessor):
+    """Notes the processor time at which each token is chosen."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.times.append(time.process_time())
+        return scores
+
+
+CLOCK = Clock()
+
+
+def with_clock() -> None:
+    """Put the clock behind what `chainwright.generate` does with logits."""
+    own = decoding_run.processors
+
+    def processors(*args: Any) -> Any:
+        made = own(*args)
+        made.append(CLOCK)
+        return made
+
+    decoding_run.processors = processors
+
+
 class Way:
-    """What a way took for each batch, and what it decoded."""
+    """What a way took for each token of a batch, and what it decoded."""
 
     def __init__(self, repair: TCR | None, branches: type = correcting.Branches):
         self.repair, self.branches = repair, branches
-        self.seconds: dict[int, float] = {}
+        self.seconds: dict[int, list[float]] = {}
         self.written: dict[int, list[list[int]]] = {}
         self.n_flagged = self.n_extra = 0
 
@@ -78,15 +108,16 @@ class Way:
         """Decode batch i."""
         own, correcting.Branches = correcting.Branches, self.branches
         try:
-            start = time.process_time()
+            CLOCK.times[:] = [time.process_time()]
             written = decode(self.repair)
-            took = time.process_time() - start
+            times = [*CLOCK.times, time.process_time()]
         finally:
             correcting.Branches = own
         if i not in self.written and self.repair is not None:
             self.n_flagged += self.repair.cost.n_flagged
             self.n_extra += self.repair.cost.n_extra_tokens
-        self.seconds[i] = min(took, self.seconds.get(i, took))
+        took = [end - start for start, end in pairwise(times)]
+        self.seconds[i] = [min(both) for both in zip(took, self.seconds.get(i, took), strict=True)]
         self.written[i] = written
 
     @property
@@ -95,7 +126,7 @@ class Way:
 
     @property
     def seconds_a_token(self) -> float:
-        return sum(self.seconds.values()) / self.n_tokens
+        return sum(map(sum, self.seconds.values())) / self.n_tokens
 
 
 def never_flagging(repair: TCR) -> TCR:
@@ -136,7 +167,7 @@ def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
 
     def decode(repair: TCR | None) -> list[list[int]]:
         with nullcontext() if repair is None else repair.attached(model):
-            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), logits_processor=[CLOCK], **options)
         return out[:, prompt.shape[1] :].tolist()
 
     heads = Random(0).sample([(layer, head) for layer in range(8) for head in range(8)], 8)
@@ -156,6 +187,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, metavar="N", help="Decode N tokens with a random model instead.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    with_clock()
     repair, batches = long_batches(asked.long, asked.batch) if asked.long else reasoner_batches(asked)
     plain, idle, cached = Way(None), Way(never_flagging(repair)), Way(repair)
     again = Way(repair, PrefixesAgain)

@@ -88,10 +88,9 @@ def test_a_cache_that_was_cut_goes_the_long_way(monkeypatch):
         held = run.rows, run.n_slots, run.latest, run.counted
         monkeypatch.setattr(Run, "_is_step", lambda *args: False)
         with following(anatomy(other := tiny("llama"))) as long:
-            for length in (5, 6, 7, 8, 9):
-                new = ids if length == 5 else one
-                past = None if length == 5 else past
-                past = other(new, past_key_values=past, use_cache=True, attention_mask=mask[:, :length]).past_key_values
+            past = other(ids, use_cache=True, attention_mask=mask[:, :5]).past_key_values
+            for length in (6, 7, 8, 9):
+                other(one, past_key_values=past, use_cache=True, attention_mask=mask[:, :length])
         assert (long.rows, long.n_slots, long.latest, long.counted) == held
         monkeypatch.setattr(Run, "_is_step", noted)
         cache.crop(-3)

@@ -4,7 +4,9 @@
 2. When the pair is asked for again, only the tokens since then are run, several pairs in one pass. Branches of unequal
    length stand side by side as [padding | cached | padding | new], the padding masked; where a layer looks at a window
    of slots, only pairs of equal lengths are joined.
-3. The branches together stay below a number of bytes: the one that was asked for longest ago goes first, and starts
+3. Where nothing forbids it, the row itself runs along up to the layers of its silenced heads, whose branches then hold
+   only what is above those layers, and take the rest from the row's own cache (`_grown_pass`).
+4. The branches together stay below a number of bytes: the one that was asked for longest ago goes first, and starts
    from its first token when it is asked for again. The results do not depend on it.
 """
 
@@ -15,30 +17,36 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from chainwright._errors import BadInput
+from chainwright.diagnose.heads._sweep.baseline_pass import rounding_tolerance, total_variation
 from chainwright.edits import Head, KnockOut
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.caches import is_appending
 from chainwright.models.seam import widened
 from chainwright.repair.run import Cost
+from chainwright.repair.tcr._grown_pass import Variant, can_grow, cut_layer, grown_pass
 from chainwright.repair.tcr._knockout_switch import Switch
 
 Pair = tuple[int, Head]  # row, head
 # new tokens up to which a pass is bound by its fixed cost, so that padding costs nothing
 _SHORT = 32
+_N_COMPARED = 8  # tokens on which a model's first grown pass is compared with a plain one
+_GROWS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether grown passes give what plain ones do, by the decoder that was tried."""
 
 
 @dataclass
 class _Branch:
-    """Cache layers of one row, `[1, G, t, d]` each, and how many tokens they have seen."""
+    """Cache layers of one row by index, `[1, G, t, d]` each, and how many tokens they have seen."""
 
-    layers: list[Any]
+    layers: dict[int, Any]
     n_tokens: int
     n_bytes: int
 
@@ -68,14 +76,19 @@ def new_cache(parts: Anatomy) -> Any:
 
 
 class Branches:
-    """The branches of one decoding run."""
+    """The branches of one decoding run.
 
-    def __init__(self, parts: Anatomy, switch: Switch, scale: float, max_bytes: int, cost: Cost):
+    Attributes:
+        n_hooks: How many hooks on the last layer do nothing in the passes of the branches.
+    """
+
+    def __init__(self, parts: Anatomy, switch: Switch, scale: float, max_bytes: int, cost: Cost, *, n_hooks: int = 0):
         self.parts = parts
         self.switch = switch
         self.scale = scale
         self.max_bytes = max_bytes
         self.cost = cost
+        self.n_hooks = n_hooks
         self.has_windows = any(getattr(layer, "is_sliding", False) for layer in new_cache(parts).layers)
         self.n_bytes = 0
         self._kept: OrderedDict[Pair, _Branch] = OrderedDict()
@@ -89,29 +102,44 @@ class Branches:
         branch = self._kept.pop(pair, None)
         self.n_bytes -= 0 if branch is None else branch.n_bytes
 
-    def logits(self, pairs: Sequence[Pair], contexts: Sequence[Sequence[int]]) -> Tensor:
-        """Return the next-token logits `[len(pairs), V]` of each pair after its row's tokens, `contexts[i]`."""
-        jobs = [self._job(pair, ids) for pair, ids in zip(pairs, contexts, strict=True)]
+    def logits(self, pairs: Sequence[Pair], contexts: Sequence[Sequence[int]], cache: Any = None) -> Tensor:
+        """Return the next-token logits `[len(pairs), V]` of each pair.
+
+        Args:
+            pairs: Rows and heads.
+            contexts: All tokens of each pair's row.
+            cache: The keys and values of the rows themselves, the last token's included; None does without.
+        """
+        grows = self._can_grow(pairs[0], contexts[0], cache)
+        jobs = [self._job(pair, ids, grows=grows) for pair, ids in zip(pairs, contexts, strict=True)]
         found: dict[Pair, Tensor] = {}
-        for group in self._groups(jobs):
-            found.update(self._run(group))
+        for group in self._groups(jobs, in_rows=grows):
+            found.update(self._grown(group, cache, len(group[0].ids)) if grows else self._run(group))
             self._evict()
         return torch.stack([found[pair] for pair in pairs])
 
-    def _job(self, pair: Pair, ids: Sequence[int]) -> _Job:
+    def _job(self, pair: Pair, ids: Sequence[int], *, grows: bool = False) -> _Job:
         branch = self._kept.get(pair)
+        if branch is not None and not grows and len(branch.layers) < self.parts.n_layers:
+            self._drop(pair)
+            branch = None
         # the last token is always run: its logits are what is asked for
         is_ahead = branch is not None and branch.n_tokens >= len(ids)
         if is_ahead:
             self._drop(pair)
         return _Job(pair, ids, 0 if branch is None or is_ahead else branch.n_tokens)
 
-    def _groups(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Yield jobs that fit into one pass: of equal lengths, or of about as many new tokens; within the memory."""
+    def _groups(self, jobs: list[_Job], *, in_rows: bool) -> Iterator[list[_Job]]:
+        """Yield jobs that fit into one pass: of equal lengths, or of about as many new tokens; within the memory.
+
+        Args:
+            jobs: The jobs.
+            in_rows: Those of a pass belong to one row.
+        """
         waiting: dict[tuple[int, ...], list[_Job]] = {}
         for job in jobs:
             size = 0 if job.n_new <= _SHORT else job.n_new.bit_length()
-            key = (job.n_cached, job.n_new) if self.has_windows else (size,)
+            key = (job.n_cached, job.n_new) if self.has_windows else (size, job.pair[0]) if in_rows else (size,)
             waiting.setdefault(key, []).append(job)
         for group in waiting.values():
             longest = max(len(job.ids) for job in group)
@@ -161,7 +189,7 @@ class Branches:
             return cache
         branches = [self._kept.get(job.pair) for job in jobs]
         model = next(branch for branch in branches if branch is not None)
-        cache.layers = [copy.copy(layer) for layer in model.layers]
+        cache.layers = [copy.copy(layer) for layer in model.layers.values()]
         if len(jobs) > 1:
             for at, layer in enumerate(cache.layers):
                 own = [None if branch is None else branch.layers[at] for branch in branches]
@@ -174,18 +202,74 @@ class Branches:
         return None if self.has_windows else n_cached
 
     def _keep(self, job: _Job, row: int, cache: Any, n_cached: int) -> None:
-        layers = []
-        for layer in cache.layers:
+        layers: dict[int, Any] = {}
+        for index, layer in enumerate(cache.layers):
             one = copy.copy(layer)
             if self.has_windows:
                 one.keys, one.values = (t[row : row + 1].clone() for t in (layer.keys, layer.values))
             else:
                 one.keys, one.values = (_own_slots(t[row : row + 1], job, n_cached) for t in (layer.keys, layer.values))
-            layers.append(one)
+            layers[index] = one
+        self._put(job, layers)
+
+    def _put(self, job: _Job, layers: dict[int, Any]) -> None:
         self._drop(job.pair)
-        n_bytes = sum(t.numel() * t.element_size() for one in layers for t in (one.keys, one.values))
+        n_bytes = sum(t.numel() * t.element_size() for one in layers.values() for t in (one.keys, one.values))
         self._kept[job.pair] = _Branch(layers, len(job.ids), n_bytes)
         self.n_bytes += n_bytes
+
+    def _grown(self, jobs: list[_Job], cache: Any, n_tokens: int) -> dict[Pair, Tensor]:
+        """Run jobs of one row, and the row itself along with them; see `_grown_pass`.
+
+        Args:
+            jobs: The jobs.
+            cache: Keys and values of the rows themselves.
+            n_tokens: How many of those are the row's, without padding.
+        """
+        # jobs of one call may have evicted each other's branches since they were counted
+        jobs = sorted((self._job(job.pair, job.ids, grows=True) for job in jobs), key=lambda job: job.pair[1])
+        row, ids, n_known = jobs[0].pair[0], jobs[0].ids, min(job.n_cached for job in jobs)
+        branches = [self._kept.get(job.pair) for job in jobs]
+        variants = [
+            Variant(job.pair[1], {} if branch is None else branch.layers)
+            for job, branch in zip(jobs, branches, strict=True)
+        ]
+        own = new_cache(self.parts)
+        if n_known:
+            first = int(cache.get_seq_length()) - n_tokens
+            own.layers = [cut_layer(layer, row, slice(first, first + n_known)) for layer in cache.layers]
+        with aside(self.parts, [row]), torch.no_grad():
+            grown = grown_pass(self.parts, self.switch.put, ids, n_known, variants, own, self.scale, self.n_hooks)
+        self.cost.n_extra_forwards += 1
+        self.cost.n_extra_tokens += (len(ids) - n_known) * (len(jobs) + (jobs[-1].pair[1][0] > 0))
+        for job, layers in zip(jobs, grown.layers, strict=True):
+            self._put(job, layers)
+        logits = widened(grown.logits)
+        return {job.pair: logits[i] for i, job in enumerate(jobs)}
+
+    def _can_grow(self, pair: Pair, context: Sequence[int], cache: Any) -> bool:
+        """Return whether grown passes give what plain ones do, tried once for each model on some tokens of a row."""
+        if cache is None or self.has_windows or not can_grow(self.parts):
+            return False
+        if self.parts.decoder not in _GROWS:
+            _GROWS[self.parts.decoder] = self._grows(pair[0], context, cache)
+        return _GROWS[self.parts.decoder]
+
+    def _grows(self, row: int, context: Sequence[int], cache: Any) -> bool:
+        plain, grown = (
+            Branches(self.parts, self.switch, 0.0, self.max_bytes, Cost(), n_hooks=self.n_hooks) for _ in range(2)
+        )
+        pairs = [(row, (layer, 0)) for layer in sorted({0, self.parts.n_layers // 2, self.parts.n_layers - 1})]
+        off = []
+        for n in sorted({max(1, min(len(context), _N_COMPARED) - 2), min(len(context), _N_COMPARED)}):
+            jobs = [plain._job(pair, context[:n]) for pair in pairs]
+            want = plain._run(jobs)
+            try:
+                got = grown._grown([grown._job(pair, context[:n], grows=True) for pair in pairs], cache, len(context))
+            except RuntimeError:  # a decoder that checks how many rows come out of its layers
+                return False
+            off += [total_variation(got[pair][None], want[pair][None]) for pair in pairs]
+        return max(off) <= rounding_tolerance(self.parts)
 
     def _evict(self) -> None:
         """Drop the branches that were asked for longest ago until the rest fits."""

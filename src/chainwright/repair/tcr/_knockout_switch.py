@@ -7,7 +7,7 @@ opened once, with nothing in it, and while nothing is knocked out no layer does 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from chainwright.edits import KnockOut, Touched
 from chainwright.models.anatomy import Anatomy
@@ -28,8 +28,10 @@ class Switch:
         with attach(self.parts.model, self._idle):
             yield
 
-    @contextmanager
-    def on(self, knock_out: KnockOut) -> Iterator[None]:
+    def on(self, knock_out: KnockOut) -> AbstractContextManager[None]:
         """Knock out in every forward pass of the block; blocks do not nest."""
-        with exchanged(self.parts.model, self._idle, knock_out.handlers(self.parts, self.touched)):
-            yield
+        return self.put(knock_out.handlers(self.parts, self.touched))
+
+    def put(self, handlers: Handlers) -> AbstractContextManager[None]:
+        """Run handlers in every forward pass of the block; blocks do not nest."""
+        return exchanged(self.parts.model, self._idle, handlers)

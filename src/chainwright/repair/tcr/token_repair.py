@@ -369,8 +369,12 @@ class _Deciding(Decider):
                 self.parts, self.switch, pairs, contexts, cache, self._windows, repair.scale, self.cost
             )
         if self._branches is None:
-            self._branches = Branches(self.parts, self.switch, repair.scale, repair.max_bytes, self.cost)
-        return self._branches.logits(pairs, contexts)
+            last = self.parts.n_layers - 1
+            n_hooks = int(last in {i % self.parts.n_layers for i in repair.layers})
+            self._branches = Branches(
+                self.parts, self.switch, repair.scale, repair.max_bytes, self.cost, n_hooks=n_hooks
+            )
+        return self._branches.logits(pairs, contexts, cache)
 
 
 def _is_trail(cache: Any, trail: Tensor) -> bool:

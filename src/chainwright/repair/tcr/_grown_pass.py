@@ -1,0 +1,220 @@
+"""What a row's next token would be without each of several heads, in one pass whose batch grows from layer to layer.
+
+Up to and in the layer of a silenced head, keys and values are those of the row itself, and so is what goes into that
+layer. So the pass begins with the row alone and the main run's cache. At each layer the variants whose heads are in it
+join as copies of the row, which is dropped when the last has joined. In the last layer only the last query is needed:
+the block is left after its attention, and run again for that position.
+
+Families differ in what their decoders do around the layers, so a model's first pass of this kind is compared with a
+plain one (`repair.tcr._ablated_cache`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chainwright.diagnose.heads._sweep.baseline_pass import PER_TOKEN, is_hooked, returning
+from chainwright.edits import Head
+from chainwright.models._probe import first_tensor
+from chainwright.models.anatomy import Anatomy
+from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, attached_handlers
+
+
+class Variant(NamedTuple):
+    """A silenced head, and the cache layers above its own that are known already, by index."""
+
+    head: Head
+    known: Mapping[int, Any]
+
+
+class Grown(NamedTuple):
+    """Next-token logits of each variant `[V, d_vocab]`, and its cache layers above its own."""
+
+    logits: Tensor
+    layers: list[dict[int, Any]]
+
+
+def can_grow(parts: Anatomy) -> bool:
+    """Return whether nothing attached to the model could mind another number of rows."""
+    compiled = [getattr(m, "_compiled_call_impl", None) for m in (parts.model, parts.decoder)]
+    return not attached_handlers(parts.model).by_layer and not any(compiled)
+
+
+def grown_pass(
+    parts: Anatomy,
+    attached: Callable[[Handlers], AbstractContextManager[None]],
+    ids: Sequence[int],
+    n_known: int,
+    variants: Sequence[Variant],
+    own: Any,
+    scale: float,
+    n_hooks: int = 0,
+) -> Grown:
+    """Return what follows `ids` without each variant's head.
+
+    Args:
+        parts: Anatomy of the model.
+        attached: Returns a context in which handlers are attached.
+        ids: All tokens of the row.
+        n_known: How many of them every variant's keys cover.
+        variants: The variants, in the order of their layers.
+        own: A cache of the model's usual kind, whose layers hold the row's own keys and values of those tokens.
+        scale: What the heads' outputs are multiplied by.
+        n_hooks: How many of the hooks on the last layer do nothing in such a pass.
+    """
+    growing = _Growing(parts, variants, scale, n_hooks)
+    cache = growing.joined(own, n_known)
+    with ExitStack() as stack:
+        stack.enter_context(attached(growing.handlers()))
+        for index, layer in enumerate(parts.layers):
+            stack.enter_context(returning(layer.block, partial(growing.run, index, layer.block.forward)))
+        output = parts.model(
+            input_ids=torch.tensor([list(ids[n_known:])], device=parts.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=parts.device),
+            position_ids=torch.arange(n_known, len(ids), device=parts.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return Grown(output.logits[:, -1], [growing.layers_of(cache, i) for i in range(len(variants))])
+
+
+class _Enough(Exception):
+    """Leaves a block after its attention."""
+
+    def __init__(self, output: Any):
+        self.output = output
+
+
+class _Growing:
+    """The batch of such a pass: the row itself first, as long as a variant has yet to join, then those that joined."""
+
+    def __init__(self, parts: Anatomy, variants: Sequence[Variant], scale: float, n_hooks: int):
+        self.parts, self.variants, self.scale, self.n_hooks = parts, variants, scale, n_hooks
+        self.layers = [variant.head[0] for variant in variants]
+        self.last = parts.n_layers - 1
+
+    def n_joined(self, layer: int) -> int:
+        """Return how many variants run in a layer."""
+        return sum(at <= layer for at in self.layers)
+
+    def has_row(self, layer: int) -> bool:
+        """Return whether the row itself runs in a layer."""
+        return self.layers[-1] > layer
+
+    def joined(self, own: Any, n_known: int) -> Any:
+        """Return a cache with the keys of every layer's batch."""
+        if n_known == 0:
+            return own
+        cache = copy.copy(own)
+        cache.layers = [copy.copy(layer) for layer in own.layers]
+        for index, layer in enumerate(cache.layers):
+            # what is known of a variant's own layer, from a plain pass, is what the row has there
+            some = [variant.known.get(index, own.layers[index]) for variant in self.variants[: self.n_joined(index)]]
+            some = [own.layers[index], *some] if self.has_row(index) else some
+            layer.keys = torch.cat([one.keys[:, :, :n_known] for one in some])
+            layer.values = torch.cat([one.values[:, :, :n_known] for one in some])
+        return cache
+
+    def layers_of(self, cache: Any, i: int) -> dict[int, Any]:
+        """Return a variant's cache layers above its own, in memory of their own."""
+        above = range(self.layers[i] + 1, self.parts.n_layers)
+        return {index: cut_layer(cache.layers[index], i + self.has_row(index), slice(None)) for index in above}
+
+    def handlers(self) -> Handlers:
+        """Return handlers that silence each variant's head in its own layer, and attend once in the last."""
+        by_layer: dict[int, tuple[Handler, ...]] = {self.last: (_attend_last,)}
+        for layer in set(self.layers):
+            rows = [i + self.has_row(layer) for i, at in enumerate(self.layers) if at == layer]
+            heads = [variant.head[1] for variant in self.variants if variant.head[0] == layer]
+            by_layer[layer] = (*by_layer.get(layer, ()), partial(_scaled, rows, heads, self.scale))
+        return Handlers(by_layer)
+
+    def run(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a layer for its batch."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        n_before = self.n_joined(index - 1) + self.has_row(index - 1) if index else 1
+        n_new = self.n_joined(index) - self.n_joined(index - 1)
+        assert len(hidden) == n_before
+        if n_new:
+            old = hidden if self.has_row(index) else hidden[1:]
+            hidden = torch.cat([old, hidden[:1].expand(n_new, -1, -1)])
+        if index == self.last and hidden.shape[1] > 1 and self._is_positionwise(args, kwargs):
+            return self._run_last(forward, hidden, args, kwargs)
+        return _call(forward, hidden, args, kwargs)
+
+    def _is_positionwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        # tensors of unknown meaning might be per position, a hook might read other positions
+        extra = [*args[1:], *(value for name, value in kwargs.items() if name not in PER_TOKEN)]
+        is_hooked_too = is_hooked(self.parts.layers[-1].block, but=self.n_hooks)
+        return not is_hooked_too and not any(isinstance(value, Tensor) for value in extra)
+
+    def _run_last(
+        self, forward: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the last layer's output at the last position, at every position: some decoders check the length."""
+        attention = self.parts.layers[-1].attention
+        with _left_after(attention) as left:
+            try:
+                return _call(forward, hidden, args, kwargs)
+            except _Enough as enough:
+                left.append(enough.output)
+        with returning(attention, lambda *_, **__: left[0]):
+            output = _call(forward, hidden[:, -1:], args, kwargs)
+        last = first_tensor(output)
+        assert last is not None
+        return _with_first(output, last.expand(-1, hidden.shape[1], -1))
+
+
+def cut_layer(layer: Any, row: int, slots: slice) -> Any:
+    """Return some slots of one row of a cache layer, in memory of their own."""
+    one = copy.copy(layer)
+    one.keys, one.values = (t[row : row + 1, :, slots].clone() for t in (layer.keys, layer.values))
+    return one
+
+
+@contextmanager
+def _left_after(attention: nn.Module) -> Iterator[list[Any]]:
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        whole = first_tensor(output)
+        if whole is not None and whole.dim() == 3:
+            raise _Enough(_with_first(output, whole[:, -1:]))
+
+    handle = attention.register_forward_hook(leave)
+    try:
+        yield []
+    finally:
+        handle.remove()
+
+
+def _with_first(output: Any, first: Tensor) -> Any:
+    return first if isinstance(output, Tensor) else type(output)((first, *output[1:]))
+
+
+def _call(forward: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return forward(hidden, *args[1:], **kwargs)
+    return forward(**{**kwargs, "hidden_states": hidden})
+
+
+def _attend_last(call: AttentionCall, attend: Attend) -> Tensor:
+    """Return z of the last query at every position; that of the others is not needed."""
+    n_queries = call.q.shape[2]
+    if n_queries == 1 or any(isinstance(option, Tensor) and option.dim() > 2 for option in call.options.values()):
+        return attend(call)
+    mask = None if call.mask is None else call.mask[:, :, -1:]
+    return attend(replace(call, q=call.q[:, :, -1:], mask=mask)).expand(-1, n_queries, -1, -1)
+
+
+def _scaled(rows: list[int], heads: list[int], scale: float, call: AttentionCall, attend: Attend) -> Tensor:
+    z = attend(call).clone()  # (batch, query, head, d_head)
+    z[rows, :, heads] = scale * z[rows, :, heads] if scale else 0.0
+    return z
