@@ -31,10 +31,12 @@ class End(NamedTuple):
     Attributes:
         n_tokens: How many of the new tokens belong to it.
         stop: The stop string that ended it; None where the thinking took too long.
+        place: Where that begins in the text of the response.
     """
 
     n_tokens: int
     stop: str | None
+    place: int = -1
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class _Row:
         self.n_new += 1
         stopped = self._stopped()
         if stopped is not None:
-            self.end = End(self._n_before(stopped[0]), stopped[1])
+            self.end = End(self._n_before(stopped[0]), stopped[1], stopped[0])
         elif self.endings.max_thinking is not None and self._is_open(self.written.n_whole):
             self.n_thinking += 1
             if self.n_thinking >= self.endings.max_thinking:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from torch import Tensor
 
@@ -10,6 +12,9 @@ UNSEEN = (
     "The cache holds {} tokens that this edit has not seen; attach it before the prompt is read, and start with an "
     "empty cache."
 )
+
+
+_SERIALS = count()
 
 
 @dataclass
@@ -21,12 +26,22 @@ class Row:
         n_prompt: How many of them are the prompt.
         is_done: Whether it has written an end token.
         n_checked: How many of them were searched for end tokens.
+        acting: The owners of the edits and repairs that act in it, where rows of one batch differ; None for all.
+        serial: Its number, which stays the same when it changes places.
+        n_extra_tokens: Tokens that repairs ran again for it.
     """
 
     ids: list[int]
     n_prompt: int
     is_done: bool = False
     n_checked: int = 0
+    acting: frozenset[Hashable] | None = None
+    serial: int = field(default_factory=_SERIALS.__next__)
+    n_extra_tokens: int = 0
+
+    def acts(self, owner: Hashable) -> bool:
+        """Return whether what belongs to `owner` acts in this row; what has no owner acts in all."""
+        return owner is None or self.acting is None or owner in self.acting
 
     def copy(self) -> Row:
         """Return a row that continues from here by itself."""

@@ -239,6 +239,9 @@ class _TwoPasses:
         if not self.touched.run.is_aside:
             self.touched.n_extra_forwards += 1
             self.touched.n_extra_tokens += hidden.shape[0] * hidden.shape[1]
+            run = self.touched.run
+            for row, first in zip(run.rows, run.latest.first, strict=False):
+                row.n_extra_tokens += hidden.shape[1] - max(0, first - run.latest.n_past)
         return hidden if isinstance(output, Tensor) else type(output)((hidden, *output[1:]))
 
     def _second(self, calls: list[_Call], depths: list[Tensor]) -> Tensor:

@@ -161,11 +161,13 @@ def edit(model: nn.Module, *edits: Edit, strict: bool = True) -> Iterator[list[T
         stack.enter_context(attach(model, handlers[True], innermost=True))
         for change, touched in zip(edits, counts, strict=True):
             stack.enter_context(change.hooked(parts, touched))
-        run.needs_whole += (n_whole := sum(change.needs_whole for change in edits))
+        whole = [run.opening for change in edits if change.needs_whole]
+        run.whole_owners += whole
         try:
             yield counts
         finally:
-            run.needs_whole -= n_whole
+            for owner in whole:
+                run.whole_owners.remove(owner)
     for change, touched in zip(edits, counts, strict=True):
         if strict and touched.n_sites == 0:
             raise EditNeverFired(

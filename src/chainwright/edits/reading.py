@@ -19,10 +19,11 @@ class Reading:
 
     Attributes:
         run: The run that is read.
+        owner: Who the edits belong to, where rows of one batch differ; see `edits/batches.py`.
         how: How responses are read; None where the places are known beforehand.
         n_question: Tokens of each row's question; None where the prompt is the question.
         known: The places of each row, or None.
-        rows: The tokens and places of each row.
+        rows: The tokens and places of each row; None for a row in which the edits do not act, where nothing has a place.
         places: For each row of the latest pass the places of its new tokens; None for padding. Positions in a place
             count from the row's first token.
         on_begin: Called when a run begins.
@@ -37,9 +38,9 @@ class Reading:
         n_question: Sequence[int] | None = None,
         known: Sequence[KnownRow] | None = None,
     ):
-        self.run = run
+        self.run, self.owner = run, run.opening
         self.how, self.n_question, self.known = how, n_question, known
-        self.rows: list[LiveRow | KnownRow] = []
+        self.rows: list[LiveRow | KnownRow | None] = []
         self.places: list[list[Place | None]] = []
         self.on_begin: list[Callable[[], None]] = []
         self.on_take: list[Callable[[Sequence[int]], None]] = []
@@ -69,18 +70,20 @@ class Reading:
             return
         if self.how is None:
             raise BadInput("This edit reads the response while it is written; give it steps=LiveSteps(tokenizer).")
-        self.rows = [self.how.row(n) for n in lengths for _ in range(repeats)]
+        rows = [self.how.row(n) for n in lengths for _ in range(repeats)]
+        self.rows = [live if row.acts(self.owner) else None for live, row in zip(rows, self.run.rows, strict=True)]
 
     def extend(self, now: Pass, new: list[list[int]]) -> None:
         """Take in the new tokens of a pass."""
         if len(self.rows) != len(new) or any(
-            now.n_past - first > len(row.ids) for first, row in zip(now.first, self.rows, strict=True)
+            row is not None and now.n_past - first > len(row.ids)
+            for first, row in zip(now.first, self.rows, strict=True)
         ):
             raise BadInput(UNSEEN.format(now.n_past))
         since = perf_counter()
         prefilled = self.run.n_prefilled or [0] * len(new)
         self.places = [
-            self._extended(row, ids, first, now, n)
+            [None] * len(ids) if row is None else self._extended(row, ids, first, now, n)
             for row, ids, first, n in zip(self.rows, new, now.first, prefilled, strict=True)
         ]
         self.seconds += perf_counter() - since
@@ -106,16 +109,19 @@ class Reading:
 
     def take(self, order: Sequence[int]) -> None:
         """Put row `order[i]` in the place of row i."""
-        self.rows = [self.rows[i].copy() for i in order]
+        self.rows = [None if (row := self.rows[i]) is None else row.copy() for i in order]
         for notify in self.on_take:
             notify(order)
 
     def look(self, now: Pass, rows: Sequence[int]) -> None:
         """Take the places of a pass aside from the rows that it is a part of."""
-        if now.n_past:
+        if now.n_past and any(self.rows[i] is not None for i in rows):
             raise BadInput("Edits that act on steps need whole rows; run the pass without a cache.")
         self.places = []
         for first, i in zip(now.first, rows, strict=True):
             row = self.rows[i]
+            if row is None:
+                self.places.append([None] * now.n_new)
+                continue
             places = row.places if isinstance(row, LiveRow) else row.all_places
             self.places.append([None] * first + list(places[: now.n_new - first]))

@@ -18,7 +18,7 @@ This is the tracking half. It is here, below repairs, because edits need it too;
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -58,12 +58,16 @@ class Run:
         n_runs: How many runs have begun.
         n_passes: How many passes have been followed.
         n_reopened: Rows that seemed finished before the latest pass and continued in it.
-        needs_whole: How many open edits act on whole rows, so that they cannot continue the cache of another run.
+        whole_owners: The owner of each open edit that acts on whole rows, so that it cannot continue the cache of another
+            run.
         end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
         readings: The segments and steps that open edits follow.
         on_top: What repairs count with; see `repair/run.py`.
         n_prefilled: How many of each row's prompt tokens, the last ones, are the beginning of its response; empty
             where the whole prompt is the question.
+        opening: What edits and repairs that are opened now belong to; None for those that act in all rows.
+        coming: Who acts in each row of the next run; empty where everything does. See `edits/batches.py`.
+        held: Rows that wait while the prompts of others are read.
     """
 
     def __init__(self, model: PreTrainedModel | None = None):
@@ -72,11 +76,15 @@ class Run:
         self.latest = Pass()
         self.counted: Tensor | None = None
         self.is_decoding = self.is_reordered = self.is_step = False
-        self.n_slots = self.n_runs = self.n_passes = self.n_reopened = self.needs_whole = 0
+        self.n_slots = self.n_runs = self.n_passes = self.n_reopened = 0
         self.end_ids: frozenset[int] = frozenset()
         self.readings: list[Reading] = []
         self.on_top: Any = None
         self.n_prefilled: list[int] = []
+        self.whole_owners: list[Hashable] = []
+        self.opening: Hashable = None
+        self.coming: list[frozenset[Hashable]] = []
+        self.held: list[Row] = []
         self._generation = Generation()
         self.n_users = 0
         self.closing = ExitStack()
@@ -139,7 +147,7 @@ class Run:
         if self._aside is None:
             now = Pass(n_past, n_new, self._n_candidates(n_new), windows=_windows(cache, n_new))
             self._follow(ids, mask, now, is_continued=is_continued)
-            self._watch(cache)
+            self.watch(cache)
         else:
             now = Pass(n_past, n_new, windows=_windows(cache, n_new), is_aside=True)
             self._look_aside(ids, mask, now, self._aside)
@@ -213,7 +221,7 @@ class Run:
                 now.n_candidates = 0
                 self._take([i for i in order if i is not None])
                 return
-        self.rows = [Row([], 0) for _ in new]
+        self.rows = [Row([], 0, acting=self.coming[i] if self.coming else None) for i in range(len(new))]
         self.n_runs += 1
         self.is_decoding = self.is_reordered = False
         self.n_slots = 0
@@ -289,7 +297,7 @@ class Run:
         for reading in self.readings:
             reading.look(now, rows)
 
-    def _watch(self, cache: Any) -> None:
+    def watch(self, cache: Any) -> None:
         """Have the cache report when its rows change places."""
         if cache is None or cache is self._cache:
             return

@@ -83,6 +83,7 @@ class Repair(ABC):
             `restore`.
         remedy: What to do where a repair does not fit a model.
         decides_tokens: Whether it decides single tokens by their logits, instead of editing the forward pass.
+        acts_by_row: Whether it may act in some rows of a batch and leave the others as they are; see `edits/batches.py`.
         origin: The model it was made for, and its figures.
         cost: What the last run with it attached took; a new one each time it is attached to decode.
     """
@@ -91,6 +92,7 @@ class Repair(ABC):
     schema: ClassVar[type[Config] | None] = None
     remedy: ClassVar[str] = "make one for this model"
     decides_tokens: ClassVar[bool] = False
+    acts_by_row: ClassVar[bool] = False
     origin: Origin
     cost: Cost
     _met: weakref.ref[nn.Module] | None = None

@@ -46,6 +46,11 @@ class Composed(Repair):
         """Whether one of them decides single tokens."""
         return any(repair.decides_tokens for repair in self.repairs)
 
+    @property
+    def acts_by_row(self) -> bool:  # type: ignore[override]
+        """Whether all of them may act in some rows of a batch alone."""
+        return all(repair.acts_by_row for repair in self.repairs)
+
     def check_beside(self, other: Repair) -> None:
         """Raise BadInput if any of them cannot decode beside `other`."""
         for repair in self.repairs:

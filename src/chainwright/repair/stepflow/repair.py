@@ -71,6 +71,7 @@ class StepFlow(Repair):
     """
 
     kind = "stepflow"
+    acts_by_row = True
     schema = _Settings
     remedy = "make one for this model (StepFlow.tune)"
 

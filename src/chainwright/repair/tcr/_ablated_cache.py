@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicCache
 from chainwright._errors import BadInput
 from chainwright.diagnose.heads._sweep.baseline_pass import rounding_tolerance, total_variation
 from chainwright.edits import Head, KnockOut
+from chainwright.edits._passes import Row
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.caches import is_appending
@@ -35,6 +36,7 @@ from chainwright.repair.tcr._grown_pass import Variant, can_grow, cut_layer, gro
 from chainwright.repair.tcr._knockout_switch import Switch
 
 Pair = tuple[int, Head]  # row, head
+_Key = tuple[int, Head]  # serial number of the row, head
 # new tokens up to which a pass is bound by its fixed cost, so that padding costs nothing
 _SHORT = 32
 _N_COMPARED = 8  # tokens on which a model's first grown pass is compared with a plain one
@@ -52,9 +54,10 @@ class _Branch:
 
 
 class _Job(NamedTuple):
-    """A pair and its tokens; `n_cached` of them are in its branch."""
+    """A pair, what its branch is kept under, and its tokens, of which `n_cached` are in the branch."""
 
     pair: Pair
+    key: _Key
     ids: Sequence[int]
     n_cached: int
 
@@ -91,43 +94,45 @@ class Branches:
         self.n_hooks = n_hooks
         self.has_windows = any(getattr(layer, "is_sliding", False) for layer in new_cache(parts).layers)
         self.n_bytes = 0
-        self._kept: OrderedDict[Pair, _Branch] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Branch] = OrderedDict()
 
-    def forget(self, rows: set[int] | None = None) -> None:
-        """Drop the branches of some rows, or all."""
-        for pair in [pair for pair in self._kept if rows is None or pair[0] in rows]:
-            self._drop(pair)
+    def keep(self, rows: Collection[int]) -> None:
+        """Drop the branches of all but some rows, which are named by their serial numbers."""
+        for key in [key for key in self._kept if key[0] not in rows]:
+            self._drop(key)
 
-    def _drop(self, pair: Pair) -> None:
-        branch = self._kept.pop(pair, None)
+    def _drop(self, key: _Key) -> None:
+        branch = self._kept.pop(key, None)
         self.n_bytes -= 0 if branch is None else branch.n_bytes
 
-    def logits(self, pairs: Sequence[Pair], contexts: Sequence[Sequence[int]], cache: Any = None) -> Tensor:
+    def logits(self, pairs: Sequence[Pair], rows: Sequence[Row], cache: Any = None) -> Tensor:
         """Return the next-token logits `[len(pairs), V]` of each pair.
 
         Args:
             pairs: Rows and heads.
-            contexts: All tokens of each pair's row.
+            rows: The rows of the run; their extra tokens are counted in them.
             cache: The keys and values of the rows themselves, the last token's included; None does without.
         """
-        grows = self._can_grow(pairs[0], contexts[0], cache)
-        jobs = [self._job(pair, ids, grows=grows) for pair, ids in zip(pairs, contexts, strict=True)]
+        grows = self._can_grow(pairs[0], rows[pairs[0][0]].ids, cache)
+        jobs = [self._job((i, head), (rows[i].serial, head), rows[i].ids, grows=grows) for i, head in pairs]
+        for job in jobs:
+            rows[job.pair[0]].n_extra_tokens += job.n_new
         found: dict[Pair, Tensor] = {}
         for group in self._groups(jobs, in_rows=grows):
             found.update(self._grown(group, cache, len(group[0].ids)) if grows else self._run(group))
             self._evict()
         return torch.stack([found[pair] for pair in pairs])
 
-    def _job(self, pair: Pair, ids: Sequence[int], *, grows: bool = False) -> _Job:
-        branch = self._kept.get(pair)
+    def _job(self, pair: Pair, key: _Key, ids: Sequence[int], *, grows: bool = False) -> _Job:
+        branch = self._kept.get(key)
         if branch is not None and not grows and len(branch.layers) < self.parts.n_layers:
-            self._drop(pair)
+            self._drop(key)
             branch = None
         # the last token is always run: its logits are what is asked for
         is_ahead = branch is not None and branch.n_tokens >= len(ids)
         if is_ahead:
-            self._drop(pair)
-        return _Job(pair, ids, 0 if branch is None or is_ahead else branch.n_tokens)
+            self._drop(key)
+        return _Job(pair, key, ids, 0 if branch is None or is_ahead else branch.n_tokens)
 
     def _groups(self, jobs: list[_Job], *, in_rows: bool) -> Iterator[list[_Job]]:
         """Yield jobs that fit into one pass: of equal lengths, or of about as many new tokens; within the memory.
@@ -153,7 +158,7 @@ class Branches:
 
     def _run(self, jobs: list[_Job]) -> dict[Pair, Tensor]:
         # jobs of one call may have evicted each other's branches since they were counted
-        jobs = [self._job(job.pair, job.ids) for job in jobs]
+        jobs = [self._job(job.pair, job.key, job.ids) for job in jobs]
         n_cached, n_new = max(j.n_cached for j in jobs), max(j.n_new for j in jobs)
         device = self.parts.device
         ids = torch.zeros(len(jobs), n_new, dtype=torch.long)
@@ -187,7 +192,7 @@ class Branches:
         cache = new_cache(self.parts)
         if n_cached == 0:
             return cache
-        branches = [self._kept.get(job.pair) for job in jobs]
+        branches = [self._kept.get(job.key) for job in jobs]
         model = next(branch for branch in branches if branch is not None)
         cache.layers = [copy.copy(layer) for layer in model.layers.values()]
         if len(jobs) > 1:
@@ -213,9 +218,9 @@ class Branches:
         self._put(job, layers)
 
     def _put(self, job: _Job, layers: dict[int, Any]) -> None:
-        self._drop(job.pair)
+        self._drop(job.key)
         n_bytes = sum(t.numel() * t.element_size() for one in layers.values() for t in (one.keys, one.values))
-        self._kept[job.pair] = _Branch(layers, len(job.ids), n_bytes)
+        self._kept[job.key] = _Branch(layers, len(job.ids), n_bytes)
         self.n_bytes += n_bytes
 
     def _grown(self, jobs: list[_Job], cache: Any, n_tokens: int) -> dict[Pair, Tensor]:
@@ -227,9 +232,9 @@ class Branches:
             n_tokens: How many of those are the row's, without padding.
         """
         # jobs of one call may have evicted each other's branches since they were counted
-        jobs = sorted((self._job(job.pair, job.ids, grows=True) for job in jobs), key=lambda job: job.pair[1])
+        jobs = sorted((self._job(job.pair, job.key, job.ids, grows=True) for job in jobs), key=lambda job: job.pair[1])
         row, ids, n_known = jobs[0].pair[0], jobs[0].ids, min(job.n_cached for job in jobs)
-        branches = [self._kept.get(job.pair) for job in jobs]
+        branches = [self._kept.get(job.key) for job in jobs]
         variants = [
             Variant(job.pair[1], {} if branch is None else branch.layers)
             for job, branch in zip(jobs, branches, strict=True)
@@ -262,10 +267,11 @@ class Branches:
         pairs = [(row, (layer, 0)) for layer in sorted({0, self.parts.n_layers // 2, self.parts.n_layers - 1})]
         off = []
         for n in sorted({max(1, min(len(context), _N_COMPARED) - 2), min(len(context), _N_COMPARED)}):
-            jobs = [plain._job(pair, context[:n]) for pair in pairs]
+            jobs = [plain._job(pair, pair, context[:n]) for pair in pairs]
             want = plain._run(jobs)
             try:
-                got = grown._grown([grown._job(pair, context[:n], grows=True) for pair in pairs], cache, len(context))
+                trial = [grown._job(pair, pair, context[:n], grows=True) for pair in pairs]
+                got = grown._grown(trial, cache, len(context))
             except RuntimeError:  # a decoder that checks how many rows come out of its layers
                 return False
             off += [total_variation(got[pair][None], want[pair][None]) for pair in pairs]

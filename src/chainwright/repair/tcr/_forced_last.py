@@ -42,7 +42,7 @@ def kept_cache(parts: Anatomy) -> Any | None:
         BadInput: The model caches more than keys and values.
     """
     run = current_run(parts)
-    if attached_handlers(parts.model).by_layer or (run is not None and run.needs_whole):
+    if attached_handlers(parts.model).by_layer or (run is not None and run.whole_owners):
         return None
     cache = new_cache(parts)
     return None if any(getattr(layer, "is_sliding", False) for layer in cache.layers) else cache

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from chainwright._config import Positions
 from chainwright._errors import BadInput, EditNeverFired
 from chainwright.edits import Head
+from chainwright.edits._passes import Row
 from chainwright.edits.run import Run
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -117,9 +118,11 @@ class CorrectingRepair(Repair):
         end_ids: Tokens that end a response: rows that have written one are left alone.
         max_bytes: What the cached runs without single heads may take together.
         on_flags: Called with what was known of some tokens while decoding, and which of them were flagged.
+        on_decisions: Called with the rows of flagged tokens, what was known of them, and the logits put in.
     """
 
     decides_tokens: ClassVar[bool] = True
+    acts_by_row: ClassVar[bool] = True
 
     detector: Detector
     layers: tuple[int, ...]
@@ -132,6 +135,7 @@ class CorrectingRepair(Repair):
     def __init__(self, origin: Origin | None = None):
         super().__init__(origin)
         self.on_flags: list[Callable[[Seen, Tensor], None]] = []
+        self.on_decisions: list[Callable[[Sequence[Row], Seen, Tensor], None]] = []
         self.layers = ()
         self.lens_layers = ()
         self.positions = "all"
@@ -140,11 +144,11 @@ class CorrectingRepair(Repair):
         self.max_bytes = 2**30
 
     def _not_pickled(self) -> frozenset[str]:
-        return super()._not_pickled() | {"on_flags"}
+        return super()._not_pickled() | {"on_flags", "on_decisions"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled; nothing watches the copy."""
-        self.__dict__ |= {**state, "on_flags": []}
+        self.__dict__ |= {**state, "on_flags": [], "on_decisions": []}
 
     @abstractmethod
     def corrected(self, parts: Anatomy, seen: Seen, without: Without) -> Tensor:
@@ -192,6 +196,7 @@ class _Deciding(Decider):
         self.n_uncached = self.n_decided = 0
         self.is_deciding = False  # whether the pass that runs now is one of decoding with a cache
         self._n_runs = -1
+        self._owner: Hashable = None
         self._branches: Branches | None = None
         self._hidden: dict[int, Any] = {}  # what each read layer put out
         self._windows: dict[int, Any] = {}
@@ -202,7 +207,7 @@ class _Deciding(Decider):
     @contextmanager
     def hooked(self, run: Run) -> Iterator[None]:
         """Read the layers and be able to knock out heads inside the block."""
-        self.run = run
+        self.run, self._owner = run, run.opening
         own_ends = frozenset(self.repair.end_ids)
         run.end_ids |= own_ends
         with ExitStack() as stack:
@@ -228,9 +233,9 @@ class _Deciding(Decider):
         if self._trail is not None or self.repair.positions == "last":
             cache = kwargs.get("past_key_values")
             # the pass pushes tokens out of sliding windows that a second look at the last position still needs
-            is_last = self.repair.positions == "last" and not self.run.needs_whole
-            self._windows = windows_before(cache) if is_last else {}
-            self._is_moved = self._trail is not None and cache is self._followed and not _is_trail(cache, self._trail)
+            self._windows = windows_before(cache) if self.repair.positions == "last" else {}
+            trail = self._trail if self.run.n_runs == self._n_runs and cache is self._followed else None
+            self._is_moved = trail is not None and not _is_trail(cache, trail)
 
     def begin(self, kwargs: dict[str, Any]) -> None:
         """Refuse a pass that cannot be followed."""
@@ -285,9 +290,8 @@ class _Deciding(Decider):
         if not self.run.rows:
             raise BadInput("Rows must be padded on the left: in some row a token stands before a masked position.")
         self.n_decided += 1
-        # branches continue the rows of one run; in the next one the same row holds other tokens
         if self.run.n_runs != self._n_runs and self._branches is not None:
-            self._branches.forget()
+            self._branches.keep({row.serial for row in (*self.run.rows, *self.run.held)})
         self._n_runs, self._trail = self.run.n_runs, _trail(cache)
         self._correct(output, cache)
         return output
@@ -299,9 +303,11 @@ class _Deciding(Decider):
             return
         # without end tokens of its own it cannot be sure that a row is finished
         over = {i for i, row in enumerate(rows) if row.is_done} if self.repair.end_ids else set()
-        live = [i for i in range(len(rows)) if i not in over]
+        live = [i for i, row in enumerate(rows) if i not in over and row.acts(self._owner)]
         if self._branches is not None and over:
-            self._branches.forget(over)
+            self._branches.keep({row.serial for i, row in enumerate((*rows, *self.run.held)) if i not in over})
+        if not live:
+            return
         logits = widened(output.logits[:, -1])
         uncertain = self._uncertain(logits, live)
         if not uncertain:
@@ -326,6 +332,8 @@ class _Deciding(Decider):
         changed = output.logits.clone()  # the output may be a view into something that is used again
         changed[chosen, -1] = new.to(changed.dtype)
         output.logits = changed
+        for watch in self.repair.on_decisions:
+            watch([rows[i] for i in chosen], doubtful, new)
 
     def _uncertain(self, logits: Tensor, live: list[int]) -> list[int]:
         """Return the live rows that the detector might flag."""
@@ -358,23 +366,40 @@ class _Deciding(Decider):
             return self.repair.corrected(self.parts, doubtful, without)
 
     def _without(self, pairs: list[tuple[int, Head]], cache: Any) -> Tensor:
-        contexts = [self.run.rows[row].ids for row, _ in pairs]
-        repair = self.repair
-        if self.run.needs_whole:  # edits that act on whole rows, such as those of StepFlow and back attention
+        is_whole = [self._needs_whole(self.run.rows[row]) for row, _ in pairs]
+        if len(set(is_whole)) < 2:
+            return self._of_a_kind(pairs, cache, is_whole=is_whole[0])
+        whole, others = ([pair for pair, kind in zip(pairs, is_whole, strict=True) if kind is k] for k in (True, False))
+        both = [self._of_a_kind(whole, cache, is_whole=True), self._of_a_kind(others, cache, is_whole=False)]
+        out = torch.empty(len(pairs), both[0].shape[1], device=both[0].device)
+        chosen = torch.tensor(is_whole, device=out.device)
+        out[chosen], out[~chosen] = both[0].float(), both[1].float()
+        return out
+
+    def _needs_whole(self, row: Row) -> bool:
+        """Return whether edits on whole rows act in a row, such as those of StepFlow and back attention."""
+        return any(row.acts(owner) for owner in self.run.whole_owners)
+
+    def _of_a_kind(self, pairs: Sequence[Pair], cache: Any, *, is_whole: bool) -> Tensor:
+        rows, repair = self.run.rows, self.repair
+        contexts = [rows[row].ids for row, _ in pairs]
+        if not is_whole and repair.positions == "all":
+            if self._branches is None:
+                last = self.parts.n_layers - 1
+                n_hooks = int(last in {i % self.parts.n_layers for i in repair.layers})
+                self._branches = Branches(
+                    self.parts, self.switch, repair.scale, repair.max_bytes, self.cost, n_hooks=n_hooks
+                )
+            return self._branches.logits(pairs, rows, cache)
+        for (row, _), ids in zip(pairs, contexts, strict=True):
+            rows[row].n_extra_tokens += len(ids) if is_whole else 1
+        if is_whole:
             return whole_prefix_logits(
                 self.parts, self.switch, pairs, contexts, repair.positions, repair.scale, self.cost
             )
-        if repair.positions == "last":
-            return last_position_logits(
-                self.parts, self.switch, pairs, contexts, cache, self._windows, repair.scale, self.cost
-            )
-        if self._branches is None:
-            last = self.parts.n_layers - 1
-            n_hooks = int(last in {i % self.parts.n_layers for i in repair.layers})
-            self._branches = Branches(
-                self.parts, self.switch, repair.scale, repair.max_bytes, self.cost, n_hooks=n_hooks
-            )
-        return self._branches.logits(pairs, contexts, cache)
+        return last_position_logits(
+            self.parts, self.switch, pairs, contexts, cache, self._windows, repair.scale, self.cost
+        )
 
 
 def _is_trail(cache: Any, trail: Tensor) -> bool:
