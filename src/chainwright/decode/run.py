@@ -134,7 +134,7 @@ def generate(
     rows = [replace(p, index=p.index * n_samples + i) for p in prompts for i in range(n_samples)]
     run = _Run(model, tokenizer, sampling, endings, seed, n_samples, pair)
     repairs = in_order(repair)
-    _check_beside(repairs, sampling)
+    check_sampling(repairs, sampling)
     traces = _decode_all(run, rows, repairs, batch_size, progress, on_traces)
     return [traces[row.index] for row in rows]
 
@@ -215,7 +215,7 @@ def _check_counts(**counts: int | None) -> None:
             raise BadInput(f"{name} must be at least 1; got {value}.")
 
 
-def _check_beside(repairs: Sequence[Repair], sampling: Sampling) -> None:
+def check_sampling(repairs: Sequence[Repair], sampling: Sampling) -> None:
     """Raise BadInput where a repair's logits would not mean what the sampling takes them for."""
     deciding = next((repair for repair in repairs if repair.decides_tokens), None)
     if deciding is not None and sampling.repetition_penalty not in (None, 1.0):

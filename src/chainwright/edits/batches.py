@@ -4,10 +4,10 @@
 
 1. Inside `opened_as(run, owner)` what is opened belongs to an owner: a name of the loop's own choice.
 2. `reading_prompts(run, owners)` says who acts in each row of the batch whose prompts are read next.
-3. `hold` takes the rows out of the run, with what has been read of their segments and steps; the prompts of others can
-   then be read as a run of their own.
-4. `take_up` continues with any rows that were held, whatever batch they come from. The caller puts their keys and values
-   into one cache, padded on the left.
+3. `hold` takes the rows out of the run, with what has been read of their segments and steps; the prompts of others
+   can then be read as a run of their own.
+4. `take_up` continues with any rows that were held, whatever batch they come from. The caller puts their keys and
+   values into one cache, padded on the left.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Reading:
         how: How responses are read; None where the places are known beforehand.
         n_question: Tokens of each row's question; None where the prompt is the question.
         known: The places of each row, or None.
-        rows: The tokens and places of each row; None for a row in which the edits do not act, where nothing has a place.
+        rows: The tokens and places of each row; None for a row in which the edits do not act.
         places: For each row of the latest pass the places of its new tokens; None for padding. Positions in a place
             count from the row's first token.
         on_begin: Called when a run begins.

@@ -58,8 +58,8 @@ class Run:
         n_runs: How many runs have begun.
         n_passes: How many passes have been followed.
         n_reopened: Rows that seemed finished before the latest pass and continued in it.
-        whole_owners: The owner of each open edit that acts on whole rows, so that it cannot continue the cache of another
-            run.
+        whole_owners: The owner of each open edit that acts on whole rows, so that it cannot continue the cache of
+            another run.
         end_ids: End tokens that a repair names; empty takes those of `model.generation_config`.
         readings: The segments and steps that open edits follow.
         on_top: What repairs count with; see `repair/run.py`.

@@ -130,7 +130,28 @@ def prompt_of(
             have, or it cannot be asked as `asking` says.
     """
     question = question_of(tokenizer, problem, asking, shots, index=index)
-    ids = ids_of(tokenizer, question)
+    return prompt_from(model, tokenizer, index, question, max_new_tokens)
+
+
+def prompt_from(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    index: int,
+    question: Question,
+    max_new_tokens: int | None,
+    ids: list[int] | None = None,
+) -> Prompt:
+    """Return the prompt of a question that has been written; raises as `prompt_of` does.
+
+    Args:
+        model: A Transformers decoder.
+        tokenizer: Its tokenizer.
+        index: Its place among all rows of a run.
+        question: The question.
+        max_new_tokens: Longest response; None takes the usual one.
+        ids: Its tokens, where they are not those that the tokenizer makes of its text.
+    """
+    ids = ids_of(tokenizer, question) if ids is None else ids
     if not ids:
         raise BadInput(f"Prompt {index} has no tokens for this tokenizer; give some other text.")
     _check_known(model, tokenizer, index, ids)

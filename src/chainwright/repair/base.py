@@ -83,7 +83,7 @@ class Repair(ABC):
             `restore`.
         remedy: What to do where a repair does not fit a model.
         decides_tokens: Whether it decides single tokens by their logits, instead of editing the forward pass.
-        acts_by_row: Whether it may act in some rows of a batch and leave the others as they are; see `edits/batches.py`.
+        acts_by_row: Whether it can act in some rows of a batch alone; see `edits/batches.py`.
         origin: The model it was made for, and its figures.
         cost: What the last run with it attached took; a new one each time it is attached to decode.
     """

@@ -51,9 +51,7 @@ def join(cache: Any, other: Any) -> None:
         if not layer.is_initialized:
             continue
         length = max(layer.get_seq_length(), new.get_seq_length())
-        layer.keys, layer.values = (
-            _joined(a, b) for a, b in ((layer.keys, new.keys), (layer.values, new.values))
-        )
+        layer.keys, layer.values = (_joined(a, b) for a, b in ((layer.keys, new.keys), (layer.values, new.values)))
         _set_length(layer, length)
 
 

@@ -110,6 +110,7 @@ class Choice:
         n_flagged, n_changed, n_extra_tokens: What repairs did in it.
         deadline: When it is given up, by `time.monotonic`.
         cancelled: Set by the client's side when nobody waits for it any more.
+        is_given_up: Set where the server stops.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Choice:
         self.since = time.monotonic()
         self.first_at: float | None = None
         self.deadline = self.since + timeout
-        self.cancelled = threading.Event()
+        self.cancelled, self.is_given_up = threading.Event(), threading.Event()
         self._draw = None
         if wanted.sampling.temperature > 0 or wanted.sampling.repetition_penalty not in (None, 1.0):
             self._draw = processors(wanted.sampling, [wanted.index], wanted.seed, torch.ones(1, len(ids)))
@@ -180,7 +181,8 @@ class Choice:
 
     def append(self, token: int, logits: Tensor, decision: Decision | None) -> None:
         """Take in the next token, drawn from logits `[V]`."""
-        n_likely, logprob, best = self.wanted.n_likely, None, ()
+        n_likely, logprob = self.wanted.n_likely, None
+        best: tuple[Likely, ...] = ()
         if n_likely is not None:
             scores = logits.float().log_softmax(-1)
             logprob, best = float(scores[token]), likeliest(scores, n_likely)
@@ -210,8 +212,12 @@ class Choice:
         """End it if its client is gone or its time is up."""
         if self.cancelled.is_set():
             self.over("cancelled")
+        elif self.is_given_up.is_set():
+            self.over("error", Failure(503, "The server is stopping; send the request again to another one."))
         elif time.monotonic() > self.deadline:
-            self.over("error", Failure(504, "The request was not answered within the time limit; ask for fewer tokens."))
+            self.over(
+                "error", Failure(504, "The request was not answered within the time limit; ask for fewer tokens.")
+            )
 
 
 def likeliest(scores: Tensor, n: int) -> tuple[Likely, ...]:
@@ -224,5 +230,3 @@ def decision_of(repair: str, before: Tensor, after: Tensor, n: int = 5) -> Decis
     """Return what a repair did, from the model's logits `[V]` and those put in."""
     both = [likeliest(logits.float().log_softmax(-1), n) for logits in (before, after)]
     return Decision(repair, both[0], both[1])
-
-

@@ -24,7 +24,7 @@ class Echo:
     Attributes:
         ids: Its tokens.
         repairs: The repairs that act.
-        response_start: How many of the tokens are the question; what follows them is judged as a repair would decode it.
+        response_start: How many of the tokens are the question; what follows is judged as a repair would decode it.
         n_likely: How many of the likeliest tokens are reported at each place.
         on_done: Called in the engine's thread when it is done.
         logprobs: Log-probability of each token, None of the first.

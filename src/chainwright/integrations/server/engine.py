@@ -20,7 +20,7 @@ from chainwright._errors import BadInput
 from chainwright.decode.ending import Endings
 from chainwright.decode.run import in_order
 from chainwright.integrations.server.caches import new_cache
-from chainwright.integrations.server.choice import Choice, Failure, Wanted
+from chainwright.integrations.server.choice import Choice, Wanted
 from chainwright.integrations.server.echo import Echo, read_echoes
 from chainwright.integrations.server.lane import Lane, failure_of
 from chainwright.models.anatomy import anatomy, evaluating
@@ -165,7 +165,7 @@ class Engine:
             self._changed.notify()
         self._thread.join(grace)
         for choice in self._unfinished():
-            choice.deadline = 0.0
+            choice.is_given_up.set()
         self._thread.join()
 
     def _unfinished(self) -> list[Choice]:

@@ -1,14 +1,14 @@
 """Rows that decode together, which enter and leave between any two tokens.
 
-1. Prompts of newcomers are read in a pass of their own, padded on the left. Their keys and values then join those of the
-   rows that are being decoded: the shorter of both are padded in front, and the position of every token stays the same.
+1. Prompts of newcomers are read in a pass of their own, padded on the left. Their keys and values then join those of
+   the rows that are being decoded: the shorter of both are padded in front, and every token keeps its position.
 2. A step is one pass over the latest token of each row. Repairs act in the rows that asked for them
    (`chainwright.edits.batches`), so requests with different repairs share the pass.
 3. Rows that are over leave the cache before the next step, with the padding that only they needed.
 
 Repairs are attached while some row needs them, so that a batch without any runs the plain model. A lane whose repairs
-cannot be restricted to rows holds only requests for exactly these. Where a repair keeps more than the cache does (StepFlow
-on layers with a sliding window), rows enter together and stay until the last of them is over.
+cannot be restricted to rows holds only requests for exactly these. Where a repair keeps more than the cache does
+(StepFlow on layers with a sliding window), rows enter together and stay until the last of them is over.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from chainwright.integrations.server.choice import Choice, Decision, Failure, de
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.repair.base import Repair
-from chainwright.repair.tcr.token_repair import CorrectingRepair
 from chainwright.repair.tcr._seen import Seen
+from chainwright.repair.tcr.token_repair import CorrectingRepair
 
 _LOG = logging.getLogger(__name__)
 _PROMPT_TOKENS = 2**13  # of prompts that are read in one pass
