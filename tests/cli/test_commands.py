@@ -93,7 +93,7 @@ def test_defaults_are_those_of_the_configs() -> None:
 
     asked = defaults("diagnose")
     fields = DiagnoseConfig.model_fields
-    assert asked["-n"] is None and asked["--n-contexts"] == fields["n_contexts"].default
+    assert asked["-n"] is None and asked["--n-contexts"] is None and asked["--max-types"] is None
     assert asked["--n-maps"] == fields["n_maps"].default
     fit, study = defaults("fit.tcr"), defaults("reproduce.tcr")
     assert (fit["-n"], fit["--seed"], fit["--task"]) == (FitProblems().n, FitProblems().seed, FitProblems().task)
@@ -178,7 +178,8 @@ BAD = [
     (["tasks", "clf", "--rendering", "long"], "rendering"),
     (["compare", "a.parquet"], "needs two trace files"),
     (["evaluate", "--traces", "x.txt"], "There is no file x.txt"),
-    (["diagnose", "--plan"], "add --steps"),
+    (["diagnose", "--max-types", "-1"], "max_types must be a whole number from 0; got -1"),
+    (["diagnose", "--n-contexts", "0"], "n_contexts must be a whole number from 1; got 0"),
     (["diagnose", "-n", "0"], "n must be a whole number from 1; got 0"),
     (["diagnose", "--n-maps", "0"], "n_maps must be a whole number from 1; got 0"),
     (["demo", "-n", "0"], "n must be a whole number from 1; got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typer.testing import CliRunner
 
 from chainwright import BadInput
 from chainwright.cli import app
-from chainwright.cli._results import write_result
+from chainwright.cli._results import command_line, write_result
+from chainwright.models import load_model
 from chainwright.reproduce.findings import FINDINGS, PAPERS, Result, findings_page, read_results, save_result
+from chainwright.reproduce.findings.diagnosed import diagnosed_results
 from chainwright.reproduce.findings.page import column
 from chainwright.reproduce.findings.rules import Above, AtLeast, AtMost, Between, Gain, NoRule, Rule
+from chainwright.studies.diagnosis import DiagnoseConfig, run_diagnosis
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 MEASURED: Mapping[str, Any] = {
@@ -151,3 +155,32 @@ def test_a_command_writes_a_record_only_with_a_folder(tmp_path: Path) -> None:
     write_result(None, **MEASURED)
     write_result(tmp_path, **MEASURED)
     assert read_results(tmp_path) == [Result(**MEASURED)]
+
+
+def test_a_diagnosis_gives_the_results_on_errors(tmp_path: Path) -> None:
+    model, tokenizer = load_model("reasoner", device="cpu")
+    config = DiagnoseConfig(
+        model="reasoner", hops={"parity": (4, 14)}, n=8, seeds=(5,), instruments=("accuracy", "errors")
+    )
+    diagnosis = run_diagnosis(model, tokenizer, config, tmp_path / "study", progress=False)
+    results = {r.finding: r for r in diagnosed_results(diagnosis, "chainwright diagnose -t parity --hops 4,14")}
+    exact = [[t.is_exact for t in diagnosis.traces if t.problem and t.problem.hops == hops] for hops in (4, 14)]
+    assert sum(map(bool, exact[0])) == 8, "the reasoner solves 4 hops"
+    assert results["tcr-hops"].value == (sum(map(bool, exact[1])) <= 4)
+    wrong = [(t, s) for t, s in zip(diagnosis.traces, diagnosis.scores or [], strict=True) if t.first_error is not None]
+    assert len(wrong) >= 5, "the reasoner fails at 14 hops"
+    kinds = Counter(t.first_error.error_type for t, _ in wrong if t.first_error is not None)
+    assert results["tcr-recall"].value == kinds["name recall"] / len(wrong)
+    kinds.pop("unparsed", None)
+    assert results["tcr-key-types"].value == (max(kinds.values()) >= 0.3 * len(wrong))
+    sure = [float(s.entropy[t.first_error_position]) > 0.3 for t, s in wrong if t.first_error_position is not None]
+    assert results["tcr-entropy"].value == sum(sure) / len(sure) and results["tcr-entropy"].n == len(sure)
+    assert all(r.seeds == (5,) and r.model == "reasoner" for r in results.values())
+
+
+def test_a_command_is_recorded_without_places_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["/bin/chainwright", "diagnose", "-t", "all", "-o", "/tmp/x", "--results=docs", "--max-types", "0", "-q"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert command_line() == "chainwright diagnose -t all --max-types 0"
+    monkeypatch.setattr("sys.argv", ["c", "reproduce", "--set", "a b", "--results", "r"])
+    assert command_line() == "chainwright reproduce --set 'a b'"

@@ -24,15 +24,17 @@ from chainwright.cli._options import (
     Seed,
 )
 from chainwright.cli._problems import PROBLEM_SET, problem_source
+from chainwright.cli._results import ResultsFolder, write_diagnosis
 from chainwright.cli._shared import say
+from chainwright.cli._source import load
 from chainwright.cli._studies import print_diagnosis, run_diagnosis
 from chainwright.cli._trace_options import TRACES, trace_source
 
 if TYPE_CHECKING:
     from chainwright.studies.diagnosis.config import DiagnoseConfig
+    from chainwright.studies.diagnosis.usual import Usual
 
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
-CONTEXTS = ConfigOptions(_CONFIG, "n_contexts")
 STEPS = ConfigOptions(_CONFIG, "n_maps")
 DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
 DRAWING = ConfigOptions(
@@ -55,7 +57,11 @@ def diagnose(
     hops: HopCounts = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", help="Problems per task and hop count (default: 40), or of --problems or --traces."),
+        typer.Option(
+            "-n",
+            help="Problems per task and hop count (default: 40, fewer for large models on a CPU), or of --problems or "
+            "--traces.",
+        ),
     ] = None,
     problems: Values = PROBLEM_SET,
     traces: Annotated[
@@ -63,7 +69,17 @@ def diagnose(
         typer.Option("--traces", help="Take the traces in this file instead, in any format that is recognised."),
     ] = None,
     reading: Values = TRACES,
-    contexts: Values = CONTEXTS,
+    n_contexts: Annotated[
+        int | None,
+        typer.Option(help="Contexts per set when heads are located (default: 16, fewer for large models on a CPU)."),
+    ] = None,
+    max_types: Annotated[
+        int | None,
+        typer.Option(
+            help="Key error types per task that are searched for heads, 0 for none (default: 2, for large models on a "
+            "CPU 1)."
+        ),
+    ] = None,
     out_folder: ReportFolder = Path("runs/diagnosis"),
     seed: Seed = 0,
     rendering: RenderingName = "auto",
@@ -73,7 +89,12 @@ def diagnose(
     ] = None,
     maps: Values = STEPS,
     plan: Annotated[
-        bool, typer.Option("--plan", help="With --steps: print what the step maps will take, and run nothing.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print how long it will take, from a few passes that are timed (with --steps: what the step maps "
+            "will take, from the config alone), and run nothing.",
+        ),
     ] = False,
     asking: Values = ASKING,
     decoding: Values = DECODING,
@@ -83,27 +104,34 @@ def diagnose(
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
+    results: ResultsFolder = None,
     quiet: Quiet = False,
 ) -> None:
     """Find where a model's chains break: on the tasks, on a problem set of yours, or in existing traces."""
     from chainwright._errors import BadInput
     from chainwright.studies.diagnosis.config import DiagnoseConfig
 
-    if plan and not steps:
-        raise BadInput("--plan estimates the step maps, which are not requested; add --steps.")
     files = [*(traces or []), *(more_traces or [])]
     if more_traces and not traces:
         raise BadInput(f"{more_traces[0]} is no option; trace files are named with --traces.")
-    asked = _open(problems, files, reading, n, task, hops) or _cells(model, task, hops, rendering, n, steps=bool(steps))
+    where = {**source, "device": device, "trust_remote_code": trust_remote_code}
+    asked, usual = _open(problems, files, reading, n, task, hops), None
+    if not asked:
+        asked, usual = _cells(model, task, hops, rendering, where, n, steps=bool(steps))
     if steps is False and "instruments" in asked:
         asked["instruments"] = tuple(name for name in asked["instruments"] if name != "steps")
-    asked |= _drawn(asking, drawing)
-    config = DiagnoseConfig(model=model, seeds=(seed,), **asked, **contexts, **maps, **decoding, **source)
+    asked |= {k: v for k, v in (("n_contexts", n_contexts), ("max_types", max_types)) if v is not None}
+    config = DiagnoseConfig(
+        model=model, seeds=(seed,), **asked, **_drawn(asking, drawing), **maps, **decoding, **source
+    )
+    if usual is not None and not quiet:
+        _say_what(config, usual)
     if plan:
-        _print_plan(config, device, trust_remote_code)
+        _print_plan(config, where, steps=bool(steps))
         return
     run_diagnosis(config, out_folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
     print_diagnosis(out_folder)
+    write_diagnosis(results, out_folder)
 
 
 def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:
@@ -118,20 +146,32 @@ def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:
 
 
 def _cells(
-    model: str, task: str | None, hops: str | None, rendering: str, n: int | None, *, steps: bool
-) -> dict[str, Any]:
-    """Return the settings of a diagnosis of tasks."""
+    model: str, task: str | None, hops: str | None, rendering: str, where: Values, n: int | None, *, steps: bool
+) -> tuple[dict[str, Any], Usual]:
+    """Return the settings of a diagnosis of tasks, and what was chosen to suit the model."""
     from chainwright.prompts.rendering import rendering_for
     from chainwright.studies.diagnosis.config import USUAL
+    from chainwright.studies.diagnosis.usual import usual_for
     from chainwright.tasks.cells import choose_cells
 
-    chosen = rendering_for(rendering, model)
-    return {
-        "hops": choose_cells(task or "all", hops, chosen),
-        "rendering": chosen,
-        "instruments": (*USUAL, *(["steps"] if steps else [])),
-        **({} if n is None else {"n": n}),
-    }
+    rendered = rendering_for(rendering, model)
+    options = {name: where[name] for name in ("adapter", "device", "revision", "trust_remote_code")}
+    usual = usual_for(model, **options)
+    cells = choose_cells(task or "all", hops, rendered)
+    if hops is None and rendered == "natural":
+        cells = {name: usual.hops.get(name, counts) for name, counts in cells.items()}
+    instruments = (*USUAL, *(["steps"] if steps else []))
+    asked = {**usual.settings, "hops": cells, "rendering": rendered, "instruments": instruments}
+    return asked if n is None else {**asked, "n": n}, usual
+
+
+def _say_what(config: DiagnoseConfig, usual: Usual) -> None:
+    """Print what is asked where it was chosen to suit the model."""
+    from chainwright.studies.diagnosis.usual import said
+
+    if usual.settings or usual.hops:
+        for line in said(config):
+            say(line)
 
 
 def _open(
@@ -153,12 +193,18 @@ def _open(
     return {"problems": asked, "traces": found, "instruments": OPEN, "rendering": "natural"}
 
 
-def _print_plan(config: DiagnoseConfig, device: str | None, trust_remote_code: bool) -> None:
-    """Print what the step maps will take; no weights are read and nothing is written."""
+def _print_plan(config: DiagnoseConfig, where: Values, *, steps: bool) -> None:
+    """Print what the diagnosis will take; of step maps from the config alone. Nothing is written."""
+    if not steps:
+        from chainwright.studies.diagnosis.estimate import plan_diagnosis
+
+        loaded = load(config.model, {**where, "dtype": config.dtype})
+        say(plan_diagnosis(loaded.model, loaded.tokenizer, config).summary())
+        return
     from chainwright.models.load import empty_model, load_tokenizer
     from chainwright.studies.diagnosis.step_maps import plan_steps
 
-    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": where["trust_remote_code"]}
     tokenizer = load_tokenizer(config.model, adapter=config.adapter, **source)
-    estimate = plan_steps(empty_model(config.model, dtype=config.dtype, **source), tokenizer, config, device)
+    estimate = plan_steps(empty_model(config.model, dtype=config.dtype, **source), tokenizer, config, where["device"])
     say(f"Step maps, if the responses are as long as the gold chains: {estimate}")

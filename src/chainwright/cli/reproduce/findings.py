@@ -13,9 +13,9 @@ from chainwright.cli._shared import say
 
 @register("command", "reproduce.findings")
 def findings(
-    results: Annotated[
-        Path, typer.Option("--results", help="Folder of records, as measuring commands write it with --results.")
-    ] = Path("docs/results"),
+    results: Annotated[Path, typer.Option("--results", help="Folder of records for the table of findings.")] = Path(
+        "docs/results"
+    ),
     out_file: Annotated[Path, typer.Option("--out", "-o", help="The page that is written.")] = Path("docs/findings.md"),
 ) -> None:
     """Write the table of the published findings and what was measured of each here."""

@@ -226,7 +226,8 @@ class Heads(Instrument):
             return
         found = RoleFinding.load(job.done[head_unit(*key)])
         traces, n = load_traces(bench.config, job.done), 2 * bench.config.n_contexts
-        head_evidence(bench.model, bench.tokenizer, traces, found, n=n).save(job.out)
+        n_heads = bench.config.n_evidence
+        head_evidence(bench.model, bench.tokenizer, traces, found, n=n, n_heads=n_heads).save(job.out)
 
     def _roles(self, bench: Bench, job: Job, task: str, kind: str) -> None:
         rank = [k for t, k in key_types(job.done) if t == task].index(kind)
