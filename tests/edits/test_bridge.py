@@ -106,8 +106,11 @@ def test_three_tokens_by_hand() -> None:
     assert touched.n_sites == 1
 
 
-def shifting(model, rows, n_question, tau_max):
-    """Return a reference that adds shifts to the scores, worked out row by row from the row's places."""
+def shifting(model, rows, n_question, tau_max, by_head=None):
+    """Return a reference that adds shifts to the scores, worked out row by row from the row's places.
+
+    `by_head` has the largest floors of (layer, head); heads that it does not have are left alone.
+    """
     _, mask = left_padded(rows)
     first = [int((row == 0).sum()) for row in mask]
     live = []
@@ -125,8 +128,9 @@ def shifting(model, rows, n_question, tau_max):
                     continue
                 bridge = (0, place.question_end) if place.thinking_end < 0 else (place.question_end, place.thinking_end)
                 b, s = (slice(first[i] + x, first[i] + y) for x, y in (bridge, (bridge[1], t + 1)))
-                tau = min(math.sqrt((bridge[1] - bridge[0]) / (t + 1 - bridge[0])), tau_max)
                 for h in range(weights.shape[1]):
+                    limit = tau_max if by_head is None else by_head.get((call.layer, h), 0.0)
+                    tau = min(math.sqrt((bridge[1] - bridge[0]) / (t + 1 - bridge[0])), limit)
                     w = weights[i, h, first[i] + t]
                     p_b, p_s = float(w[b].sum()), float(w[s].sum())
                     floor = min(tau, p_b + p_s - 1e-6)
@@ -160,6 +164,37 @@ def test_it_equals_shifted_scores(family: str) -> None:
     assert_equal(got[prompt], own[prompt], "the question is never touched")
     assert_equal(uncached(model, rows), own, "afterwards")
     assert not model.base_model._forward_pre_hooks
+
+
+@every_family
+def test_single_heads_have_floors_of_their_own(family: str) -> None:
+    model = tiny(family)
+    rows, n_question = rows_of()
+    by_head = {(0, 1): 0.7, (2, 0): 0.3, (2, 2): 0.6}
+    heads = tuple((layer, head, floor) for (layer, head), floor in by_head.items())
+    own = uncached(model, rows)
+    with attach(model, shifting(model, rows, n_question, 0.0, by_head)):
+        want = uncached(model, rows)
+    with edit(model, Bridge((), STEPS, n_question=n_question, heads=heads)) as (touched,):
+        got = uncached(model, rows)
+    real = left_padded(rows)[1].bool()
+    assert_close(got[real], want[real], family, 1e-4)
+    assert touched.n_sites > 5 and float((got - own)[real].abs().max()) > 1e-3
+    with edit(model, Bridge((), STEPS, heads=heads)):
+        decoded = cached(model, rows, 14)[:, -14:]
+    assert_close(decoded, got[:, -14:], f"{family}, decoded", 5e-4)
+
+
+def test_floors_of_single_heads_that_cannot_be_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"floor of head L0H1 must be above 0 and below 1; got 1\.0"):
+        Bridge((), STEPS, heads=((0, 1, 1.0),))
+    with pytest.raises(BadInput, match="Head L0H1 has two floors"):
+        Bridge((), STEPS, heads=((0, 1, 0.5), (0, 2, 0.5), (0, 1, 0.4)))
+    with pytest.raises(BadInput, match=r"whole layers or on single heads; got layers \[0\]"):
+        Bridge((0,), STEPS, heads=((0, 1, 0.5),))
+    model = tiny("llama")
+    with pytest.raises(BadInput, match="head"), edit(model, Bridge((), STEPS, heads=((0, 99, 0.5),))):
+        uncached(model, rows_of()[0])
 
 
 @every_family

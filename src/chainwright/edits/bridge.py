@@ -12,7 +12,7 @@ is the same as shifting the scores of B by `log(tau / p_B)` and those of S by `l
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -75,6 +75,8 @@ class Bridge(Edit):
         layers: Which layers, counted from 0; negative ones from the last.
         steps: How the response is read while it is written.
         tau_max: Largest floor. The floor is `min(sqrt(|B| / (|B| + |S|)), tau_max)`, sizes in tokens.
+        heads: Largest floors of single heads, (layer, head, floor) each, in place of `layers`; the other heads are left
+            alone.
         n_question: Tokens of each row's question; None: the first forward pass of a run reads the question. It has to
             be given for a pass over a whole trace and for assisted decoding, whose first pass holds more.
 
@@ -90,10 +92,16 @@ class Bridge(Edit):
     steps: LiveSteps | None
     tau_max: float = 0.15
     n_question: tuple[int, ...] | None = None
+    heads: tuple[tuple[int, int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the floor."""
+        """Check the floors."""
         check_floor(self.tau_max)
+        check_head_floors(self.heads)
+        if self.heads and len(self.layers):
+            raise BadInput(
+                f"The bridge is on whole layers or on single heads; got layers {list(self.layers)} and heads."
+            )
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return one handler for each layer."""
@@ -102,16 +110,38 @@ class Bridge(Edit):
 
     def acting_layers(self, parts: Anatomy) -> list[int]:
         """Return the layers in which anything may change."""
+        if self.heads:
+            return sorted(self._floors(parts))
         layers = sorted({parts.check_layer(layer) for layer in self.layers})
         return layers if self.tau_max > 0 else []
+
+    def _floors(self, parts: Anatomy) -> dict[int, tuple[float, ...]]:
+        """Return the largest floor of every head of the layers in which some head has one."""
+        floors: dict[int, list[float]] = {}
+        for layer, head, floor in self.heads:
+            where = parts.check_head(layer, head)
+            floors.setdefault(where[0], [0.0] * parts.n_heads)[where[1]] = floor
+        return {layer: tuple(own) for layer, own in floors.items() if any(own)}
 
     def on(self, reading: Reading, parts: Anatomy, touched: Touched) -> Handlers:
         """Return the handlers that act on places which are read already, perhaps for other edits too."""
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        queries = _Queries(reading, self.tau_max)
+        queries = _Queries(reading)
+        floors = self._floors(parts)
         for layer in self.acting_layers(parts):
-            by_layer[layer] = (partial(_bridge, queries, touched, touched.counter(parts, layer)),)
+            tau_max = floors.get(layer, self.tau_max)
+            by_layer[layer] = (partial(_bridge, queries, tau_max, touched, touched.counter(parts, layer)),)
         return Handlers(by_layer, reads_state=True)
+
+
+def check_head_floors(heads: Sequence[tuple[int, int, float]]) -> None:
+    """Raise BadInput unless these can be floors of single heads, each named once."""
+    for layer, head, floor in heads:
+        if not 0 < floor < 1:
+            raise BadInput(f"The floor of head L{layer}H{head} must be above 0 and below 1; got {floor}.")
+    named = [(layer, head) for layer, head, _ in heads]
+    if twice := [where for where in named if named.count(where) > 1]:
+        raise BadInput(f"Head L{twice[0][0]}H{twice[0][1]} has two floors; name each head once.")
 
 
 def check_floor(tau_max: float) -> None:
@@ -127,9 +157,10 @@ class _Bounds(NamedTuple):
     border: int
     end: int
 
-    def tau(self, tau_max: float) -> float:
-        """Return the floor."""
-        return min(math.sqrt((self.border - self.start) / max(1, self.end - self.start)), tau_max)
+    @property
+    def share(self) -> float:
+        """Return the floor before it is limited: large where the bridge is long beside what follows it."""
+        return math.sqrt((self.border - self.start) / max(1, self.end - self.start))
 
 
 _NO_BOUNDS = _Bounds(0, 0, 0)
@@ -159,13 +190,12 @@ class _Queries:
         common: The bounds of all queries, if they are the same.
     """
 
-    def __init__(self, reading: Reading, tau_max: float):
+    def __init__(self, reading: Reading):
         self.reading = reading
-        self.tau_max = tau_max
         self.bounds: list[list[_Bounds]] = []
         self.has_bridge = False
         self.common: _Bounds | None = None
-        self._tau: Tensor | None = None
+        self._share: Tensor | None = None
         self._of: Pass | None = None
 
     def update(self) -> Pass:
@@ -179,35 +209,48 @@ class _Queries:
             different = {one for row in self.bounds for one in row}
             self.has_bridge = different != {_NO_BOUNDS}
             self.common = different.pop() if len(different) == 1 else None
-            self._tau, self._of = None, now
+            self._share, self._of = None, now
         return now
 
-    def tau(self, like: Tensor) -> Tensor | float:
-        """Return the floors `[N, 1, Tq]`, or the one of all queries."""
+    def tau(self, tau_max: float | Tensor, like: Tensor, here: slice) -> Tensor | float:
+        """Return the floors of the queries `here` `[N or 1, H or 1, Q]`, or the one of all of them."""
+        share: Tensor | float
         if self.common is not None:
-            return self.common.tau(self.tau_max)
-        if self._tau is None or self._tau.device != like.device or self._tau.dtype != like.dtype:
-            floors = [[[one.tau(self.tau_max) for one in row]] for row in self.bounds]
-            self._tau = torch.tensor(floors, dtype=like.dtype, device=like.device)
-        return self._tau
+            share = self.common.share
+        else:
+            if self._share is None or self._share.device != like.device or self._share.dtype != like.dtype:
+                shares = [[[one.share for one in row]] for row in self.bounds]
+                self._share = torch.tensor(shares, dtype=like.dtype, device=like.device)
+            share = self._share[..., here]  # (row, 1, query)
+        if isinstance(share, Tensor):
+            return share.clamp(max=tau_max) if isinstance(tau_max, float) else torch.minimum(share, tau_max)
+        return min(share, tau_max) if isinstance(tau_max, float) else tau_max.clamp(max=share)
 
 
-def _bridge(queries: _Queries, touched: Touched, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
-    """Return z with the floor under every query that has a bridge."""
+def _bridge(
+    queries: _Queries,
+    floors: float | tuple[float, ...],
+    touched: Touched,
+    counter: Tensor,
+    call: AttentionCall,
+    attend: Attend,
+) -> Tensor:
+    """Return z with the floor under every query that has a bridge; `floors` has the largest one, or one per head."""
     with touched.timed():
         now = queries.update()
     if not queries.has_bridge:
         return attend(call)
+    tau_max = floors if isinstance(floors, float) else _per_head(floors, call)
     n_queries = call.q.shape[2]
     if n_queries > 1 or not is_plain(attend):
         z = attend(call)  # (batch, query, head, d_head)
         with touched.timed():
-            return _in_stretches(queries, touched, counter, call, z)
+            return _in_stretches(queries, tau_max, touched, counter, call, z)
     # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
     # counts as the model's own attention, which they replace
     weights = attn_pattern(call)
     with touched.timed():
-        weights, is_needed = _floored(queries, slice(0, 1), weights, now.offset(call.layer))
+        weights, is_needed = _floored(queries, tau_max, slice(0, 1), weights, now.offset(call.layer))
         _count(touched, counter, is_needed, slice(0, 1))
     z = weighted_values(call, weights)
     if call.weights is not None:
@@ -215,7 +258,20 @@ def _bridge(queries: _Queries, touched: Touched, counter: Tensor, call: Attentio
     return z
 
 
-def _in_stretches(queries: _Queries, touched: Touched, counter: Tensor, call: AttentionCall, z: Tensor) -> Tensor:
+def _per_head(floors: tuple[float, ...], call: AttentionCall) -> Tensor:
+    """Return the largest floors of a layer's heads `[1, H, 1]`."""
+    dtype = torch.float32 if call.q.dtype.itemsize < 4 else call.q.dtype
+    return torch.tensor(floors, dtype=dtype, device=call.q.device)[None, :, None]
+
+
+def _in_stretches(
+    queries: _Queries,
+    tau_max: float | Tensor,
+    touched: Touched,
+    counter: Tensor,
+    call: AttentionCall,
+    z: Tensor,
+) -> Tensor:
     """Return z of many queries, changed in stretches whose weights take little memory."""
     n_rows, n_heads, n_queries, _ = call.q.shape
     offset = queries.reading.run.latest.offset(call.layer)
@@ -226,7 +282,7 @@ def _in_stretches(queries: _Queries, touched: Touched, counter: Tensor, call: At
         if all(bounds == _NO_BOUNDS for row in queries.bounds for bounds in row[here]):
             continue
         part = _at_queries(call, here)
-        changed, is_needed = _floored(queries, here, attn_pattern(part), offset)
+        changed, is_needed = _floored(queries, tau_max, here, attn_pattern(part), offset)
         _count(touched, counter, is_needed, here)
         if call.weights:
             call.weights.append(_replaced(call.weights[-1], here, changed, is_needed))
@@ -257,16 +313,15 @@ class _Floored(NamedTuple):
     is_needed: Tensor
 
 
-def _floored(queries: _Queries, here: slice, weights: Tensor, offset: int) -> _Floored:
+def _floored(queries: _Queries, tau_max: float | Tensor, here: slice, weights: Tensor, offset: int) -> _Floored:
     """Return the weights of the queries `here` with the floor under each bridge."""
     if weights.requires_grad:
         weights = weights.clone()  # they are written over, and the backward pass of the softmax reads them
-    tau = queries.tau(weights)
+    tau = queries.tau(tau_max, weights, here)
     if queries.common is not None:
         groups: _Groups = _Slices(weights, [(..., queries.common)], offset)
     else:
         bounds = [row[here] for row in queries.bounds]
-        tau = tau[..., here] if isinstance(tau, Tensor) else tau
         is_few = weights.shape[0] * weights.shape[2] <= _FEW
         groups = _Slices(weights, _each(bounds), offset) if is_few else _Members(weights, bounds, offset)
     p_bridge, p_own = groups.masses()

@@ -5,6 +5,7 @@ from .base import Repair as Repair
 from .base import bundled_repairs as bundled_repairs
 from .run import Cost as Cost
 from .stepflow.layers import ChosenLayers as ChosenLayers
+from .stepflow.layers import choose_heads as choose_heads
 from .stepflow.layers import choose_layers as choose_layers
 from .stepflow.repair import StepFlow as StepFlow
 from .tcr.baselines import DoLa as DoLa

@@ -9,7 +9,7 @@ from chainwright.decode.run import generate
 from chainwright.diagnose import BridgeGroups, bridge_mass, compare_bridges
 from chainwright.models import load_model
 from chainwright.models.capture import capture
-from chainwright.repair import ChosenLayers, StepFlow, choose_layers
+from chainwright.repair import ChosenLayers, StepFlow, choose_heads, choose_layers
 from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn
 from chainwright.traces import Span, Trace
 from families import random_ids, tiny
@@ -101,3 +101,21 @@ def test_layers_are_chosen_where_wrong_masses_are_lower() -> None:
     assert choose_layers(groups_of(wrong, right, "thinking")) == ((), (), ())
     with pytest.raises(BadInput, match=r"significance must lie between 0 and 1; got 1\.5"):
         choose_layers(groups_of(right, wrong, "thinking"), significance=1.5)
+
+
+def test_heads_are_chosen_one_by_one_with_floors_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(3)
+    right = 0.4 + 0.02 * torch.rand(40, 3, 4, generator=generator)
+    wrong = right + 0.02 * (torch.rand(40, 3, 4, generator=generator) - 0.5)
+    wrong[:, 1, 2] -= 0.2
+    wrong[:, 2, 0] -= 0.15
+    wrong[:, 0, 3] -= 0.05  # lacks less than half as much as L1H2
+    chosen = choose_heads(groups_of(right, wrong, "thinking"))
+    floors = {(layer, head): floor for layer, head, floor in chosen}
+    assert set(floors) == {(1, 2), (2, 0)}
+    assert floors[1, 2] == pytest.approx(float(right[:, 1, 2].quantile(0.75)), abs=1e-3)
+    assert choose_heads(groups_of(wrong, right, "thinking")) == ()
+    assert choose_heads(groups_of(right, wrong, "summary")) == ()
+    assert StepFlow(None, (), bridge_heads=chosen).layers(3) == ((1, 2), ())
+    with pytest.raises(BadInput, match=r"significance must lie between 0 and 1; got 0"):
+        choose_heads(groups_of(right, wrong, "thinking"), significance=0)

@@ -260,3 +260,25 @@ def test_layers_may_have_floors_of_their_own(reasoner, problems, tmp_path) -> No
         StepFlow((1, 2), (), (0.3,))
     with pytest.raises(BadInput, match="bridge_layers=None"):
         StepFlow(tau_max=(0.3,))
+
+
+def test_single_heads_may_have_floors_of_their_own(reasoner, problems, tmp_path) -> None:
+    model, tokenizer = reasoner
+    heads = ((1, 0, 0.4), (1, 3, 0.7), (2, 2, 0.6))
+    repair = StepFlow(None, (3,), alpha=0.5, bridge_heads=heads)
+    traces = generate(model, tokenizer, problems, repair=repair, progress=False)
+    assert repair.cost.n_sites > 0 and repair.layers(4) == ((1, 2), (3,))
+    steps = LiveSteps(tokenizer, "auto", ONE_LINE_ONE_STEP)
+    lengths = tuple(trace.response_start for trace in traces[:1])
+    bridge = Bridge((), steps, n_question=lengths, heads=heads)
+    with edit(model, bridge, Momentum((3,), steps, 0.5, n_question=lengths)):
+        by_hand = score(model, traces[0])
+    assert_close(score(model, traces[0], repair=repair).logprob[1:], by_hand.logprob[1:])
+    start = traces[0].response_start
+    assert torch.equal(by_hand.argmax[start:], traces[0].input_ids[start:])
+    repair.save_pretrained(tmp_path / "it")
+    again = Repair.from_pretrained(tmp_path / "it")
+    assert again.bridge_heads == heads and "L1H0 0.4, L1H3 0.7, L2H2 0.6" in again.describe()
+    with pytest.raises(BadInput, match=r"pass bridge_layers or bridge_heads, and not both \(got layers \[1\]\)"):
+        StepFlow((1,), bridge_heads=heads)
+    assert "bridge_heads" not in StepFlow((1,)).settings()

@@ -8,6 +8,7 @@
    since slots where chains fail are mixed with some that need nothing from the question.
 3. The momentum goes into the layers in which the summary's mass on the thinking is lower in the same sense.
 4. Where there is no such layer nothing is chosen, and the repair does nothing.
+5. `choose_heads` does the same for single heads, whose floors spare the others of the layer.
 
 The masses are attention, not saliency: a gradient is small where the model is sure, and high saliency on the last step
 is what a chain needs in which a line follows from the line before it.
@@ -49,11 +50,35 @@ def choose_layers(groups: BridgeGroups, *, significance: float = 0.05) -> Chosen
     Raises:
         BadInput: A significance outside of 0 to 1.
     """
-    if not 0 < significance < 1:
-        raise BadInput(f"significance must lie between 0 and 1; got {significance}.")
+    _check(significance)
     bridge = _lacking(*groups.of(THINKING), significance)
     momentum = _lacking(*groups.of(SUMMARY), significance)
     return ChosenLayers(tuple(bridge), tuple(momentum), tuple(bridge.values()))
+
+
+def choose_heads(groups: BridgeGroups, *, significance: float = 0.05) -> tuple[tuple[int, int, float], ...]:
+    """Return the single heads in which wrong traces lack attention on the question: (layer, head, floor) each.
+
+    The rule is that of `choose_layers`, head by head, corrected for the number of heads; `StepFlow(None, (),
+    bridge_heads=choose_heads(groups))` is the repair.
+
+    Args:
+        groups: As for `choose_layers`.
+        significance: Largest p-value over all heads, corrected by Holm's method.
+
+    Raises:
+        BadInput: A significance outside of 0 to 1.
+    """
+    _check(significance)
+    right, wrong = groups.of(THINKING)  # (pair, layer, head)
+    n_heads = right.shape[2]
+    found = _lacking(right.flatten(1)[..., None], wrong.flatten(1)[..., None], significance)
+    return tuple((one // n_heads, one % n_heads, floor) for one, floor in found.items() if floor > 0)
+
+
+def _check(significance: float) -> None:
+    if not 0 < significance < 1:
+        raise BadInput(f"significance must lie between 0 and 1; got {significance}.")
 
 
 def _lacking(right: Tensor, wrong: Tensor, significance: float) -> dict[int, float]:

@@ -28,7 +28,7 @@ from chainwright._errors import BadInput
 from chainwright._registry import register
 from chainwright.decode.run import generate
 from chainwright.edits.base import Edit, Touched, edit
-from chainwright.edits.bridge import Bridge, check_floor
+from chainwright.edits.bridge import Bridge, check_floor, check_head_floors
 from chainwright.edits.momentum import Momentum, check_strength
 from chainwright.evaluation.comparison import compare
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -51,6 +51,9 @@ class _Settings(Config):
     into_summary: bool = Field(description="Whether the summary gets the momentum too.")
     style: str = Field(description="The markers of the segments.")
     min_chars: int | None = Field(description="Characters of a step of its own.")
+    bridge_heads: tuple[tuple[int, int, float], ...] | None = Field(
+        default=None, description="Floors of single heads, each as layer, head and floor."
+    )
 
 
 @register("repair", "stepflow")
@@ -67,6 +70,8 @@ class StepFlow(Repair):
         style: The markers of the segments, or "auto".
         min_chars: Characters of a step of its own; None takes 1 (a line is a step) for models trained by Chainwright
             and 15 for others.
+        bridge_heads: Floors of single heads, (layer, head, floor) each, instead of one per layer; then `bridge_layers`
+            is None and `tau_max` counts for nothing.
         tokenizer: Decodes the text while it is written; None loads the one saved with the model, once.
     """
 
@@ -86,10 +91,12 @@ class StepFlow(Repair):
         into_summary: bool = False,
         style: str = "auto",
         min_chars: int | None = None,
+        bridge_heads: Sequence[tuple[int, int, float]] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         origin: Origin | None = None,
     ):
         super().__init__(origin)
+        self.bridge_heads = None if bridge_heads is None else tuple((a, b, floor) for a, b, floor in bridge_heads)
         self.bridge_layers = None if bridge_layers is None else tuple(bridge_layers)
         self.momentum_layers = None if momentum_layers is None else tuple(momentum_layers)
         self.tau_max = tuple(tau_max) if isinstance(tau_max, Sequence) else tau_max
@@ -105,6 +112,12 @@ class StepFlow(Repair):
         if self.style != "auto":
             check_style(self.style)
         check_strength(self.alpha, self.window)
+        check_head_floors(self.bridge_heads or ())
+        if self.bridge_heads is not None and self.bridge_layers is not None:
+            raise BadInput(
+                "The bridge is on whole layers or on single heads; pass bridge_layers or bridge_heads, and not both "
+                f"(got layers {list(self.bridge_layers)})."
+            )
         for floor in self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,):
             check_floor(floor)
         has_own = self.bridge_layers is not None and isinstance(self.tau_max, tuple)
@@ -179,22 +192,28 @@ class StepFlow(Repair):
     def layers(self, n_layers: int) -> Layers:
         """Return the layers of the bridge and of the momentum in a model of so many layers."""
         quarter = max(1, n_layers // 4)
-        bridge = range(quarter) if self.bridge_layers is None else self.bridge_layers
+        bridge: Sequence[int] = range(quarter) if self.bridge_layers is None else self.bridge_layers
+        if self.bridge_heads is not None:
+            bridge = sorted({layer for layer, _, _ in self.bridge_heads})
         momentum = range(n_layers - quarter, n_layers) if self.momentum_layers is None else self.momentum_layers
         return Layers(tuple(bridge), tuple(momentum))
 
     def _edits(self, n_layers: int) -> tuple[Bridge | Momentum, ...]:
         bridge, momentum = self.layers(n_layers)
+        moving = Momentum(momentum, None, self.alpha, self.window, self.into_summary)
+        if self.bridge_heads is not None:
+            return (Bridge((), None, heads=self.bridge_heads), moving)
         floors = self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,) * len(bridge)
         by_floor = {floor: [b for b, own in zip(bridge, floors, strict=True) if own == floor] for floor in floors}
         return (
             *(Bridge(layers, None, floor) for floor, layers in by_floor.items()),
-            Momentum(momentum, None, self.alpha, self.window, self.into_summary),
+            moving,
         )
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the tokenizer."""
-        return {
+        own = {} if self.bridge_heads is None else {"bridge_heads": [list(one) for one in self.bridge_heads]}
+        return own | {
             "bridge_layers": None if self.bridge_layers is None else list(self.bridge_layers),
             "momentum_layers": None if self.momentum_layers is None else list(self.momentum_layers),
             "tau_max": list(self.tau_max) if isinstance(self.tau_max, tuple) else self.tau_max,
@@ -214,6 +233,13 @@ class StepFlow(Repair):
         """Return what the repair does."""
         bridge = "the bottom quarter" if self.bridge_layers is None else f"layers {list(self.bridge_layers)}"
         momentum = "the top quarter" if self.momentum_layers is None else f"layers {list(self.momentum_layers)}"
+        if self.bridge_heads is not None:
+            heads = ", ".join(f"L{layer}H{head} {floor:g}" for layer, head, floor in self.bridge_heads) or "no head"
+            return (
+                f"The thinking gives the question, and the summary the thinking, at least a share of the attention "
+                f"of single heads: {heads}. In {momentum} the first token of a step gets {self.alpha:g} of the mean "
+                "value of the step before. Nothing is trained."
+            )
         floors = self.tau_max if isinstance(self.tau_max, tuple) else (self.tau_max,)
         return (
             f"In {bridge} the thinking gives the question, and the summary the thinking, at least "
