@@ -1,20 +1,29 @@
 """The StepFlow study, small: it finishes, its tables add up, and self-consistency takes the answer of most."""
 
+from pathlib import Path
+
 import pytest
 
 from chainwright import tasks
 from chainwright._errors import BadInput
 from chainwright.decode.run import generate
+from chainwright.diagnose.steps.comparison import StepGroups
+from chainwright.evaluation.comparison import Comparison
 from chainwright.models import load_model
+from chainwright.repair import StepFlow
 from chainwright.report.study import write_study_report, write_tables
+from chainwright.reproduce.findings import Result
+from chainwright.reproduce.stepflow import measures
 from chainwright.reproduce.stepflow.config import ReproduceStepFlowConfig
+from chainwright.reproduce.stepflow.records import records_of
 from chainwright.reproduce.stepflow.study import (
     ReproduceStepFlow,
     _majority,
     fixed_errors,
     n_decodings,
+    traces_of,
 )
-from chainwright.studies import Study
+from chainwright.studies import Job, Study
 from chainwright.traces import Trace
 
 SMALL = ReproduceStepFlowConfig(
@@ -60,11 +69,46 @@ def test_every_table_is_there_and_in_the_report(finished) -> None:
     assert "self-consistency 2" in page and "Positive control" in page and 'data-figure="ways-1"' in page
 
 
+def test_records_are_of_the_comparison_and_of_the_matched_pairs(finished) -> None:
+    _, done, study = finished
+    records = {record["finding"]: record for record in records_of(study, "chainwright reproduce stepflow")}
+    compared = Comparison.load(done["comparison"] / "comparison")
+    for way, finding in (("both", "steps-gain"), ("auto heads", "steps-heads"), ("tuned", "steps-tuned")):
+        assert records[finding]["value"] == compared.overall(way)["exact_gain"]
+    assert "seed 100" in records["steps-tuned"]["chosen_on"].lower()
+    assert records["steps-cost"]["value"] > 0 and "steps-voting" not in records  # only two samples were drawn
+    if measures.STEPS in done:
+        groups = StepGroups.load(done[measures.STEPS] / "groups")
+        assert records["steps-lock-in"]["value"] == pytest.approx(groups.rows[0]["effect"])  # layer 0 of four
+    for record in records.values():
+        Result(**record)
+
+
+def test_a_repair_that_acts_nowhere_is_not_decoded_again(finished) -> None:
+    plan, done, _ = finished
+    assert plan._same_without(Job("runs/tuned/clf-11", Path(), done, lambda *_: None), StepFlow((), ())) is not None
+    assert plan._same_without(Job("runs/both/clf-11", Path(), done, lambda *_: None), StepFlow()) is None
+    assert plan._same_without(Job("runs/none/clf-11", Path(), done, lambda *_: None), None) is None
+    same = plan._same_without(Job("tuned-samples/clf-11/1", Path(), done, lambda *_: None), StepFlow((), ()))
+    assert same == done["samples/clf-11/1"]
+
+
+def test_a_deep_model_is_tuned_on_quarters_and_on_the_layers_that_lack_most(finished, monkeypatch) -> None:
+    plan, done, _ = finished
+    tried: dict[str, object] = {}
+    monkeypatch.setattr(StepFlow, "tune", classmethod(lambda cls, *_, **options: tried.update(options) or cls((), ())))
+    plan._tune(done)
+    assert tried["layer_sets"] is None  # four layers are all tried
+    monkeypatch.setattr(plan, "asked", SMALL.replace(tune_layers=1))
+    plan._tune(done)
+    assert tried["layer_sets"] == [(0,), (3,), *((layer,) for layer in measures.lacking_layers(done, 1))]
+
+
 def test_ways_of_decoding_are_what_they_say(finished) -> None:
     plan, done, _ = finished
     problems = tasks.sample("clf", 12, 2, 11, rendering="short")
     want = generate(plan.model, plan.tokenizer, problems, progress=False)
-    assert [t.response for t in plan.traces(done, "none")] == [t.response for t in want]
+    assert [t.response for t in traces_of(plan.asked, done, "none")] == [t.response for t in want]
     assert plan._repair("momentum", done).layers(4) == ((), (3,))
     assert plan._repair("bridge", done).layers(4) == ((0,), ())
     assert plan._repair("both", done).layers(4) == ((0,), (3,))

@@ -11,12 +11,13 @@ from chainwright._errors import BadInput
 from chainwright.studies.config import CellsConfig, Count, Seeds, Temperature
 
 PLAIN = "none"
-REPAIRS = ("both", "bridge", "momentum", "auto layers", "tuned")
+REPAIRS = ("both", "bridge", "momentum", "auto layers", "auto heads", "tuned")
 CONTROLS = ("planted", "planted, bridge", "planted, auto layers")
 # where a model's chains are sometimes right and sometimes wrong
 HOPS: Mapping[str, Mapping[str, Sequence[int]]] = {
     "reasoner": {"parity": (12,), "clf": (13,), "moas": (12,)},
     "compass": {"compass": (14, 17, 20)},
+    "smollm2-hops": {"parity": (6,), "objc": (5,)},
 }
 
 
@@ -36,6 +37,12 @@ class ReproduceStepFlowConfig(CellsConfig):
     )
     alphas: Sequence[float] = Field(
         default=(0.06,), description="Strengths of the momentum that tuning tries, in every single layer."
+    )
+    tune_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Single layers that tuning tries, those where wrong traces lack most attention on the question, "
+        "besides the published quarters (default: every layer of models with up to 8, else 2).",
     )
     measured_n: Count = Field(
         default=100, description="Problems per task and hop count whose traces are measured to choose layers."

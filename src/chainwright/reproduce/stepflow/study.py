@@ -1,20 +1,24 @@
 """StepFlow as a study: every way of decoding on the same problems, self-consistency, and a positive control.
 
+    measured/...                 bridge masses, step maps and their causal check (`measures.py`)
     repair                       layers and strengths tuned on problems of their own
-    measured/...                 bridge masses, step maps and their causal check (`stepflow_measures.py`)
     runs/<way>/<task>-<seed>     traces of one way of decoding
     samples/<task>-<seed>/<k>    sampled traces; self-consistency takes their most frequent answer
     control/<way>                traces with planted lock-in, without and with a repair
     comparison                   the table of the ways
 
-The cost of a way is counted in decoded tokens: k samples cost k times one.
+The cost of a way is counted in decoded tokens: k samples cost k times one. Each run notes its processor seconds. Where
+a repair has nowhere to act its traces are those of the plain model, and nothing is decoded again.
 """
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from chainwright import tasks
@@ -26,6 +30,7 @@ from chainwright.decode.run import generate
 from chainwright.diagnose.steps.lock_in import bridge_mass, compare_bridges
 from chainwright.evaluation.comparison import compare
 from chainwright.evaluation.flips import flips
+from chainwright.models.anatomy import anatomy
 from chainwright.repair.base import Repair
 from chainwright.repair.stepflow.layers import ChosenLayers, choose_layers
 from chainwright.repair.stepflow.planted_lock_in import PlantedLockIn
@@ -36,6 +41,9 @@ from chainwright.reproduce.stepflow.tables import tables_of
 from chainwright.studies import Job, Results, Study
 from chainwright.studies.model_plan import ModelPlan
 from chainwright.traces import Trace, read_traces, write_traces
+
+COST = "cost.json"
+_FEW_LAYERS, _TRIED_LAYERS = 8, 2  # models with more layers are tuned on the published quarters and so many single ones
 
 
 @register("study", "reproduce stepflow")
@@ -52,28 +60,32 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
 
     def units(self, done: Results) -> Sequence[str]:
         """Return the units that choose settings, then the runs, then the table."""
-        first = ["repair", measures.TRACES]
+        first = [measures.TRACES]
         if not done.are_finished(first):
             return first
         first += [measures.BRIDGES, measures.STEPS, *map(measures.causes_unit, self.asked.hops)]
-        runs = [f"runs/{way.replace(' ', '-')}/{cell}" for way in (PLAIN, *REPAIRS) for cell in self._cells()]
-        runs += [f"samples/{cell}/{k}" for cell in self._cells() for k in range(max(self.asked.samples))]
-        runs += [f"tuned-samples/{cell}/{k}" for cell in self._cells() for k in range(2)]
         if self.asked.control_layer is not None:
             first.append("control-layers")
-            runs += [_control_unit(way) for way in CONTROLS]
         if not done.are_finished(first):
             return first
+        first += ["repair", *(f"runs/{PLAIN}/{cell}" for cell in self._cells())]
+        first += [f"samples/{cell}/{k}" for cell in self._cells() for k in range(max(self.asked.samples))]
+        if not done.are_finished(first):
+            return first
+        runs = [f"runs/{way.replace(' ', '-')}/{cell}" for way in REPAIRS for cell in self._cells()]
+        runs += [f"tuned-samples/{cell}/{k}" for cell in self._cells() for k in range(2)]
+        if self.asked.control_layer is not None:
+            runs += [_control_unit(way) for way in CONTROLS]
         return [*first, *runs, *(["comparison"] if done.are_finished(runs) else [])]
 
     def _cells(self) -> list[str]:
-        return [f"{task}-{seed}" for task in self.asked.hops for seed in self.asked.seeds]
+        return cells_of(self.asked)
 
     def compute(self, job: Job) -> None:
         """Compute one unit."""
         kind, *rest = job.unit.split("/")
         if kind == "repair":
-            self._tune().save_pretrained(job.out / "repair")
+            self._tune(job.done).save_pretrained(job.out / "repair")
         elif kind == "measured":
             self._measure(job)
         elif kind == "control-layers":
@@ -85,6 +97,7 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
         elif kind == "runs":
             self._write(job, self._problems(rest[1]), self._repair(rest[0].replace("-", " "), job.done))
         else:
+            # one sample of the tuned repair, or of the plain model
             repair = self._repair("tuned", job.done) if kind == "tuned-samples" else None
             seed = 1000 * int(rest[0].rpartition("-")[2]) + int(rest[1])
             self._write(job, self._problems(rest[0]), repair, self.asked.temperature, seed)
@@ -97,9 +110,23 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if (same := self._same_without(job, repair)) is not None:
+            shutil.copy(same / "traces.parquet", job.out / "traces.parquet")
+            return
         options: dict[str, Any] = {"temperature": temperature, "seed": seed, "progress": False}
+        started = time.process_time()
         traces = generate(self.model, self.tokenizer, problems, repair=repair, **options)
+        seconds = time.process_time() - started
+        write_json(job.out / COST, {"cpu_seconds": seconds, "n_tokens": sum(len(t.response_ids) for t in traces)})
         write_traces(job.out / "traces.parquet", traces)
+
+    def _same_without(self, job: Job, repair: Repair | None) -> Path | None:
+        """Return the unit that decoded the same without a repair, if this one has nowhere to act."""
+        if not isinstance(repair, StepFlow) or any(repair.layers(anatomy(self.model).n_layers)):
+            return None
+        kind, _, rest = job.unit.partition("/")
+        plain = f"runs/{PLAIN}/{rest.partition('/')[2]}" if kind == "runs" else f"samples/{rest}"
+        return job.done[plain]
 
     def _sample(self, task: str, n: int, seed: int) -> list[tasks.Problem]:
         counts, rendering = self.asked.hops[task], self.asked.rendering
@@ -113,9 +140,15 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
         """Return `n` problems of each cell to tune or measure on, none of which is tested on."""
         return [p for task in self.asked.hops for p in self._sample(task, n, self.asked.tune_seed)]
 
-    def _tune(self) -> StepFlow:
-        problems = self._to_learn_from(self.asked.tune_n)
-        return StepFlow.tune(self.model, self.tokenizer, problems, taus=self.asked.taus, alphas=self.asked.alphas)
+    def _tune(self, done: Results) -> StepFlow:
+        asked, n_layers = self.asked, anatomy(self.model).n_layers
+        sets: list[tuple[int, ...]] | None = None
+        if asked.tune_layers is not None or n_layers > _FEW_LAYERS:
+            n = _TRIED_LAYERS if asked.tune_layers is None else asked.tune_layers
+            quarters = StepFlow().layers(n_layers)
+            sets = [quarters.bridge, quarters.momentum, *((layer,) for layer in measures.lacking_layers(done, n))]
+        options: dict[str, Any] = {"taus": asked.taus, "alphas": asked.alphas, "layer_sets": sets}
+        return StepFlow.tune(self.model, self.tokenizer, self._to_learn_from(asked.tune_n), **options)
 
     def _measure(self, job: Job) -> None:
         if job.unit == measures.TRACES:
@@ -135,6 +168,8 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
             return StepFlow.from_pretrained(done["repair"] / "repair")
         if way == "auto layers":
             return StepFlow(*measures.chosen_layers(done))
+        if way == "auto heads":
+            return StepFlow(None, (), bridge_heads=measures.chosen_heads(done))
         return StepFlow(() if way == "momentum" else None, () if way == "bridge" else None)
 
     def _control_problems(self) -> list[tasks.Problem]:
@@ -172,21 +207,8 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
             chosen = ChosenLayers((), (), ())
         write_json(job.out / "layers.json", chosen._asdict())
 
-    def traces(self, done: Results, way: str) -> list[Trace]:
-        """Return the traces of a way, all cells after each other."""
-        return [trace for cell in self._cells() for trace in self._of_cell(done, way, cell)]
-
-    def _of_cell(self, done: Results, way: str, cell: str) -> list[Trace]:
-        if "self-consistency" not in way:
-            return read_traces(done[f"runs/{way.replace(' ', '-')}/{cell}"] / "traces.parquet")
-        folder = "tuned-samples" if way.startswith("tuned") else "samples"
-        drawn = [
-            read_traces(done[f"{folder}/{cell}/{k}"] / "traces.parquet") for k in range(int(way.rpartition(" ")[2]))
-        ]
-        return [_majority(group) for group in zip(*drawn, strict=True)]
-
     def _compare(self, job: Job) -> None:
-        traces = {way: self.traces(job.done, way) for way in self.ways}
+        traces = {way: traces_of(self.asked, job.done, way) for way in self.ways}
         costs = {way: {"decodings": n_decodings(way)} for way in self.ways}
         replace(compare(traces), costs=costs).save(job.out / "comparison")
         flips(traces, self.tokenizer).save(job.out / "flips")
@@ -194,13 +216,31 @@ class ReproduceStepFlow(ModelPlan[ReproduceStepFlowConfig]):
             control = {way: read_traces(job.done[_control_unit(way)] / "traces.parquet") for way in CONTROLS}
             compare(control).save(job.out / "control")
         plain = traces[PLAIN]
-        fixed = {way: fixed_errors(plain, traces[way]) for way in ("both", "auto layers", "tuned")}
+        fixed = {way: fixed_errors(plain, traces[way]) for way in ("both", "auto layers", "auto heads", "tuned")}
         write_json(job.out / "errors.json", fixed)
 
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
         """Return both comparisons, the flips, and the tables."""
         return tables_of(ReproduceStepFlowConfig.from_record(study.manifest.config), study.results)
+
+
+def cells_of(config: ReproduceStepFlowConfig) -> list[str]:
+    """Return the cells of the test problems, a task and seed each."""
+    return [f"{task}-{seed}" for task in config.hops for seed in config.seeds]
+
+
+def traces_of(config: ReproduceStepFlowConfig, done: Mapping[str, Path], way: str) -> list[Trace]:
+    """Return the traces of a way of decoding, all cells after each other."""
+    return [trace for cell in cells_of(config) for trace in _of_cell(done, way, cell)]
+
+
+def _of_cell(done: Mapping[str, Path], way: str, cell: str) -> list[Trace]:
+    if "self-consistency" not in way:
+        return read_traces(done[f"runs/{way.replace(' ', '-')}/{cell}"] / "traces.parquet")
+    folder = "tuned-samples" if way.startswith("tuned") else "samples"
+    drawn = [read_traces(done[f"{folder}/{cell}/{k}"] / "traces.parquet") for k in range(int(way.rpartition(" ")[2]))]
+    return [_majority(group) for group in zip(*drawn, strict=True)]
 
 
 def n_decodings(way: str) -> int:
@@ -242,4 +282,4 @@ def fixed_errors(plain: Sequence[Trace], other: Sequence[Trace]) -> list[dict[st
     ]
 
 
-__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "fixed_errors", "n_decodings"]
+__all__ = ["CONTROLS", "ReproduceStepFlow", "ReproduceStepFlowConfig", "fixed_errors", "n_decodings", "traces_of"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,16 @@ def _layers(done: Mapping[str, Path], with_control: bool) -> Tables:
     notes = [
         f"Tuned: {tuned.settings()}. {tuned.origin.note}",
         f"Layers by one diagnosis pass: {_words(measures.chosen_layers(done))}",
+        f"Heads by the same pass: {_named(measures.chosen_heads(done))}",
     ]
     if with_control:
         chosen = ChosenLayers(*map(tuple, read_json(done["control-layers"] / "layers.json").values()))
         notes.append(f"By one pass over right traces and ones with planted lock-in: {_words(chosen)}")
     return Tables(title="Layers", tables={}, notes=notes)
+
+
+def _named(heads: Sequence[tuple[int, int, float]]) -> str:
+    return ", ".join(f"L{layer}H{head} at {floor:.2f}" for layer, head, floor in heads) + "." if heads else "none."
 
 
 def _words(chosen: ChosenLayers) -> str:
