@@ -1,6 +1,7 @@
 """The reproduction of iteration heads: its units, what it says, and its report, on trainings of a few steps."""
 
 import html
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,18 @@ from chainwright.lab import IterationConfig
 from chainwright.models.load import load_model
 from chainwright.report.gather import gather
 from chainwright.report.page import render
+from chainwright.reproduce.findings import Result, read_results
 from chainwright.reproduce.iteration_heads import study as iteration_heads
 from chainwright.reproduce.iteration_heads.claims import claims, length_rows, markdown, run_rows, tables
-from chainwright.reproduce.iteration_heads.study import IterationHeads, IterationHeadsPlan, ReasonerProbe, recipes
-from chainwright.studies import Study
+from chainwright.reproduce.iteration_heads.records import records_of
+from chainwright.reproduce.iteration_heads.study import (
+    IterationHeads,
+    IterationHeadsPlan,
+    ReasonerProbe,
+    probe_for,
+    recipes,
+)
+from chainwright.studies import Results, Study
 
 TINY = {"max_length": 3, "modulus": 3, "d_model": 8, "n_steps": 4, "measure_every": 2, "n_held_out": 4, "batch_size": 4}
 RUNS = {
@@ -195,19 +204,58 @@ def test_profiles_are_recipes_that_can_be_trained() -> None:
                 assert order.index(config.start_from.removeprefix("train/")) < order.index(name)
         assert {next(iter(config.tasks)) for config in made.values()} == {"copy", "parity", "polynomial"}
     assert sum(IterationConfig(**changes).n_steps for changes in recipes("quick").values()) < 20_000
-    with pytest.raises(BadInput, match="Unknown profile 'fast'; known: quick, full"):
+    with pytest.raises(BadInput, match="Unknown profile 'fast'; known: quick, full, none"):
         recipes("fast")
 
 
 def test_the_command_prints_tables_and_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iteration_heads, "_quick", lambda: {"polynomial": RUNS["polynomial"]})
-    monkeypatch.setattr(iteration_heads, "ReasonerProbe", lambda model: LOOK)
-    command = ["reproduce", "iteration-heads", "--out", str(tmp_path / "s")]
+    monkeypatch.setattr(iteration_heads, "probe_for", lambda model, adapter: LOOK)
+    command = ["reproduce", "iteration-heads", "--out", str(tmp_path / "s"), "--results", str(tmp_path / "r")]
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "Trainings" in done.output and (tmp_path / "s" / "report.html").exists()
     assert (tmp_path / "s" / "tables.md").read_text().startswith("## Findings")
+    assert {r.finding for r in read_results(tmp_path / "r")} == {
+        "iteration-heads",
+        "iteration-causal",
+        "iteration-cp-heads",
+    }
     again = CliRunner().invoke(app, [*command, "--quiet"])
     assert again.exit_code == 0, "a finished study is shown again"
     wrong = CliRunner().invoke(app, ["reproduce", "iteration-heads", "--profile", "fast"])
     assert wrong.exit_code == 2 and "Unknown profile 'fast'" in wrong.output
+
+
+def test_records_are_of_the_best_recall_heads(found: IterationHeads) -> None:
+    scores = found.scores["parity"]
+    records = {record["finding"]: record for record in records_of(found, "chainwright reproduce iteration-heads")}
+    k, head = scores.link("recall"), scores.ranking("recall")[0]
+    has_head = float(scores.score[k][head]) >= 0.3 and float(scores.p_value[k][head]) < 0.05
+    assert records["iteration-heads"]["value"] == has_head
+    best, control = (next(c for c, why in enumerate(scores.checked_for) if why == w) for w in ("recall", "control"))
+    assert tuple(scores.checked[best]) == head
+    lost = scores.accuracy_without[control, k] - scores.accuracy_without[best, k]
+    assert records["iteration-causal"]["value"] == pytest.approx(float(lost), abs=1e-6)
+    overlap = found.overlaps["parity"]["recall"]
+    assert records["iteration-cp-heads"]["value"] == pytest.approx((len(overlap.shared) - overlap.expected) / overlap.n)
+    for record in records.values():
+        Result(**record)
+    assert records_of(IterationHeads({}, {}, {}), "chainwright x") == []
+
+
+def test_a_pretrained_model_is_probed_at_the_hops_of_its_adapter_and_a_small_one_as_the_reasoner(
+    tmp_path: Path,
+) -> None:
+    assert probe_for("reasoner") == ReasonerProbe()
+    recipe = {"base": "smollm2", "trainings": [{"settings": {"hops": {"parity": [1, 4]}}}]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    probe = probe_for("some/model", str(tmp_path))
+    assert probe.rendering == "natural" and probe.effects == "last" and probe.adapter == str(tmp_path)
+    assert probe.hops["parity"] == 4 and probe.hops["clf"] == 10 and len(probe.hops) == 7
+
+
+def test_without_trainings_only_the_heads_are_looked_at() -> None:
+    assert recipes("none") == {}
+    assert plan({}).units(Results(Path(), {})) == ["reasoner/parity"]
+    assert plan().title("reasoner/parity") == "heads of reasoner on Parity-NL"

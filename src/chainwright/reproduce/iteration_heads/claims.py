@@ -222,14 +222,14 @@ def _reasoner(found: IterationHeads) -> list[Claim]:
         if not best:
             continue
         shown = "; ".join(_best(found, task, link) for task in best)
-        rows.append(Claim(f"reasoner, {link} heads", "new here", shown, None))
+        rows.append(Claim(f"{found.model}, {link} heads", "new here", shown, None))
         shared = [found.overlaps[task][link] for task in best]
         ours = (
             f"{sum(len(o.shared) for o in shared)} of {sum(o.n for o in shared)} best heads are among those that right "
             f"tokens lose most without ({sum(o.expected for o in shared):.1f} by chance); rank correlation "
             + ", ".join(f"{task} {o.rank_correlation:+.2f}" for task, o in zip(best, shared, strict=True))
         )
-        rows.append(Claim(f"reasoner, {link} and correct-processing heads", "new here", ours, None))
+        rows.append(Claim(f"{found.model}, {link} and correct-processing heads", "new here", ours, None))
     return rows
 
 

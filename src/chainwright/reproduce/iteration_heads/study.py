@@ -7,7 +7,8 @@
    tokens need.
 3. The claims (`iteration_claims`) are read off the results; each says what was published and what came out.
 
-The quick profile keeps models and lengths small, the full one goes to the paper's sizes.
+The quick profile keeps models and lengths small, the full one goes to the paper's sizes, and with none nothing is
+trained: only the heads of a model are looked at.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chainwright import tasks
-from chainwright._config import Config
+from chainwright._config import Config, Positions
 from chainwright._errors import unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
@@ -38,14 +39,16 @@ from chainwright.lab import IterationConfig, ReasonerConfig, train_iteration
 from chainwright.models import load_model
 from chainwright.models.load import LoadedModel, load_as, provenance
 from chainwright.models.padding import left_pad
+from chainwright.prompts.rendering import rendering_for
 from chainwright.studies import Job, Plan, Results, Skip, Study, Watch
 from chainwright.studies.config import Count, Place
+from chainwright.studies.diagnosis.usual import trained_hops
 from chainwright.studies.manifest import Manifest
+from chainwright.tasks import usual_hops
 from chainwright.traces import Trace
 
-PROFILES = ("quick", "full")
+PROFILES = ("quick", "full", "none")
 Recipes = dict[str, dict[str, Any]]
-_N_CONTEXTS = 16  # contexts in which heads are silenced for the overlap with correct-processing heads
 
 
 def recipes(profile: str) -> Recipes:
@@ -56,7 +59,7 @@ def recipes(profile: str) -> Recipes:
     """
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
-    return _quick() if profile == "quick" else _full()
+    return {"quick": _quick, "full": _full, "none": dict}[profile]()
 
 
 def _quick() -> Recipes:
@@ -119,9 +122,35 @@ class ReasonerProbe(Config):
     model: Place = Field(default="reasoner", description="Model: a known name, a folder, a GGUF file or a Hub id.")
     hops: Mapping[str, Count] = Field(default_factory=_longest_hops, description="One hop count per task.")
     n: Count = Field(default=30, description="Problems per task.")
+    seed: int = Field(default=0, description="Seed of the problems.")
+    rendering: tasks.Rendering = Field(default="short", description="Wording of the problems.")
+    adapter: str | None = Field(default=None, description="Folder of a PEFT adapter that is merged into the model.")
+    effects: Positions = Field(
+        default="all", description="Where heads are silenced for their effects: at all positions, or at the last."
+    )
+    n_contexts: Count = Field(
+        default=16, description="Contexts per link in which heads are silenced for their effects."
+    )
     n_shuffles: Count = Field(default=IterationSettings().n_shuffles, description="As in IterationSettings.")
     n_checked: Count = Field(default=IterationSettings().n_checked, description="As in IterationSettings.")
     n_controls: Count = Field(default=IterationSettings().n_controls, description="As in IterationSettings.")
+
+
+# settings of a pretrained model, whose heads are many
+_SPARING: Mapping[str, Any] = {"n": 8, "n_checked": 2, "n_controls": 4, "effects": "last", "n_contexts": 8}
+
+
+def probe_for(model: str, adapter: str | None = None) -> ReasonerProbe:
+    """Return how a model's heads are scored: a small model trained here as the reasoner, others more sparingly.
+
+    Others are asked in English, with as many hops as their adapter was trained on, or else with the fewest usual ones.
+    """
+    rendering = rendering_for("auto", model)
+    if rendering == "short":
+        return ReasonerProbe(model=model, adapter=adapter)
+    trained = trained_hops(model, adapter)
+    hops = {task: trained[task][1] if task in trained else usual_hops(task, rendering)[0] for task in tasks.names()}
+    return ReasonerProbe(model=model, adapter=adapter, hops=hops, rendering=rendering, **_SPARING)
 
 
 @register("study", "iteration-heads")
@@ -159,7 +188,7 @@ class IterationHeadsPlan(Plan):
     def title(self, unit: str) -> str:
         """Return what a unit does."""
         kind, _, name = unit.partition("/")
-        return f"training {name}" if kind == "train" else f"heads of the reasoner on {tasks.title(name)}"
+        return f"training {name}" if kind == "train" else f"heads of {self.reasoner.model} on {tasks.title(name)}"
 
     def compute(self, job: Job) -> None:
         """Train, or look into the reasoner."""
@@ -190,7 +219,7 @@ class IterationHeadsPlan(Plan):
     def _look(self, job: Job, task: str) -> None:
         model, tokenizer = self.loaded
         asked = self.reasoner
-        problems = tasks.sample(task, asked.hops[task], asked.n, seed=0)
+        problems = tasks.sample(task, asked.hops[task], asked.n, seed=asked.seed, rendering=asked.rendering)
         traces = generate(model, tokenizer, problems, progress=False)
         settings = IterationSettings(
             n_shuffles=asked.n_shuffles, n_checked=asked.n_checked, n_controls=asked.n_controls
@@ -198,9 +227,10 @@ class IterationHeadsPlan(Plan):
         if not any(trace_steps(tokenizer, trace) for trace in traces):
             raise Skip(f"no chain of {task} is right up to its first result")
         scores = iteration_scores(model, tokenizer, traces, settings=settings)
-        scores = replace(scores, config={**scores.config, "task": task, "hops": asked.hops[task]})
+        where = {"task": task, "hops": asked.hops[task], "seed_of_problems": asked.seed}
+        scores = replace(scores, config={**scores.config, **where})
         scores.save(job.out / "scores")
-        effects = {link: _effect(self.loaded, traces, link) for link in scores.links}
+        effects = {link: _effect(self.loaded, traces, link, asked) for link in scores.links}
         for link, effect in effects.items():
             iteration_overlap(scores, effect, link=link).save(job.out / f"overlap-{link}")  # type: ignore[arg-type]
         save_file(effects, job.out / "effects.safetensors")
@@ -217,7 +247,7 @@ class _one_thread:
         torch.set_num_threads(self.before)
 
 
-def _effect(loaded: LoadedModel, traces: Sequence[Trace], link: str) -> Tensor:
+def _effect(loaded: LoadedModel, traces: Sequence[Trace], link: str, asked: ReasonerProbe) -> Tensor:
     """Return the probability that right tokens lose without each head, `[L, H]`, mean over contexts of a link.
 
     A context ends before the first token that the link's position emits, at another step in each trace.
@@ -228,12 +258,12 @@ def _effect(loaded: LoadedModel, traces: Sequence[Trace], link: str) -> Tensor:
         steps = [s for s in trace_steps(loaded.tokenizer, trace) if link != "previous" or s.previous]
         emitted = [(s.restated if link == "recall" else s.result)[:1] for s in steps]
         places = [at[0] for at in emitted if at]
-        if places and len(rows) < _N_CONTEXTS:
+        if places and len(rows) < asked.n_contexts:
             at = places[i % len(places)]
             rows.append(trace.input_ids[:at].tolist())
             right.append(int(trace.input_ids[at]))
     input_ids, mask = left_pad(rows, 0, torch.device("cpu"))
-    found = knockout_effects(loaded.model, input_ids, torch.tensor(right), attention_mask=mask)
+    found = knockout_effects(loaded.model, input_ids, torch.tensor(right), attention_mask=mask, positions=asked.effects)
     return found.effect.mean(0)
 
 
@@ -243,13 +273,18 @@ class IterationHeads:
 
     Attributes:
         runs: Emergence of each training, by name.
-        scores: Iteration scores of the reasoner, by task.
+        scores: Iteration scores of the model that is looked at, by task.
         overlaps: Their overlap with the heads that right tokens need, by task and link.
     """
 
     runs: Mapping[str, Emergence]
     scores: Mapping[str, IterationScores]
     overlaps: Mapping[str, Mapping[str, IterationOverlap]]
+
+    @property
+    def model(self) -> str:
+        """Return the name of the model whose heads were scored; empty if there is none."""
+        return next((str(one.provenance.get("model", "")) for one in self.scores.values()), "")
 
     @classmethod
     def of(cls, done: Mapping[str, Path]) -> IterationHeads:
@@ -268,19 +303,20 @@ def run_iteration_heads(
     folder: str | Path,
     *,
     profile: str = "quick",
-    model: str = "reasoner",
-    adapter: str | None = None,
+    probe: ReasonerProbe | None = None,
+    dtype: str | None = None,
     overwrite: bool = False,
     recompute: bool = False,
     watch: Watch | None = None,
 ) -> IterationHeads:
     """Run or resume a profile in a study folder, and return its results.
 
-    `adapter` is merged into the model that is looked at, and `recompute` computes damaged units again.
+    `probe` names the model that is looked at, and how; `recompute` computes damaged units again.
 
     Raises:
         BadInput: An unknown profile or model, or a folder that cannot be used.
     """
-    runs = recipes(profile)
-    plan = IterationHeadsPlan(runs, ReasonerProbe(model=model), load_model(model, adapter=adapter, device="cpu"))
+    runs, probe = recipes(profile), probe or ReasonerProbe()
+    loaded = load_model(probe.model, adapter=probe.adapter, dtype=dtype, device="cpu")
+    plan = IterationHeadsPlan(runs, probe, loaded)
     return IterationHeads.of(Study.make(folder, plan, overwrite=overwrite).run(watch, recompute=recompute))
