@@ -13,6 +13,7 @@ from chainwright.evaluation.flips import Flips
 from chainwright.prompts.asking import Asking
 from chainwright.repair import TCR, Repair, StepFlow, bundled_repairs
 from chainwright.repair.base import BUNDLED
+from chainwright.repair.tcr.config import FitConfig
 from chainwright.repair.tcr.lora_selector import ClassifierSelector
 from chainwright.report.lines import lines_of
 from chainwright.report.study import summary_of, write_study_report, write_tables
@@ -161,6 +162,7 @@ def test_settings_that_came_later_are_in_the_record_only_if_set() -> None:
     assert not later & set(config().record())
     changed = config(asking=Asking(shots=0), detector="lens", positions="last", n_contexts=4, n_lessons=9)
     assert later < set(changed.record()) and ReproduceTCRConfig.from_record(changed.record()) == changed
+    assert changed.fitting().candidates.min_errors == 4 and config().fitting() == FitConfig()
     assert changed.fitting().candidates.positions == "last" and changed.fitting().detector == "lens"
 
 

@@ -142,7 +142,13 @@ class ReproduceTCRConfig(CellsConfig):
 
     def fitting(self) -> FitConfig:
         """Return how a repair is fitted."""
-        candidates = CandidateConfig(positions=self.positions, n_contexts=self.n_contexts, n_lessons=self.n_lessons)
+        candidates = CandidateConfig(
+            positions=self.positions,
+            n_contexts=self.n_contexts,
+            n_lessons=self.n_lessons,
+            # asked to locate heads on fewer errors, it takes types that have so few
+            min_errors=min(CandidateConfig().min_errors, self.n_contexts),
+        )
         return FitConfig(decision=self.decision, detector=self.detector, candidates=candidates)
 
     def all_ways(self) -> list[str]:
