@@ -3,7 +3,8 @@
 1. One pass without gradients records each layer's arguments.
 2. The loss and its gradient with respect to the last layer's output are computed for one range of positions at a time,
    so the logits of a long trace are never in memory together.
-3. From the last layer to the first: rerun the layer with gradients, and pull the gradient through it.
+3. From the last layer to the first: rerun the layer with gradients, and pull the gradient through it, first through
+   what follows the attention, for one range of positions at a time, then through the attention.
 
 This is activation checkpointing with every layer as a segment. The model's own checkpointing is not used, since in
 Transformers it only works in training mode.
@@ -14,19 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from chainwright._errors import UnsupportedModel
 from chainwright.models._probe import first_tensor, widened
-from chainwright.models.anatomy import Anatomy
+from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.layer_halves import attention_output, attention_returning, called, has_halves, with_first
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Handler, Handlers
 
 LOGITS_AT_ONCE = 2**19
+TOKENS_IN_REST = 2**8  # that run together through what follows a layer's attention
 _LEAST_POSITIONS = 64  # each range costs one pass of one token besides its logits, so ranges are not too small
 # how far the output of a rerun layer may be off, relative to the largest number: another kernel rounds differently
 _MOST_OFF = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -42,13 +45,7 @@ class LayerCall:
 
     def rerun(self, block: nn.Module, hidden: Tensor, handlers: Handlers) -> Tensor:
         """Return the block's output for new hidden states, with these handlers in force."""
-        kwargs = {**self.kwargs, STATE_KEY: handlers}
-        if self.args:
-            output = first_tensor(block(hidden, *self.args[1:], **kwargs))
-        else:
-            output = first_tensor(block(**{**kwargs, "hidden_states": hidden}))
-        assert output is not None
-        return output
+        return states(called(block, hidden, self.args, {**self.kwargs, STATE_KEY: handlers}))
 
 
 @dataclass(frozen=True)
@@ -140,18 +137,76 @@ def pull_back(
     for layer in range(parts.n_layers - 1, -1, -1):
         call = recorded.calls.pop()
         handlers = Handlers({layer: (handler_of(layer), *attached.by_layer.get(layer, ()))})
-        with torch.enable_grad():
-            hidden = call.hidden.detach().requires_grad_()
-            # a copy, since some layers add to the residual stream in place
-            output = call.rerun(parts.layers[layer].block, hidden.clone(), handlers)
-            _check_same(parts, layer, output.detach(), expected)
-            (gradient,) = torch.autograd.grad(output, hidden, gradient.view_as(output))
-        expected = call.hidden
+        pulled = _pulled(parts.layers[layer], call, handlers, gradient, expected)
+        _check_same(parts, layer, pulled.off, expected)
+        gradient, expected = pulled.gradient, call.hidden
         done(layer)
 
 
-def _check_same(parts: Anatomy, layer: int, again: Tensor, expected: Tensor) -> None:
-    off = float((again.view_as(expected) - expected).abs().max()) / max(1e-6, float(expected.abs().max()))
+class _Pulled(NamedTuple):
+    """The gradient with respect to a layer's input, and the largest difference of its output from what it was."""
+
+    gradient: Tensor
+    off: float
+
+
+def _pulled(layer: Layer, call: LayerCall, handlers: Handlers, gradient: Tensor, expected: Tensor) -> _Pulled:
+    """Pull the gradient with respect to a layer's output through the layer."""
+    with torch.enable_grad():
+        hidden = call.hidden.detach().requires_grad_()
+        if has_halves(layer, call.args, call.kwargs):
+            attended = attention_output(layer, lambda: call.rerun(layer.block, hidden.clone(), handlers))
+            own = first_tensor(attended)
+            if own is not None and own.shape == hidden.shape == gradient.shape:
+                return _pulled_in_halves(layer, call, attended, hidden, gradient, expected)
+        # a copy, since some layers add to the residual stream in place
+        output = call.rerun(layer.block, hidden.clone(), handlers)
+        off = _difference(output.detach(), expected)
+        (gradient,) = torch.autograd.grad(output, hidden, gradient.view_as(output))
+    return _Pulled(gradient, off)
+
+
+def _pulled_in_halves(
+    layer: Layer, call: LayerCall, attended: Any, hidden: Tensor, gradient: Tensor, expected: Tensor
+) -> _Pulled:
+    """Do the same in two halves, the second for some positions at a time: its activations are most of the memory.
+
+    Args:
+        layer: The layer.
+        call: Its recorded call.
+        attended: What its attention module returned, with the graph back to `hidden`.
+        hidden: The layer's input `[N, T, D]`.
+        gradient: With respect to its output, `[N, T, D]`.
+        expected: What its output was.
+    """
+    own, off = states(attended), 0.0
+    to_hidden, to_own = torch.empty_like(gradient), torch.empty_like(gradient)
+    n_positions = max(1, TOKENS_IN_REST // len(hidden))
+    for start in range(0, hidden.shape[1], n_positions):
+        here = slice(start, start + n_positions)
+        given, read = (t[:, here].detach().requires_grad_() for t in (hidden, own))
+        with attention_returning(layer, with_first(attended, read)):
+            output = call.rerun(layer.block, given.clone(), Handlers({}))
+        off = max(off, _difference(output.detach(), expected[:, here]))
+        to_hidden[:, here], to_own[:, here] = torch.autograd.grad(output, (given, read), gradient[:, here])
+    # the lowest layer's attention gives no gradient, since nothing below it needs one
+    (through,) = torch.autograd.grad(own, hidden, to_own, allow_unused=True) if own.requires_grad else (None,)
+    return _Pulled(to_hidden if through is None else to_hidden.add_(through), off)
+
+
+def states(output: Any) -> Tensor:
+    """Return the hidden states that a block or an attention module returned."""
+    hidden = first_tensor(output)
+    assert hidden is not None
+    return hidden
+
+
+def _difference(again: Tensor, expected: Tensor) -> float:
+    return float((again.view_as(expected) - expected).abs().max())
+
+
+def _check_same(parts: Anatomy, layer: int, difference: float, expected: Tensor) -> None:
+    off = difference / max(1e-6, float(expected.abs().max()))
     if not off <= _MOST_OFF.get(expected.dtype, 0.1):
         raise UnsupportedModel(
             f"Layer {layer} of this {parts.model.config.model_type} model, rerun by itself, is off by a share of "

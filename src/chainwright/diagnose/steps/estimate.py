@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES
-from chainwright.diagnose.steps._backward import LOGITS_AT_ONCE
+from chainwright.diagnose.steps._backward import LOGITS_AT_ONCE, TOKENS_IN_REST
 from chainwright.diagnose.steps._inputs import TOKENS_AT_ONCE, TraceLike, as_trace, job_of
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.decoder import causal_lm
@@ -113,7 +113,8 @@ def _flops(parts: Anatomy, sizes: _Sizes, n_tokens: int) -> float:
 def _bytes(parts: Anatomy, sizes: _Sizes, n_tokens: int, longest: int, n_steps: int, block_bytes: int) -> float:
     """Return the bytes of all layers' inputs, one layer's activations, some logits, the buffers and the maps."""
     size = parts.model.dtype.itemsize
-    activations = n_tokens * (sizes.n_block / parts.d_model + 8 * parts.d_model) * 2 * size
+    rest = min(n_tokens, TOKENS_IN_REST) * sizes.n_block / parts.d_model
+    activations = (n_tokens * 8 * parts.d_model + rest) * 2 * size
     widened_heads = n_tokens * parts.n_heads * parts.d_head * 4 * 8
     inputs = n_tokens * parts.d_model * size * (sizes.n_layers + 4)
     logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * parts.d_vocab)

@@ -12,19 +12,27 @@ plain one (`repair.tcr._ablated_cache`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from chainwright.diagnose.heads._sweep.baseline_pass import PER_TOKEN, is_hooked, returning
 from chainwright.edits import Head
 from chainwright.models._probe import first_tensor
-from chainwright.models.anatomy import Anatomy
+from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.layer_halves import (
+    at_positions,
+    attention_output,
+    attention_returning,
+    called,
+    has_halves,
+    returning,
+    with_first,
+)
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, attached_handlers
 
 
@@ -87,13 +95,6 @@ def grown_pass(
     return Grown(output.logits[:, -1], [growing.layers_of(cache, i) for i in range(len(variants))])
 
 
-class _Enough(Exception):
-    """Leaves a block after its attention."""
-
-    def __init__(self, output: Any):
-        self.output = output
-
-
 class _Growing:
     """The batch of such a pass: the row itself first, as long as a variant has yet to join, then those that joined."""
 
@@ -147,31 +148,27 @@ class _Growing:
         if n_new:
             old = hidden if self.has_row(index) else hidden[1:]
             hidden = torch.cat([old, hidden[:1].expand(n_new, -1, -1)])
-        if index == self.last and hidden.shape[1] > 1 and self._is_positionwise(args, kwargs):
-            return self._run_last(forward, hidden, args, kwargs)
-        return _call(forward, hidden, args, kwargs)
+        if index == self.last and hidden.shape[1] > 1:
+            layer = self.parts.layers[index]
+            if has_halves(layer, args, kwargs, self.n_hooks):
+                return _at_last_position(layer, forward, hidden, args, kwargs)
+        return called(forward, hidden, args, kwargs)
 
-    def _is_positionwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        # tensors of unknown meaning might be per position, a hook might read other positions
-        extra = [*args[1:], *(value for name, value in kwargs.items() if name not in PER_TOKEN)]
-        is_hooked_too = is_hooked(self.parts.layers[-1].block, but=self.n_hooks)
-        return not is_hooked_too and not any(isinstance(value, Tensor) for value in extra)
 
-    def _run_last(
-        self, forward: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Return the last layer's output at the last position, at every position: some decoders check the length."""
-        attention = self.parts.layers[-1].attention
-        with _left_after(attention) as left:
-            try:
-                return _call(forward, hidden, args, kwargs)
-            except _Enough as enough:
-                left.append(enough.output)
-        with returning(attention, lambda *_, **__: left[0]):
-            output = _call(forward, hidden[:, -1:], args, kwargs)
-        last = first_tensor(output)
-        assert last is not None
-        return _with_first(output, last.expand(-1, hidden.shape[1], -1))
+def _at_last_position(
+    layer: Layer, forward: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Return a layer's output at the last position, at every position: some decoders check the length."""
+    attended = attention_output(layer, lambda: called(forward, hidden, args, kwargs))
+    whole = first_tensor(attended)
+    if whole is None or whole.shape[:2] != hidden.shape[:2]:
+        with attention_returning(layer, attended):
+            return called(forward, hidden, args, kwargs)
+    with attention_returning(layer, at_positions(attended, slice(-1, None))):
+        output = called(forward, hidden[:, -1:], args, kwargs)
+    last = first_tensor(output)
+    assert last is not None
+    return with_first(output, last.expand(-1, hidden.shape[1], -1))
 
 
 def cut_layer(layer: Any, row: int, slots: slice) -> Any:
@@ -179,30 +176,6 @@ def cut_layer(layer: Any, row: int, slots: slice) -> Any:
     one = copy.copy(layer)
     one.keys, one.values = (t[row : row + 1, :, slots].clone() for t in (layer.keys, layer.values))
     return one
-
-
-@contextmanager
-def _left_after(attention: nn.Module) -> Iterator[list[Any]]:
-    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        whole = first_tensor(output)
-        if whole is not None and whole.dim() == 3:
-            raise _Enough(_with_first(output, whole[:, -1:]))
-
-    handle = attention.register_forward_hook(leave)
-    try:
-        yield []
-    finally:
-        handle.remove()
-
-
-def _with_first(output: Any, first: Tensor) -> Any:
-    return first if isinstance(output, Tensor) else type(output)((first, *output[1:]))
-
-
-def _call(forward: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        return forward(hidden, *args[1:], **kwargs)
-    return forward(**{**kwargs, "hidden_states": hidden})
 
 
 def _attend_last(call: AttentionCall, attend: Attend) -> Tensor:

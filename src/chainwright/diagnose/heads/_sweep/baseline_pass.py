@@ -8,7 +8,7 @@ logits. `for_rows` then repeats a layer's call for some rows with new hidden sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from chainwright.models.anatomy import Anatomy, Layer
 from chainwright.models.capture import forward
+from chainwright.models.layer_halves import has_halves, is_hooked
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attached_handlers, widened
 
-PER_TOKEN = ("hidden_states", "attention_mask", "position_ids", "position_embeddings", "cache_position")
 # largest total variation between the model and its layers run one by one that counts as rounding
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 # bfloat16 and float16: another batch size alone can change the kernel, and with it this much probability
@@ -236,30 +236,9 @@ def _is_view(tensor: Tensor, of: Tensor) -> bool:
     )
 
 
-def is_hooked(block: nn.Module, but: int = 0) -> bool:
-    """Return whether a layer has more hooks than `but`, the number that the sweep itself has put there."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in block.modules()) > but
-
-
 def _is_positionwise(parts: Anatomy, layer: int, call: LayerCall, options: dict[str, Any]) -> bool:
-    # tensors of unknown meaning might be per position, a hook might read other positions: then nothing is cut
-    extra = [*call.args[1:], *(value for name, value in call.kwargs.items() if name not in PER_TOKEN)]
     per_query = any(isinstance(value, Tensor) and value.dim() > 2 for value in options.values())
-    return not (is_hooked(parts.layers[layer].block) or per_query or any(isinstance(value, Tensor) for value in extra))
-
-
-@contextmanager
-def returning(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward function inside this context; hooks on the module are still called."""
-    before = module.__dict__.get("forward")  # accelerate sets one where weights are moved between devices
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
+    return not per_query and has_halves(parts.layers[layer], call.args, call.kwargs)
 
 
 def total_variation(logits: Tensor, plain: Tensor) -> float:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from chainwright.diagnose.heads._sweep.baseline_pass import returning
 from chainwright.diagnose.heads._sweep.segments import picked_rows
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.layer_halves import returning
 
 _N_COMPARED = 4  # tokens on which a record is compared with the module
 _TOLERANCE = 1e-4  # largest difference, relative to the largest output

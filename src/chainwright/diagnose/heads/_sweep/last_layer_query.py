@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chainwright.diagnose.heads._sweep.baseline_pass import returning
 from chainwright.diagnose.heads._sweep.segments import Join, Keys
 from chainwright.models.anatomy import Layer
+from chainwright.models.layer_halves import returning
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handler, Handlers
 
 

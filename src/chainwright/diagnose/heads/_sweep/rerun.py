@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from chainwright._config import Positions
-from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, for_rows, returning
+from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, for_rows
 from chainwright.diagnose.heads._sweep.half_products import HalfProducts, Record
 from chainwright.diagnose.heads._sweep.same_layer import Shared, Sharing, as_output
 from chainwright.diagnose.heads._sweep.segments import Join, Keys, Segment, Split, split, whole
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.layer_halves import returning
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 
 

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chainwright.diagnose.heads._sweep.baseline_pass import LayerCall, returning
+from chainwright.diagnose.heads._sweep.baseline_pass import LayerCall
 from chainwright.diagnose.heads._sweep.last_layer_query import LastQuery
 from chainwright.diagnose.heads._sweep.segments import picked_rows
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.layer_halves import returning
 
 _N_COMPARED = 16  # tokens on which the formula is compared with the module
 _TOLERANCE = 1e-5  # largest difference, relative to the largest output
