@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from chainwright.edits import KnockOut, edit
+from chainwright.edits._passes import Row
 from chainwright.models.anatomy import anatomy
 from chainwright.models.seam import Handlers, attach
 from chainwright.repair.run import Cost
@@ -21,6 +22,11 @@ from reference import assert_close
 HEADS = [(2, 0), (0, 1), (1, 3), (0, 2), (2, 3)]
 # families whose layers look through windows run without it
 GROWING = [f for f in FAMILIES if "sliding_window" not in FAMILIES[f]]
+
+
+def rows_of(contexts):
+    """Return the rows of a run that hold these tokens; their serial numbers are their places."""
+    return [Row(ids.tolist(), 1, serial=i) for i, ids in enumerate(contexts)]
 
 
 @contextmanager
@@ -71,7 +77,7 @@ def test_it_equals_a_full_pass_per_head_from_the_start_and_continued(family, sca
         for lengths, asked in (((9, 17, 3), asked_then), ((23, 31, 12), asked_now)):
             short = [row[:n] for row, n in zip(rows, lengths, strict=True)]
             pairs = [(row, head) for row, heads in asked.items() for head in heads]
-            got = branches.logits(pairs, [short[row].tolist() for row, _ in pairs], cache_of(model, short))
+            got = branches.logits(pairs, rows_of(short), cache_of(model, short))
             want = torch.stack([without(model, short[row], head, scale) for row, head in pairs])
             assert_close(got, want, f"{family} at {lengths}", 2e-4)
         assert not plain, "each pass was a grown one"
@@ -84,7 +90,7 @@ def test_a_small_memory_gives_the_same() -> None:
     with branches_of(model, max_bytes=1) as branches:
         for n in (20, 30):
             pairs = [(0, head) for head in HEADS]
-            got = branches.logits(pairs, [row[:n].tolist()] * len(pairs), cache_of(model, [row[:n]]))
+            got = branches.logits(pairs, rows_of([row[:n]]), cache_of(model, [row[:n]]))
             assert_close(got, torch.stack([without(model, row[:n], head) for head in HEADS]), f"{n} tokens", 2e-4)
         assert branches.n_bytes <= 1, "only heads of the last layer, which need no memory, are kept"
 
@@ -96,7 +102,7 @@ def test_it_is_left_alone_where_something_else_is_attached(monkeypatch) -> None:
 
     def ask(branches, n):
         cache = cache_of(model, [row[:n]])
-        return branches.logits(pairs, [row[:n].tolist()] * len(pairs), cache)
+        return branches.logits(pairs, rows_of([row[:n]]), cache)
 
     def want(n):
         return torch.stack([without(model, row[:n], head) for head in HEADS])
@@ -119,7 +125,7 @@ def test_hooks_on_the_last_layer_see_every_position() -> None:
     with branches_of(model) as branches:
         last = model.model.layers[-1]
         hook = last.register_forward_hook(lambda module, args, output: lengths.append(args[0].shape[1]))
-        got = branches.logits([(0, (1, 1))], [row.tolist()], cache)
+        got = branches.logits([(0, (1, 1))], rows_of([row]), cache)
         hook.remove()
     assert set(lengths[-1:]) == {9}
     assert_close(got[0], without(model, row, (1, 1)), "hooked", 2e-4)
@@ -136,7 +142,7 @@ def test_a_decoder_that_cannot_do_it_runs_plain_passes(monkeypatch) -> None:
             raise RuntimeError("shape")
 
         monkeypatch.setattr(Branches, "_grown", refuse)
-        got = branches.logits([(0, head) for head in HEADS], [row.tolist()] * len(HEADS), cache)
+        got = branches.logits([(0, head) for head in HEADS], rows_of([row]), cache)
         assert plain and _ablated_cache._GROWS[model.model] is False
     assert_close(got, torch.stack([without(model, row, head) for head in HEADS]), "plain", 2e-4)
 
@@ -148,6 +154,6 @@ def test_a_grown_pass_that_is_off_is_found_out(off, monkeypatch) -> None:
     noise = torch.randn(61, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Branches, "_grown", lambda *args: {p: x + off * noise for p, x in grown(*args).items()})
     with branches_of(model) as branches:
-        got = branches.logits([(0, (1, 1))], [row.tolist()], cache_of(model, [row]))
+        got = branches.logits([(0, (1, 1))], rows_of([row]), cache_of(model, [row]))
     assert _ablated_cache._GROWS[model.model] is (off == 0.0)
     assert_close(got[0], without(model, row, (1, 1)), "logits", 2e-4)
