@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from chainwright import BadInput
+from chainwright.diagnose.heads.role_sweep import RolesConfig
 from chainwright.models import load_model
 from chainwright.models.load import LoadedModel
 from chainwright.studies.diagnosis import DiagnoseConfig
@@ -62,14 +63,15 @@ def test_adapters_trained_elsewhere_or_on_other_problems_have_no_hops(tmp_path: 
 def test_what_is_asked_is_said() -> None:
     config = DiagnoseConfig(model="m", hops={"parity": (3, 5), "objc": (4,)}, **SMALLER)  # type: ignore[arg-type]
     lines = list(said(config))
-    assert lines[0] == "12 problems at each hop count: Parity-NL 3, 5; ObjC 4."
-    assert "up to 1 key error type per task, in 8 right and 8 wrong contexts" in lines[1] and "30%" in lines[1]
+    assert lines[0] == "10 problems at each hop count: Parity-NL 3, 5; ObjC 4."
+    assert "up to 1 key error type per task, in 6 right and 6 wrong contexts" in lines[1] and "25%" in lines[1]
     assert not any("Heads" in line for line in said(config.replace(max_types=0)))
 
 
 def test_a_plan_counts_what_is_asked(reasoner: LoadedModel) -> None:
     config = DiagnoseConfig(model="reasoner", hops={"clf": (3, 4), "llc": (3,)}, n=2, n_contexts=2)
     plan = plan_diagnosis(*reasoner, config)
+    assert DiagnoseConfig.model_fields["measured"].default == RolesConfig().measured, "written twice, and the same"
     assert (plan.n_problems, plan.n_types) == (6, 4)
     assert min(plan.traces, plan.scores, plan.heads) > 0
     assert plan.seconds == plan.traces + plan.scores + plan.heads

@@ -28,7 +28,7 @@ USUAL = ("accuracy", "errors", "heads")
 OPEN = ("accuracy", "curves", "steps")
 """The usual instruments where there are no slots, so that first errors are not known."""
 
-_LATER = ("problems", "traces", "sha256", "asking", "decoding", "adapter", "n_evidence")
+_LATER = ("problems", "traces", "sha256", "asking", "decoding", "adapter", "n_evidence", "measured")
 
 
 def _known_instruments(names: Sequence[str]) -> Sequence[str]:
@@ -75,6 +75,12 @@ class DiagnoseConfig(CellsConfig):
         default=5, description="A key error type with fewer known first errors is not searched for heads."
     )
     max_types: int = Field(default=2, ge=0, description="Key error types per task that are searched for heads.")
+    measured: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="Share of the heads of a large model that are measured, as in RolesConfig; the rest is estimated.",
+    )
     n_evidence: Count = Field(
         default=6, description="Heads without which the predictions at errors of a key type are recorded one by one."
     )

@@ -26,6 +26,7 @@ from chainwright._errors import BadInput
 from chainwright.decode.run import generate
 from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.heads.role_plan import plan_head_roles
+from chainwright.diagnose.heads.role_sweep import RolesConfig
 from chainwright.models.padding import left_pad
 from chainwright.prompts.prompt import prompts_of
 from chainwright.scoring import score_all
@@ -162,7 +163,7 @@ def _heads(
         gold = [_gold(tokenizer, problem) for cell in cells for problem in cell]
         rows = [t.input_ids[: (t.response_start + len(t)) // 2].tolist() for t in gold]
         contexts = [_contexts(rows[:: ceil(len(rows) / config.n_contexts)]) for _ in range(2)]
-        roles = plan_head_roles(model, *contexts).seconds
+        roles = plan_head_roles(model, *contexts, config=RolesConfig(measured=config.measured)).seconds
         n_tokens = 2 * sum(int(c.attention_mask.sum()) for c in contexts)
         # the evidence has a pass with every head and one without each; the check half of one
         seconds += roles + (config.n_evidence + 1.5) * n_tokens * speed.scored_token

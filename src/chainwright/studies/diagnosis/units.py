@@ -33,6 +33,7 @@ from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.curves import Curves, curves
 from chainwright.diagnose.errors import ErrorTable, first_errors
 from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
+from chainwright.diagnose.heads.role_sweep import RolesConfig
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, score_with_alternatives
 from chainwright.evaluation.accuracy import Accuracy, evaluate
@@ -351,7 +352,8 @@ def _locate(
     right = correct_contexts(traces, wrong, 2 * config.n_contexts)
     holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
     chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
-    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen), tick=tick)
+    how = RolesConfig(measured=config.measured)
+    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen), config=how, tick=tick)
     check = check_head(bench.model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
     return RoleFinding.of(task, kind, roles, check)
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from chainwright import tasks
 from chainwright._files import read_json
-from chainwright.diagnose.heads.role_sweep import LARGE, RolesConfig
+from chainwright.diagnose.heads.role_sweep import LARGE
 from chainwright.models.load import empty_model
 from chainwright.models.sources import source_of
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 
-SMALLER: Mapping[str, int] = {"n": 12, "n_contexts": 8, "max_types": 1, "n_evidence": 3}
+SMALLER: Mapping[str, Any] = {"n": 10, "n_contexts": 6, "max_types": 1, "measured": 0.25, "n_evidence": 3}
 """Settings of large models on a processor: two tasks take minutes there, not an hour."""
 _BESIDE = (-2, 0, 1, 2)  # hops relative to the end of the range that an adapter was trained on
 
@@ -34,7 +34,7 @@ class Usual(NamedTuple):
         hops: Hop counts by task that differ from the task's usual ones.
     """
 
-    settings: Mapping[str, int]
+    settings: Mapping[str, Any]
     hops: Mapping[str, tuple[int, ...]]
 
 
@@ -83,6 +83,6 @@ def said(config: DiagnoseConfig) -> Iterator[str]:
         types = "1 key error type" if config.max_types == 1 else f"{config.max_types} key error types"
         yield (
             f"Heads at up to {types} per task, in {config.n_contexts} right and {config.n_contexts} wrong contexts; of "
-            f"models this large {RolesConfig().measured:.0%} of the heads are measured, the others estimated."
+            f"models this large {config.measured:.0%} of the heads are measured, the others estimated."
         )
     yield "This suits the model and the machine; --hops, -n, --n-contexts and --max-types change it."
