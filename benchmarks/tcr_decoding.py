@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from random import Random
@@ -45,10 +45,10 @@ class PrefixesAgain:
     def __init__(self, parts, switch, scale, max_bytes, cost, n_hooks):
         self.parts, self.switch, self.scale, self.cost = parts, switch, scale, cost
 
-    def forget(self, rows: set[int] | None = None) -> None:
+    def keep(self, rows: Collection[int]) -> None:
         """Nothing is kept."""
 
-    def logits(self, pairs: Sequence, contexts: Sequence[Sequence[int]], cache: Any) -> Tensor:
+    def logits(self, pairs: Sequence, contexts: Sequence[Sequence[int]], cache: Any, rows: Sequence) -> Tensor:
         out = []
         for (_, head), ids in zip(pairs, contexts, strict=True):
             row, mask = left_pad([ids], 0, self.parts.model.device)

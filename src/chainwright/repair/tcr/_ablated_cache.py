@@ -105,18 +105,28 @@ class Branches:
         branch = self._kept.pop(key, None)
         self.n_bytes -= 0 if branch is None else branch.n_bytes
 
-    def logits(self, pairs: Sequence[Pair], rows: Sequence[Row], cache: Any = None) -> Tensor:
+    def logits(
+        self,
+        pairs: Sequence[Pair],
+        contexts: Sequence[Sequence[int]],
+        cache: Any = None,
+        rows: Sequence[Row] | None = None,
+    ) -> Tensor:
         """Return the next-token logits `[len(pairs), V]` of each pair.
 
         Args:
             pairs: Rows and heads.
-            rows: The rows of the run; their extra tokens are counted in them.
+            contexts: All tokens of each pair's row.
             cache: The keys and values of the rows themselves, the last token's included; None does without.
+            rows: The rows of the run, where they may change places: branches are kept by their serial numbers, and
+                extra tokens are counted in them. None takes the numbers in `pairs`.
         """
-        grows = self._can_grow(pairs[0], rows[pairs[0][0]].ids, cache)
-        jobs = [self._job((i, head), (rows[i].serial, head), rows[i].ids, grows=grows) for i, head in pairs]
+        grows = self._can_grow(pairs[0], contexts[0], cache)
+        keys = [(i if rows is None else rows[i].serial, head) for i, head in pairs]
+        jobs = [self._job(*job, grows=grows) for job in zip(pairs, keys, contexts, strict=True)]
         for job in jobs:
-            rows[job.pair[0]].n_extra_tokens += job.n_new
+            if rows is not None:
+                rows[job.pair[0]].n_extra_tokens += job.n_new
         found: dict[Pair, Tensor] = {}
         for group in self._groups(jobs, in_rows=grows):
             found.update(self._grown(group, cache, len(group[0].ids)) if grows else self._run(group))

@@ -390,7 +390,7 @@ class _Deciding(Decider):
                 self._branches = Branches(
                     self.parts, self.switch, repair.scale, repair.max_bytes, self.cost, n_hooks=n_hooks
                 )
-            return self._branches.logits(pairs, rows, cache)
+            return self._branches.logits(pairs, contexts, cache, rows)
         for (row, _), ids in zip(pairs, contexts, strict=True):
             rows[row].n_extra_tokens += len(ids) if is_whole else 1
         if is_whole:
