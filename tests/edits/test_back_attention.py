@@ -164,6 +164,60 @@ def test_own_position_reads_nothing_else():
 
 
 @torch.no_grad()
+def test_only_the_tokens_asked_for_are_read():
+    model, seen = tiny("llama"), []
+    ids, mask = left_padded([random_ids(1, 6)[0], random_ids(1, 4, seed=1)[0]])
+    wanted = (int(ids[0, 1]), int(ids[1, 4]))
+    with edit(model, AttendBack([trained(model)], tokens=wanted, on_scores=seen.append)):
+        model(ids, attention_mask=mask, use_cache=False)
+    may = torch.isin(ids, torch.tensor(wanted)) & mask.bool()
+    read = seen[0].pattern.sum(2)  # (row, query, key)
+    assert float(read.masked_select(~may[:, None].expand_as(read)).abs().max()) == 0
+    seeing = (may[:, None] & torch.ones(6, 6, dtype=torch.bool).tril()).any(-1)
+    assert_close(read.sum(-1), seeing.float())
+    assert 0 < int(seeing.sum()) < 12
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_chosen_tokens_are_remembered_with_a_cache(beams):
+    """What may be read moves with the keys when beams are reordered."""
+    model = tiny("llama")
+    ids, mask = left_padded([random_ids(1, 9)[0], random_ids(1, 5, seed=1)[0]])
+    options = dict(attention_mask=mask, max_new_tokens=8, do_sample=False, num_beams=beams, eos_token_id=None)
+    tokens = tuple(range(0, model.config.vocab_size, 2))
+    with edit(model, AttendBack([trained(model)], tokens=tokens)):
+        cached = model.generate(ids, use_cache=True, **options)
+        plain = model.generate(ids, use_cache=False, **options)
+    assert_equal(cached, plain)
+    with edit(model, AttendBack([trained(model)])):
+        assert not torch.equal(model.generate(ids, use_cache=True, **options), cached)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"positions": ()}, "at least one"),
+        ({"positions": (-1,)}, "from 0"),
+        ({"positions": "first"}, "'own' or None"),
+        ({"tokens": ()}, "at least one token id"),
+    ],
+)
+def test_reading_nothing_is_refused(options, message):
+    with pytest.raises(BadInput, match=message):
+        AttendBack([BackHead(48, 1, (2,))], **options)
+
+
+def test_vectors_have_no_tokens_to_choose():
+    model = tiny("llama")
+    with (
+        edit(model, AttendBack([trained(model)], tokens=(3,)), strict=False),
+        pytest.raises(BadInput, match="input_ids"),
+    ):
+        model(inputs_embeds=torch.zeros(1, 4, model.config.hidden_size))
+
+
+@torch.no_grad()
 def test_works_beside_a_knockout():
     model, ids = tiny("llama"), random_ids(1, 6)
     head = AttendBack([trained(model)])

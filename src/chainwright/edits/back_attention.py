@@ -32,6 +32,7 @@ from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 
 _OWN = "_chainwright_back_attention"
+Positions = tuple[int, ...] | Literal["own"] | None
 
 
 class BackHead(nn.Module):
@@ -118,6 +119,7 @@ class AttendBack(Edit):
         heads: One head for each source layer.
         positions: Restricts what is read: to tokens at these positions of a row, counted from its first one; to each
             query's "own"; or None for its own and all earlier ones.
+        tokens: Restricts what is read to positions that hold one of these tokens, wherever they are; None for any.
         on_scores: Called with what each head read.
 
     Source: back attention (arXiv 2502.10835), section 4. Departures: target depths include the last layer's output;
@@ -128,7 +130,8 @@ class AttendBack(Edit):
     needs_whole: ClassVar[bool] = True
 
     heads: Sequence[BackHead]
-    positions: tuple[int, ...] | Literal["own"] | None = None
+    positions: Positions = None
+    tokens: tuple[int, ...] | None = None
     on_scores: Callable[[Scores], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -136,6 +139,7 @@ class AttendBack(Edit):
         sources = [head.source for head in self.heads]
         if not sources or len(set(sources)) < len(sources):
             raise BadInput(f"Back attention takes one head for each source layer; got heads of layers {sources}.")
+        check_reading(self.positions, self.tokens)
 
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return a handler that changes nothing: it shows the hooks that the seam is open and not suspended."""
@@ -171,6 +175,16 @@ class AttendBack(Edit):
             yield
 
 
+def check_reading(positions: Positions, tokens: tuple[int, ...] | None) -> None:
+    """Raise BadInput if back attention could read nothing, or is told where in another way."""
+    if isinstance(positions, str) and positions != "own":
+        raise BadInput(f"positions must be numbers such as (2,), 'own' or None; got {positions!r}.")
+    if isinstance(positions, tuple) and (not positions or any(p < 0 for p in positions)):
+        raise BadInput(f"positions are counted from a row's first token, from 0, at least one; got {positions}.")
+    if tokens is not None and (not tokens or any(i < 0 for i in tokens)):
+        raise BadInput(f"tokens must be at least one token id, or None to read any token; got {tokens}.")
+
+
 def _unchanged(owner: AttendBack, call: AttentionCall, attend: Attend) -> Tensor:
     return attend(call)
 
@@ -190,6 +204,7 @@ class _TwoPasses:
         self.first = min(self.heads)
         self.calls: list[_Call] | None = None  # None outside of a first pass
         self.mask: Tensor | None = None
+        self.wanted: Tensor | None = None  # which of the tokens given now may be read, [N, Tq]
 
     def opened(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a pass of the decoder."""
@@ -205,7 +220,18 @@ class _TwoPasses:
                     "stand at wrong indices; use capture(model, input_ids, attention=True, residual=True) inside the "
                     "block."
                 )
-        self.mask, self.calls = mask, []
+        self.mask, self.calls, self.wanted = mask, [], self._wanted(args, kwargs)
+
+    def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        if self.owner.tokens is None:
+            return None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, Tensor):
+            raise BadInput(
+                "This back attention reads chosen tokens, so the model must be given input_ids; got none (vectors, as "
+                "inputs_embeds, have no tokens)."
+            )
+        return torch.isin(ids, torch.tensor(self.owner.tokens, device=ids.device))
 
     def closed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """End it, whatever happened in it."""
@@ -261,9 +287,13 @@ class _TwoPasses:
 
     def _read(self, head: BackHead, hidden: Tensor, depths: list[Tensor], own: _OwnLayers | None) -> Tensor:
         keys, values = head.keys_values(torch.stack([depths[t] for t in head.targets], dim=1))
+        if self.wanted is not None:
+            keys = flagged(keys, self.wanted)
         if own is not None:
             keys, values = own.extended(head.source, keys, values)
         visible = self._visible(hidden, keys.shape[2])
+        if self.wanted is not None:
+            visible, keys = visible & (keys[:, 0, :, -1] > 0)[:, None], keys[..., :-1]
         pattern = head.pattern(hidden, keys, visible)
         if self.owner.on_scores is not None:
             self.owner.on_scores(Scores(head.source, head.targets, pattern.detach()))
@@ -284,6 +314,15 @@ class _TwoPasses:
             at = slots[None] if self.mask is None else self.mask.to(hidden.device).cumsum(-1) - 1
             visible = visible & torch.isin(at, wanted)[:, None]
         return visible.expand(n_rows, n_queries, n_keys)
+
+
+def flagged(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Return keys `[N, t, T, d']` with one more number that is 1 where a token may be read.
+
+    So the cache, which reorders and crops keys, does the same to what is known of their tokens.
+    """
+    flags = wanted.to(keys)[:, None, :, None].expand(*keys.shape[:3], 1)
+    return torch.cat([keys, flags], dim=-1)
 
 
 def _checked_mask(mask: Tensor, n_rows: int, n_keys: int) -> Tensor:

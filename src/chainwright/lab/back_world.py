@@ -51,7 +51,8 @@ def with_figures(
     with repair.attached(model):
         repaired = two_hop.judged(model, tokenizer, recipe.world, parts, n, recipe.order)
     note = f"All single facts, and at most {n} compositions of each part, none of which was in the fit."
-    return BackAttention(repair.heads, origin=replace(repair.origin, figures=_rows(alone, repaired), note=note))
+    origin = replace(repair.origin, figures=_rows(alone, repaired), note=note)
+    return BackAttention(repair.heads, positions=repair.positions, tokens=repair.tokens, origin=origin)
 
 
 def _rows(

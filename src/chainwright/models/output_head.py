@@ -74,8 +74,8 @@ def output_head(parts: Anatomy, normed: Tensor, logits: Tensor) -> OutputHead | 
     found = OutputHead(head.weight, head.bias, parts.unembed_scale, 1.0, cap, every)
     products = widened(nn.functional.linear(found.given(normed), head.weight, head.bias))
     if cap is None:
-        # most tokens have the same ratio, whatever is done to a few of them
-        found = replace(found, scale=float((logits[0] / products[0]).median()))
+        # most tokens have the same ratio, whatever is done to a few of them; that of a row of zeros (padding) is NaN
+        found = replace(found, scale=float((logits[0] / products[0]).nanmedian()))
     tolerance = _TOLERANCE.get(head.weight.dtype, 0.01) * logits.abs().amax(-1, keepdim=True)
     is_plain = ((found.behind(products) - logits).abs() <= tolerance).all(0)
     return replace(found, is_plain=is_plain) if is_plain.float().mean() > 0.5 else None

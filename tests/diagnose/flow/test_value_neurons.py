@@ -201,3 +201,15 @@ def test_the_families_differ_where_the_bound_does():
     assert own == {"llama": False, "llama, tied": True, "gpt2": True, "phi": False}
     assert tied["phi"].lm_head.bias.abs().max() > 1
     assert isinstance(tied["gpt2"].transformer.ln_f, nn.LayerNorm)
+
+
+@torch.no_grad()
+def test_a_token_of_zeros_does_not_hide_the_output_head():
+    """The row of a padding token is often zero, and so is its logit."""
+    model = model_of("llama, tied")
+    model.get_output_embeddings().weight[3] = 0
+    parts, normed = anatomy(model), torch.randn(2, 48, dtype=torch.float64)
+    logits = unembed(parts, normed)
+    head = output_head(parts, normed, logits)
+    assert head is not None and bool(head.is_plain.all())
+    assert (head.every(normed) - logits).abs().max() < 1e-12

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chainwright import BackAttention, BadInput, Problem, Repair, generate, load_model, score
+from chainwright.edits import AttendBack, edit
 from chainwright.lab.knowledge import KnowledgeConfig, knowledge_tokenizer, new_model
 from chainwright.models.capture import capture
 from chainwright.repair import AnswerTraining
@@ -188,3 +189,35 @@ def test_the_first_hop_is_asked_for_at_the_first_relation(small):
     position, token = row.first_hop
     assert tokenizer.convert_ids_to_tokens(row.ids[position]) == problem.facts["r1"]
     assert tokenizer.convert_ids_to_tokens(token) == problem.facts["e2"]
+
+
+@pytest.mark.parametrize("limits", [{"positions": (2,)}, {"positions": "own"}, {"tokens": (5, 7)}])
+@torch.no_grad()
+def test_what_may_be_read_is_part_of_the_repair(small, tmp_path, limits):
+    model, tokenizer, problems = small
+    options = {"d_back": 8, "training": _QUICK.replace(lr=0.1), "progress": False}
+    repair = BackAttention.fit(model, tokenizer, problems, **options, **limits)
+    again = Repair.from_pretrained(repair.save_pretrained(tmp_path / "back"))
+    assert isinstance(again, BackAttention) and (again.positions, again.tokens) == (repair.positions, repair.tokens)
+    assert any(words in again.describe() for words in ("at positions (2,)", "at its own", "the tokens [5, 7]"))
+    ids = random_ids(2, 6).clamp(max=len(tokenizer) - 1)
+    with edit(model, AttendBack([head.requires_grad_(False) for head in repair.heads], **limits)):
+        want = model(ids).logits
+    with again.attached(model):
+        assert_equal(model(ids).logits, want)
+    with BackAttention(repair.heads, origin=repair.origin).attached(model):
+        assert float((model(ids).logits - want).abs().max()) > 0
+
+
+def test_the_first_hop_is_complete_where_relation_and_entity_were_read(small):
+    """In 'the boss of the mother of bado is' nothing is known of the first hop before its entity is named."""
+    _, tokenizer, _ = small
+    world = World(12, 3)
+    for order, word in (("bare", "r1"), ("possessive", "r1"), ("nested", "e1")):
+        problem = world.question(3, 0, 1, order=order)
+        (row,) = rows_of(tokenizer, [problem])
+        position, token = row.first_hop
+        assert tokenizer.convert_ids_to_tokens([row.ids[position], token]) == [
+            problem.facts[word],
+            problem.facts["e2"],
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ from chainwright.cli._options import (
 )
 from chainwright.cli._shared import say
 from chainwright.cli._source import SOURCE, load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SIZE = ConfigOptions(
     "chainwright.repair.back_attention.repair:BackAttention.fit",
@@ -51,6 +54,18 @@ def back_attention(
             "--targets", help="Depths that are read, such as '4,5', or 'stack' (default: the last layer's output)."
         ),
     ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            metavar="N,N|own",
+            help="Positions that may be read, from 0, or each token's 'own' (default: all before it).",
+        ),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option("--words", help="Read only at these words, wherever they are; separated by commas."),
+    ] = None,
     size: Values = SIZE,
     out_folder: RepairFolder = Path("runs/back-attention"),
     changes: Changes = None,
@@ -67,13 +82,16 @@ def back_attention(
 
     _parse.check_free(out_folder, overwrite)
     training = _parse.changed(AnswerTraining(), changes or [])
-    depths = _depths(targets)
+    depths, read_at = _depths(targets), _positions(positions)
     recipe = None if questions else recipe_for(model)
-    problems = back_world.world_problems(recipe) if recipe else read_problems(questions or "", kind)
+    # copies behind a random word would move what a position holds
+    more = {"n_prefixes": 0} if isinstance(read_at, tuple) else {}
+    problems = back_world.world_problems(recipe, **more) if recipe else read_problems(questions or "", kind)
     loaded = load(model, source)
     repair = BackAttention.fit(
-        loaded.model, loaded.tokenizer, problems, targets=depths, training=training, progress=not quiet, **size
-    )
+        loaded.model, loaded.tokenizer, problems, targets=depths, positions=read_at,
+        tokens=_tokens(loaded.tokenizer, words), training=training, progress=not quiet, **size,
+    )  # fmt: skip
     if recipe is not None:
         repair = back_world.with_figures(repair, loaded.model, loaded.tokenizer, recipe)
     repair.save_pretrained(out_folder, overwrite=overwrite)
@@ -86,3 +104,29 @@ def _depths(text: str | None) -> Sequence[int] | Literal["stack"] | None:
     if text is None or text == "stack":
         return text  # type: ignore[return-value]
     return _parse.parse_numbers(text, "--targets")
+
+
+def _positions(text: str | None) -> tuple[int, ...] | Literal["own"] | None:
+    if text is None or text == "own":
+        return text  # type: ignore[return-value]
+    return _parse.parse_numbers(text, "--positions")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, words: str | None) -> list[int] | None:
+    """Return every token that writes one of some words, at the beginning of a text or after a space.
+
+    Raises:
+        BadInput: A word that the tokenizer does not know.
+    """
+    from chainwright._errors import BadInput
+
+    if words is None:
+        return None
+    ids: set[int] = set()
+    for word in (part.strip() for part in words.split(",")):
+        written = {*tokenizer(word, add_special_tokens=False)["input_ids"]}
+        written |= {*tokenizer(f" {word}", add_special_tokens=False)["input_ids"]}
+        if not word or not written or tokenizer.unk_token_id in written:
+            raise BadInput(f"--words takes words that the tokenizer knows, separated by commas; {word!r} is not known.")
+        ids |= written
+    return sorted(ids)

@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._registry import register
-from chainwright.edits.back_attention import AttendBack, BackHead
+from chainwright.edits.back_attention import AttendBack, BackHead, Positions
 from chainwright.edits.base import edit
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.capture import capture
 from chainwright.models.decoder import causal_lm
 from chainwright.models.padding import left_pad
 from chainwright.models.placement import device_of, input_device
+from chainwright.repair.back_attention.kept_pass import train_kept
 from chainwright.repair.back_attention.training import AnswerTraining, check_unsolved, rows_of, train
 from chainwright.repair.base import Origin, Repair, load_weights, model_identity
 from chainwright.repair.run import Cost, counted
@@ -42,6 +43,8 @@ class _HeadSettings(Config):
 
 class _Settings(Config):
     heads: tuple[_HeadSettings, ...] = Field(description="The heads.")
+    positions: tuple[int, ...] | Literal["own"] | None = Field(default=None, description="Positions that are read.")
+    tokens: tuple[int, ...] | None = Field(default=None, description="Tokens that are read.")
 
 
 @register("repair", "back-attention")
@@ -50,6 +53,8 @@ class BackAttention(Repair):
 
     Attributes:
         heads: One head for each source layer.
+        positions: Positions that are read, as in `AttendBack`; None reads all.
+        tokens: Ids of the tokens that are read; None reads any.
 
     Source: back attention (arXiv 2502.10835), section 4; see `AttendBack` for the computation.
     """
@@ -58,10 +63,18 @@ class BackAttention(Repair):
     schema = _Settings
     remedy = "fit one for this model (chainwright fit back-attention)"
 
-    def __init__(self, heads: Sequence[BackHead], *, origin: Origin | None = None):
+    def __init__(
+        self,
+        heads: Sequence[BackHead],
+        *,
+        positions: Positions = None,
+        tokens: Sequence[int] | None = None,
+        origin: Origin | None = None,
+    ):
         super().__init__(origin)
-        self.heads = tuple(heads)
-        AttendBack(self.heads)  # refuses none, and two of one layer
+        self.heads, self.positions = tuple(heads), positions
+        self.tokens = None if tokens is None else tuple(tokens)
+        self._edit_of(self.heads)  # refuses no heads, two of one layer, and nothing to read
 
     @classmethod
     def new(
@@ -72,6 +85,8 @@ class BackAttention(Repair):
         targets: Targets = None,
         d_back: int = D_BACK,
         is_normed: bool = True,
+        positions: Positions = None,
+        tokens: Sequence[int] | None = None,
         seed: int = 0,
     ) -> BackAttention:
         """Return an untrained back attention, which changes nothing.
@@ -83,6 +98,8 @@ class BackAttention(Repair):
                 layer's output alone, "stack" every depth from each source layer on.
             d_back: Size of queries, keys and values.
             is_normed: Norm the inputs of the projections.
+            positions: Positions that may be read, counted from a prompt's first token, each query's "own", or all.
+            tokens: Ids of the tokens that may be read; None for any.
             seed: Decides the starting weights.
 
         Raises:
@@ -94,7 +111,7 @@ class BackAttention(Repair):
         heads = []
         for s in sources:
             heads.append(BackHead(parts.d_model, s, _depths(parts, s, targets), d_back, is_normed))
-        return cls(heads, origin=Origin(model_identity(parts.model)))
+        return cls(heads, positions=positions, tokens=tokens, origin=Origin(model_identity(parts.model)))
 
     @classmethod
     def fit(
@@ -107,6 +124,8 @@ class BackAttention(Repair):
         targets: Targets = None,
         d_back: int = D_BACK,
         is_normed: bool = True,
+        positions: Positions = None,
+        tokens: Sequence[int] | None = None,
         start: float = 0.5,
         training: AnswerTraining | None = None,
         progress: bool = True,
@@ -125,6 +144,8 @@ class BackAttention(Repair):
             targets: As in `new`.
             d_back: As in `new`.
             is_normed: As in `new`.
+            positions: As in `new`.
+            tokens: As in `new`.
             start: Size of what is written to the stream before the first step, as a share of the stream's own: part of
                 what is read, as it is. 0 starts from nothing, as in the paper.
             training: How it is trained; None takes the defaults.
@@ -136,14 +157,21 @@ class BackAttention(Repair):
         """
         settings = training or AnswerTraining()
         check_unsolved(model, tokenizer, problems)
-        repair = cls.new(model, source=source, targets=targets, d_back=d_back, is_normed=is_normed, seed=settings.seed)
+        repair = cls.new(
+            model, source=source, targets=targets, d_back=d_back, is_normed=is_normed, positions=positions,
+            tokens=tokens, seed=settings.seed,
+        )  # fmt: skip
         placed = _placed(repair.heads, anatomy(model))
         heads = nn.ModuleList(placed).requires_grad_(True)
         begin(placed, model, tokenizer, problems, start)
-        with edit(model, AttendBack(placed)):
-            train(model, tokenizer, heads.parameters(), problems, settings, progress=progress)
+        if settings.is_kept:
+            train_kept(model, tokenizer, placed, problems, settings, tokens=repair.tokens, positions=positions,
+                       progress=progress)  # fmt: skip
+        else:
+            with edit(model, repair._edit_of(placed)):
+                train(model, tokenizer, heads.parameters(), problems, settings, progress=progress)
         heads.requires_grad_(False)
-        return cls(placed, origin=repair.origin)
+        return cls(placed, positions=positions, tokens=tokens, origin=repair.origin)
 
     @property
     def n_parameters(self) -> int:
@@ -163,7 +191,10 @@ class BackAttention(Repair):
                 cost.add_work(touched)
 
     def _edit(self, parts: Anatomy) -> AttendBack:
-        return AttendBack([head.requires_grad_(False) for head in _placed(self.heads, parts)])
+        return self._edit_of([head.requires_grad_(False) for head in _placed(self.heads, parts)])
+
+    def _edit_of(self, heads: Sequence[BackHead]) -> AttendBack:
+        return AttendBack(heads, positions=self.positions, tokens=self.tokens)
 
     def describe(self) -> str:
         """Return what the repair does."""
@@ -172,13 +203,19 @@ class BackAttention(Repair):
             for head in self.heads
         )
         return (
-            f"Back attention (arXiv 2502.10835): {parts}. {self.n_parameters:,} parameters beside the frozen model; "
-            "layers from the first source on run twice."
+            f"Back attention (arXiv 2502.10835): {parts}{self._where()}. {self.n_parameters:,} parameters beside the "
+            "frozen model; layers from the first source on run twice."
         )
 
+    def _where(self) -> str:
+        at = {None: "", "own": ", at its own position"}.get(self.positions, f", at positions {self.positions}")  # type: ignore[arg-type]
+        return at + ("" if self.tokens is None else f", where one of the tokens {list(self.tokens)} is")
+
     def settings(self) -> dict[str, Any]:
-        """Return layers and sizes."""
+        """Return layers, sizes, and what is read."""
+        limits = {"positions": self.positions, "tokens": self.tokens}
         return {
+            **{name: value if value == "own" else list(value) for name, value in limits.items() if value is not None},
             "heads": [
                 {
                     "source": head.source,
@@ -188,7 +225,7 @@ class BackAttention(Repair):
                     "is_normed": head.is_normed,
                 }
                 for head in self.heads
-            ]
+            ],
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -205,7 +242,10 @@ class BackAttention(Repair):
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             load_weights(head, own, f"the head of layer {one['source']}")
             heads.append(head)
-        return cls(heads, origin=origin)
+        positions: Any = settings.get("positions")
+        if not (positions is None or isinstance(positions, str)):
+            positions = tuple(positions)
+        return cls(heads, positions=positions, tokens=settings.get("tokens"), origin=origin)
 
 
 def begin(

@@ -67,6 +67,22 @@ def back_cost(settings: CostSettings) -> list[dict[str, Any]]:
     return rows
 
 
+def token_ratio(model: Any, repair: BackAttention, *, n_read: int, n_new: int, repeats: int) -> float:
+    """Return the processor time of a decoded token with a repair, relative to the model alone.
+
+    Medians over `repeats` turns, after a prompt of `n_read` random tokens; runs on one thread.
+    """
+    n_tokens = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(0, n_tokens, (1, n_read), generator=torch.Generator().manual_seed(0))
+    plain, repaired = [], []
+    with _one_thread():
+        _decode(model, ids, 2, nullcontext())  # warm
+        for _ in range(repeats):
+            plain.append(_decode(model, ids, n_new, nullcontext()).token)
+            repaired.append(_decode(model, ids, n_new, repair.attached(model)).token)
+    return statistics.median(repaired) / statistics.median(plain)
+
+
 def _measured(settings: CostSettings) -> dict[int | None, Took]:
     model = _random_model(settings)
     ids = torch.randint(0, 1000, (settings.rows, settings.tokens), generator=torch.Generator().manual_seed(0))

@@ -292,6 +292,20 @@ _FLOW = (
         AtLeast(0.6, 0.5),
     ),
     Published(
+        "flow-entity-depth",
+        "The entity's stages lie below it.",
+        "layers 7 to 20 of 32 (Llama2-7B)",
+        "Centre of A and B as a share of the depth.",
+        Between((0.2, 0.63), (0.1, 0.7)),
+    ),
+    Published(
+        "flow-value-deep",
+        "The neurons that write an answer lie in deep layers.",
+        "in deep layers (no figure)",
+        "Centre of the 100 best value neurons of each kind as a share of the depth, weighted by importance.",
+        AtLeast(0.6, 0.5),
+    ),
+    Published(
         "flow-entity",
         "The entity's own position takes part, through several layers.",
         "layers 7 to 20 of 32 (Llama2-7B)",

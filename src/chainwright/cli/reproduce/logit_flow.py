@@ -1,0 +1,60 @@
+"""The command `reproduce logit-flow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chainwright._registry import register
+from chainwright.cli._command import ConfigOptions, Values
+from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
+from chainwright.cli._results import ResultsFolder, write_result
+from chainwright.cli._shared import print_table, say, uncollected
+from chainwright.cli._studies import watch
+
+if TYPE_CHECKING:
+    from chainwright.reproduce.logit_flow.config import ReproduceLogitFlowConfig
+
+_CONFIG = "chainwright.reproduce.logit_flow.config:ReproduceLogitFlowConfig"
+OPTIONS = ConfigOptions(_CONFIG, "model", "n", "seed", flags={"model": "--model/-m", "n": "-n"})
+
+
+@register("command", "reproduce.logit-flow")
+def logit_flow(
+    out_folder: StudyFolder = Path("runs/reproduce-logit-flow"),
+    options: Values = OPTIONS,
+    results: ResultsFolder = None,
+    overwrite: Overwrite = False,
+    recompute: Recompute = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follow every fact that a model knows, and its two-hop answers, and compare both with the paper."""
+    with uncollected():
+        from chainwright.report.study import write_study_report
+        from chainwright.reproduce.logit_flow.config import ReproduceLogitFlowConfig
+        from chainwright.reproduce.logit_flow.study import run_logit_flow
+
+    config = ReproduceLogitFlowConfig(**options)
+    tables = run_logit_flow(config, out_folder, overwrite=overwrite, recompute=recompute, watch=watch(quiet))
+    path = write_study_report(out_folder)
+    print_table("Depth as a share of the layers", tables["depths"])
+    print_table("What heads read at the end, % of what they add", tables["what heads read"])
+    print_table("Two hops", tables["two hops"])
+    print_table("Credit by position, % in the lower + upper half of the layers", tables["credit by position"])
+    print_table("What is followed over its rival, nats", tables["conflict"])
+    print_table("Published findings", [_row(claim) for claim in tables["claims"]])
+    if tables["not followed"]:
+        say(f"{tables['not followed']} answers begin with an article or cannot be marked, and are not followed.")
+    for claim in tables["claims"]:
+        write_result(results, model=Path(config.model).name, seeds=[config.seed], command=_command(config), **claim)
+    say(f"Report: {path}")
+
+
+def _command(config: ReproduceLogitFlowConfig) -> str:
+    return f"chainwright reproduce logit-flow --model {config.model} -n {config.n} --seed {config.seed}"
+
+
+def _row(claim: dict[str, object]) -> dict[str, object]:
+    interval = f"{claim['low']:.3g} to {claim['high']:.3g}" if "low" in claim else ""
+    return {"finding": claim["finding"], "value": claim["shown"], "95% interval": interval,
+            "n": f"{claim['n']} {claim['n_what']}", "note": claim.get("note", "")}  # fmt: skip

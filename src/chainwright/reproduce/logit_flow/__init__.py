@@ -1,0 +1,1 @@
+"""The stages of facts, and two hops, measured over every fact that a model knows."""
