@@ -280,6 +280,13 @@ def test_no_stop_string_counts_while_the_thinking_is_open(text: str, want: str |
     assert Scripted(text, stops=("Stop.",)).run() == [want]
 
 
+def test_a_blank_stop_string_waits_for_the_answer_after_the_thinking() -> None:
+    text = "<think>a\n\nb</think>\n\nIt is 42.\n\nNext"
+    assert Scripted(text, stops=("\n\n",)).run() == ["<think>a\n\nb</think>\n\nIt is 42."]
+    assert Scripted("<think>a</think>\n\nQ: x", stops=("\n\nQ:",)).run() == ["<think>a</think>"]
+    assert Scripted("\n\nIt is 42.", stops=("\n\n",)).run() == [""], "without thinking it ends at once"
+
+
 def test_thinking_that_the_prompt_has_opened_is_open() -> None:
     (got,) = Scripted("a Stop. b</think>c Stop. d", stops=("Stop.",), prompts=["Why?<think>\n"]).run()
     assert got == "a Stop. b</think>c "

@@ -26,6 +26,7 @@ from chainwright.cli import _options, _parse
 from chainwright.cli._shared import clear_errors
 
 Values = dict[str, Any]
+_PASSES_ON: dict[Callable[..., None], dict[str, Any]] = {}
 
 
 class Field(NamedTuple):
@@ -142,10 +143,18 @@ class Commands(TyperGroup):
         super().format_help(ctx, formatter)
 
 
+def passes_on(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a command whose arguments, `--help` included, are for another program; they are in its `context.args`."""
+    _PASSES_ON[function] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    return function
+
+
 def built(name: str, function: Callable[..., None], *, with_options: bool = True) -> TyperCommand:
     """Return a command as typer has it, with its options or, for a list of commands, without."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, help=inspect.getdoc(function))(expanded(function) if with_options else lambda: None)
+    app.command(name, help=inspect.getdoc(function), context_settings=_PASSES_ON.get(function))(
+        expanded(function) if with_options else lambda: None
+    )
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command

@@ -1,7 +1,8 @@
 """What ends a response besides the end token: stop strings, and thinking that takes too long.
 
 1. The text of each row grows with its tokens, so that a stop string is found across tokens.
-2. A stop string counts where the thinking is not open: neither inside it nor in the marker that closes it.
+2. A stop string counts where the thinking is not open: neither inside it nor in the marker that closes it. Blank ones,
+   such as an empty line, do not count between that marker and the answer either.
 3. The response ends before the stop string. Tokens stay whole: one that wrote the end of the answer and the beginning
    of the stop string is in the response, with both; one that wrote only a space before the stop string is not.
 4. Thinking that is open for too many tokens ends the response there.
@@ -190,19 +191,29 @@ class _Row:
         start = self._searched
         while hits := [(place, stop) for stop in self.stops if (place := text.find(stop, start)) >= 0]:
             place, stop = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
-            if not self._is_open(place):
+            if self._counts(place, stop):
                 return place, stop
             start = place + 1
         self._searched = max(start, len(text) - longest + 1, self._begin)
         return None
 
+    def _counts(self, place: int, stop: str) -> bool:
+        """Return whether a stop string at `place` ends the response: not in the thinking, nor before the answer."""
+        core = self._core(place)
+        is_before_answer = core.border >= 0 and not f"{self.written.text[core.border : place]}{stop}".strip()
+        return core.depth == 0 and not is_before_answer
+
     def _is_open(self, end: int) -> bool:
         """Return whether the thinking is open after `text[:end]`."""
+        return self._core(end).depth > 0
+
+    def _core(self, end: int) -> Core:
+        """Return which markers count in `text[:end]`."""
         text = self.written.text
         if end < self._state.pos:
-            return scan(self.how, self.first, text, end, final=True).core.depth > 0
+            return scan(self.how, self.first, text, end, final=True).core
         self._state = scan(self.how, self._state, text, end)
-        return scan(self.how, self._state, text, end, final=True).core.depth > 0
+        return scan(self.how, self._state, text, end, final=True).core
 
     def _n_before(self, place: int) -> int:
         """Return how many of the new tokens to keep before a character of the text."""

@@ -247,9 +247,9 @@ def _decode(run: _Run, batch: list[Prompt]) -> list[tuple[int, Trace]]:
     watch = None
     if run.endings.are_watched or any(p.stop for p in batch):
         watch = run.endings.watch([p.ids for p in batch], [p.n_question for p in batch], [p.stop for p in batch])
-    pad = _padding(inner, run.tokenizer, ends, is_end=watch is not None)
+    pad = padding(inner, run.tokenizer, ends, is_end=watch is not None)
     ids, mask = left_pad([p.ids for p in batch], pad, input_device(inner))
-    with _own_defaults(inner, ends, pad), _prefilled(inner, [p.n_prefilled for p in batch]):
+    with _own_defaults(inner, ends, pad), prefilled(inner, [p.n_prefilled for p in batch]):
         output = inner.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -265,7 +265,7 @@ def _decode(run: _Run, batch: list[Prompt]) -> list[tuple[int, Trace]]:
     return [(p.index, _trace(run, inner, p, new, ends, end)) for p, new, end in zip(batch, written, found, strict=True)]
 
 
-def _padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int], *, is_end: bool) -> int:
+def padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int], *, is_end: bool) -> int:
     """Return the padding token; an end token where rows end without one, so that what follows the run sees the end."""
     n_known = model.get_input_embeddings().weight.shape[0]
     # a padding token is often added to a tokenizer without a row in the embedding
@@ -291,7 +291,7 @@ def _own_defaults(model: PreTrainedModel, ends: set[int], pad: int) -> Iterator[
 
 
 @contextmanager
-def _prefilled(model: PreTrainedModel, n_prefilled: list[int]) -> Iterator[None]:
+def prefilled(model: PreTrainedModel, n_prefilled: list[int]) -> Iterator[None]:
     """Have what reads segments while decoding know which tokens of the prompts are the beginning of a response."""
     if not any(n_prefilled):
         yield

@@ -169,7 +169,7 @@ def prompt_from(
         uses_chat=question.uses_chat,
         limit=limit.source,
         is_rendered=question.is_rendered,
-        n_prefilled=0 if question.uses_chat else _n_prefilled(tokenizer, question.text, ids),
+        n_prefilled=0 if question.uses_chat else n_prefilled_of(tokenizer, question.text, ids),
         stop=question.stop,
         asked=question.info,
     )
@@ -219,7 +219,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[int]:
     return one_bos(tokenizer, ids if n_added is None else ids[: n_added + len(plain)])
 
 
-def _n_prefilled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> int:
+def n_prefilled_of(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> int:
     """Return how many of the last tokens of a text that went through the chat template begin the reply."""
     start = reply_start(tokenizer, text)
     if start is None or not text[start:].strip():
