@@ -37,7 +37,10 @@ def test_every_command_has_a_file_of_its_name() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_every_command_is_printed(name: str) -> None:
     code, printed = call(*name.split("."), "--help")
-    assert code == 0 and "Show this message and exit" in printed
+    assert code == 0
+    if printed.startswith("usage: lm-eval"):
+        return  # another program's
+    assert "Show this message and exit" in printed
     for word in ("left out", "goes on", "gone on", "mend", "nobody", "anew"):
         assert word not in printed, word
 
