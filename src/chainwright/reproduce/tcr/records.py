@@ -15,6 +15,7 @@ from chainwright.diagnose.errors import first_errors
 from chainwright.repair.tcr.candidate_heads import Candidates
 from chainwright.reproduce.tcr.ablations import load_outcomes
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig, fit_runs_of, role_units_of, runs_of
+from chainwright.reproduce.tcr.role_figures import n_compared, roles_in
 from chainwright.studies import Study
 from chainwright.traces import Trace, read_traces
 
@@ -149,16 +150,24 @@ def _of_roles(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> Iterator[
             "n": len(gains), "n_what": "first errors", "seeds": [config.fit_seed],
             "chosen_on": "One head per error type was chosen on other first errors of that type.",
         }  # fmt: skip
-    yield from _of_corrected([row for row in rows if row["relocated"] is not None], config)
+    n_heads = roles_in(config, done)[0].rectification.numel()
+    yield from _of_corrected([row for row in rows if row["relocated"] is not None], config, n_heads)
 
 
-def _of_corrected(rows: list[Record], config: ReproduceTCRConfig) -> Iterator[Record]:
+def _of_corrected(rows: list[Record], config: ReproduceTCRConfig, n_heads: int) -> Iterator[Record]:
     """Yield what holds of predictions that silencing a head corrects."""
     if not rows:
         return
     kinds = {"n": len(rows), "n_what": "error types", "seeds": [config.fit_seed]}
     agree = float(np.mean([row["relocated"] for row in rows]))
-    yield {"finding": "tcr-relocated", "value": agree, "shown": f"{agree:.0%} of the best heads", **kinds}
+    n = n_compared(n_heads)
+    yield {
+        "finding": "tcr-relocated",
+        "value": agree,
+        "shown": f"{agree:.0%} of {n} heads",
+        "note": f"Of {n_heads} heads; {n / (n_heads - 1):.0%} would agree by chance.",
+        **kinds,
+    }
     between = [row["entropy_right"] < row["entropy_corrected"] < row["entropy_wrong"] for row in rows]
     means = [float(np.mean([row[f"entropy_{which}"] for row in rows])) for which in ("right", "corrected", "wrong")]
     yield {

@@ -11,8 +11,9 @@ Source: TCR (arXiv 2601.21214), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ from chainwright.repair.tcr._forced_last import Place, ablated_last, cached_stat
 from chainwright.repair.tcr._knockout_switch import Switch
 from chainwright.repair.tcr.token_repair import entropy_nats
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig, role_units_of
-from chainwright.studies import Results
 from chainwright.traces import Trace
 
 N_BEST = 15  # heads that are compared after a correction, as in the paper
@@ -72,7 +72,7 @@ def role_figures(
         return row | {"head": list(head)} | _without(parts, found, wrong, right, head, positions)
 
 
-def roles_in(config: ReproduceTCRConfig, done: Results) -> list[RoleFinding]:
+def roles_in(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> list[RoleFinding]:
     """Return the head roles that a study located, by task and error type."""
     folders = [path for unit in role_units_of(config) for path in sorted(done[unit].iterdir()) if path.is_dir()]
     return [RoleFinding.load(folder) for folder in folders]
@@ -148,8 +148,13 @@ def _relocated(
     known = found.effect_correct.clone()
     for scores in (effects, known):
         scores[head] = float("-inf")  # silent in one of the two
-    n = min(N_BEST, known.numel() // 2)
+    n = n_compared(known.numel())
     return len(_best(effects, n) & _best(known, n)) / n
+
+
+def n_compared(n_heads: int) -> int:
+    """Return how many of the best heads are compared after a correction, of so many in all."""
+    return min(N_BEST, n_heads // 2)
 
 
 def _effects_without(parts: Anatomy, wrong: SlotContexts, rows: list[int], head: Head, positions: Positions) -> Tensor:
@@ -176,4 +181,4 @@ def _row_effects(parts: Anatomy, one: SlotContexts, head: Head, positions: Posit
     return (probs[0] - probs[1:]).view(parts.n_layers, parts.n_heads)
 
 
-__all__ = ["N_BEST", "role_figures", "roles_in"]
+__all__ = ["N_BEST", "n_compared", "role_figures", "roles_in"]
