@@ -35,7 +35,7 @@ from chainwright.reproduce.tcr.config import ReproduceTCRConfig, role_units_of
 from chainwright.traces import Trace
 
 N_BEST = 15  # heads that are compared after a correction, as in the paper
-_N_RELOCATED = 3  # corrected contexts in which all heads are silenced again
+_N_RELOCATED = 2  # corrected contexts in which all heads are silenced again
 _ROWS_AT_ONCE = 16
 
 
