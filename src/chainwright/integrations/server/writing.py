@@ -63,7 +63,7 @@ class Parts(NamedTuple):
 
 
 class Splitter:
-    """Splits an answer that grows.
+    """Splits an answer that grows: where its prompt opens the thinking, or it begins with a marker that does.
 
     Attributes:
         splits: Whether anything is split: the model thinks, or the prompt opens the thinking.
@@ -76,6 +76,7 @@ class Splitter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]):
         family = prompt_family(decode_with_markers(tokenizer, prompt), "auto")
         self.splits = family is not None or thinks(tokenizer)
+        self._is_open = family is not None
         self._state = Scan(core=Core(family=family, depth=int(family is not None)))
 
     def parts(self, text: str, *, is_over: bool) -> Parts:
@@ -86,7 +87,8 @@ class Splitter:
         self._state = scan(how, self._state, text, len(text))
         end = len(text) if is_over else self._state.pos
         core = scan(how, self._state, text, end, final=True).core
-        if core.depth == 0 and core.border < 0:
+        # a stray marker further on would turn into thinking what was sent as the answer
+        if not self._is_open and core.begin == 0:
             return Parts("", text[:end])
         begin, close, border = marked_borders(core, text[:end])
         return Parts(text[begin:close].strip(), text[border:end].lstrip())
