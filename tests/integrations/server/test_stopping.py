@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,15 @@ def test_the_command_serves_until_a_signal_and_ends_well() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert process.stdout.read() == "Stopped.\n"
+
+
+def test_an_engine_that_has_stopped_is_not_healthy() -> None:
+    with running(config=ServeConfig(port=0, grace=0)) as it:
+        with urllib.request.urlopen(f"{it.url}/health") as response:
+            assert json.load(response) == {"status": "ok", "rows": 0, "waiting": 0}
+        it.engine.stop()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{it.url}/health")
+        assert caught.value.code == 503 and json.load(caught.value)["status"] == "stopped"
+        with pytest.raises(openai.InternalServerError, match="The server is stopping"):
+            it.client().completions.create(model="reasoner", prompt="x")

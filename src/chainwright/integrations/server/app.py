@@ -44,9 +44,10 @@ def make_app(service: Service, config: ServeConfig | None = None) -> FastAPI:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/health")
-    async def health() -> dict[str, str | int]:
-        load = service.engine.load
-        return {"status": "ok", "rows": load.n_rows, "waiting": load.n_waiting}
+    async def health() -> JSONResponse:
+        load, is_running = service.engine.load, service.engine.is_running
+        body = {"status": "ok" if is_running else "stopped", "rows": load.n_rows, "waiting": load.n_waiting}
+        return JSONResponse(body, 200 if is_running else 503)
 
     app.add_middleware(_Counting, metrics=metrics)
     _answer_errors(app)

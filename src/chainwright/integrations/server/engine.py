@@ -99,6 +99,11 @@ class Engine:
         self._thread.start()
 
     @property
+    def is_running(self) -> bool:
+        """Return whether it still decodes."""
+        return self._thread.is_alive()
+
+    @property
     def load(self) -> Load:
         """Return how busy the engine is."""
         lanes = list(self._lanes.values())
@@ -227,7 +232,9 @@ class Engine:
             shared = self._lanes[()] = Lane(self.parts, {name: by_row[name] for name in ordered})
         if all(name in shared.repairs for name in names):
             return shared
-        return self._lanes.setdefault(names, Lane(self.parts, {name: self.repairs[name] for name in names}))
+        if names not in self._lanes:
+            self._lanes[names] = Lane(self.parts, {name: self.repairs[name] for name in names})
+        return self._lanes[names]
 
     def _turn(self, lane: Lane) -> None:
         """Decode in one lane until it is empty, or its turn is over and something else waits."""
