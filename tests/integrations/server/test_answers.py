@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
 
 from chainwright import score
 from chainwright.decode.sampling import Sampling
+from chainwright.integrations.server.engine import Engine
+from chainwright.repair import Repair
 from chainwright.traces import Trace
-from serving import COMBINATIONS, N_NEW, Running, _another, _own_repairs, expected, model_name, parts_of, prompts
+from serving import (
+    COMBINATIONS,
+    N_NEW,
+    Running,
+    _another,
+    _own_repairs,
+    expected,
+    model_name,
+    parts_of,
+    prompts,
+    running,
+)
 
 ASKED = prompts(3)
 
@@ -191,3 +206,13 @@ def test_health_and_metrics_count(server: Running) -> None:
     assert values['chainwright_tokens_total{repair="tcr"}'] > 0
     assert values['chainwright_requests_total{endpoint="/v1/completions",status="200"}'] > 0
     assert values["chainwright_failed"] == 0
+
+
+def test_the_example_of_the_guide_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
+    code, printed = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", guide, re.DOTALL)[0]
+    model, tokenizer = _another()
+    engine = Engine(model, tokenizer, {"tcr-reasoner": Repair.from_pretrained("tcr-reasoner")})
+    with running(engine) as it:
+        exec(compile(code.replace("http://127.0.0.1:8000", it.url), "server.md", "exec"), {})
+    assert capsys.readouterr().out == printed
