@@ -190,6 +190,17 @@ def test_the_study_measures_goes_on_and_records(small, tmp_path):
     assert shipped.settings() == kept.settings() and [row["questions"] for row in shipped.origin.figures] == [
         "new compositions (1)", "new facts (1)", "one hop (1)",
     ]  # fmt: skip
+    code, output = call(*asked, *sets, "--finished", "--results", str(tmp_path / "again"))
+    again = {record.finding: record for record in read_results(tmp_path / "again")}
+    assert code == 0 and again.keys() == records.keys() - {"flow-back-cost"}
+    assert all(
+        again[name].value == records[name].value and again[name].command.endswith("--finished") for name in again
+    )
+    plan = ReproduceBackReal(*load_model(small), ReproduceBackRealConfig(**Study.open(tmp_path / "s").manifest.config))
+    done = Study.open(tmp_path / "s").results
+    partly = plan.tables({unit: done[unit] for unit in done if "source-0" not in unit and "model-alone" not in unit})
+    assert [row["way"] for row in partly["ways"]] == [MAIN, CONTROL, TWICE, FIRST_HOP, OWN]
+    assert [(claim["finding"], claim["seeds"]) for claim in partly["claims"]] == [("flow-back-control", [0])]
     known = Study.open(tmp_path / "s").manifest
     assert ReproduceBackReal.resumed(known).config == known.config
 

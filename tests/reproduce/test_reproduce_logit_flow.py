@@ -63,6 +63,9 @@ def test_the_study_follows_what_is_known_and_goes_on(folder, tmp_path):
         "FlowStages", "FlowContrast",
     ]  # fmt: skip
     assert run_logit_flow(config, tmp_path / "study") == tables
+    assert run_logit_flow(config, tmp_path / "study", only_finished=True) == tables
+    with pytest.raises(BadInput, match="Nothing is finished"):
+        run_logit_flow(config, tmp_path / "empty", only_finished=True)
     with pytest.raises(BadInput):
         run_logit_flow(config.replace(n=1), tmp_path / "study")
 

@@ -18,6 +18,10 @@ ResultsFolder = Annotated[
     typer.Option("--results", help="Folder of records for the table of findings."),
 ]
 
+Finished = Annotated[
+    bool, typer.Option("--finished", help="Compute nothing more; print (and record) the tables of what is finished.")
+]
+
 
 def write_result(folder: Path | None, **fields: Any) -> None:
     """Write a record, as `chainwright.reproduce.findings.Result` describes it; without a folder nothing is done."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chainwright._registry import register
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
-from chainwright.cli._results import ResultsFolder, write_result
+from chainwright.cli._results import Finished, ResultsFolder, write_result
 from chainwright.cli._shared import print_table, say, uncollected
 from chainwright.cli._studies import watch
 
@@ -23,6 +23,7 @@ OPTIONS = ConfigOptions(_CONFIG, "model", "n", "seed", flags={"model": "--model/
 def logit_flow(
     out_folder: StudyFolder = Path("runs/reproduce-logit-flow"),
     options: Values = OPTIONS,
+    is_finished: Finished = False,
     results: ResultsFolder = None,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
@@ -35,23 +36,30 @@ def logit_flow(
         from chainwright.reproduce.logit_flow.study import run_logit_flow
 
     config = ReproduceLogitFlowConfig(**options)
-    tables = run_logit_flow(config, out_folder, overwrite=overwrite, recompute=recompute, watch=watch(quiet))
-    path = write_study_report(out_folder)
+    tables = run_logit_flow(config, out_folder, overwrite=overwrite, recompute=recompute, watch=watch(quiet),
+                            only_finished=is_finished)  # fmt: skip
     print_table("Depth as a share of the layers", tables["depths"])
     print_table("What heads read at the end, % of what they add", tables["what heads read"])
     print_table("Two hops", tables["two hops"])
     print_table("Credit by position, % in the lower + upper half of the layers", tables["credit by position"])
     print_table("What is followed over its rival, nats", tables["conflict"])
     print_table("Published findings", [_row(claim) for claim in tables["claims"]])
-    if tables["not followed"]:
-        say(f"{tables['not followed']} answers begin with an article or cannot be marked, and are not followed.")
+    if tables["followed"] < tables["chosen"]:
+        say(
+            f"{tables['followed']} of {tables['chosen']} answers are followed; the others begin with an article, "
+            "cannot be marked, or are not yet done."
+        )
     for claim in tables["claims"]:
-        write_result(results, model=Path(config.model).name, seeds=[config.seed], command=_command(config), **claim)
-    say(f"Report: {path}")
+        write_result(
+            results, model=Path(config.model).name, seeds=[config.seed], command=_command(config, is_finished), **claim
+        )
+    if not is_finished:
+        say(f"Report: {write_study_report(out_folder)}")
 
 
-def _command(config: ReproduceLogitFlowConfig) -> str:
-    return f"chainwright reproduce logit-flow --model {config.model} -n {config.n} --seed {config.seed}"
+def _command(config: ReproduceLogitFlowConfig, is_finished: bool) -> str:
+    asked = f"chainwright reproduce logit-flow --model {config.model} -n {config.n} --seed {config.seed}"
+    return f"{asked} --finished" if is_finished else asked
 
 
 def _row(claim: dict[str, object]) -> dict[str, object]:

@@ -32,6 +32,7 @@ from chainwright.reproduce.back_attention.cost import token_ratio
 from chainwright.reproduce.back_real.config import ReproduceBackRealConfig
 from chainwright.reproduce.back_real.problems import Parts, for_training, outcome, parts_of
 from chainwright.reproduce.back_real.ways import ALONE, CONTROL, MAIN, answering, read_depths, ways
+from chainwright.reproduce.logit_flow.study import finished
 from chainwright.studies import Job, Plan, Results, Study, Watch
 from chainwright.studies.manifest import Manifest
 from chainwright.tasks import Problem, facts
@@ -88,8 +89,7 @@ class ReproduceBackReal(Plan):
     def compute(self, job: Job) -> None:
         """Compute one unit."""
         if job.unit == "table":
-            tables = {"ways": self._rows(job.done), "claims": self._claims(job.done)}
-            write_json(job.out / "table.json", tables)
+            write_json(job.out / "table.json", self.tables(job.done))
             return
         _, slug, seed = job.unit.split("/")
         way = next(way for name, way in self.ways.items() if _slug(name) == slug)
@@ -115,10 +115,20 @@ class ReproduceBackReal(Plan):
         traces = generate(model, self.tokenizer, prompts, raw=True, max_new_tokens=_N_TOKENS, progress=False)
         return [trace.response or "" for trace in traces]
 
+    def tables(self, done: Results) -> dict[str, Any]:
+        """Return the ways that are finished, and what is measured of published findings; a way has its own seeds."""
+        return {"ways": self._rows(done), "claims": self._claims(done)}
+
+    def _finished(self, done: Results, *names: str) -> list[int]:
+        """Return the seeds on which all of some ways are finished."""
+        return [s for s in self.settings.seeds if all(self._id(name, s) in done for name in names)]
+
     def _rows(self, done: Results) -> list[dict[str, Any]]:
         rows = []
         for name in self.ways:
-            found = [read_json(done[self._id(name, seed)] / "figures.json") for seed in self._seeds(name)]
+            found = [read_json(done[self._id(name, s)] / "figures.json") for s in self._finished(done, name)]
+            if not found:
+                continue
             row: dict[str, Any] = {"way": name, "parameters": f"{found[0]['n_parameters']:,}", "seeds": len(found)}
             for part in found[0]["parts"]:
                 row[part] = _share([o for each in found for o in each["parts"][part]["outcomes"]])
@@ -130,34 +140,40 @@ class ReproduceBackReal(Plan):
         return rows
 
     def _claims(self, done: Results) -> list[dict[str, Any]]:
-        claims = [_difference(_FINDINGS[self.settings.kind], self._right(done, MAIN), self._right(done, ALONE))]
+        compared = {_FINDINGS[self.settings.kind]: ALONE}
         if self.settings.kind == "facts":
-            claims.append(_difference("flow-back-control", self._right(done, MAIN), self._right(done, CONTROL)))
-            if self.settings.sweep:
-                claims.append(self._best_source(done))
+            compared["flow-back-control"] = CONTROL
+        claims = []
+        for finding, other in compared.items():
+            if seeds := self._finished(done, MAIN, other):
+                ours, theirs = (self._right(done, name, seeds) for name in (MAIN, other))
+                claims.append({**_difference(finding, ours, theirs), "seeds": seeds})
+        if self.settings.sweep and (best := self._best_source(done)):
+            claims.append(best)
         return claims
 
-    def _right(self, done: Results, name: str) -> np.ndarray[Any, Any]:
+    def _right(self, done: Results, name: str, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return whether each held-out problem is answered right, those of all seeds in a row."""
-        found = [read_json(done[self._id(name, seed)] / "figures.json")["parts"] for seed in self._seeds(name)]
+        found = [read_json(done[self._id(name, seed)] / "figures.json")["parts"] for seed in seeds]
         outcomes = [o for parts in found for part in parts if part != ONE_HOP for o in parts[part]["outcomes"]]
         return np.array([o == "right" for o in outcomes], dtype=float)
 
-    def _best_source(self, done: Results) -> dict[str, Any]:
-        first = self.settings.seeds[0]
-        shares = {}
+    def _best_source(self, done: Results) -> dict[str, Any] | None:
+        """Return the record of the best source layer on the first seed; None before all are measured."""
+        first, shares = self.settings.seeds[0], {}
         for source in sorted((self.settings.source, *self.settings.sweep)):
             name = MAIN if source == self.settings.source else f"source {source}"
-            parts = read_json(done[self._id(name, first)] / "figures.json")["parts"]
-            outcomes = [o for part in parts if part != ONE_HOP for o in parts[part]["outcomes"]]
-            shares[source] = (outcomes.count("right"), len(outcomes))
+            if first not in self._finished(done, name):
+                return None
+            right = self._right(done, name, [first])
+            shares[source] = (int(right.sum()), len(right))
         best = max(shares, key=lambda source: shares[source][0])
         n_layers = anatomy(self.model).n_layers
         listed = ", ".join(f"{source}: {k} of {n}" for source, (k, n) in shares.items())
         return {
             "finding": "flow-back-source", "value": best / n_layers, "n": len(shares), "n_what": "source layers",
-            "shown": f"layer {best} of {n_layers}",
-            "note": f"Right on held-out questions by source, one seed: {listed}; differences this small mean little.",
+            "shown": f"layer {best} of {n_layers}", "seeds": [first],
+            "note": f"Held-out questions right by source: {listed}.",
         }  # fmt: skip
 
     @classmethod
@@ -207,6 +223,7 @@ def run_back_real(
     recompute: bool = False,
     watch: Watch | None = None,
     cost_repeats: int = 0,
+    only_finished: bool = False,
 ) -> Mapping[str, Any]:
     """Run or resume the study in a folder, and return its tables.
 
@@ -217,14 +234,16 @@ def run_back_real(
         recompute: Compute damaged units again.
         watch: Progress callbacks.
         cost_repeats: Times that the cost of a token is measured, when the study is finished; 0 skips that.
+        only_finished: Compute nothing more, and return the tables of what is finished.
 
     Raises:
         BadInput: A source layer that the model lacks, a file without problems, or a folder with another study.
     """
     model, tokenizer = load_model(config.model)
-    study = Study.make(folder, ReproduceBackReal(model, tokenizer, config), overwrite=overwrite)
-    done = study.run(watch, recompute=recompute)
-    tables: dict[str, Any] = read_json(done["table"] / "table.json")
+    plan = ReproduceBackReal(model, tokenizer, config)
+    study = Study.make(folder, plan, overwrite=overwrite)
+    done = finished(study) if only_finished else study.run(watch, recompute=recompute)
+    tables: dict[str, Any] = plan.tables(done) if only_finished else read_json(done["table"] / "table.json")
     if cost_repeats:
         if not (study.folder / COST).is_file():
             write_json(study.folder / COST, _cost(anatomy(model).model, config, cost_repeats))

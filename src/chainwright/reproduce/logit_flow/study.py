@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._registry import register
@@ -59,7 +60,8 @@ class ReproduceLogitFlow(Plan):
         if "asked" not in done:
             return ["asked"]
         n_followed = len(chosen(_answers(done), self.settings.n, self.settings.seed))
-        parts = [f"follow/{k:03d}" for k in range(-(-n_followed // _TOGETHER))]
+        # every fourth first, so that a study that is broken off has answers of each kind
+        parts = [f"follow/{k:03d}" for k in sorted(range(-(-n_followed // _TOGETHER)), key=lambda k: (k % 4, k))]
         units = ["asked", *parts]
         return [*units, "table"] if done.are_finished(units) else units
 
@@ -82,18 +84,21 @@ class ReproduceLogitFlow(Plan):
         write_json(job.out / "rows.json", rows)
 
     def _table(self, job: Job) -> None:
-        answers, rows = _answers(job.done), _rows(job.done)
-        n_chosen = len(chosen(answers, self.settings.n, self.settings.seed))
-        tables = {
+        write_json(job.out / "table.json", self.tables(job.done))
+
+    def tables(self, done: Results) -> dict[str, Any]:
+        """Return every table of the answers that were followed so far, and what is measured of published findings."""
+        answers, rows = _answers(done), _rows(done)
+        return {
             "depths": claims.depth_table(rows),
             "what heads read": claims.read_table(rows),
             "two hops": claims.split_table(answers),
             "credit by position": claims.role_table(rows),
             "conflict": claims.conflict_table(rows),
             "claims": list(claims.claims(answers, rows)),
-            "not followed": n_chosen - len(rows),
+            "followed": len(rows),
+            "chosen": len(chosen(answers, self.settings.n, self.settings.seed)),
         }
-        write_json(job.out / "table.json", tables)
 
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
@@ -104,6 +109,17 @@ class ReproduceLogitFlow(Plan):
         ]
         contrast = contrasts_of(rows, source)
         return found if contrast is None else [*found, contrast]
+
+
+def finished(study: Study) -> Results:
+    """Return what is finished of a study.
+
+    Raises:
+        BadInput: Nothing is.
+    """
+    if not study.results:
+        raise BadInput(f"Nothing is finished in {study.folder}; run the study first, without --finished.")
+    return study.results
 
 
 def _answers(done: Results) -> list[dict[str, Any]]:
@@ -121,6 +137,7 @@ def run_logit_flow(
     overwrite: bool = False,
     recompute: bool = False,
     watch: Watch | None = None,
+    only_finished: bool = False,
 ) -> Mapping[str, Any]:
     """Run or resume the study in a folder, and return its tables.
 
@@ -130,15 +147,19 @@ def run_logit_flow(
         overwrite: Replace a study with other settings.
         recompute: Compute damaged units again.
         watch: Progress callbacks.
+        only_finished: Compute nothing more, and return the tables of what is finished.
 
     Raises:
         BadInput: The model has a recipe of another kind, or the folder holds another study.
     """
     model, tokenizer = load_model(config.model)
-    study = Study.make(folder, ReproduceLogitFlow(model, tokenizer, config), overwrite=overwrite)
+    plan = ReproduceLogitFlow(model, tokenizer, config)
+    study = Study.make(folder, plan, overwrite=overwrite)
+    if only_finished:
+        return plan.tables(finished(study))
     done = study.run(watch, recompute=recompute)
     tables: Mapping[str, Any] = read_json(done["table"] / "table.json")
     return tables
 
 
-__all__ = ["ReproduceLogitFlow", "run_logit_flow"]
+__all__ = ["ReproduceLogitFlow", "finished", "run_logit_flow"]
