@@ -18,6 +18,8 @@ from chainwright.lab import two_hop
 from chainwright.lab.arithmetic import ArithmeticConfig, accuracies, wrong_by_signs
 from chainwright.lab.knowledge import KnowledgeConfig, known_compositions, read_recipe
 from chainwright.models.load import BUNDLED
+from chainwright.reproduce.back_real.config import ReproduceBackRealConfig
+from chainwright.reproduce.back_real.problems import outcome, parts_of
 from chainwright.tasks import Problem
 from chainwright.tasks.arithmetic import held_out_composites
 from chainwright.tasks.cells import choose_cells, sample_cells
@@ -91,6 +93,25 @@ def test_back_world(row: list[str]) -> None:
     problems = asked_of("world", words)
     assert share(run_snippet("back-world", problems)) == repaired
     assert share(generate(*load_model("world"), problems, progress=False)) == alone
+
+
+def test_the_table_of_back_smollm2_is_what_its_study_measured() -> None:
+    figures = Repair.from_pretrained("back-smollm2").origin.figures
+    assert rows(card(REPAIRS / "back-smollm2"), 3) == [
+        [row["questions"], f"{row['model alone']:.3f}", f"{row['repaired']:.3f}"] for row in figures
+    ]
+    assert len(figures) == 3
+
+
+@pytest.mark.real
+def test_back_smollm2() -> None:
+    """The held-out questions of its study, answered by the code of its card."""
+    pytest.importorskip("gguf")
+    held_out = parts_of(ReproduceBackRealConfig(), 0).held_out
+    for words, alone, repaired in rows(card(REPAIRS / "back-smollm2"), 3)[:2]:
+        problems = held_out[words.partition(" (")[0]]
+        right = sum(outcome(t.problem, t.response or "") == "right" for t in run_snippet("back-smollm2", problems))
+        assert f"{right / len(problems):.3f}" == repaired > alone
 
 
 @pytest.mark.parametrize("name", ["tcr-reasoner", "tcr-reasoner-lora"])

@@ -31,7 +31,7 @@ from chainwright.repair.back_attention.repair import BackAttention
 from chainwright.reproduce.back_attention.cost import token_ratio
 from chainwright.reproduce.back_real.config import ReproduceBackRealConfig
 from chainwright.reproduce.back_real.problems import Parts, for_training, outcome, parts_of
-from chainwright.reproduce.back_real.ways import ALONE, CONTROL, MAIN, answering, read_depths, ways
+from chainwright.reproduce.back_real.ways import ALONE, CONTROL, MAIN, OWN, answering, read_depths, ways
 from chainwright.reproduce.logit_flow.study import finished
 from chainwright.studies import Job, Plan, Results, Study, Watch
 from chainwright.studies.manifest import Manifest
@@ -147,10 +147,21 @@ class ReproduceBackReal(Plan):
         for finding, other in compared.items():
             if seeds := self._finished(done, MAIN, other):
                 ours, theirs = (self._right(done, name, seeds) for name in (MAIN, other))
-                claims.append({**_difference(finding, ours, theirs), "seeds": seeds})
+                claims.append({**_difference(finding, ours, theirs), "seeds": seeds, **self._note(done, finding)})
         if self.settings.sweep and (best := self._best_source(done)):
             claims.append(best)
         return claims
+
+    def _note(self, done: Results, finding: str) -> dict[str, str]:
+        """Return a note on what the module gains where it may read nothing but its own position."""
+        seeds = self._finished(done, MAIN, OWN)
+        if finding != "flow-back-control" or not seeds:
+            return {}
+        own, ours = (self._right(done, name, seeds) for name in (OWN, MAIN))
+        text = f"Reading its own position alone, the module gets {own.sum():.0f} of {len(own)} right"
+        if own.sum() >= ours.sum():
+            return {"note": f"{text}, and {ours.sum():.0f} reading all, so other positions are not what it needs."}
+        return {"note": f"{text} instead of {ours.sum():.0f}."}
 
     def _right(self, done: Results, name: str, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
         """Return whether each held-out problem is answered right, those of all seeds in a row."""

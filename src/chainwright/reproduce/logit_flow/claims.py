@@ -31,16 +31,20 @@ def of_group(rows: Sequence[Row], group: str) -> list[Row]:
 
 
 def depth_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the depth of each stage and of the value neurons by group, mean with its interval over facts."""
+    """Return the depth of each stage and of the value neurons, by group of facts: mean with its interval over facts."""
     groups = known_of(rows)
-    every = [row for members in groups.values() for row in members]
-    out = []
-    for name, members in {**groups, KNOWN: every}.items():
-        row: dict[str, Any] = {"facts": name, "n": len(members)}
-        for what, values in measures.depths(members).items():
-            row[what] = _shown(*measures.mean_interval(values)) if np.isfinite(values).any() else "none"
-        out.append(row)
-    return out if len(groups) > 1 else out[-1:]
+    if len(groups) > 1:
+        groups[KNOWN] = [row for members in groups.values() for row in members]
+    depths = {name: measures.depths(members) for name, members in groups.items()}
+    table: list[dict[str, Any]] = []
+    for what in next(iter(depths.values()), {}):
+        row: dict[str, Any] = {"depth of": what}
+        for name, by_stage in depths.items():
+            values = by_stage[what]
+            shown = _shown(*measures.mean_interval(values)) if np.isfinite(values).any() else "none"
+            row[f"{name} ({len(groups[name])})"] = shown
+        table.append(row)
+    return table
 
 
 def read_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
