@@ -1,5 +1,6 @@
 """The records of a small study of TCR: each finding's value is what its traces and tables hold."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ def test_a_study_that_fits_yields_valid_records(tmp_path: Path) -> None:
     assert found["tcr-gain"].n == 18 and found["tcr-other-tasks"].n == 6
     lines = "\n".join(str(table) for finding in study.findings() for table in getattr(finding, "tables", {}))
     assert "Key error types" in lines
+    located = next(finding for finding in study.findings() if finding.title == "Located heads")
+    assert all(re.fullmatch(r"\d of 4", row["some head fixes"]) for row in located.tables["Key error types"])
 
 
 def test_falling_accuracy_is_counted_by_task() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 from chainwright._files import read_json
 from chainwright._finding import Finding
 from chainwright._tables import Tables
+from chainwright.diagnose.heads.roles import RoleFinding
 from chainwright.evaluation.comparison import Comparison
 from chainwright.evaluation.flips import Flips
 from chainwright.reproduce.tcr.config import NO_GOLD, ReproduceTCRConfig, role_units_of, runs_of
+from chainwright.reproduce.tcr.role_figures import roles_in
 from chainwright.studies import Study, timing
 
 _AT_ERRORS = (
@@ -54,13 +56,14 @@ def _of_fit(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> list[Findin
     if figures.exists():
         rows = [{"measure": k, "value": v} for k, v in read_json(figures).items()]
         found_all.append(Tables(title="The fit", tables={"Tune problems": rows}))
-    roles = [_role_row(row) for unit in role_units_of(config) for row in read_json(done[unit] / "rows.json")]
+    rows = [row for unit in role_units_of(config) for row in read_json(done[unit] / "rows.json")]
+    roles = [_role_row(row, found) for row, found in zip(rows, roles_in(config, done), strict=True)]
     if roles:
         found_all.append(Tables(title="Located heads", tables={"Key error types": roles}, notes=[_LOCATED]))
     return found_all
 
 
-def _role_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _role_row(row: Mapping[str, Any], found: RoleFinding) -> dict[str, Any]:
     gains = row["gains"]
     return {
         "task": row["task"],
@@ -73,12 +76,21 @@ def _role_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "head": "" if row["head"] is None else _named([row["head"]]),
         "gain of the right token": sum(gains) / len(gains) if gains else None,
         "held-out errors": len(gains),
+        "some head fixes": _fixed_by_some(found),
         "corrected": f"{row.get('n_corrected', 0)} of {row.get('n_wrong', 0)}",
         "best heads that agree": row["relocated"],
         "entropy right": row.get("entropy_right"),
         "entropy corrected": row.get("entropy_corrected"),
         "entropy wrong": row.get("entropy_wrong"),
     }
+
+
+def _fixed_by_some(found: RoleFinding) -> str | None:
+    """Return at how many of the errors that located the heads some head of the model puts the right token first."""
+    if found.first_erroneous is None or found.right_erroneous is None:
+        return None
+    is_right = found.first_erroneous == found.right_erroneous[:, None, None]
+    return f"{int(is_right.flatten(1).any(1).sum())} of {len(is_right)}"
 
 
 def _named(heads: list[list[int]]) -> str:
