@@ -62,6 +62,8 @@ def test_falling_accuracy_is_counted_by_task() -> None:
     assert record["value"] == 1.0, "half is half or more"
     (record,) = _of_hops([outcome(p, i < 9) for i, p in enumerate(problems)], [0])
     assert record["value"] == 0.0
+    (record,) = _of_hops([outcome(p, False) for p in problems], [0])
+    assert record["value"] == 0.0, "what is wrong at the fewest hops cannot fall"
     assert not list(_of_hops(traces[:6], [0])), "one hop count shows no fall"
 
 

@@ -87,7 +87,7 @@ def _of_hops(traces: Sequence[Trace], seeds: list[int]) -> Iterator[Record]:
     ends = {
         task: [(hops, sum(right) / len(right)) for hops, right in (rows[0], rows[-1])] for task, rows in several.items()
     }
-    n_falls = sum(last <= first / 2 for (_, first), (_, last) in ends.values())
+    n_falls = sum(first > 0 and last <= first / 2 for (_, first), (_, last) in ends.values())
     yield {
         "finding": "tcr-hops",
         "value": n_falls / len(ends),
@@ -187,7 +187,7 @@ def _of_heads(done: Mapping[str, Path]) -> Iterator[Record]:
         yield {
             "finding": "tcr-cover",
             "value": float(n),
-            "shown": f"{n} heads for {types} error types",
+            "shown": f"{n} head{'s' * (n > 1)} for {types} error types",
             "n": found.n_errors,
             "n_what": "errors",
             "note": f"At least one of them fixes {found.coverage[-1]:.0%} of these errors; any of the "
@@ -198,6 +198,9 @@ def _of_heads(done: Mapping[str, Path]) -> Iterator[Record]:
 def _of_selector(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> Iterator[Record]:
     unit = next((name for name in ("errors", "ablations") if name in done), None)
     rows = [] if unit is None else read_json(done[unit] / "rows.json").get("selector", [])
+    path = done["repair"] / "candidates"
+    if path.exists() and len(Candidates.load(path).heads) < 2:
+        return  # there is nothing to select from
     errors = [row for row in rows if row["at"] == "errors" and row["task"] != "all"]
     fitted = set(config.fit_hops)
     for finding, wanted in (("tcr-hit", True), ("tcr-hit-other-tasks", False)):
