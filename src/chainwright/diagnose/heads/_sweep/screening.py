@@ -7,6 +7,7 @@ linearisation. A head ranks by the larger of the two.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,11 +58,23 @@ def estimate_each(parts: Anatomy, contexts: Contexts) -> Estimates:
         swept = knock_out_each(parts, contexts, wanted, "last")
     slopes = torch.zeros(*swept.probs.shape, 2, dtype=swept.probs.dtype)
     first = torch.zeros(len(wanted), dtype=torch.long)
-    for group in groups(contexts, BYTES_KEPT[kind_of(parts)] // (bytes_per_token(parts) * BACKWARD)):
-        slopes[group.rows], first[group.rows] = split_slopes(parts, group.contexts)
+    for rows, some in _by_number_of_tokens(contexts):
+        for group in groups(some, BYTES_KEPT[kind_of(parts)] // (bytes_per_token(parts) * BACKWARD)):
+            found = split_slopes(parts, group.contexts)
+            slopes[rows[group.rows]], first[rows[group.rows]] = found
     earlier = slopes[..., 0]
     last = swept.baseline[:, None, None] - swept.probs
     return Estimates(swept.baseline, first, last, slopes.sum(-1), earlier)
+
+
+def _by_number_of_tokens(contexts: Contexts) -> Iterator[tuple[Tensor, Contexts]]:
+    """Yield the rows that track one token, and those that track several, which take a backward pass for each."""
+    is_single = (contexts.tracked == contexts.tracked[:, :1]).all(1)
+    for wanted in (True, False):
+        (rows,) = (is_single == wanted).nonzero(as_tuple=True)
+        if len(rows):
+            ids, mask, tracked = (part[rows] for part in contexts)
+            yield rows.cpu(), Contexts(ids, mask, tracked[:, :1] if wanted else tracked)
 
 
 def highest_ranked(sizes: Tensor, n: int) -> Tensor:
