@@ -1,12 +1,13 @@
 """Step maps of one long trace: eager attention with retained gradients beside Chainwright, time and peak memory.
 
-1. Every (way, length) runs in a process of its own on the same random Llama (4 layers, 8 heads, d_model 256).
+1. Every (way, length) runs in a process of its own on the same random Llama (4 layers or `--layers`, 8 heads, d_model 256).
 2. The process notes its peak memory before the work and after it; the difference is what the work took above the model.
 3. One table: seconds, seconds of processor time, MiB above the model, the ratio of both, and the largest relative
    difference of the maps.
 
     python benchmarks/step_saliency.py                 # 1k to 16k tokens
     python benchmarks/step_saliency.py --quick         # 256 and 512
+    python benchmarks/step_saliency.py --layers 2 --lengths 2048
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ EAGER_AT_MOST = 4096  # beyond it the full matrices do not fit in 8 GB
 TOKENS_A_STEP = 24
 
 
-def make_model(n_tokens: int) -> Any:
+def make_model(n_layers: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -40,7 +41,7 @@ def make_model(n_tokens: int) -> Any:
         vocab_size=4096,
         hidden_size=256,
         intermediate_size=768,
-        num_hidden_layers=4,
+        num_hidden_layers=n_layers,
         num_attention_heads=8,
         max_position_embeddings=max(LENGTHS),
     )
@@ -78,11 +79,11 @@ def ours(model: Any, ids: Tensor, steps: list[tuple[int, int]]) -> Tensor:
     return step_saliency(model, (ids, steps)).map
 
 
-def run_one(way: str, n_tokens: int, folder: Path, threads: int) -> None:
+def run_one(way: str, n_tokens: int, folder: Path, threads: int, n_layers: int) -> None:
     torch.set_num_threads(threads)
     import chainwright.diagnose.steps.saliency  # noqa: F401  # imports are not part of the work
 
-    model, (ids, steps) = make_model(n_tokens), make_trace(n_tokens)
+    model, (ids, steps) = make_model(n_layers), make_trace(n_tokens)
     run = {EAGER: eager, OURS: ours}[way]
     run(model, *make_trace(64))  # what is made once (kernels, the model's anatomy) is not part of it either
     before = peak_mib()
@@ -106,14 +107,14 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def run_all(lengths: list[int], folder: Path, threads: int) -> list[dict[str, Any]]:
+def run_all(lengths: list[int], folder: Path, threads: int, n_layers: int = 4) -> list[dict[str, Any]]:
     rows = []
     for n_tokens in lengths:
         for way in (EAGER, OURS):
             if way == EAGER and n_tokens > EAGER_AT_MOST:
                 continue
             command = [sys.executable, __file__, "--one", way, "--lengths", str(n_tokens), "--folder", str(folder)]
-            subprocess.run([*command, "--threads", str(threads)], check=True)
+            subprocess.run([*command, "--threads", str(threads), "--layers", str(n_layers)], check=True)
             rows.append({"way": way, "n": n_tokens, **json.loads((folder / f"{way}-{n_tokens}.json").read_text())})
     return rows
 
@@ -137,15 +138,16 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--quick", action="store_true", help="256 and 512 tokens")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--one", choices=(EAGER, OURS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        run_one(asked.one, asked.lengths[0], asked.folder, asked.threads)
+        run_one(asked.one, asked.lengths[0], asked.folder, asked.threads, asked.layers)
         return
     with tempfile.TemporaryDirectory() as folder:
         lengths = [256, 512] if asked.quick else asked.lengths
-        print(table(run_all(lengths, Path(folder), asked.threads), Path(folder)))
+        print(table(run_all(lengths, Path(folder), asked.threads, asked.layers), Path(folder)))
 
 
 if __name__ == "__main__":
