@@ -1,6 +1,6 @@
 """Step maps of one long trace: eager attention with retained gradients beside Chainwright, time and peak memory.
 
-1. Every (way, length) runs in a process of its own on the same random Llama (4 layers or `--layers`, 8 heads, d_model 256).
+1. Every (way, length) runs in a process of its own on the same random Llama (8 heads, d_model 256).
 2. The process notes its peak memory before the work and after it; the difference is what the work took above the model.
 3. One table: seconds, seconds of processor time, MiB above the model, the ratio of both, and the largest relative
    difference of the maps.

@@ -141,7 +141,7 @@ def reasoner_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
     cells = [(task, asked.hops or tasks.usual_hops(task, "short")[-2]) for task in names]
     problems = [p for task, hops in cells for p in tasks.sample(task, hops, asked.n, 5)]
 
-    def decoding(batch: list[Any]) -> Decode:
+    def of_batch(batch: list[Any]) -> Decode:
         def decode(repair: TCR | None) -> list[list[int]]:
             traces = generate(model, tokenizer, batch, repair=repair, batch_size=len(batch), progress=False)
             return [trace.input_ids[trace.response_start :].tolist() for trace in traces]
@@ -149,7 +149,19 @@ def reasoner_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
         return decode
 
     batches = [problems[i : i + asked.batch] for i in range(0, len(problems), asked.batch)]
-    return TCR.from_pretrained(asked.repair), [decoding(batch) for batch in batches]
+    return TCR.from_pretrained(asked.repair), [of_batch(batch) for batch in batches]
+
+
+def decoding(model: Any, prompt: Tensor, n_new: int) -> Decode:
+    """Return the decoding of `n_new` tokens after a prompt `[N, T]`."""
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": n_new}
+
+    def decode(repair: TCR | None) -> list[list[int]]:
+        with nullcontext() if repair is None else repair.attached(model):
+            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), logits_processor=[CLOCK], **options)
+        return out[:, prompt.shape[1] :].tolist()
+
+    return decode
 
 
 def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
@@ -162,14 +174,7 @@ def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
         "llama", vocab_size=4096, num_key_value_heads=2, **sizes, max_position_embeddings=8192
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    prompt = torch.randint(3, 4096, (n_rows, 128))
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": n_new}
-
-    def decode(repair: TCR | None) -> list[list[int]]:
-        with nullcontext() if repair is None else repair.attached(model):
-            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), logits_processor=[CLOCK], **options)
-        return out[:, prompt.shape[1] :].tolist()
-
+    decode = decoding(model, torch.randint(3, 4096, (n_rows, 128)), n_new)
     heads = Random(0).sample([(layer, head) for layer in range(8) for head in range(8)], 8)
     config = TCRConfig(n_votes=3, max_bytes=2**33)
     repair = TCR(heads, RandomSelector(8), EveryFiftieth(), config=config)

@@ -29,6 +29,12 @@ def rows_of(contexts):
     return [Row(ids.tolist(), 1, serial=i) for i, ids in enumerate(contexts)]
 
 
+def ask(branches, pairs, contexts, cache):
+    """Return the logits of pairs after contexts, one per row."""
+    rows = rows_of(contexts)
+    return branches.logits(pairs, [rows[row].ids for row, _ in pairs], cache, rows)
+
+
 @contextmanager
 def branches_of(model, *, scale=0.0, max_bytes=2**30):
     parts = anatomy(model)
@@ -77,7 +83,7 @@ def test_it_equals_a_full_pass_per_head_from_the_start_and_continued(family, sca
         for lengths, asked in (((9, 17, 3), asked_then), ((23, 31, 12), asked_now)):
             short = [row[:n] for row, n in zip(rows, lengths, strict=True)]
             pairs = [(row, head) for row, heads in asked.items() for head in heads]
-            got = branches.logits(pairs, rows_of(short), cache_of(model, short))
+            got = ask(branches, pairs, short, cache_of(model, short))
             want = torch.stack([without(model, short[row], head, scale) for row, head in pairs])
             assert_close(got, want, f"{family} at {lengths}", 2e-4)
         assert not plain, "each pass was a grown one"
@@ -90,7 +96,7 @@ def test_a_small_memory_gives_the_same() -> None:
     with branches_of(model, max_bytes=1) as branches:
         for n in (20, 30):
             pairs = [(0, head) for head in HEADS]
-            got = branches.logits(pairs, rows_of([row[:n]]), cache_of(model, [row[:n]]))
+            got = ask(branches, pairs, [row[:n]], cache_of(model, [row[:n]]))
             assert_close(got, torch.stack([without(model, row[:n], head) for head in HEADS]), f"{n} tokens", 2e-4)
         assert branches.n_bytes <= 1, "only heads of the last layer, which need no memory, are kept"
 
@@ -100,21 +106,20 @@ def test_it_is_left_alone_where_something_else_is_attached(monkeypatch) -> None:
     model, row = tiny("llama"), random_ids(1, 20, seed=3)[0]
     pairs = [(0, head) for head in HEADS]
 
-    def ask(branches, n):
-        cache = cache_of(model, [row[:n]])
-        return branches.logits(pairs, rows_of([row[:n]]), cache)
+    def after(branches, n):
+        return ask(branches, pairs, [row[:n]], cache_of(model, [row[:n]]))
 
     def want(n):
         return torch.stack([without(model, row[:n], head) for head in HEADS])
 
     with branches_of(model) as branches:
         plain = plain_passes(branches, monkeypatch)
-        assert_close(ask(branches, 6), want(6), "grown", 2e-4)
+        assert_close(after(branches, 6), want(6), "grown", 2e-4)
         with attach(model, Handlers({1: (lambda call, attend: attend(call),)})):
-            got, n_extra = ask(branches, 9), branches.cost.n_extra_tokens
+            got, n_extra = after(branches, 9), branches.cost.n_extra_tokens
         assert len(plain) == 1 and n_extra == 6 * 6 + 9 * 5
         assert_close(got, want(9), "plain", 2e-4)
-        assert_close(ask(branches, 20), want(20), "grown again", 2e-4)
+        assert_close(after(branches, 20), want(20), "grown again", 2e-4)
         assert len(plain) == 1 and branches.cost.n_extra_tokens == n_extra + 11 * 6
 
 
@@ -125,7 +130,7 @@ def test_hooks_on_the_last_layer_see_every_position() -> None:
     with branches_of(model) as branches:
         last = model.model.layers[-1]
         hook = last.register_forward_hook(lambda module, args, output: lengths.append(args[0].shape[1]))
-        got = branches.logits([(0, (1, 1))], rows_of([row]), cache)
+        got = ask(branches, [(0, (1, 1))], [row], cache)
         hook.remove()
     assert set(lengths[-1:]) == {9}
     assert_close(got[0], without(model, row, (1, 1)), "hooked", 2e-4)
@@ -142,7 +147,7 @@ def test_a_decoder_that_cannot_do_it_runs_plain_passes(monkeypatch) -> None:
             raise RuntimeError("shape")
 
         monkeypatch.setattr(Branches, "_grown", refuse)
-        got = branches.logits([(0, head) for head in HEADS], rows_of([row]), cache)
+        got = ask(branches, [(0, head) for head in HEADS], [row], cache)
         assert plain and _ablated_cache._GROWS[model.model] is False
     assert_close(got, torch.stack([without(model, row, head) for head in HEADS]), "plain", 2e-4)
 
@@ -154,6 +159,6 @@ def test_a_grown_pass_that_is_off_is_found_out(off, monkeypatch) -> None:
     noise = torch.randn(61, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Branches, "_grown", lambda *args: {p: x + off * noise for p, x in grown(*args).items()})
     with branches_of(model) as branches:
-        got = branches.logits([(0, (1, 1))], rows_of([row]), cache_of(model, [row]))
+        got = ask(branches, [(0, (1, 1))], [row], cache_of(model, [row]))
     assert _ablated_cache._GROWS[model.model] is (off == 0.0)
     assert_close(got[0], without(model, row, (1, 1)), "logits", 2e-4)
