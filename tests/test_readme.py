@@ -27,10 +27,10 @@ def test_the_code_prints_what_the_readme_says() -> None:
 
 
 def test_every_command_exists() -> None:
-    commands = set(re.findall(r"`chainwright (\w+)", README)) | set(re.findall(r"^    chainwright (\w+)", README, re.M))
+    commands = set(re.findall(r"(?:`|^    )chainwright ([\w-]+)", README, re.M))
     assert commands == {
         "diagnose", "tasks", "generate", "evaluate", "models", "report", "reproduce", "study", "train", "fit", "flow",
-        "compare", "problems", "pivots", "facts",
+        "compare", "problems", "pivots", "facts", "lm-eval", "serve",
     }  # fmt: skip
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
