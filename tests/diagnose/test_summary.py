@@ -79,3 +79,13 @@ def test_a_gain_that_may_be_none_is_said_to_be() -> None:
 def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert summary_lines(facts_of([])) == [] and paragraphs(facts_of([]), "toy") == []
     assert len(summary_lines(facts_of([]), searched_heads=True)) == 2
+
+
+def test_the_text_says_that_only_some_heads_were_silenced() -> None:
+    whole, part = role("operation recall", None), role("fewer hops", None)
+    part.config.update(method="screened", measured=0.25)
+    assert any(
+        "each of the 6 attention heads was silenced" in text for text in paragraphs(facts_of([errors(), whole]), "m")
+    )
+    (said,) = [text for text in paragraphs(facts_of([errors(), whole, part]), "m") if "To find the cause" in text]
+    assert "the 25% of the 6 attention heads that an estimate ranks highest were silenced in turn" in said

@@ -122,6 +122,7 @@ class BestHeads:
 
     Attributes:
         n_heads: Heads of the model.
+        measured: Share of them that was silenced per error type, those that rank highest by an estimate.
         n_types: Error types that were searched.
         checks: The checks on held-out contexts, where there were enough.
         best: The error type whose head did best on them; None without a check.
@@ -130,6 +131,7 @@ class BestHeads:
     """
 
     n_heads: int
+    measured: float
     n_types: int
     checks: list[HeadCheck]
     best: RoleFinding | None
@@ -266,12 +268,17 @@ def _uncertainty(errors: ErrorTable) -> Uncertainty | None:
     )
 
 
+def _measured(role: RoleFinding) -> float:
+    return float(role.config["measured"]) if role.config.get("method") == "screened" else 1.0
+
+
 def _best_heads(roles: Sequence[RoleFinding]) -> BestHeads:
     checked = [(role, role.check) for role in roles if role.check is not None]
     checks = [check for _, check in checked]
     best = max(checked, key=lambda pair: pair[1].corrected + pair[1].kept)[0] if checked else None
     return BestHeads(
         n_heads=roles[0].kept.numel(),
+        measured=min(_measured(role) for role in roles),
         n_types=len(roles),
         checks=checks,
         best=best,

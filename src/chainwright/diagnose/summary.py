@@ -187,9 +187,14 @@ def _uncertainty_text(uncertainty: Uncertainty) -> str:
 
 def _heads_text(heads: BestHeads) -> str:
     where = "the one error type searched" if heads.n_types == 1 else f"each of the {heads.n_types} error types searched"
+    which = f"each of the {heads.n_heads:,} attention heads was silenced in turn"
+    if heads.measured < 1:
+        which = (
+            f"the {heads.measured:.0%} of the {heads.n_heads:,} attention heads that an estimate ranks highest were "
+            "silenced in turn"
+        )
     first = (
-        f"To find the cause, each of the {heads.n_heads:,} attention heads was silenced in turn at {where}, and for "
-        "each type the head was chosen that fixed most and broke least."
+        f"To find the cause, {which} at {where}, and for each type the head was chosen that fixed most and broke least."
     )
     if heads.best is None or heads.best.check is None:
         return (
