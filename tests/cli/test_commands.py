@@ -84,6 +84,7 @@ def test_options_of_one_flag_have_one_help_text() -> None:
         "--positions",
         "--contexts",
         "--lessons",
+        "--source",
     }
     texts: dict[str, set[str]] = {}
     for name in COMMANDS:
