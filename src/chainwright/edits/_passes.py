@@ -36,7 +36,7 @@ class Row:
     is_done: bool = False
     n_checked: int = 0
     acting: frozenset[Hashable] | None = None
-    serial: int = field(default_factory=_SERIALS.__next__)
+    serial: int = field(default_factory=_SERIALS.__next__, compare=False)
     n_extra_tokens: int = 0
 
     def acts(self, owner: Hashable) -> bool:
