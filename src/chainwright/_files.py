@@ -219,6 +219,11 @@ def write_json(path: Path, value: Any) -> None:
         draft.write_text(text + "\n", encoding="utf-8")
 
 
+def slug(name: str) -> str:
+    """Return a name as part of a path: small letters and digits, with hyphens between."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from chainwright import BadInput
 from chainwright.cli import app
+from chainwright.cli._command import ASKED
 from chainwright.cli._results import command_line, write_result
 from chainwright.models import load_model
 from chainwright.reproduce.findings import FINDINGS, PAPERS, Result, findings_page, read_results, save_result
@@ -178,9 +179,12 @@ def test_a_diagnosis_gives_the_results_on_errors(tmp_path: Path) -> None:
     assert all(r.seeds == (5,) and r.model == "reasoner" for r in results.values())
 
 
-def test_a_command_is_recorded_without_places_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["/bin/chainwright", "diagnose", "-t", "all", "-o", "/tmp/x", "--results=docs", "--max-types", "0", "-q"]
-    monkeypatch.setattr("sys.argv", argv)
-    assert command_line() == "chainwright diagnose -t all --max-types 0"
-    monkeypatch.setattr("sys.argv", ["c", "reproduce", "--set", "a b", "--results", "r"])
-    assert command_line() == "chainwright reproduce --set 'a b'"
+def test_a_command_is_recorded_without_places_on_this_machine() -> None:
+    def recorded(*typed: str) -> str:
+        ASKED.set(typed)
+        return command_line()
+
+    typed = ("diagnose", "-t", "all", "-o", "/tmp/x", "--results=docs", "--max-types", "0", "-q")
+    assert recorded(*typed) == "chainwright diagnose -t all --max-types 0"
+    typed = ("reproduce", "--set", "a b", "--results", "r", "--file", "/data/x.json")
+    assert recorded(*typed) == "chainwright reproduce --set 'a b' --file x.json"

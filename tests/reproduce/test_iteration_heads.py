@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,7 +212,6 @@ def test_the_command_prints_tables_and_writes_them(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(iteration_heads, "_quick", lambda: {"polynomial": RUNS["polynomial"]})
     monkeypatch.setattr(iteration_heads, "probe_for", lambda model, adapter: LOOK)
     command = ["reproduce", "iteration-heads", "--out", str(tmp_path / "s"), "--results", str(tmp_path / "r")]
-    monkeypatch.setattr(sys, "argv", ["chainwright", *command])  # records name the command that was typed
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "Trainings" in done.output and (tmp_path / "s" / "report.html").exists()

@@ -174,7 +174,7 @@ def test_the_study_measures_goes_on_and_records(small, tmp_path):
     assert records.keys() == {"flow-back-two-hop", "flow-back-control", "flow-back-source", "flow-back-cost"}
     assert records["flow-back-cost"].value > 0 and read_json(tmp_path / "s" / "cost.json")["n"] == 1
     assert records["flow-back-two-hop"].n == 2 and records["flow-back-two-hop"].command.endswith(
-        "--set sweep=[0] --cost-repeats 1"
+        "--set 'sweep=[0]' --cost-repeats 1"
     )
     tables = read_json(tmp_path / "s" / "table" / "table.json")
     assert [row["way"] for row in tables["ways"]] == [ALONE, MAIN, CONTROL, TWICE, FIRST_HOP, OWN, "source 0"]

@@ -99,7 +99,7 @@ def test_the_command_records_what_it_measured(folder, tmp_path):
     assert code == 0, output
     records = {record.finding: record for record in read_results(tmp_path / "results")}
     assert records["flow-two-hop-wrong"].value == 1 and records["flow-two-hop-wrong"].model == "tiny"
-    assert records["flow-order"].command.endswith(f"--model {folder} -n 1 --seed 0")
+    assert records["flow-order"].command == f"chainwright reproduce logit-flow --model {folder.name} -n 1"
     assert "Published findings" in output and (tmp_path / "s" / "report.html").is_file()
 
 

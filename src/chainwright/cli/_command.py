@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from importlib import import_module
 from operator import attrgetter
 from types import NoneType, UnionType
@@ -26,6 +27,8 @@ from chainwright.cli import _options, _parse
 from chainwright.cli._shared import clear_errors
 
 Values = dict[str, Any]
+ASKED: ContextVar[tuple[str, ...]] = ContextVar("ASKED")
+"""The arguments of the command that is running, as they were typed."""
 _PASSES_ON: dict[Callable[..., None], dict[str, Any]] = {}
 
 
@@ -113,6 +116,12 @@ class Commands(TyperGroup):
     def __init__(self, *, prefix: str = "", **settings: Any):
         super().__init__(**settings)
         self.prefix, self.only_lists = prefix, False
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of a call, and remember what was typed."""
+        if parent is None:
+            ASKED.set(tuple(args))
+        return super().make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands and groups below this one, sorted."""

@@ -39,7 +39,10 @@ def test_a_second_server_on_the_port_is_refused_before_a_model_is_loaded(server:
         (("--port", "70000"), "port must be a whole number from 0 to 65535; got 70000."),
         (("--max-batch", "0"), "max_batch must be a whole number from 1; got 0."),
         (("--timeout", "0"), "timeout must be a positive number of seconds; got 0"),
-        (("--repair", "no-such"), "Unknown repair 'no-such'; known: back-smollm2, back-world, tcr-reasoner, tcr-reasoner-lora."),
+        (
+            ("--repair", "no-such"),
+            "Unknown repair 'no-such'; known: back-smollm2, back-world, tcr-reasoner",
+        ),
         (("--repair", "tcr-reasoner", "--repair", "tcr-reasoner"), "Two repairs would be served as 'tcr-reasoner'"),
         (("--repair", "a+b=tcr-reasoner"), "A repair cannot be served as 'a+b'; name it: --repair NAME=tcr-reasoner."),
         (("--repair", "back-world"), "was made for world"),

@@ -11,12 +11,12 @@ from chainwright._registry import register
 from chainwright.cli import _parse
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import Changes, Overwrite, Quiet, Recompute, StudyFolder
-from chainwright.cli._results import Finished, ResultsFolder, write_result
+from chainwright.cli._results import Finished, ResultsFolder, claim_row, command_line, write_result
 from chainwright.cli._shared import print_table, say, uncollected
 from chainwright.cli._studies import watch
 
 if TYPE_CHECKING:
-    from chainwright.reproduce.back_real.config import ReproduceBackRealConfig
+    pass
 
 _CONFIG = "chainwright.reproduce.back_real.config:ReproduceBackRealConfig"
 OPTIONS = ConfigOptions(_CONFIG, "model", "kind", "source", "n", flags={"model": "--model/-m", "n": "-n"})
@@ -57,26 +57,9 @@ def back_attention_real(
         only_finished=is_finished,
     )  # fmt: skip
     print_table("Held-out problems answered right", tables["ways"])
-    print_table("Published findings", [_row(claim) for claim in tables["claims"]])
+    print_table("Published findings", [claim_row(claim) for claim in tables["claims"]])
     say(f"Fitted modules: {out_folder}/way/*/seed-*/repair")
     if ship_to is not None:
         say(f"Repair: {ship(out_folder, config, ship_to, overwrite=overwrite)}")
-    command = _command(config, changes or []) + (f" --cost-repeats {cost_repeats}" if cost_repeats else "")
-    command += " --finished" if is_finished else ""
     for claim in tables["claims"]:
-        write_result(results, model=Path(config.model).name, command=command, **claim)
-
-
-def _command(config: ReproduceBackRealConfig, changes: list[str]) -> str:
-    asked = [
-        f"--model {config.model}",
-        f"--kind {config.kind}",
-        *(f"--file {Path(file).name}" for file in config.files),
-    ]
-    return " ".join(["chainwright reproduce back-attention-real", *asked, *(f"--set {change}" for change in changes)])
-
-
-def _row(claim: dict[str, object]) -> dict[str, object]:
-    interval = f"{claim['low']:.3f} to {claim['high']:.3f}" if "low" in claim else ""
-    return {"finding": claim["finding"], "value": claim["shown"], "95% interval": interval,
-            "n": f"{claim['n']} {claim['n_what']}", "note": claim.get("note", "")}  # fmt: skip
+        write_result(results, model=Path(config.model).name, command=command_line(), **claim)

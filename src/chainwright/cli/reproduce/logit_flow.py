@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from chainwright._registry import register
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import Overwrite, Quiet, Recompute, StudyFolder
-from chainwright.cli._results import Finished, ResultsFolder, write_result
+from chainwright.cli._results import Finished, ResultsFolder, claim_row, command_line, write_result
 from chainwright.cli._shared import print_table, say, uncollected
 from chainwright.cli._studies import watch
 
 if TYPE_CHECKING:
-    from chainwright.reproduce.logit_flow.config import ReproduceLogitFlowConfig
+    pass
 
 _CONFIG = "chainwright.reproduce.logit_flow.config:ReproduceLogitFlowConfig"
 OPTIONS = ConfigOptions(_CONFIG, "model", "n", "seed", flags={"model": "--model/-m", "n": "-n"})
@@ -43,26 +43,13 @@ def logit_flow(
     print_table("Two hops", tables["two hops"])
     print_table("Credit by position, % in the lower + upper half of the layers", tables["credit by position"])
     print_table("What is followed over its rival, nats", tables["conflict"])
-    print_table("Published findings", [_row(claim) for claim in tables["claims"]])
+    print_table("Published findings", [claim_row(claim) for claim in tables["claims"]])
     if tables["followed"] < tables["chosen"]:
         say(
             f"{tables['followed']} of {tables['chosen']} answers are followed; the others begin with an article, "
             "cannot be marked, or are not yet done."
         )
     for claim in tables["claims"]:
-        write_result(
-            results, model=Path(config.model).name, seeds=[config.seed], command=_command(config, is_finished), **claim
-        )
+        write_result(results, model=Path(config.model).name, seeds=[config.seed], command=command_line(), **claim)
     if not is_finished:
         say(f"Report: {write_study_report(out_folder)}")
-
-
-def _command(config: ReproduceLogitFlowConfig, is_finished: bool) -> str:
-    asked = f"chainwright reproduce logit-flow --model {config.model} -n {config.n} --seed {config.seed}"
-    return f"{asked} --finished" if is_finished else asked
-
-
-def _row(claim: dict[str, object]) -> dict[str, object]:
-    interval = f"{claim['low']:.3g} to {claim['high']:.3g}" if "low" in claim else ""
-    return {"finding": claim["finding"], "value": claim["shown"], "95% interval": interval,
-            "n": f"{claim['n']} {claim['n_what']}", "note": claim.get("note", "")}  # fmt: skip

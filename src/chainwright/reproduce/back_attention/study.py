@@ -13,7 +13,6 @@ The cost (c) depends on the machine, so it is no unit: it is measured when they 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -27,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._config import Config
 from chainwright._errors import BadInput
-from chainwright._files import read_json, write_json
+from chainwright._files import read_json, slug, write_json
 from chainwright._registry import register
 from chainwright.edits import BackHead
 from chainwright.lab import two_hop
@@ -115,7 +114,7 @@ class ReproduceBackAttention(Plan):
         """Return the base, the fits, what is read from the main one, the trainings from scratch, and the table."""
         fits = [self._fit_id(name, seed) for name in self.variants for seed in self._seeds(name)]
         scratch = [
-            f"scratch/{_slug(v)}/seed-{s}" for s in self.asked.seeds for v in VARIANTS if self.asked.scratch_steps
+            f"scratch/{slug(v)}/seed-{s}" for s in self.asked.seeds for v in VARIANTS if self.asked.scratch_steps
         ]
         main, control = (self._fit_id(name, self.asked.seeds[0]) for name in (MAIN, CONTROL))
         parts = [unit for unit in fits if unit.startswith("fit/no-prefixes")]
@@ -128,7 +127,7 @@ class ReproduceBackAttention(Plan):
 
     @staticmethod
     def _fit_id(name: str, seed: int) -> str:
-        return f"fit/{_slug(name)}/seed-{seed}"
+        return f"fit/{slug(name)}/seed-{seed}"
 
     def compute(self, job: Job) -> None:
         """Compute one unit."""
@@ -161,8 +160,8 @@ class ReproduceBackAttention(Plan):
         ]
 
     def _scratch(self, job: Job, rest: str) -> None:
-        slug, _, seed = rest.partition("/seed-")
-        variant = next(v for v in VARIANTS if _slug(v) == slug)
+        name_part, _, seed = rest.partition("/seed-")
+        variant = next(v for v in VARIANTS if slug(v) == name_part)
         settings = FromScratch(n_steps=self.asked.scratch_steps)
         write_json(job.out / "figures.json", train_arithmetic(variant, int(seed), settings, job.tick))
 
@@ -175,8 +174,8 @@ class ReproduceBackAttention(Plan):
         write_json(job.out / "figures.json", figures)
 
     def _fit(self, job: Job, rest: str) -> None:
-        slug, _, seed = rest.partition("/seed-")
-        variant = next(v for name, v in self.variants.items() if _slug(name) == slug)
+        name_part, _, seed = rest.partition("/seed-")
+        variant = next(v for name, v in self.variants.items() if slug(name) == name_part)
         training = AnswerTraining(
             n_steps=self.asked.n_steps, batch_size=self.asked.batch_size, lr=variant.rate * self.asked.lr,
             seed=int(seed), first_hop_weight=variant.first_hop_weight,
@@ -228,7 +227,7 @@ class ReproduceBackAttention(Plan):
             rows.append(_row(name, found[0]["n_parameters"], found))
         scratch = []
         for name in VARIANTS if self.asked.scratch_steps else ():
-            runs = [read_json(job.done[f"scratch/{_slug(name)}/seed-{s}"] / "figures.json") for s in self.asked.seeds]
+            runs = [read_json(job.done[f"scratch/{slug(name)}/seed-{s}"] / "figures.json") for s in self.asked.seeds]
             scratch.append(_scratch_row(name, runs))
         write_json(
             job.out / "table.json", {"two hops": rows, "from scratch": scratch, "answers": self._answers(job.done)}
@@ -266,10 +265,6 @@ def _scratch_row(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "by seed": [run["accuracy"] for run in runs],
         "steps to 90%": [run["steps_to_90"] for run in runs],
     }
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def run_back_attention(

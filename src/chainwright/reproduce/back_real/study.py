@@ -8,7 +8,6 @@ The cost of a token depends on the machine, so it is no unit: it is measured whe
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright._files import read_json, write_json
+from chainwright._files import read_json, slug, write_json
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright._stats import bootstrap_interval, wilson
@@ -84,15 +83,15 @@ class ReproduceBackReal(Plan):
 
     @staticmethod
     def _id(name: str, seed: int) -> str:
-        return f"way/{_slug(name)}/seed-{seed}"
+        return f"way/{slug(name)}/seed-{seed}"
 
     def compute(self, job: Job) -> None:
         """Compute one unit."""
         if job.unit == "table":
             write_json(job.out / "table.json", self.tables(job.done))
             return
-        _, slug, seed = job.unit.split("/")
-        way = next(way for name, way in self.ways.items() if _slug(name) == slug)
+        _, name_part, seed = job.unit.split("/")
+        way = next(way for name, way in self.ways.items() if slug(name) == name_part)
         parts = parts_of(self.settings, int(seed.removeprefix("seed-")))
         self._answer(job, way, parts, int(seed.removeprefix("seed-")))
 
@@ -222,10 +221,6 @@ def _difference(finding: str, ours: np.ndarray[Any, Any], theirs: np.ndarray[Any
     }  # fmt: skip
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def run_back_real(
     config: ReproduceBackRealConfig,
     folder: str | Path,
@@ -264,7 +259,7 @@ def run_back_real(
 
 def ship(study_folder: str | Path, config: ReproduceBackRealConfig, folder: str | Path, *, overwrite: bool) -> Path:
     """Save the back attention of the first seed as a repair whose card has its figures on held-out problems."""
-    ways_of = {name: Path(study_folder) / "way" / _slug(name) / f"seed-{config.seeds[0]}" for name in (ALONE, MAIN)}
+    ways_of = {name: Path(study_folder) / "way" / slug(name) / f"seed-{config.seeds[0]}" for name in (ALONE, MAIN)}
     figures = {name: read_json(path / "figures.json") for name, path in ways_of.items()}
     rows = []
     for part in figures[ALONE]["parts"]:
