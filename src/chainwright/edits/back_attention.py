@@ -176,7 +176,7 @@ class AttendBack(Edit):
 
 
 def check_reading(positions: Positions, tokens: tuple[int, ...] | None) -> None:
-    """Raise BadInput if back attention could read nothing, or is told where in another way."""
+    """Raise BadInput unless positions and tokens leave something to read, and are of the right kind."""
     if isinstance(positions, str) and positions != "own":
         raise BadInput(f"positions must be numbers such as (2,), 'own' or None; got {positions!r}.")
     if isinstance(positions, tuple) and (not positions or any(p < 0 for p in positions)):

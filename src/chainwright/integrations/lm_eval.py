@@ -42,6 +42,7 @@ from chainwright.repair.run import Cost
 from chainwright.scoring import score_all
 from chainwright.traces import Trace
 
+_LOGGER = logging.getLogger(__name__)
 _OF_ANOTHER_LOADER = (
     "backend", "subfolder", "use_fast_tokenizer", "parallelize", "max_memory_per_gpu", "max_cpu_memory",
     "offload_folder", "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "mixed_precision_dtype",
@@ -92,7 +93,10 @@ class ChainwrightLM(HFLM):  # type: ignore[misc]
         if isinstance(pretrained, str):
             kind = None if dtype == "auto" else dtype
             if str(device).startswith("cuda") and not torch.cuda.is_available():
-                device = None  # the harness's default, which it does not take at its word either
+                _LOGGER.info(
+                    "There is no CUDA device, so the model runs on the CPU."
+                )  # cuda:0 is the harness's default
+                device = None
             named = {"adapter": adapter, "revision": None if revision == "main" else revision}
             model, tokenizer = load_model(
                 pretrained, device=device, dtype=kind, trust_remote_code=trust_remote_code, **named
