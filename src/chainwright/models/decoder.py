@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import UnsupportedModel
 from chainwright.models._probe import close, evaluating, first_tensor, fitted_factor, probe_ids
+from chainwright.models.sharding import check_whole
 
 
 class _Place(NamedTuple):
@@ -126,7 +127,8 @@ def decoder(model: nn.Module) -> nn.Module:
     The result is kept for as long as the model lives, and looked for again when the module is exchanged.
 
     Raises:
-        UnsupportedModel: The model has no unembedding, cannot be run on token ids alone, or has no candidate.
+        UnsupportedModel: The model has no unembedding, cannot be run on token ids alone, has no candidate, or is
+            spread over several processes.
     """
     return _place(causal_lm(model))[1]
 
@@ -168,6 +170,7 @@ def hidden_states(output: Any) -> Tensor | None:
 
 @torch.no_grad()
 def _find(model: PreTrainedModel) -> tuple[_Place, nn.Module]:
+    check_whole(model)
     if model.get_output_embeddings() is None:
         raise UnsupportedModel(f"{type(model).__name__} has no unembedding; load it as a causal language model.")
     ids = probe_ids(model)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chainwright.models.placement import offloaded
+from chainwright.models.sharding import check_whole
 
 _WHOLE = 2**22
 _SAMPLE = 4096
@@ -35,6 +36,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         Reads every weight once: 0.01 seconds for 1 million parameters; for 487 million, 1.2 seconds in float32 and
         0.6 in bfloat16 (one core of a busy machine).
     """
+    check_whole(model)
     digest = hashlib.sha256()
     for name, tensor in _tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
