@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo smollm2 test test-real test-all lint format card bench clean
+.PHONY: demo smollm2 test test-real test-all lint format docs card bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
@@ -35,6 +35,11 @@ format: $(VENV)/.developer
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, into build/site; a dead link or a public name without a docstring fails.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Site: build/site/index.html"
+
 # The figures of the bundled reasoner's model card.
 card: $(VENV)/.installed
 	$(BIN)/chainwright evaluate --model reasoner --task all -n 200 --seed 1
@@ -55,6 +60,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.gguf: $(VENV)/.installed
 	$(PIP) --editable '.[gguf]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.developer: $(VENV)/.installed

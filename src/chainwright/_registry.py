@@ -56,6 +56,7 @@ Kind = Literal[
     "model",
     "command",
 ]
+"""The kinds of things that are found by name."""
 GROUP = "chainwright.plugins"
 _PACKAGE = "chainwright"
 _MARK = re.compile(

@@ -21,5 +21,6 @@ from typing import get_args
 from chainwright._registry import Kind, load, names, register
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Every kind of thing that can be registered."""
 
 __all__ = ["KINDS", "Kind", "load", "names", "register"]

@@ -64,10 +64,18 @@ def choice(meanings: Mapping[str, Iterable[str]]) -> Pattern:
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 NUMBER = Pattern(rf"(?:(?<![0-9])(?<![0-9]\s){MINUS}\s{{0,2}})?{_DIGITS}", sort="number")
+"""A whole number, also with a minus sign or commas."""
 WORD = Pattern(r"(?<!\w)(?!(?:start|end|answer|parts)(?!\w))[^\W\d_]+(?!\w)")
+"""A word in letters that is none of the layout's own."""
 LETTER = Pattern(r"(?<!\w)[a-z](?!\w)")
+"""A single letter."""
 LETTERS = Pattern(r"(?<!\w)(?:[a-z](?:[\s-]{1,3}[a-z](?!\w))*(?!\w)|[a-z]+)", sort="letters")
+"""Letters, spelt out or joined."""
 SIGN = Pattern(r"[-+\u2212\u2013]", synonyms=(("\N{MINUS SIGN}", "-"), ("\N{EN DASH}", "-")))
+"""Plus or minus."""
 STEP = Pattern(rf"(?:\+|{MINUS})\s*[0-9]+", sort="number")
+"""A signed number."""
 SIDE = choice({"heads": (), "tails": ()})
+"""Heads or tails."""
 FINALLY = choice({"end": ("in the end", "finally", "at the end", "in total", "overall")})
+"""The words that announce the end of a chain."""

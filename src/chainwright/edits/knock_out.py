@@ -24,6 +24,7 @@ from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers
 
 Head = tuple[int, int]
+"""An attention head: its layer and its number in the layer, both from 0."""
 _FORM = "Heads are given as a collection of (layer, head) pairs of whole numbers, or a list of such collections"
 
 

@@ -12,6 +12,7 @@ from chainwright.figures.theme import BLUE, GREY, ORANGE, template
 from chainwright.figures.words import between, counted, percent, safe, title_of
 
 HIGH_CHANCE = 0.3
+"""From which share of right answers by guessing a panel draws chance as a line of its own."""
 _ROW_HEIGHT, _LONGEST_LABEL = 24, 44
 
 

@@ -14,6 +14,7 @@ from chainwright.figures.words import between, counted, percent, safe
 
 _ROW_HEIGHT = 30
 SHOWN = 6  # lines of a panel that can be distinguished; the others are switched on in the legend
+"""Lines of a panel that can be told apart; the others are switched on in the legend."""
 _COLOURS = (BLUE, ORANGE, TEAL, VIOLET)
 _STYLES = (("solid", "circle"), ("dash", "square"), ("dot", "diamond"))
 

@@ -99,6 +99,7 @@ MAPS: Mapping[str, HeadMap] = {
         "best",
     ),
 }
+"""The head maps by name: title, explanation, unit, and colours of each."""
 Members = Mapping[str, Sequence[Sequence[int]]]
 
 

@@ -15,6 +15,7 @@ from chainwright.figures.theme import BLUE, GREY, ORANGE, template
 from chainwright.figures.words import safe
 
 DECADES = 4  # what is weaker than the largest entry by more than this is drawn as if it were that weak
+"""How many decades of a step map are drawn apart; what is weaker than that is drawn as if it were just that weak."""
 _TITLES = {
     "lock_in": "Lock-in: on itself and the step before",
     "reach": "Reach: on older steps and the question",

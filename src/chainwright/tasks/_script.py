@@ -19,15 +19,23 @@ from chainwright._errors import BadInput
 from chainwright.checkers.patterns import FINALLY, NUMBER, Pattern
 
 Rendering = Literal["short", "natural"]
+"""How a problem is worded: in the bundled models' few words, or in English."""
 Facts = dict[str, Any]
+"""What a problem is about, as plain JSON values."""
 
 FEWER_HOPS = "fewer hops"
+"""The error type of a chain that is closed early."""
 MORE_HOPS = "more hops"
+"""The error type of a chain that continues too long."""
 
 Family = Literal["recall", "computing or copying", "fewer or more hops", "cannot be read", "other"]
+"""What figures and summaries count error types by."""
 RECALL: Family = "recall"
+"""The family of errors in finding something in the question or an earlier line."""
 COMPUTING: Family = "computing or copying"
+"""The family of errors in working out or copying a value."""
 HOPS: Family = "fewer or more hops"
+"""The family of chains with too few or too many steps."""
 
 
 @dataclass(frozen=True)

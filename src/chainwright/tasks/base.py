@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 UNPARSED = "unparsed"
+"""The error type of a response that could not be read from some place on."""
 SCHEMA_VERSION = 1
 SET_SCHEMA_VERSION = 2  # of records with a checker, labels or choices, which version 1 does not know
 

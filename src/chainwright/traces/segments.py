@@ -47,7 +47,9 @@ __all__ = [
 ]
 
 Style = Literal["think", "harmony", "plain"]
+"""How a response marks its thinking."""
 STYLES: tuple[Style, ...] = ("think", "harmony", "plain")
+"""All of them, in the order in which they are recognised."""
 _CHECKPOINT = 400  # characters between two states that a text which is cut back returns to
 
 

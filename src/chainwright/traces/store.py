@@ -30,6 +30,7 @@ from chainwright.traces.segments import Span
 from chainwright.traces.trace import Trace, TraceSlot
 
 SCHEMA_VERSION = 1
+"""The version of trace files that is written."""
 _VERSION_KEY = b"chainwright.schema_version"
 _ROWS_AT_ONCE = 1000
 

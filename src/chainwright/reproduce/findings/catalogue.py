@@ -18,6 +18,7 @@ PAPERS: Mapping[str, str] = {
     "flow": "Logit flow and back attention (arXiv 2502.10835)",
     "iteration": "Iteration heads (arXiv 2406.02128)",
 }
+"""The papers by the keys that findings begin with."""
 _UNSTATED = "not stated"
 
 
