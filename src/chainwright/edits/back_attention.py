@@ -146,7 +146,7 @@ class AttendBack(Edit):
         for head in self.heads:
             self._check(parts, head)
             touched.counter(parts, head.source)
-        return Handlers({head.source: (partial(_unchanged, self),) for head in self.heads})
+        return Handlers({head.source: (partial(_unchanged, self),) for head in self.heads}, per_head=True)
 
     def _check(self, parts: Anatomy, head: BackHead) -> None:
         if head.q.in_features != parts.d_model:

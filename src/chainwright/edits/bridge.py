@@ -131,7 +131,7 @@ class Bridge(Edit):
         for layer in self.acting_layers(parts):
             tau_max = floors.get(layer, self.tau_max)
             by_layer[layer] = (partial(_bridge, queries, tau_max, touched, touched.counter(parts, layer)),)
-        return Handlers(by_layer, reads_state=True)
+        return Handlers(by_layer, reads_state=True, per_head=True)
 
 
 def check_head_floors(heads: Sequence[tuple[int, int, float]]) -> None:
@@ -251,7 +251,7 @@ def _bridge(
     weights = attn_pattern(call)
     with touched.timed():
         weights, is_needed = _floored(queries, tau_max, slice(0, 1), weights, now.offset(call.layer))
-        _count(touched, counter, is_needed, slice(0, 1))
+        _count(touched, counter, call, is_needed, slice(0, 1))
     z = weighted_values(call, weights)
     if call.weights is not None:
         call.weights.append(weights.to(z.dtype))
@@ -261,7 +261,8 @@ def _bridge(
 def _per_head(floors: tuple[float, ...], call: AttentionCall) -> Tensor:
     """Return the largest floors of a layer's heads `[1, H, 1]`."""
     dtype = torch.float32 if call.q.dtype.itemsize < 4 else call.q.dtype
-    return torch.tensor(floors, dtype=dtype, device=call.q.device)[None, :, None]
+    own = floors if call.shards is None else floors[call.shards.slice_of(len(floors))]
+    return torch.tensor(own, dtype=dtype, device=call.q.device)[None, :, None]
 
 
 def _in_stretches(
@@ -283,7 +284,7 @@ def _in_stretches(
             continue
         part = _at_queries(call, here)
         changed, is_needed = _floored(queries, tau_max, here, attn_pattern(part), offset)
-        _count(touched, counter, is_needed, here)
+        _count(touched, counter, call, is_needed, here)
         if call.weights:
             call.weights.append(_replaced(call.weights[-1], here, changed, is_needed))
         out = z.clone() if out is z else out
@@ -298,12 +299,12 @@ def _replaced(weights: Tensor, here: slice, changed: Tensor, is_needed: Tensor) 
     return weights
 
 
-def _count(touched: Touched, counter: Tensor, is_needed: Tensor, here: slice) -> None:
+def _count(touched: Touched, counter: Tensor, call: AttentionCall, is_needed: Tensor, here: slice) -> None:
     counted = touched.run.counted
-    if counted is None:
-        counter.add_(is_needed.sum())
-    else:
-        counter.add_((is_needed & counted[:, None, here].to(is_needed.device)).sum())
+    if counted is not None:
+        is_needed = is_needed & counted[:, None, here].to(is_needed.device)
+    n_sites = is_needed.sum()
+    counter.add_(n_sites if call.shards is None else call.shards.total(n_sites))
 
 
 class _Floored(NamedTuple):

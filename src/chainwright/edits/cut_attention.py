@@ -60,12 +60,13 @@ class CutAttention(Edit):
     def handlers(self, parts: Anatomy, touched: Touched) -> Handlers:
         """Return one handler for each layer."""
         layers = range(parts.n_layers) if self.layers is None else sorted({parts.check_layer(i) for i in self.layers})
-        return Handlers({i: (partial(_cut, self.cuts, touched, touched.counter(parts, i)),) for i in layers})
+        handlers = {i: (partial(_cut, self.cuts, touched, touched.counter(parts, i)),) for i in layers}
+        return Handlers(handlers, per_head=True)
 
 
 def _cut(cuts: Sequence[Cut | None], touched: Touched, counter: Tensor, call: AttentionCall, attend: Attend) -> Tensor:
     """Return z of the call with the cut pairs hidden."""
-    n_rows, n_heads, n_queries, _ = call.q.shape
+    n_rows, _, n_queries, _ = call.q.shape
     n_keys = call.k.shape[2]
     if n_queries != n_keys:
         raise BadInput("CutAttention works on a whole batch in one pass without a cache; pass use_cache=False.")
@@ -77,7 +78,7 @@ def _cut(cuts: Sequence[Cut | None], touched: Touched, counter: Tensor, call: At
         cut = cuts[row // repeats]
         if cut is not None:
             hidden[row, 0, slice(*cut.queries), slice(*cut.keys)] = True
-    touched.count(counter, n_heads * hidden[:, 0].any(-1))
+    touched.count(counter, call.n_heads * hidden[:, 0].any(-1))
     return attend(replace(call, mask=_hidden(call, hidden)))
 
 

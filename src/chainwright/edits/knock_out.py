@@ -79,7 +79,7 @@ class KnockOut(Edit):
             for i, row in enumerate(rows):
                 drop[i, [head for at, head in row if at == layer]] = True
             by_layer[layer] = (partial(_silence, drop, drop.sum(1), int(drop.sum()), self, touched, counter),)
-        return Handlers(by_layer)
+        return Handlers(by_layer, per_head=True)
 
 
 def _is_head(value: object) -> bool:
@@ -102,6 +102,7 @@ def _silence(
 ) -> Tensor:
     """Return z with the dropped heads at zero or scaled down; `drop` is `[rows, H]`, `n_heads` and `n_dropped` sums."""
     z = attend(call)  # (batch, query, head, d_head)
+    drop = drop if call.shards is None else drop[:, call.shards.slice_of(drop.shape[1])]
     repeats = _repeats(z.shape[0], drop.shape[0])
     silenced = drop.repeat_interleave(repeats, dim=0) if drop.shape[0] > 1 else drop
     silenced = silenced[:, None, :, None]

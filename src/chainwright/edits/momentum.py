@@ -78,7 +78,7 @@ class Momentum(Edit):
         for layer in self.acting_layers(parts):
             counter = touched.counter(parts, layer)
             by_layer[layer] = (partial(_inject, sites, _Values(reading), self.alpha, touched, counter),)
-        return Handlers(by_layer, reads_state=True)
+        return Handlers(by_layer, reads_state=True, per_head=True)
 
 
 def check_strength(alpha: float, window: int | None) -> None:
@@ -201,5 +201,5 @@ def _inject(
         for site in here:
             mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
             z[site.row, site.query] += (alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
-        counter.add_(sites.n_counted() * z.shape[2])
+        counter.add_(sites.n_counted() * call.n_heads)
     return z

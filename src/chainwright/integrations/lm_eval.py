@@ -97,7 +97,7 @@ class ChainwrightLM(HFLM):  # type: ignore[misc]
                     "There is no CUDA device, so the model runs on the CPU."
                 )  # cuda:0 is the harness's default
                 device = None
-            named = {"adapter": adapter, "revision": None if revision == "main" else revision}
+            named: dict[str, Any] = {"adapter": adapter, "revision": None if revision == "main" else revision}
             model, tokenizer = load_model(
                 pretrained, device=device, dtype=kind, trust_remote_code=trust_remote_code, **named
             )

@@ -44,6 +44,7 @@ from chainwright.models._probe import evaluating as evaluating
 from chainwright.models.decoder import causal_lm, check_decoder, check_wrapper, decoder, unchecked_wrapper
 from chainwright.models.placement import input_device
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, suspended
+from chainwright.models.sharding import Shards
 
 _CACHE = "_chainwright_anatomy"
 _MEASURING = threading.RLock()  # two threads that measure a model at once would see each other's passes
@@ -62,6 +63,7 @@ class Layer:
         post_attn: The module between the projection and the residual stream (a norm, a dropout), or None.
         mid_reader: The module whose input is `resid_mid`; None where attention and MLP both read `resid_pre`.
         multiplier: What the attention's output is multiplied by before it is added (1 for most models).
+        shards: How the heads that the projection is given are spread over ranks; None where it is given all of them.
     """
 
     block: nn.Module
@@ -70,6 +72,12 @@ class Layer:
     post_attn: nn.Module | None
     mid_reader: nn.Module | None
     multiplier: float
+    shards: Shards | None = None
+
+    def project(self, z: Tensor) -> Tensor:
+        """Return the output projection of all heads' outputs, `[..., D]` from `[..., H, d]`; every rank calls it."""
+        own = z if self.shards is None else self.shards.own(z, z.dim() - 2)
+        return self.out_proj(own.flatten(-2))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -316,7 +324,8 @@ def _layer(block: nn.Module, arrived: _SeamCall, calls: list[ModuleCall]) -> Lay
     attention = arrived.call.module
     whole = _only(mine, block)
     attn = _only(mine, attention)
-    layer = Layer(block, attention, _out_proj(arrived, attn, mine), None, None, 1.0)
+    out_proj, shards = _out_proj(arrived, attn, mine)
+    layer = Layer(block, attention, out_proj, None, None, 1.0, shards)
     after = [s for s in mine[mine.index(attn) + 1 :] if s.module is not block]
     attn_out = attn.returned
     # a dropout returns what it is given, a post-norm does not
@@ -354,8 +363,15 @@ def _check_positionwise(post: ModuleCall) -> None:
         )
 
 
-def _out_proj(arrived: _SeamCall, attn: ModuleCall, mine: list[ModuleCall]) -> nn.Module:
-    z = arrived.z.flatten(-2)
+class _Projection(NamedTuple):
+    module: nn.Module
+    shards: Shards | None
+
+
+def _out_proj(arrived: _SeamCall, attn: ModuleCall, mine: list[ModuleCall]) -> _Projection:
+    part: AttentionCall | None = arrived.call.__dict__.get("part")  # where ranks have heads of their own
+    shards = None if part is None else part.shards
+    z = (arrived.z if shards is None else shards.own(arrived.z, 2)).flatten(-2)
     inside = {id(m) for m in attn.module.modules()} - {id(attn.module)}
     given_z = [s for s in mine if id(s.module) in inside and is_equal(s.given, z)]
     # the last one is the outermost: an adapter's wrapper ends after the module it wraps
@@ -365,7 +381,7 @@ def _out_proj(arrived: _SeamCall, attn: ModuleCall, mine: list[ModuleCall]) -> n
             f"No module of {type(attn.module).__name__} turns the heads' outputs as they are into what the attention "
             "writes, so one head's write cannot be separated from the others'."
         )
-    return projections[-1]
+    return _Projection(projections[-1], shards)
 
 
 def _with_mid(layer: Layer, whole: ModuleCall, attn_out: Tensor, after: list[ModuleCall]) -> Layer:

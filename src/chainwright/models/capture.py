@@ -167,7 +167,7 @@ class _Reader:
 
     def _parallel_mid(self, i: int) -> Tensor:
         layer, z = self.parts.layers[i], self.z[i]
-        out: Tensor = layer.out_proj(z.flatten(-2))
+        out = layer.project(z)
         return self.pre[i] + layer.multiplier * (out if layer.post_attn is None else layer.post_attn(out))
 
     def result(self, logits: Tensor) -> Capture:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from chainwright._errors import UnsupportedModel
 from chainwright.models._probe import close, evaluating, first_tensor, fitted_factor, probe_ids
-from chainwright.models.sharding import check_whole
+from chainwright.models.sharding import mark
 
 
 class _Place(NamedTuple):
@@ -128,7 +128,8 @@ def decoder(model: nn.Module) -> nn.Module:
 
     Raises:
         UnsupportedModel: The model has no unembedding, cannot be run on token ids alone, has no candidate, or is
-            spread over several processes.
+            spread over several processes in another way than by tensor parallelism.
+        BadInput: Its heads do not divide among the ranks.
     """
     return _place(causal_lm(model))[1]
 
@@ -170,7 +171,7 @@ def hidden_states(output: Any) -> Tensor | None:
 
 @torch.no_grad()
 def _find(model: PreTrainedModel) -> tuple[_Place, nn.Module]:
-    check_whole(model)
+    mark(model)
     if model.get_output_embeddings() is None:
         raise UnsupportedModel(f"{type(model).__name__} has no unembedding; load it as a causal language model.")
     ids = probe_ids(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from chainwright.models.fingerprint import fingerprint
 from chainwright.models.hf_errors import LOADING_ERRORS, quiet, sentence
 from chainwright.models.places import Place, locate
 from chainwright.models.sources import BUNDLED, known_models, shots_of_recipe
+from chainwright.models.spreading import MERGE_FIRST, check_spread, spread_options
 
 OWN_SHOTS = "chainwright_shots"
 """Setting of a tokenizer: how many demonstrations its model was trained to be asked with."""
@@ -49,6 +50,8 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    tp_plan: Literal["auto"] | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> LoadedModel:
     """Return a model in evaluation mode and its tokenizer, after checking that its heads can be read and edited.
 
@@ -62,6 +65,10 @@ def load_model(
         dtype: Number type of the weights; None means that of the checkpoint.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run code that comes with the checkpoint.
+        tp_plan: "auto" spreads the model over the ranks of torchrun by the plan of its family (tensor parallelism);
+            every rank makes the same calls. Alone in its group, or outside of one, a process refuses it.
+        device_map: Spreads the layers over several devices as accelerate does: "auto", another of its names, or the
+            device of each module. What has no room is offloaded.
 
     Returns:
         (model, tokenizer); the tokenizer pads on the left.
@@ -72,6 +79,7 @@ def load_model(
             be written, the adapter belongs on another base or cannot be merged, or there is no usable tokenizer.
         UnsupportedModel: Its layers do not call the registered attention function.
     """
+    check_spread(tp_plan, device_map, device, adapter)
     device = check_device(device)
     place = locate(str(name), revision, adapter)
     where, revision = place.where, place.revision
@@ -79,6 +87,7 @@ def load_model(
     with quiet():
         try:
             config = AutoConfig.from_pretrained(where, **options)
+            spread = spread_options(config, tp_plan, device_map)
             model, report = _auto_class(config).from_pretrained(
                 where,
                 config=config,
@@ -87,14 +96,17 @@ def load_model(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **options,
+                **spread,
             )
         except LOADING_ERRORS as error:
             raise BadInput(_why_not(str(name), where, error)) from error
         _check_weights(str(name), report)
+    if place.adapters and spread:
+        raise BadInput(f"Model {name!r} has an adapter, which is merged on one device; {MERGE_FIRST}")
     for folder in place.adapters:
         model = with_merged(model, folder, str(name))
     tokenizer = _tokenizer_at(str(name), place, trust_remote_code)
-    model = model.to(device).eval()
+    model = model.eval() if spread else model.to(device).eval()
     model.chainwright_origin = dict(place.origin)
     anatomy(model)
     return LoadedModel(model, tokenizer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import widened
+from chainwright.models.sharding import present
 
 # of the largest logit; the rounding of a product, not of what cancels in it
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -24,7 +25,7 @@ class OutputHead:
     """An output head whose logits can be computed for some tokens alone.
 
     Attributes:
-        weight: `[V, D]`, not copied.
+        weight: `[V, D]`; not copied, unless it is gathered from ranks.
         bias: `[V]`, or None.
         unembed_scale: What the final norm's output is multiplied by first.
         scale: What the head's products are multiplied by.
@@ -69,13 +70,14 @@ def output_head(parts: Anatomy, normed: Tensor, logits: Tensor) -> OutputHead | 
     head = parts.model.get_output_embeddings()
     if type(head) is not nn.Linear or head.weight.is_meta or head.weight.shape != (logits.shape[1], normed.shape[1]):
         return None
+    weight, bias = present(head.weight.detach()), None if head.bias is None else present(head.bias.detach())
     cap = getattr(parts.model.config.get_text_config(), "final_logit_softcapping", None)
     every = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-    found = OutputHead(head.weight, head.bias, parts.unembed_scale, 1.0, cap, every)
-    products = widened(nn.functional.linear(found.given(normed), head.weight, head.bias))
+    found = OutputHead(weight, bias, parts.unembed_scale, 1.0, cap, every)
+    products = widened(nn.functional.linear(found.given(normed), weight, bias))
     if cap is None:
         # most tokens have the same ratio, whatever is done to a few of them; that of a row of zeros (padding) is NaN
         found = replace(found, scale=float((logits[0] / products[0]).nanmedian()))
-    tolerance = _TOLERANCE.get(head.weight.dtype, 0.01) * logits.abs().amax(-1, keepdim=True)
+    tolerance = _TOLERANCE.get(weight.dtype, 0.01) * logits.abs().amax(-1, keepdim=True)
     is_plain = ((found.behind(products) - logits).abs() <= tolerance).all(0)
     return replace(found, is_plain=is_plain) if is_plain.float().mean() > 0.5 else None

@@ -35,10 +35,9 @@ def head_writes(layer: Layer, z: Tensor) -> Tensor:
     alone = torch.zeros(n_rows, n_heads, n_heads, d_head, dtype=z.dtype, device=z.device)
     heads = torch.arange(n_heads, device=z.device)
     alone[:, heads, heads] = z
-    bias = layer.out_proj(z.new_zeros(1, n_heads * d_head))
-    out: Tensor = layer.out_proj(alone.flatten(-2)) - bias  # (row, head, model)
+    out = layer.project(alone) - layer.project(z.new_zeros(1, n_heads, d_head))  # (row, head, model)
     if layer.post_attn is not None:
-        whole = layer.out_proj(z.flatten(-2))[:, None].expand_as(out)
+        whole = layer.project(z)[:, None].expand_as(out)
         out = norm_at_scale(layer.post_attn, out, whole) - norm_at_scale(layer.post_attn, 0 * whole, whole)
     return out * layer.multiplier
 

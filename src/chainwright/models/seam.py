@@ -9,6 +9,9 @@
    gradient checkpointing, static caches and torch.compile, where a context variable does not.
 4. At each layer the attention function runs that layer's handlers, innermost context last; a layer without handlers
    calls the delegate directly.
+5. Where the heads of a layer are spread over ranks, its handlers see all of them by their global numbers: what they
+   ask for is gathered, and of what they return each rank takes its own heads. Handlers that treat every head by itself
+   say so (`Handlers(per_head=True)`) and run on the heads of the rank alone, which `AttentionCall.shards` names.
 
 This module knows nothing of edits, tokens or tasks. Nothing inside Transformers is patched. Attention weights are
 computed in `attention_weights`.
@@ -21,7 +24,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,45 +34,17 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.models._probe import widened as widened
+from chainwright.models.attention_call import Attend as Attend
+from chainwright.models.attention_call import AttentionCall as AttentionCall
+from chainwright.models.attention_call import Handler as Handler
+from chainwright.models.attention_call import attend_whole, of_all_ranks
 from chainwright.models.decoder import causal_lm as causal_lm
 from chainwright.models.decoder import decoder
+from chainwright.models.sharding import shards_in
 
 STATE_KEY = "chainwright_handlers"
 _OPENING = threading.RLock()  # two threads that open a model at once must see each other
 _NAME = {"sdpa": "chainwright_sdpa", "eager": "chainwright_eager"}
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """The arguments of one layer's call of its attention function.
-
-    Attributes:
-        module: The attention module.
-        layer: Its index among the model's layers.
-        q: Queries `[N, H, Tq, d]`, position embedding applied.
-        k: Keys `[N, G, Tk, d]`, not repeated over query heads, cache included.
-        v: Values `[N, G, Tk, dv]`.
-        mask: None (causal from the upper left, or nothing hidden when Tq = 1), bool `[N, 1, Tq, Tk]` (True = visible),
-            or float of that shape to add to the scores.
-        options: The other keywords of the call (scaling, dropout, sliding_window, softcap, s_aux ...).
-        weights: The attention weights `[N, H, Tq, Tk]` that z was computed with, last in the list. An eager delegate
-            puts them there, and so must a handler that computes z from weights of its own: they are what a user of
-            `output_attentions` is given. None where the model does not give its weights (sdpa).
-    """
-
-    module: nn.Module
-    layer: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    options: dict[str, Any]
-    weights: list[Tensor] | None = None
-
-
-Attend = Callable[[AttentionCall], Tensor]
-Handler = Callable[[AttentionCall, Attend], Tensor]
-"""Takes the call and the attention that it wraps; returns z `[N, Tq, H, dv]`."""
 
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -88,6 +62,7 @@ class Handlers:
         by_layer: Layer index to handlers; a layer that is not in it costs one dictionary look-up.
         before: What is called before each forward pass.
         reads_state: Whether a handler reads Python state that changes with every token, so that it cannot be compiled.
+        whole: The layers in which some handler needs all heads of a layer whose heads are spread over ranks.
         delegates: The model's own attention function by the class of the attention module.
     """
 
@@ -97,10 +72,13 @@ class Handlers:
         before: tuple[Before, ...] = (),
         *,
         reads_state: bool = False,
+        per_head: bool = False,
     ):
+        """Take handlers by layer; `per_head` says that they treat every head by itself, and need none of the others."""
         self.by_layer = dict(by_layer)
         self.before = before
         self.reads_state = reads_state
+        self.whole = frozenset() if per_head else frozenset(self.by_layer)
         self.delegates: dict[type[nn.Module], Delegate] = {}
 
     def joined(self, inner: Handlers) -> Handlers:
@@ -108,7 +86,9 @@ class Handlers:
         layers = sorted({*self.by_layer, *inner.by_layer})
         by_layer = {i: self.by_layer.get(i, ()) + inner.by_layer.get(i, ()) for i in layers}
         reads_state = self.reads_state or inner.reads_state
-        return Handlers(by_layer, self.before + inner.before, reads_state=reads_state)
+        joined = Handlers(by_layer, self.before + inner.before, reads_state=reads_state)
+        joined.whole = self.whole | inner.whole
+        return joined
 
 
 def _delegate_function(kind: str, module: nn.Module) -> Delegate:
@@ -163,15 +143,20 @@ def _seam_attention(
     function = function or _delegate_function(kind, module)
     if not chain:
         return function(module, query, key, value, attention_mask, **options)
+    # Transformers skips a layer without weights when it collects them, which would shift those of all later layers
+    weights: list[Tensor] | None = [] if kind == "eager" else None
+    shards = shards_in(module, query.shape[1])
+    call = AttentionCall(module, layer, query, key, value, attention_mask, options, weights, shards)
     attend: Attend = partial(_delegate, function)
+    is_whole = shards is not None and handlers is not None and layer in handlers.whole
+    attend = partial(attend_whole, attend) if is_whole else attend
     for handler in chain:
         attend = partial(_wrapped, handler, attend)
+    attend = partial(of_all_ranks, attend) if is_whole else attend
     if torch.compiler.is_compiling() and handlers is not None and handlers.reads_state:
         # the compiler would start again at each token (see _call_before_uncompiled)
         attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
-    # Transformers skips a layer without weights when it collects them, which would shift those of all later layers
-    weights: list[Tensor] | None = [] if kind == "eager" else None
-    z = attend(AttentionCall(module, layer, query, key, value, attention_mask, options, weights))
+    z = attend(call)
     return z, weights[-1] if weights else None
 
 

@@ -31,6 +31,7 @@ from chainwright.models.anatomy import Anatomy, Layer, evaluating
 from chainwright.models.capture import forward
 from chainwright.models.residual import norm_at_scale
 from chainwright.models.seam import suspended, widened
+from chainwright.models.sharding import whole_weights
 
 # relative error allowed when the neurons' writes are added up and compared with what the MLP returned
 _SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -256,6 +257,8 @@ def plain_experts(parts: Anatomy) -> Iterator[None]:
 def run_neurons(parts: Anatomy, ff: FeedForward, given: Tensor) -> NeuronRun:
     """Run an MLP on one position and return its neurons; call it inside `plain_experts`.
 
+    Weights that are spread over ranks are gathered for the time of the call, since neurons are named through all ranks.
+
     Args:
         parts: Anatomy of the model.
         ff: The layer's MLP.
@@ -264,6 +267,11 @@ def run_neurons(parts: Anatomy, ff: FeedForward, given: Tensor) -> NeuronRun:
     Raises:
         UnsupportedModel: The products with the MLP's weights do not add up to what it returns.
     """
+    with whole_weights(ff.mlp):
+        return _run_whole(parts, ff, given)
+
+
+def _run_whole(parts: Anatomy, ff: FeedForward, given: Tensor) -> NeuronRun:
     leaf = given.detach().clone().requires_grad_(True)
     watch = _WatchProducts(ff.mlp, parts.d_model)
     with torch.enable_grad(), evaluating(ff.mlp), watch:
@@ -352,8 +360,8 @@ def z_writes(layer: Layer, z: Tensor, whole: Tensor) -> Tensor:
         whole: The head output that they are parts of, `[H, d]`, which sets the scale of a norm behind the projection.
     """
     # subtracting the projection of zero removes its bias, which no part wrote
-    vectors = layer.out_proj(z.flatten(-2)) - layer.out_proj(torch.zeros_like(z[:1]).flatten(-2))
-    return layer.multiplier * _behind(layer.post_attn, vectors, layer.out_proj(whole.flatten()[None])[0])
+    vectors = layer.project(z) - layer.project(torch.zeros_like(z[:1]))
+    return layer.multiplier * _behind(layer.post_attn, vectors, layer.project(whole[None])[0])
 
 
 def _behind(norm: nn.Module | None, vectors: Tensor, whole: Tensor) -> Tensor:

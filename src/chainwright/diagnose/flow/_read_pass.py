@@ -94,7 +94,7 @@ def read_pass(parts: Anatomy, ffs: tuple[FeedForward, ...], input_ids: Tensor) -
 def attn_write(parts: Anatomy, i: int, read: LayerRead) -> Tensor:
     """Return what the attention of layer `i` adds to the residual stream, `[T, D]`."""
     layer = parts.layers[i]
-    out: Tensor = layer.out_proj(read.z.flatten(-2))
+    out = layer.project(read.z)
     return layer.multiplier * (out if layer.post_attn is None else layer.post_attn(out))
 
 

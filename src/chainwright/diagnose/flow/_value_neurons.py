@@ -23,6 +23,7 @@ from chainwright.diagnose.flow._trace_back import ATTN, FFN, Tracer
 from chainwright.models.anatomy import Anatomy
 from chainwright.models.output_head import OutputHead
 from chainwright.models.residual import NormMode, norm_at_scale, unembed
+from chainwright.models.sharding import is_spread
 from chainwright.models.writers import FeedForward, NeuronRun, attn_writes, mlp_writes
 
 _OWN_TERMS = 128  # tokens whose logits enter the bound one by one; the likeliest hold most of the probability
@@ -205,8 +206,8 @@ class Values:
         if layer in self._runs:
             return self._runs[layer]
         run = self.tracer.neurons_at(layer, len(self.reads[0].z) - 1)
-        # offloaded weights would stay in memory with the run
-        if not any(weight.is_meta for weight in self.ffs[layer].mlp.parameters()):
+        # weights that are offloaded, or lie in other ranks, would stay in memory with the run
+        if not any(weight.is_meta or is_spread(weight) for weight in self.ffs[layer].mlp.parameters()):
             self._runs[layer] = run
         return run
 

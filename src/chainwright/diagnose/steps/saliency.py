@@ -41,6 +41,7 @@ from chainwright.models.gradients import check_gradients
 from chainwright.models.load import provenance
 from chainwright.models.padding import left_pad
 from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, seam_kind
+from chainwright.models.sharding import is_sharded
 from chainwright.traces import Trace
 
 if TYPE_CHECKING:
@@ -232,8 +233,11 @@ class _Run:
             recorded = record_layers(self.parts, ids, None if bool(mask.all()) else mask)
             losses, gradient = loss_gradient(self.parts, recorded.output, ids, _weights(jobs, ids))
 
+            # the operations of weights that are spread over ranks take no gradient that is left out
+            is_spread = is_sharded(self.parts.model)
+
             def handler_of(layer: int) -> Any:
-                recorder = Recorder(sums[layer], self.workspace, wants_gradients=layer > 0)
+                recorder = Recorder(sums[layer], self.workspace, wants_gradients=layer > 0 or is_spread)
                 return partial(_recording, recorder, forward)
 
             pull_back(self.parts, recorded, gradient, handler_of, attached, done)

@@ -48,7 +48,7 @@ class LockIn(Edit):
         layer = parts.check_layer(self.layer)
         reading = touched.read(self.steps, known=self.known)
         handler = partial(_lower, reading, self.strength, touched, touched.counter(parts, layer))
-        return Handlers({layer: (handler,)}, reads_state=True)
+        return Handlers({layer: (handler,)}, reads_state=True, per_head=True)
 
 
 def _lower(
@@ -57,7 +57,7 @@ def _lower(
     """Return z of the call with the scores lowered; what runs inside sees the lowered ones."""
     now = reading.run.latest
     offset = now.offset(call.layer)
-    n_rows, n_heads, n_queries, _ = call.q.shape
+    n_rows, _, n_queries, _ = call.q.shape
     bias = torch.zeros(n_rows, 1, n_queries, call.k.shape[2], dtype=call.q.dtype, device=call.q.device)
     for row, places in enumerate(reading.places):
         first = now.first[row]
@@ -67,7 +67,7 @@ def _lower(
     is_lowered = (bias != 0).any(-1)[:, 0]  # (batch, query)
     if not bool(is_lowered.any()):
         return attend(call)
-    touched.count(counter, n_heads * is_lowered)
+    touched.count(counter, call.n_heads * is_lowered)
     return attend(replace(call, mask=_with(call, bias)))
 
 

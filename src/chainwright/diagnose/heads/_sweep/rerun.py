@@ -156,7 +156,7 @@ class _Part:
 
     def attention_gives(self, z: Tensor) -> AbstractContextManager[None]:
         """Make the layer's attention module return the projection of `z` instead of attending."""
-        output = as_output(self.call, self.layer.out_proj(z.flatten(-2)).reshape(*z.shape[:2], -1))
+        output = as_output(self.call, self.layer.project(z).reshape(*z.shape[:2], -1))
         return returning(self.layer.attention, lambda *args, **kwargs: output)
 
 

@@ -189,8 +189,10 @@ class Sharing:
     def _measure_weights(self, layer: Layer, call: LayerCall) -> _Weights:
         n_heads, d_head = call.z.shape[2:]
         # the projection of each unit vector, minus that of zero, gives W in any layout and with any adapter
-        basis = torch.eye(n_heads * d_head, dtype=call.z.dtype, device=call.z.device)
-        writes = (layer.out_proj(basis) - layer.out_proj(torch.zeros_like(basis[:1]))).unflatten(0, (n_heads, d_head))
+        shape = (n_heads * d_head, n_heads, d_head)
+        basis = torch.eye(n_heads * d_head, dtype=call.z.dtype, device=call.z.device).view(shape)
+        writes = layer.project(basis) - layer.project(torch.zeros_like(basis[:1]))
+        writes = writes.view(n_heads, d_head, -1)
         norm = None
         if layer.post_attn is None and layer.mid_reader is not None and call.mid_readers:
             norm = _measured_norm(layer.mid_reader, call.hidden.shape[-1], writes)

@@ -1,0 +1,46 @@
+"""Two processes that share a model find what one process finds: edits, measurements, fingerprints, decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from families import tiny
+from ranks import run_ranks
+from sharded import CHECKS, DECODED
+
+# relative to the largest number of a tensor; sums over ranks round in another order
+ROOM = 1e-5
+_EVERY = list(CHECKS)
+_SOME = ["fingerprints", "sizes", "knocked_out", "bridged", "captured", "saliency", "flow"]
+_MIXTRAL = dict(num_hidden_layers=3, hidden_size=48, intermediate_size=64, vocab_size=61, num_local_experts=4)
+# spread by key/value heads; all heads in every rank; a softcap, windows and tied embeddings; experts cut in two; fused
+FAMILIES = {
+    "qwen3": (_EVERY, {}),
+    "phi3": (_SOME, {}),
+    "gemma2": (_SOME, {}),
+    "mixtral": (_SOME, dict(_MIXTRAL, num_attention_heads=4, num_key_value_heads=2)),
+    "gpt_neox": (_SOME, {}),
+}
+_IN_CI = ("qwen3", "phi3", "mixtral")
+
+
+def assert_same(found: list[dict[str, str | float]]) -> None:
+    """Fail unless every rank found no difference from one process."""
+    for rank, differences in enumerate(found):
+        wrong = {name: off for name, off in differences.items() if isinstance(off, str) or not off <= ROOM}
+        assert not wrong, f"rank {rank}: {wrong}"
+
+
+@pytest.mark.parametrize(
+    "family", [family if family in _IN_CI else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
+def test_a_spread_model_is_edited_and_measured_like_one(family: str, tmp_path: Path) -> None:
+    names, changes = FAMILIES[family]
+    tiny(family, **changes).save_pretrained(tmp_path)
+    assert_same(run_ranks("sharded:differences", str(tmp_path), names))
+
+
+def test_repairs_of_a_spread_model_decode_the_same_texts() -> None:
+    assert_same(run_ranks("sharded:decoding", 3, list(DECODED)))
