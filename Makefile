@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo smollm2 test test-real test-all lint format docs card bench clean
+.PHONY: demo smollm2 test test-real test-all lint format docs wheel package card bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
@@ -39,6 +39,16 @@ format: $(VENV)/.developer
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Site: build/site/index.html"
+
+# Source archive and wheel in dist/, both compared with what git knows.
+wheel: $(VENV)/.developer
+	$(BIN)/python tools/package.py --no-smoke
+
+# The same, and the wheel tried in an empty environment of every Python in PYTHONS; LOWEST=--lowest takes the oldest
+# releases that pyproject.toml allows. Each installs PyTorch anew.
+PYTHONS ?= $(PYTHON)
+package: $(VENV)/.developer
+	$(BIN)/python tools/package.py $(PYTHONS:%=--python %) $(LOWEST)
 
 # The figures of the bundled reasoner's model card.
 card: $(VENV)/.installed

@@ -6,9 +6,9 @@
 3. For each Python that is asked for, a new environment outside the checkout gets the wheel and what it depends on.
    There the commands of `SMOKE` run: version, models, a repaired answer, a diagnosis with its report.
 
-    python tools/package.py [--out dist] [--python python3.12 ...] [--lowest]
+    python tools/package.py [--out dist] [--no-smoke] [--python python3.12 ...] [--lowest]
 
-It needs the packages `build` and `packaging` (`make package` installs them), git, and an index for pip.
+It needs git, an index for pip, and the packages `build` and `packaging`, which the developer extra has.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def build(names: Iterable[str], work: Path, out: Path) -> tuple[Path, Path]:
 def check_archive(archive: Path, names: Sequence[str]) -> None:
     """Raise Fault unless the source archive holds what git knows, and nothing else but what building writes."""
     with tarfile.open(archive) as opened:
-        held = {path.partition("/")[2] for member in opened.getmembers() if member.isfile() for path in (member.name,)}
+        held = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
     same(held - {name for name in held if MADE.fullmatch(name)}, set(names) - NOT_IN_ARCHIVE, archive.name)
 
 
 def check_wheel(wheel: Path, names: Sequence[str]) -> None:
-    """Raise Fault unless the wheel holds every file of the package, unchanged, with the licences, and is small enough."""
+    """Raise Fault unless the wheel holds the package's files, unchanged, with the licences, and is small enough."""
     package = {name.removeprefix("src/"): ROOT / name for name in names if name.startswith("src/chainwright/")}
     with zipfile.ZipFile(wheel) as opened:
         held = opened.namelist()
@@ -109,11 +109,14 @@ def lowest() -> list[str]:
 
 def smoke(wheel: Path, python: str, work: Path, pins: Path) -> None:
     """Install the wheel with one Python into an empty environment, and run the commands of `SMOKE` there."""
-    home = work / f"with-{Path(python).name}-{abs(hash(python))}"
+    home = work / "tried"
     run((python, "-m", "venv", str(home / "venv")))
     inside = home / "venv" / "bin"
     began = time.monotonic()
-    run((str(inside / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(pins), str(wheel)), is_quiet=True)
+    run(
+        (str(inside / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(pins), str(wheel)),
+        is_quiet=True,
+    )
     print(f"installed in {time.monotonic() - began:.0f} s")
     run((str(inside / "python"), "-m", "pip", "check"), is_quiet=True)
     for command in SMOKE:
@@ -128,7 +131,12 @@ def run(command: Sequence[str], *, folder: Path | None = None, is_quiet: bool = 
     """Run a command outside the checkout; its output is printed if it fails, or if it is asked for."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(
-        command, cwd=folder or tempfile.gettempdir(), env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder or tempfile.gettempdir(),
+        env=clean,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode or not is_quiet:
         print(done.stdout.rstrip(), flush=True)
@@ -141,6 +149,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     asked.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for archive and wheel (default: dist)")
     asked.add_argument("--python", action="append", help="a Python to try the wheel with (default: this one)")
+    asked.add_argument("--no-smoke", action="store_true", help="only build and compare, install nothing")
     asked.add_argument("--lowest", action="store_true", help="with the oldest releases that pyproject.toml allows")
     options = asked.parse_args()
     with tempfile.TemporaryDirectory(prefix="chainwright-package-") as folder:
@@ -155,13 +164,13 @@ def main() -> int:
             check_wheel(wheel, names)
             for made in (archive, wheel):
                 print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
-            for python in options.python or [sys.executable]:
+            for python in [] if options.no_smoke else options.python or [sys.executable]:
                 print(f"\nwith {python}", flush=True)
                 smoke(wheel, python, work, pins)
         except Fault as fault:
             print(f"error: {fault}", file=sys.stderr)
             return 1
-    print("\nthe package is whole")
+    print("the package is whole")
     return 0
 
 
