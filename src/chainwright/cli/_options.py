@@ -51,6 +51,18 @@ Dtype = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="auto",
+        help="Spread the model over all devices of this machine, and offload what has no room.",
+    ),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--tp", metavar="N", help="Share the model among N processes, a device each (tensor parallelism)."),
+]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Rows decoded together (default: chosen by their length).")
 ]
@@ -108,4 +120,6 @@ BY_FIELD: Mapping[str, Any] = {
     "dtype": Dtype,
     "revision": Revision,
     "trust_remote_code": RemoteCode,
+    "device_map": DeviceMap,
+    "tp": Ranks,
 }

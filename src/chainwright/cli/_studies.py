@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chainwright.cli._command import Values
 from chainwright.cli._shared import out, print_accuracy, print_table, say
 from chainwright.cli._source import Source, load
 
@@ -34,24 +35,31 @@ def print_findings(study: Study) -> None:
 def run_diagnosis(
     config: DiagnoseConfig,
     folder: Path,
-    device: str | None = None,
-    trust_remote_code: bool = False,
+    spread: Values,
     *,
     overwrite: bool = False,
     recompute: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Run a diagnosis to its end; write its report if its instruments give one and it is not written yet."""
+    """Run a diagnosis to its end; write its report if its instruments give one and it is not written yet.
+
+    Args:
+        config: The diagnosis.
+        folder: Its folder.
+        spread: The fields of `Source` that are no part of the config: where and how the model runs.
+        overwrite: Replace another study.
+        recompute: Compute damaged units again.
+        quiet: Show no progress.
+    """
     from chainwright._errors import BadInput
     from chainwright.report import write_report
     from chainwright.studies.diagnosis import run as study
 
     source = Source(
+        **spread,
         adapter=config.adapter,
-        device=device,
         dtype=config.dtype,
         revision=config.revision,
-        trust_remote_code=trust_remote_code,
     )
     loaded = load(config.model, source.record())
     study.run_study(

@@ -22,5 +22,5 @@ def demo(
 
     hops = choose_cells("all", None, "short")
     config = DiagnoseConfig(model="reasoner", hops=hops, repair="tcr-reasoner", **problems)
-    run_diagnosis(config, out_folder, "cpu", overwrite=overwrite)
+    run_diagnosis(config, out_folder, {"device": "cpu"}, overwrite=overwrite)
     print_diagnosis(out_folder)

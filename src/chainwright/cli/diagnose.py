@@ -13,10 +13,12 @@ from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._decoding import settings_of
 from chainwright.cli._options import (
     Device,
+    DeviceMap,
     HopCounts,
     ModelName,
     Overwrite,
     Quiet,
+    Ranks,
     Recompute,
     RemoteCode,
     RenderingName,
@@ -24,6 +26,7 @@ from chainwright.cli._options import (
     Seed,
 )
 from chainwright.cli._problems import PROBLEM_SET, problem_source
+from chainwright.cli._ranks import in_ranks
 from chainwright.cli._results import ResultsFolder, write_diagnosis
 from chainwright.cli._shared import say
 from chainwright.cli._source import load
@@ -102,6 +105,8 @@ def diagnose(
     source: Values = SOURCE,
     device: Device = None,
     trust_remote_code: RemoteCode = False,
+    device_map: DeviceMap = None,
+    tp: Ranks = None,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
     results: ResultsFolder = None,
@@ -114,7 +119,12 @@ def diagnose(
     files = [*(traces or []), *(more_traces or [])]
     if more_traces and not traces:
         raise BadInput(f"{more_traces[0]} is no option; trace files are named with --traces.")
-    where = {**source, "device": device, "trust_remote_code": trust_remote_code}
+    if plan and (tp is not None or device_map is not None):
+        raise BadInput("--plan times passes in one process on one device; leave out --tp and --device-map.")
+    folder, results = in_ranks(tp, out_folder, results)
+    assert folder is not None
+    spread = {"device": device, "trust_remote_code": trust_remote_code, "device_map": device_map, "tp": tp}
+    where = {**source, **spread}
     asked, usual = _open(problems, files, reading, n, task, hops), None
     if not asked:
         asked, usual = _cells(model, task, hops, rendering, where, n, steps=bool(steps))
@@ -129,9 +139,9 @@ def diagnose(
     if plan:
         _print_plan(config, where, steps=bool(steps))
         return
-    run_diagnosis(config, out_folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
-    print_diagnosis(out_folder)
-    write_diagnosis(results, out_folder)
+    run_diagnosis(config, folder, spread, overwrite=overwrite, recompute=recompute, quiet=quiet)
+    print_diagnosis(folder)
+    write_diagnosis(results, folder)
 
 
 def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from chainwright.cli._options import (
     TraceFile,
 )
 from chainwright.cli._problems import PROBLEM_SET, problem_source
+from chainwright.cli._ranks import in_ranks
 from chainwright.cli._samples import print_samples
 from chainwright.cli._shared import print_accuracy, say
 from chainwright.cli._source import SOURCE, load_tokenizer
@@ -67,10 +68,11 @@ def evaluate(
     from chainwright.evaluation import accuracy
 
     if traces is None:
+        (out_file,) = in_ranks(source["tp"], out_file)
         asked = Asked(task, "all", hops, n, 100, rendering, problems, asking, raw=raw, markers=think_markers)
         judged = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     else:
-        _check_only_reads(repair, out_file)
+        _check_only_reads(repair, out_file, source)
         _check_unasked({"--task": task, "--hops": hops, "-n": n, "--raw": raw or None}, asking, decoding)
         judged = _from_file(traces, load_tokenizer(model, source), problems, think_markers)
     if are_judged(judged):
@@ -79,13 +81,15 @@ def evaluate(
         say(first_errors(judged).summary())
 
 
-def _check_only_reads(repair: list[str] | None, out_file: Path | None) -> None:
+def _check_only_reads(repair: list[str] | None, out_file: Path | None, source: Values) -> None:
     from chainwright._errors import BadInput
 
     if repair:
         raise BadInput("--repair changes how a model decodes, but --traces are decoded already; pass only one of them.")
     if out_file is not None:
         raise BadInput("--out writes new traces, but --traces only reads some; pass only one of them.")
+    if used := [flag for name, flag in (("tp", "--tp"), ("device_map", "--device-map")) if source[name] is not None]:
+        raise BadInput(f"{used[0]} says where a model runs, but --traces are answered already; pass only one of them.")
 
 
 def _check_unasked(named: Mapping[str, object], asking: Values, decoding: Values) -> None:

@@ -22,6 +22,7 @@ from chainwright.cli._options import (
     TraceFile,
 )
 from chainwright.cli._problems import PROBLEM_SET
+from chainwright.cli._ranks import in_ranks
 from chainwright.cli._samples import print_samples
 from chainwright.cli._shared import out, print_accuracy
 from chainwright.cli._source import SOURCE
@@ -55,6 +56,7 @@ def generate(
     """Let a model answer problems or a prompt; print the first trace and the accuracy, and write the traces."""
     from chainwright.evaluation.accuracy import evaluate
 
+    (out_file,) = in_ranks(source["tp"], out_file)
     asked = Asked(task, "parity", hops, n, 10, rendering, problems, asking, prompt, raw, think_markers)
     traces = decode(model, source, asked, decoding, repair or (), out_file, overwrite=overwrite, quiet=quiet)
     out.rule("first trace")

@@ -41,7 +41,8 @@ def run(
         config, folder = study.study_config(what), what
     else:
         config, folder = read_study_file(what), out_folder or Path("runs") / what.stem
-    run_diagnosis(config, folder, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
+    spread = {"device": device, "trust_remote_code": trust_remote_code}
+    run_diagnosis(config, folder, spread, overwrite=overwrite, recompute=recompute, quiet=quiet)
     if study.has_report(config):
         print_diagnosis(folder)
         say(f"More: chainwright study show {folder}")
