@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 240
+_SECONDS = 300
 
 
 def run_ranks(function: str, *args: Any, n_ranks: int = 2) -> list[Any]:
