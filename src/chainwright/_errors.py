@@ -18,6 +18,10 @@ class BadInput(ChainwrightError, ValueError):
     """An argument, a name or a file that cannot be used as it is."""
 
 
+class TooLong(BadInput):
+    """A prompt that has more tokens than the model has positions."""
+
+
 class UnsupportedModel(ChainwrightError):
     """The model cannot be read or edited through the seam, and says so instead of doing nothing."""
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput, OtherRendering
+from chainwright._errors import BadInput, OtherRendering, TooLong
 from chainwright.models.seam import causal_lm
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.demonstrations import Shots
@@ -93,7 +93,8 @@ def prompts_of(
     """Return what `generate` asks each problem or string with; each of its warnings comes once.
 
     Raises:
-        BadInput: A prompt is empty, is longer than the model's positions, or has a token that the model does not have.
+        BadInput: A prompt is empty, is longer than the model's positions (`TooLong`), or has a token that the model
+            does not have.
     """
     asking = asking or Asking()
     warn_of_rendering(tokenizer, problems)
@@ -159,7 +160,7 @@ def prompt_from(
     if len(ids) >= most:
         n_shots = question.info.get("shots")
         remedy = f"lower --shots (it has {n_shots})" if n_shots else "shorten it (fewer hops or fewer demonstrations)"
-        raise BadInput(f"Prompt {index} has {len(ids)} tokens, but the model has positions for {most}; {remedy}.")
+        raise TooLong(f"Prompt {index} has {len(ids)} tokens, but the model has positions for {most}; {remedy}.")
     limit = Limit(max_new_tokens, "given") if max_new_tokens else default_limit(tokenizer, question)
     return Prompt(
         index,

@@ -191,3 +191,9 @@ def test_a_client_that_sends_half_a_request_holds_nobody_up(server: Running) -> 
         half.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert server.client().completions.create(model="reasoner", prompt="parity", max_tokens=1).choices
     server.wait_until_idle()
+
+
+def test_a_prompt_that_is_too_long_has_the_code_that_clients_look_for(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="the model has positions for") as caught:
+        server.client().completions.create(model="reasoner", prompt="src/ " * 2000, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, TooLong
 from chainwright.decode.run import check_sampling
 from chainwright.decode.sampling import Sampling
 from chainwright.integrations.server.choice import Wanted
@@ -99,7 +99,11 @@ class Service:
         return sampling
 
     def chat_prompt(self, asked: ChatAsked) -> Prompt:
-        """Return the prompt of a conversation, which goes through the chat template if there is one.
+        """Return the prompt of a conversation; raises as `chat_question` does, or Refused where it is too long."""
+        return self._prompt(self.chat_question(asked), asked.limit)
+
+    def chat_question(self, asked: ChatAsked) -> Question:
+        """Return a conversation as text, through the chat template if there is one.
 
         Raises:
             BadInput: It cannot be asked.
@@ -109,15 +113,13 @@ class Service:
             raise BadInput(f"The last message must be the user's; it is of the role {turns[-1]['role']!r}.")
         if self.tokenizer.chat_template:
             done = rendered(self.tokenizer, turns, asked.chat_template_kwargs)
-            question = Question(None, done.text, uses_chat=True, is_closed=closes_thinking(done.tail))
-        elif len(turns) > 1 or asked.chat_template_kwargs:
+            return Question(None, done.text, uses_chat=True, is_closed=closes_thinking(done.tail))
+        if len(turns) > 1 or asked.chat_template_kwargs:
             raise BadInput(
-                "This model has no chat template, so it is asked with one message of the user; send that alone, or use "
-                "/v1/completions."
+                "This model has no chat template, so it is asked with one message of the user; put the whole text into "
+                "that."
             )
-        else:
-            question = question_of(self.tokenizer, turns[0]["content"], Asking())
-        return self._prompt(question, asked.limit)
+        return question_of(self.tokenizer, turns[0]["content"], Asking())
 
     def text_prompts(self, asked: TextAsked) -> list[Prompt]:
         """Return the prompts of a request for completions, which are asked as they are.
@@ -148,7 +150,10 @@ class Service:
     def _prompt(self, question: Question, limit: int | None, ids: list[int] | None = None) -> Prompt:
         if limit is not None and self.max_new_tokens is not None and limit > self.max_new_tokens:
             raise BadInput(f"max_tokens is {limit}; this server writes at most {self.max_new_tokens}.")
-        prompt = prompt_from(self.engine.model, self.tokenizer, 0, question, limit or self.max_new_tokens, ids)
+        try:
+            prompt = prompt_from(self.engine.model, self.tokenizer, 0, question, limit or self.max_new_tokens, ids)
+        except TooLong as error:
+            raise Refused(400, str(error), "context_length_exceeded") from error
         room = n_positions(self.engine.model) - len(prompt.ids)
         if limit is not None and limit > room:
             raise Refused(

@@ -164,6 +164,12 @@ class Choice:
         return None if end is None or end.stop is None else (end.place, end.stop)
 
     @property
+    def n_kept(self) -> int:
+        """Return how many of the tokens that were written are the response: those before a stop string."""
+        end = self._ending.end
+        return len(self.written) if end is None or end.stop is None else end.n_tokens
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Return the stop strings that are looked for."""
         return self._ending.stops
