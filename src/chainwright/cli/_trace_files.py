@@ -27,6 +27,8 @@ def read_ways(
     tokenizer: PreTrainedTokenizerBase | None = None,
     problems: Sequence[Problem] | None = None,
     checker: str | None = None,
+    *,
+    trust_labels: bool = False,
 ) -> dict[str, list[Trace]]:
     """Return the traces of each way, all in the order of the first one's problems and samples.
 
@@ -36,6 +38,7 @@ def read_ways(
         tokenizer: Reads files of texts; trace files of `generate` need none.
         problems: The problems of texts, unless their answers are in the files.
         checker: Judges answers that are in the files; None goes by the answer.
+        trust_labels: Whether judgements of the files replace ours.
 
     Raises:
         BadInput: Fewer than two ways, a name twice, no such file or none of judged traces, other problems in one of
@@ -53,7 +56,8 @@ def read_ways(
             f"A comparison needs two trace files or more; got {len(places)}. Give them as none=a.parquet tcr=b.parquet."
         )
     read = {
-        name: _by_problem(place, _read(name, place, tokenizer, problems, checker)) for name, place in places.items()
+        name: _by_problem(place, _read(name, place, tokenizer, problems, checker, trust_labels))
+        for name, place in places.items()
     }
     first, order = next(iter(read.items()))
     for name, found in read.items():
@@ -90,6 +94,7 @@ def _read(
     tokenizer: PreTrainedTokenizerBase | None,
     problems: Sequence[Problem] | None,
     checker: str | None,
+    trust_labels: bool,
 ) -> list[Trace]:
     path = place.path
     if not path.is_file():
@@ -99,7 +104,7 @@ def _read(
     if tokenizer is None:
         raise BadInput(f"{path} holds texts; name the model whose tokenizer is to read them with --model.")
     writers = (place.writer,) if place.writer else None
-    return read_traces(path, tokenizer, problems=problems, checker=checker, writers=writers)
+    return read_traces(path, tokenizer, problems=problems, checker=checker, writers=writers, trust_labels=trust_labels)
 
 
 def _by_problem(place: _Place, traces: Sequence[Trace]) -> dict[Key, Trace]:

@@ -38,6 +38,10 @@ def compare(
         ),
     ] = None,
     problems: Values = PROBLEM_SET,
+    trust_labels: Annotated[
+        bool,
+        typer.Option("--trust-labels", help="Use the files' own judgements where they have some, in place of ours."),
+    ] = False,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -54,7 +58,7 @@ def compare(
     asked = None if source is None else source.load().problems
     reads = model is not None and (need_tokenizer(ways) or asked is not None)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code) if reads and model is not None else None
-    traces = read_ways(ways, tokenizer, asked, problems["checker"])
+    traces = read_ways(ways, tokenizer, asked, problems["checker"], trust_labels=trust_labels)
     changed = None
     if out_file is not None:
         changed = flips(traces, tokenizer_of(traces, model, trust_remote_code=trust_remote_code))
