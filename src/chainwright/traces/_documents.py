@@ -180,11 +180,24 @@ def _inspect_archive(path: Path, content: bytes) -> Iterator[Document]:
         archive = zipfile.ZipFile(io.BytesIO(content))
         infos = {info.filename: info for info in archive.infolist()}
         start = infos.get("header.json") or infos.get("_journal/start.json")
-        model = "" if start is None else _inspect_model(json.loads(_member(archive, content, start)))
-        samples = [info for name, info in infos.items() if name.startswith("samples/") and name.endswith(".json")]
+        header = {} if start is None else json.loads(_member(archive, content, start))
+        model, samples = _inspect_model(header), _in_order(infos, header)
         yield from _samples((json.loads(_member(archive, content, info)) for info in samples), model)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, pa.ArrowException) as error:
         raise BadTrace(f"{path} is no complete inspect log ({error}); write it again, or name another file.") from error
+
+
+def _in_order(infos: Mapping[str, zipfile.ZipInfo], header: Mapping[str, Any]) -> list[zipfile.ZipInfo]:
+    """Return the samples of an inspect log as the data set has them; they are written as they end."""
+    ids = ((header.get("eval") or {}).get("dataset") or {}).get("sample_ids") or []
+    places = {str(one): place for place, one in enumerate(ids)}
+    found = []
+    for name, info in infos.items():
+        if name.startswith("samples/") and name.endswith(".json"):
+            which, _, epoch = name.removeprefix("samples/").removesuffix(".json").rpartition("_epoch_")
+            key = (places.get(which, len(places)), int(epoch) if epoch.isdecimal() else 0)
+            found.append((key, info))
+    return [info for _, info in sorted(found, key=lambda pair: pair[0])]
 
 
 def _member(archive: zipfile.ZipFile, content: bytes, info: zipfile.ZipInfo) -> bytes:

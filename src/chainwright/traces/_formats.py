@@ -38,7 +38,8 @@ from chainwright.traces._entries import (
     reasoning_of,
     text_of,
 )
-from chainwright.traces._messages import Reply, replies_of, reply_of, split_chat
+from chainwright.traces._inspect_log import inspect_entries
+from chainwright.traces._messages import Reply, entry_of, replies_of, reply_of, split_chat
 
 _CHATS = ("messages", "conversations", "conversation")
 _SERVER = {"object", "created", "usage", "system_fingerprint", "service_tier", "method", "url", "finish_reason",
@@ -109,67 +110,6 @@ def _any(record: Record) -> bool:
     return True
 
 
-def _inspect(record: Record) -> list[Entry]:
-    """Return the sample of an inspect log; the reply to the last question is the response."""
-    if record.get("error") and not (record.get("output") or {}).get("choices"):
-        error = record["error"]
-        message = error.get("message", "") if isinstance(error, Mapping) else error
-        raise BadTrace(f"the sample ended in an error ({str(message)[:80]})")
-    record = _with_attachments(record)
-    choices = record["output"].get("choices") or []
-    if not choices:
-        raise BadTrace("the sample has no output")
-    replies = replies_of("choices", choices)
-    turns = list(record.get("messages") or [])
-    while turns and turns[-1].get("role") == "assistant":
-        turns.pop()
-    if not turns:
-        turns = record["input"] if isinstance(record["input"], list) else [{"role": "user", "content": record["input"]}]
-    before, _ = split_chat(turns)
-    target = record["target"]
-    answer = target[0] if isinstance(target, (list, tuple)) and target else target
-    question = record["input"] if isinstance(record["input"], str) else None
-    metadata = record.get("metadata") or {}
-    shared = {
-        "question": question,
-        "turns": before,
-        "label": _inspect_label(record.get("scores") or {}),
-        "answer": answer if isinstance(answer, (str, int, float)) and answer != "" else None,
-        "id": label_of(record, ("id",)),
-        "model": str(record.get("model", "")),
-        "labels": {k: v for k, v in metadata.items() if isinstance(v, (str, int, float)) and not isinstance(v, bool)},
-    }
-    epoch = int(record.get("epoch", 1)) - 1
-    return [_entry(reply, sample=epoch * len(replies) + k, **shared) for k, reply in enumerate(replies)]
-
-
-def _inspect_label(scores: Mapping[str, Any]) -> bool | None:
-    """Return what the first scorer says: C or 1 is right, I, N or 0 wrong, anything between is neither."""
-    for score in scores.values():
-        value = score.get("value") if isinstance(score, Mapping) else score
-        if isinstance(value, bool) or value in ("C", "I", "N", 0, 1):
-            return value in ("C", 1, True)
-    return None
-
-
-def _with_attachments(record: Record) -> Record:
-    """Return a sample with its long texts, which a log keeps apart, put back."""
-    attachments = record.get("attachments") or {}
-    return _replaced(record, {f"attachment://{name}": text for name, text in attachments.items()})  # type: ignore[no-any-return]
-
-
-def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
-    if not texts:
-        return value
-    if isinstance(value, str):
-        return texts.get(value, value)
-    if isinstance(value, Mapping):
-        return {
-            key: item if key in ("events", "attachments") else _replaced(item, texts) for key, item in value.items()
-        }
-    return [_replaced(item, texts) for item in value] if isinstance(value, list) else value
-
-
 def _lm_eval(record: Record) -> list[Entry]:
     """Return the responses to one document of an lm-eval log."""
     doc = record["doc"] if isinstance(record["doc"], Mapping) else {}
@@ -191,7 +131,7 @@ def _lm_eval(record: Record) -> list[Entry]:
         "labels": {key: doc[key] for key in _LABELS if isinstance(doc.get(key), (str, int, float))}
         | ({"filter": record["filter"]} if isinstance(record.get("filter"), str) else {}),
     }
-    return [_entry(Reply(text_of("resps", text)), sample=k, **shared) for k, text in enumerate(responses)]
+    return [entry_of(Reply(text_of("resps", text)), sample=k, **shared) for k, text in enumerate(responses)]
 
 
 def _lm_eval_prompt(arguments: Any) -> tuple[str | None, list[dict[str, Any]]]:
@@ -222,7 +162,7 @@ def _graded(record: Record) -> list[Entry]:
     entries = []
     for name, value in _solutions(record).items():
         key, text = named(value, _SOLUTION_KEYS) or ("", "")
-        entry = _entry(Reply(text_of(key, text), reasoning_of(value)), label=judgement(value), **shared)
+        entry = entry_of(Reply(text_of(key, text), reasoning_of(value)), label=judgement(value), **shared)
         entries.append(replace(entry, model=name, unread=unread))
     return entries
 
@@ -264,7 +204,7 @@ def _common(record: Record) -> list[Entry]:
     if len(replies) > 1 and first is not None:
         raise BadTrace(f"the record has {len(replies)} responses and a sample number; write one line per response")
     return [
-        _entry(
+        entry_of(
             each._replace(reasoning=_one_reasoning(each.reasoning, reasoning)),
             turns=each.turns or turns,
             sample=first if len(replies) == 1 else k,
@@ -381,10 +321,6 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(map(repr, keys[:8]))
 
 
-def _entry(reply: Reply, **known: Any) -> Entry:
-    return Entry(response=reply.text, reasoning=reply.reasoning, stopped=reply.stopped, response_ids=reply.ids, **known)
-
-
 _SIGNS: Mapping[str, Callable[[Record], bool]] = {
     "inspect": _is_inspect,
     "lm-eval": _is_lm_eval,
@@ -392,7 +328,7 @@ _SIGNS: Mapping[str, Callable[[Record], bool]] = {
     "text": _any,
 }
 READERS: Mapping[str, Reader] = {
-    "inspect": _inspect,
+    "inspect": inspect_entries,
     "lm-eval": _lm_eval,
     "graded": _graded,
     "chat": _common,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from chainwright._errors import BadTrace
-from chainwright.traces._entries import ids_of, named, reasoning_of, text_of
+from chainwright.traces._entries import Entry, ids_of, named, reasoning_of, text_of
 
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "incomplete", "max_new_tokens"}
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -38,6 +38,11 @@ class Reply(NamedTuple):
     stopped: bool = True
     ids: Sequence[int] | None = None
     turns: Sequence[Mapping[str, Any]] = ()
+
+
+def entry_of(reply: Reply, **known: Any) -> Entry:
+    """Return a response with what is known of it."""
+    return Entry(response=reply.text, reasoning=reply.reasoning, stopped=reply.stopped, response_ids=reply.ids, **known)
 
 
 def replies_of(key: str, value: Any) -> list[Reply]:
