@@ -41,11 +41,13 @@ from chainwright.decode.sampling import Sampling
 from chainwright.integrations.inspect.answers import Answers
 from chainwright.integrations.server.choice import Choice, Wanted
 from chainwright.prompts.prompt import prompt_of
+from chainwright.repair import StepFlow
 from chainwright.repair.base import Repair
 from chainwright.traces import Trace, read_traces
 from chat_templates import chat_tokenizer
 from command_line import call
 from families import tiny
+from serving import prompts
 
 ROOT = Path(__file__).parents[2]
 N_SAMPLES, N_NEW = 10, 160
@@ -74,7 +76,7 @@ def loaded() -> Any:
     return load_model("reasoner", device="cpu")
 
 
-def due(asked: Sequence[str], repair: Repair | None = None, **options: Any) -> list[Trace]:
+def due(asked: Sequence[str], repair: Any = None, **options: Any) -> list[Trace]:
     model, tokenizer = loaded()
     settings = {"max_new_tokens": N_NEW, "progress": False} | options
     return generate(model, tokenizer, list(asked), repair=repair, **settings)
@@ -318,6 +320,21 @@ def test_requests_that_run_together_share_passes() -> None:
     texts = [trace.response for trace in due(words, Repair.from_pretrained(REPAIR), max_new_tokens=24)]
     assert [output.completion for output in done] == texts
     api.close()
+
+
+def test_several_repairs_act_together(tmp_path: Path) -> None:
+    # both parts of StepFlow, so strongly that the text changes
+    StepFlow((2,), (1, 3), 0.5, 0.8, tokenizer=loaded()[1]).save_pretrained(tmp_path / "flow")
+    names = [REPAIR, str(tmp_path / "flow")]
+    words = prompts(12)[6:]
+    together = due(words, [Repair.from_pretrained(name) for name in names], max_new_tokens=40)
+    assert [t.response for t in together] != [t.response for t in due(words, max_new_tokens=40)]
+    for given in (names, "+".join(names)):
+        own = get_model("chainwright/reasoner", repair=given, device="cpu", memoize=False)
+        outputs = [asyncio.run(own.generate(one, config=GenerateConfig(max_tokens=40))) for one in words]
+        own.api.close()
+        assert [output.completion for output in outputs] == [trace.response for trace in together]
+        assert outputs[0].metadata["chainwright"]["repairs"] == [names[1], names[0]], "edits act first"
 
 
 def test_a_request_that_is_given_up_leaves_no_row() -> None:
