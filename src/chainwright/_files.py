@@ -110,22 +110,55 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         BadInput: It cannot be written.
     """
     with clear_disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = _hidden(folder)
-        draft.mkdir()
-        mode = draft.stat().st_mode & 0o666
+        draft = draft_of(folder)
         try:
             yield draft
-            for path in sorted(draft.rglob("*"), reverse=True):  # what is in a folder before the folder
-                if path.is_dir():
-                    _sync_folder(path)
-                else:
-                    _finish(path, mode)
-            _sync_folder(draft)
-            _swap(draft, folder)
+            seal(draft)
+            put_in_place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        _sync_folder(folder.parent)
+
+
+def draft_of(folder: Path) -> Path:
+    """Return a new empty folder beside `folder`, under a hidden name, which `put_in_place` can give its name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = _hidden(folder)
+    draft.mkdir()
+    return draft
+
+
+def seal(draft: Path) -> None:
+    """Give the files in a folder the rights that new files usually have, and bring all of it to the disk."""
+    mode = draft.stat().st_mode & 0o666
+    for path in sorted(draft.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            _finish(path, mode)
+    _sync_folder(draft)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Give a sealed draft its place in one step; a folder that is there is replaced."""
+    _swap(draft, folder)
+    _sync_folder(folder.parent)
+
+
+def put_once(draft: Path, folder: Path) -> None:
+    """Give a sealed draft its place in one step, unless something is there: the file system decides who is first.
+
+    Raises:
+        FileNotFoundError: The draft is no longer there.
+        FileExistsError: Something is in its place already.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(draft, folder)  # a folder never takes the place of one with files in it
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(error.errno, f"{folder} is there already") from error
+        raise
+    _sync_folder(folder.parent)
 
 
 def _hidden(path: Path, ending: str = _DRAFT) -> Path:

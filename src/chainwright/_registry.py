@@ -12,6 +12,7 @@ The kinds, and what is registered under each:
     finding     a subclass of `Finding`; the name is that of the class
     instrument  a subclass of `studies.diagnosis.units.Instrument`: one measurement of a diagnosis
     study       a subclass of `studies.Plan`; the name is its `kind`
+    executor    a subclass of `studies.executors.Executor`: where the units of studies are computed
     section     a section of the report
     checker     a way of judging a final answer
     model       a `models.sources.ModelSource`: a name that `load_model` takes
@@ -51,6 +52,7 @@ Kind = Literal[
     "finding",
     "instrument",
     "study",
+    "executor",
     "section",
     "checker",
     "model",

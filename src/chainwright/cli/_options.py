@@ -90,6 +90,15 @@ TraceFile = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="Recompute units whose files are missing or damaged.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="local|ray|folder",
+        help="Where units are computed: in this process, by Ray, or later by processes of `chainwright study work`.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option("--workers", help="With --executor ray: units computed at the same time.")]
 StudyFolder = Annotated[
     Path, typer.Option("--out", "-o", help="Folder of the study. An interrupted study in it is resumed.")
 ]

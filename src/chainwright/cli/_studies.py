@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chainwright.cli._command import Values
 from chainwright.cli._shared import out, print_accuracy, print_table, say
@@ -13,6 +13,7 @@ from chainwright.cli._source import Source, load
 if TYPE_CHECKING:
     from chainwright.studies import Results, Study, Watch
     from chainwright.studies.diagnosis.config import DiagnoseConfig
+    from chainwright.studies.executors import Executor
 
 
 def watch(quiet: bool) -> Watch | None:
@@ -32,6 +33,17 @@ def print_findings(study: Study) -> None:
     say(f"Tables: {study.folder / TABLES}\nReport: {path}")
 
 
+def is_left_to_workers(study: Study) -> bool:
+    """Say how a study is computed that was only made, as `--executor folder` does; return whether it is one."""
+    if study.is_complete:
+        return False
+    say(
+        f"Made {study.folder} and listed its first {len(study.units)} units. Compute it with any number of processes, "
+        f"on any machines that share the folder: chainwright study work {study.folder}"
+    )
+    return True
+
+
 def run_diagnosis(
     config: DiagnoseConfig,
     folder: Path,
@@ -40,7 +52,9 @@ def run_diagnosis(
     overwrite: bool = False,
     recompute: bool = False,
     quiet: bool = False,
-) -> None:
+    executor: str = "local",
+    workers: int | None = None,
+) -> bool:
     """Run a diagnosis to its end; write its report if its instruments give one and it is not written yet.
 
     Args:
@@ -50,11 +64,15 @@ def run_diagnosis(
         overwrite: Replace another study.
         recompute: Compute damaged units again.
         quiet: Show no progress.
+        executor: Where units are computed.
+        workers: How many are computed at the same time.
+
+    Returns:
+        Whether it is finished; False where `executor` leaves it to workers.
     """
-    from chainwright._errors import BadInput
-    from chainwright.report import write_report
     from chainwright.studies.diagnosis import run as study
 
+    chosen = executor_for(executor, workers, spread)
     source = Source(
         **spread,
         adapter=config.adapter,
@@ -62,9 +80,42 @@ def run_diagnosis(
         revision=config.revision,
     )
     loaded = load(config.model, source.record())
-    study.run_study(
-        loaded.model, loaded.tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=not quiet
-    )
+    options: dict[str, Any] = {"overwrite": overwrite, "recompute": recompute, "progress": not quiet}
+    ran = study.run_study(loaded.model, loaded.tokenizer, config, folder, **options, executor=chosen)
+    if is_left_to_workers(ran):
+        return False
+    write_diagnosis_report(config, folder)
+    return True
+
+
+def executor_for(name: str, workers: int | None, spread: Values) -> Executor:
+    """Return the executor of a command.
+
+    Args:
+        name: Its name.
+        workers: How many units are computed at the same time.
+        spread: Fields of `Source`: where and how the model runs.
+
+    Raises:
+        BadInput: It does not exist, or the model is to be spread as well as the study.
+    """
+    from chainwright._errors import BadInput
+    from chainwright.studies.executors import made
+
+    if name != "local" and (used := [flag for flag in ("tp", "device_map") if spread.get(flag) is not None]):
+        raise BadInput(
+            f"--{used[0].replace('_', '-')} spreads the model of one process, and --executor {name} gives each worker "
+            "a model of its own; pass one of them."
+        )
+    return made(name, workers=workers, device=spread["device"], trust_remote_code=spread["trust_remote_code"])
+
+
+def write_diagnosis_report(config: DiagnoseConfig, folder: Path) -> None:
+    """Write the report of a finished diagnosis if its instruments give one and it is not written yet."""
+    from chainwright._errors import BadInput
+    from chainwright.report import write_report
+    from chainwright.studies.diagnosis import run as study
+
     path = folder / "report.html"
     if path.exists() or not study.has_report(config):
         return
@@ -74,6 +125,22 @@ def run_diagnosis(
         raise BadInput(
             f"The study is finished, but not its report. {error} `chainwright report {folder}` writes the report."
         ) from error
+
+
+def print_finished(study: Study) -> None:
+    """Write the report of a finished study of any kind, print what it found, and say where its files are."""
+    from chainwright.studies.diagnosis.plan import KIND, config_of, has_report
+
+    if study.manifest.kind != KIND:
+        print_findings(study)
+        return
+    config = config_of(study)
+    write_diagnosis_report(config, study.folder)
+    if has_report(config):
+        print_diagnosis(study.folder)
+        say(f"More: chainwright study show {study.folder}")
+    else:
+        print_study(study.folder)
 
 
 def print_diagnosis(folder: Path) -> None:

@@ -14,6 +14,7 @@ from chainwright.cli._decoding import settings_of
 from chainwright.cli._options import (
     Device,
     DeviceMap,
+    ExecutorName,
     HopCounts,
     ModelName,
     Overwrite,
@@ -24,6 +25,7 @@ from chainwright.cli._options import (
     RenderingName,
     ReportFolder,
     Seed,
+    Workers,
 )
 from chainwright.cli._problems import PROBLEM_SET, problem_source
 from chainwright.cli._ranks import in_ranks
@@ -109,6 +111,8 @@ def diagnose(
     tp: Ranks = None,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
     results: ResultsFolder = None,
     quiet: Quiet = False,
 ) -> None:
@@ -139,9 +143,10 @@ def diagnose(
     if plan:
         _print_plan(config, where, steps=bool(steps))
         return
-    run_diagnosis(config, folder, spread, overwrite=overwrite, recompute=recompute, quiet=quiet)
-    print_diagnosis(folder)
-    write_diagnosis(results, folder)
+    options: dict[str, Any] = {"overwrite": overwrite, "recompute": recompute, "quiet": quiet}
+    if run_diagnosis(config, folder, spread, **options, executor=executor, workers=workers):
+        print_diagnosis(folder)
+        write_diagnosis(results, folder)
 
 
 def _drawn(asking: Values, drawing: Values) -> dict[str, Any]:

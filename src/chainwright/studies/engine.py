@@ -7,7 +7,8 @@
 3. There is no other state: a run after a kill lists the units again, checks the finished ones and computes the others.
    It ends with the same bytes as an undisturbed run.
 
-Units of one listing could therefore be computed in any order and place; here they are computed one after the other.
+Units of one listing can therefore be computed in any order and place: that is the work of an executor (`executors`),
+which is one after the other in this process unless another is chosen, or of the processes of `workers`.
 Times are not part of the result and are kept in `study.log`.
 
     class Squares(Plan):
@@ -31,21 +32,21 @@ Times are not part of the result and are kept in `study.log`.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, remove_leftovers
-from chainwright.studies import manifest, records, timing
+from chainwright.studies import crew, listing, manifest, records, timing
+from chainwright.studies.crew import WorkerState
+from chainwright.studies.executors.base import Executor
+from chainwright.studies.executors.local import Local
 from chainwright.studies.lock import Holder, holder, locked
 from chainwright.studies.manifest import Manifest
-from chainwright.studies.plan import Job, Plan, Results, Skip, Watch, check_ids, plan_of
+from chainwright.studies.plan import Plan, Results, Watch, plan_of
+from chainwright.studies.run import Run
 
 if TYPE_CHECKING:
     from chainwright._finding import Finding
@@ -73,6 +74,7 @@ class Status:
     Attributes:
         units: The units listed so far; later ones may depend on their results.
         holder: The process that computes the study at this moment.
+        workers: The workers that compute it, as each last said; one that was killed is among them for a while.
         seconds_spent: Sum over the finished units.
         seconds_left: Estimate for the missing units among `units`; None if no unit is finished.
     """
@@ -81,6 +83,7 @@ class Status:
     is_complete: bool
     units: list[UnitStatus]
     holder: Holder | None
+    workers: list[WorkerState]
     seconds_spent: float
     seconds_left: float | None
 
@@ -113,7 +116,7 @@ class Study:
                 process computes it; or it cannot be written.
         """
         study = cls(Path(folder), plan)
-        new = _manifest(plan)
+        new = manifest.of_plan(plan)
         if manifest.check_place(study.folder) and not overwrite:
             manifest.check_same(study.folder, manifest.read(study.folder), new)
             return study
@@ -160,8 +163,8 @@ class Study:
             BadInput: A file is missing, cut short or changed.
         """
         known = self.manifest
-        found, damage = self._check(known)
-        self._refuse(known, damage)
+        found, damage = listing.checked(self.folder, known)
+        listing.refuse(self.folder, known, damage)
         return Results(self.folder, found)
 
     def findings(self) -> list[Finding]:
@@ -186,16 +189,18 @@ class Study:
             BadInput: The kind of study is unknown or is resumed by another command, or its model cannot be loaded.
         """
         known = self.manifest
-        known = known.replace(again=self._again(known))
+        known = known.replace(again=known.command(self.folder))
         plan = plan_of(known.kind).resumed(known, device=device, trust_remote_code=trust_remote_code)
         return replace(self, plan=plan)
 
-    def run(self, watch: Watch | None = None, *, recompute: bool = False) -> Results:
+    def run(self, watch: Watch | None = None, *, recompute: bool = False, executor: Executor | None = None) -> Results:
         """Compute what is missing and return everything; a finished study is checked and returned.
 
         Args:
             watch: Receives the progress; by default nothing is shown.
             recompute: Compute damaged units again.
+            executor: Where the units are computed; None computes one after the other in this process. With one that
+                computes nothing (`folder`) the units are listed, and what is finished is returned.
 
         Raises:
             BadInput: Another process computes it, its settings were changed meanwhile, a finished unit is damaged and
@@ -206,76 +211,35 @@ class Study:
         with locked(self.folder):
             # Read again under the lock: between `make` and here another process may have replaced the study.
             known = self.manifest
-            manifest.check_same(self.folder, known, _manifest(self.plan))
+            manifest.check_same(self.folder, known, manifest.of_plan(self.plan))
             remove_leftovers(self.folder)
-            found, damage = self._check(known)
+            found, damage = listing.checked(self.folder, known)
             if recompute:
                 for unit in damage:
                     manifest.remove_unit(self.folder, unit)
             else:
-                self._refuse(known, damage)
-            return Results(self.folder, _Run(self, self.plan, known, found, watch or Watch()).to_the_end())
+                listing.refuse(self.folder, known, damage)
+            run = Run(self.folder, self.plan, known, found, watch or Watch(), executor or Local())
+            return Results(self.folder, run.to_the_end())
 
     def status(self) -> Status:
         """Return the state of the study; takes no lock, so it works while another process computes."""
         known = self.manifest
         # Without the lock a unit may appear while it is looked at: it is then counted as missing, never as damaged,
         # since its folder takes its place in one step.
-        found, damage = self._check(known)
+        found, damage = listing.checked(self.folder, known)
         took = timing.seconds_by_unit(self.folder)
         units = [_unit_status(unit, found, damage, took) for unit in known.units]
         pending = [status.unit for status in units if status.state in ("missing", "damaged")]
         finished = {unit: seconds for unit, seconds in took.items() if unit in found}
         left = timing.seconds_left(pending, finished) if pending else 0.0
-        return Status(known.kind, known.is_complete, units, holder(self.folder), sum(finished.values()), left)
-
-    def _check(self, known: Manifest) -> tuple[dict[str, records.Checked], dict[str, records.Damage]]:
-        """Return the sound units and what is wrong with the others; those not yet computed are in neither."""
-        # The key ties each record to this config and model, so that a unit copied from another study is damage.
-        key = records.study_key(known.kind, known.config, known.model)
-        found: dict[str, records.Checked] = {}
-        damage: dict[str, records.Damage] = {}
-        for unit, expected in known.units.items():
-            try:
-                record = records.check(self.folder / unit, key, expected)
-            except records.Damage as error:
-                damage[unit] = error
-            else:
-                if record is not None:
-                    found[unit] = record
-        return found, damage
-
-    def _refuse(self, known: Manifest, damage: Mapping[str, records.Damage]) -> None:
-        if not damage:
-            return
-        unit, first = next(iter(damage.items()))
-        others = f" (and {len(damage) - 1} more damaged units)" if len(damage) > 1 else ""
-        raise BadInput(
-            f"Unit {unit} of {self.folder} is damaged: {first}{others}; put the file back, or compute it again: "
-            f"{self._again(known)} --recompute"
-        )
-
-    def _again(self, known: Manifest) -> str:
-        return known.again.replace("{folder}", str(self.folder))
+        workers = crew.workers_of(self.folder)
+        left = None if left is None else left / max(1, len(workers))
+        now, spent = holder(self.folder), sum(finished.values())
+        return Status(known.kind, known.is_complete, units, now, workers, spent, left)
 
     def _advice(self, known: Manifest) -> str:
-        return f"resume it with: {self._again(known)}"
-
-
-def _manifest(plan: Plan) -> Manifest:
-    from chainwright._version import __version__
-
-    # Through JSON and back, so that tuples compare equal to the lists that were read from `study.json`.
-    config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
-    return Manifest(
-        kind=plan.kind,
-        again=plan.again,
-        config=config,
-        model=source,
-        chainwright=__version__,
-        is_complete=False,
-        units={},
-    )
+        return f"resume it with: {known.command(self.folder)}"
 
 
 def _unit_status(
@@ -287,91 +251,3 @@ def _unit_status(
         return UnitStatus(unit, "missing")
     skipped = found[unit].skipped
     return UnitStatus(unit, "done" if skipped is None else "skipped", skipped or "", took.get(unit))
-
-
-@dataclass
-class _Run:
-    """One run of a study, under its lock."""
-
-    study: Study
-    plan: Plan
-    known: Manifest
-    found: dict[str, records.Checked]
-    watch: Watch
-
-    def to_the_end(self) -> dict[str, records.Checked]:
-        """Compute stage after stage, and return the records of all units in order."""
-        pending = self._list()
-        # A finished study that is run again is only checked; not even its log changes.
-        if pending or not self.known.is_complete:
-            timing.note(self.study.folder, "start", pid=os.getpid(), host=socket.gethostname())
-        while pending:
-            for i, unit in enumerate(pending):
-                self._compute(unit, pending[i + 1 :])
-            # Only now may the plan list units that depend on these: a listing is a function of the config and of
-            # finished results, so that after a kill the same units are listed in the same order.
-            pending = self._list()
-        self._finish()
-        return {unit: self.found[unit] for unit in self.known.units}
-
-    @property
-    def _key(self) -> str:
-        return records.study_key(self.known.kind, self.known.config, self.known.model)
-
-    def _list(self) -> list[str]:
-        """Ask the plan for units, enter the new ones into `study.json`, and return those not yet computed."""
-        units = list(self.plan.units(Results(self.study.folder, self.found)))
-        check_ids(units)
-        for unit in units:
-            # A unit is written into `study.json` before its folder appears, so a folder without an entry is not ours.
-            if unit not in self.known.units and (self.study.folder / unit).exists():
-                raise BadInput(
-                    f"{self.study.folder / unit} is there, but {manifest.STUDY} does not name that unit; one of them "
-                    "was changed by hand. Put it back, or make the study again in another folder."
-                )
-        # Units of later stages, of which an earlier run already knew, keep their entries and with them their hashes.
-        later = [unit for unit in self.known.units if unit not in units]
-        self._save(units={unit: self.known.units.get(unit) for unit in [*units, *later]})
-        pending = [unit for unit in units if unit not in self.found]
-        self.watch.listed(len(units) - len(pending), len(units))
-        return pending
-
-    def _save(self, **changes: Any) -> None:
-        # Mappings compare equal in any order, but the order of the units is a part of the file.
-        new = self.known.replace(**changes)
-        if new != self.known or list(new.units) != list(self.known.units):
-            new.save(self.study.folder)
-        self.known = new
-
-    def _compute(self, unit: str, later: Sequence[str]) -> None:
-        place, title, start = self.study.folder / unit, self.plan.title(unit), time.monotonic()
-        self.watch.started(title)
-        try:
-            with records.writing(place, self._key) as draft:
-                self.plan.compute(Job(unit, draft, Results(self.study.folder, self.found), self.watch.ticked))
-        except Skip as skip:
-            records.write_skipped(place, self._key, str(skip))
-        # Reading back what was just written finds a bad disk, and for a unit that is computed again it compares the
-        # record with the hash that the finished study has pinned.
-        try:
-            record = records.check(place, self._key, self.known.units[unit])
-        except records.Damage as error:
-            raise BadInput(
-                f"Unit {unit} of {self.study.folder} was computed again and came out differently ({error}); the "
-                "device or a library must have changed. Make the study again in another folder."
-            ) from error
-        assert record is not None
-        self.found[unit] = record
-        seconds = time.monotonic() - start
-        timing.note(self.study.folder, "unit", unit=unit, seconds=round(seconds, 3))
-        left = timing.seconds_left(later, timing.seconds_by_unit(self.study.folder))
-        self.watch.finished(title, seconds, record.skipped, left)
-
-    def _finish(self) -> None:
-        """Write down the hash of every record, so that a finished study pins all its bytes."""
-        if strange := [unit for unit in self.known.units if unit not in self.found]:
-            raise BadInput(
-                f"{self.study.folder / manifest.STUDY} names the unit {strange[0]!r}, which such a study does not "
-                "have; it was changed by hand. Put it back, or make the study again in another folder."
-            )
-        self._save(is_complete=True, units={unit: self.found[unit].sha256 for unit in self.known.units})

@@ -1,4 +1,4 @@
-"""One process at a time computes a study; any number may read it.
+"""One process at a time computes a study, or else any number of workers (`workers`); any number may read it.
 
 The lock is the operating system's, on `study.lock` (`filelock`: Linux, macOS, Windows), so it ends with the process
 that holds it, however that ends. `study.holder` names that process; it is removed with the lock, and after a kill it
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors
+from chainwright.studies import crew
 
 LOCK, HOLDER = "study.lock", "study.holder"
 _PATIENCE, _PAUSE = 0.25, 0.05  # seconds; a reader that asks whether the lock is held has it for an instant
@@ -39,10 +40,10 @@ class Holder(NamedTuple):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's lock while the block runs.
+    """Hold a study's lock while the block runs; what workers that were killed have left is removed.
 
     Raises:
-        BadInput: Another process holds it, or the file cannot be written.
+        BadInput: Another process holds it, workers compute the study, or the file cannot be written.
     """
     lock = FileLock(folder / LOCK)
     with clear_disk_errors(folder / LOCK):
@@ -54,6 +55,13 @@ def locked(folder: Path) -> Iterator[None]:
                 "choose another folder."
             ) from error
     try:
+        if alive := crew.living(folder):
+            more = f" and {len(alive) - 1} more" if len(alive) > 1 else ""
+            raise BadInput(
+                f"{folder} is being computed by workers ({alive[0]}{more}); stop them, or add another with "
+                f"`chainwright study work {folder}`."
+            )
+        crew.clear(folder)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with clear_disk_errors(folder / HOLDER):
             (folder / HOLDER).write_text(json.dumps(Holder(os.getpid(), socket.gethostname(), now)._asdict()) + "\n")
@@ -73,7 +81,7 @@ def holder(folder: Path) -> Holder | None:
     if not (folder / LOCK).exists():
         return None
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / LOCK).acquire(timeout=_PATIENCE, poll_interval=_PAUSE):
             return None
     except Timeout:
         return _read(folder) or Holder(0, "an unknown machine", "an unknown time")

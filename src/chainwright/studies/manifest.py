@@ -17,13 +17,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainwright._config import Config
 from chainwright._errors import BadInput
 from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
+from chainwright.studies import crew
 from chainwright.studies.lock import HOLDER, LOCK
+from chainwright.studies.records import study_key
 from chainwright.studies.timing import LOG
+
+if TYPE_CHECKING:
+    from chainwright.studies.plan import Plan
 
 SCHEMA_VERSION = 2
 STUDY = "study.json"
@@ -40,6 +45,15 @@ class Manifest(Config):
     chainwright: str
     is_complete: bool
     units: Mapping[str, str | None]
+
+    @property
+    def key(self) -> str:
+        """Return what ties the record of a unit to this config and model."""
+        return study_key(self.kind, self.config, self.model)
+
+    def command(self, folder: Path) -> str:
+        """Return the command that resumes the study in a folder."""
+        return self.again.replace("{folder}", str(folder))
 
     def save(self, folder: Path) -> None:
         """Write `study.json`."""
@@ -82,7 +96,9 @@ def check_place(folder: Path) -> bool:
     if (folder / STUDY).exists():
         return True
     with clear_disk_errors(folder):
-        if folder.exists() and not all(p.name in (LOCK, HOLDER, LOG) or is_draft(p, STUDY) for p in folder.iterdir()):
+        if folder.exists() and not all(
+            p.name in (LOCK, HOLDER, LOG, crew.PLACE) or is_draft(p, STUDY) for p in folder.iterdir()
+        ):
             raise BadInput(f"{folder} exists and holds no study of Chainwright's; choose an empty or new folder.")
     return False
 
@@ -95,6 +111,41 @@ def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
             f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to "
             "resume it, --overwrite to replace it, or another folder."
         )
+
+
+def check_worker(folder: Path, known: Manifest, own: Manifest, where: str) -> None:
+    """Raise BadInput unless a worker has the version, the settings and the weights that a study was begun with.
+
+    Args:
+        folder: The study's folder.
+        known: What its `study.json` says.
+        own: What the worker would write there.
+        where: The worker, such as "process 12 on host".
+    """
+    changed = differences(known.record(), own.record(), ("kind", "config", "model", "chainwright"))
+    if changed:
+        said = "; ".join(each.replace(", ", " and ").replace(" was asked", " here") for each in changed)
+        raise BadInput(
+            f"The worker ({where}) does not fit the study in {folder}: {said}. Install the versions and use the "
+            "weights that the study was begun with on every machine."
+        )
+
+
+def of_plan(plan: Plan) -> Manifest:
+    """Return the manifest of a plan before anything is listed."""
+    from chainwright._version import __version__
+
+    # Through JSON and back, so that tuples compare equal to the lists that were read from `study.json`.
+    config, source = json.loads(json.dumps([plan.config, plan.source], allow_nan=False))
+    return Manifest(
+        kind=plan.kind,
+        again=plan.again,
+        config=config,
+        model=source,
+        chainwright=__version__,
+        is_complete=False,
+        units={},
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str, ...]) -> list[str]:

@@ -41,7 +41,15 @@ class Results(Mapping[str, Path]):
         self.skipped = {unit: record.skipped for unit, record in found.items() if record.skipped is not None}
 
     def __getitem__(self, unit: str) -> Path:
+        if unit not in self._paths:
+            raise KeyError(
+                f"{unit} is not among these results; a unit that reads another of the same listing must name it in "
+                "Plan.needs"
+            )
         return self._paths[unit]
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self._paths
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -60,7 +68,7 @@ class Job(NamedTuple):
     Attributes:
         unit: Its id.
         out: An empty folder for its files; it must not put a `unit.json` there.
-        done: Results of the finished units.
+        done: Results of the units that were finished when this one was listed, and of those that it needs.
         tick: May be called with (amount done, total amount) to show progress within the unit.
     """
 
@@ -102,6 +110,14 @@ class Plan(ABC):
         An id such as "traces/parity-012" is the path of the unit's folder; no unit lies inside another. The list must
         depend on the config and the results alone.
         """
+
+    def needs(self, unit: str) -> Sequence[str]:
+        """Return the units that a unit reads although they are listed together with it, and before it.
+
+        Units are computed in any order, also at the same time; these are finished first. What was finished when a unit
+        was listed need not be named.
+        """
+        return ()
 
     @abstractmethod
     def compute(self, job: Job) -> None:

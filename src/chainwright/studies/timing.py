@@ -7,36 +7,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from chainwright._files import clear_disk_errors
+from chainwright.studies.crew import logs_of
 
 LOG = "study.log"
 
 
-def note(folder: Path, event: str, **values: Any) -> None:
-    """Add a line to the log.
+def note(folder: Path, event: str, *, log: Path | None = None, **values: Any) -> None:
+    """Add a line to the log, or to the log of one worker.
 
     Raises:
         BadInput: It cannot be written.
     """
     at = datetime.now().astimezone().isoformat(timespec="seconds")
-    path = folder / LOG
+    _add(log or folder / LOG, json.dumps({"event": event, "at": at, **values}, ensure_ascii=False).encode() + b"\n")
+
+
+def _add(path: Path, lines: bytes) -> None:
     with clear_disk_errors(path), path.open("ab+") as log:
         if log.tell():
             log.seek(-1, 2)
         cut = b"\n" if log.read(1) not in (b"", b"\n") else b""  # a kill while the last line was written
-        log.write(cut + json.dumps({"event": event, "at": at, **values}, ensure_ascii=False).encode() + b"\n")
+        log.write(cut + lines)
+
+
+def join(folder: Path, log: Path) -> None:
+    """Add the log of a worker to the study's; one that is gone was added by another worker.
+
+    Raises:
+        BadInput: The study's log cannot be written.
+    """
+    with suppress(FileNotFoundError):
+        _add(folder / LOG, log.read_bytes())
+        log.unlink()
 
 
 def seconds_by_unit(folder: Path) -> dict[str, float]:
-    """Return how long each unit took when it was last computed; unreadable lines are ignored."""
-    try:
-        lines = (folder / LOG).read_bytes().splitlines()
-    except OSError:
-        return {}
+    """Return how long each unit took when it was last computed, by whomever; unreadable lines are ignored."""
+    lines: list[bytes] = []
+    for path in (folder / LOG, *logs_of(folder)):
+        with suppress(OSError):
+            lines += path.read_bytes().splitlines()
     found: dict[str, float] = {}
     for line in lines:
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from chainwright._registry import register
-from chainwright.cli._options import Device, Overwrite, Quiet, Recompute, RemoteCode
-from chainwright.cli._shared import say
-from chainwright.cli._studies import print_diagnosis, print_findings, print_study, run_diagnosis, watch
+from chainwright.cli._options import Device, ExecutorName, Overwrite, Quiet, Recompute, RemoteCode, Workers
+from chainwright.cli._studies import is_left_to_workers, print_findings, print_finished, run_diagnosis, watch
 
 
 @register("command", "study.run")
@@ -23,44 +22,52 @@ def run(
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a new study, or resume an interrupted one."""
     from chainwright._errors import BadInput
     from chainwright.studies import Study
-    from chainwright.studies.diagnosis import run as study
-    from chainwright.studies.diagnosis.plan import KIND
+    from chainwright.studies.diagnosis.plan import KIND, study_config
     from chainwright.studies.diagnosis.toml import read_study_file
 
     if what.is_dir():
         if out_folder is not None:
             raise BadInput(f"{what} is an existing study; it is resumed in place, so drop --out.")
         if Study.open(what).manifest.kind != KIND:
-            _resume_other(what, device, trust_remote_code, overwrite=overwrite, recompute=recompute, quiet=quiet)
+            if overwrite:
+                raise BadInput(
+                    f"--overwrite starts a study again, which only the command that made {what} can do; drop "
+                    "--overwrite."
+                )
+            _resume_other(what, executor, workers, device, trust_remote_code, recompute=recompute, quiet=quiet)
             return
-        config, folder = study.study_config(what), what
+        config, folder = study_config(what), what
     else:
         config, folder = read_study_file(what), out_folder or Path("runs") / what.stem
+    options: dict[str, Any] = {"overwrite": overwrite, "recompute": recompute, "quiet": quiet}
     spread = {"device": device, "trust_remote_code": trust_remote_code}
-    run_diagnosis(config, folder, spread, overwrite=overwrite, recompute=recompute, quiet=quiet)
-    if study.has_report(config):
-        print_diagnosis(folder)
-        say(f"More: chainwright study show {folder}")
-    else:
-        print_study(folder)
+    if run_diagnosis(config, folder, spread, **options, executor=executor, workers=workers):
+        print_finished(Study.open(folder))
 
 
 def _resume_other(
-    folder: Path, device: str | None, trust_remote_code: bool, *, overwrite: bool, recompute: bool, quiet: bool
+    folder: Path,
+    executor: str,
+    workers: int | None,
+    device: str | None,
+    trust_remote_code: bool,
+    *,
+    recompute: bool,
+    quiet: bool,
 ) -> None:
     """Resume a study that is not a diagnosis; its own file says how it was begun."""
-    from chainwright._errors import BadInput
     from chainwright.studies import Study
+    from chainwright.studies.executors import made
 
-    if overwrite:
-        raise BadInput(
-            f"--overwrite starts a study again, which only the command that made {folder} can do; drop --overwrite."
-        )
+    chosen = made(executor, workers=workers, device=device, trust_remote_code=trust_remote_code)
     study = Study.open(folder).with_plan(device=device, trust_remote_code=trust_remote_code)
-    study.run(watch(quiet), recompute=recompute)
-    print_findings(study)
+    study.run(watch(quiet), recompute=recompute, executor=chosen)
+    if not is_left_to_workers(study):
+        print_findings(study)

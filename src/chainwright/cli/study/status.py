@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("command", "study.status")
 def status(folder: Folder) -> None:
-    """Show which units are done, missing, damaged or skipped, how long they took, and which process is running."""
+    """Show which units are done, missing, damaged or skipped, how long they took, and which processes are running."""
     from chainwright.studies import Study
 
     study = Study.open(folder)
@@ -28,10 +28,15 @@ def status(folder: Folder) -> None:
     say(f"Units: {', '.join(counts) or 'none listed yet'}{more}")
     say(f"Time: {_times(found)}")
     say(f"Locked by: {found.holder or 'none'}")
+    if found.workers:
+        say(f"Workers: {len(found.workers)}")
+    for worker in found.workers:
+        doing = f"computes {worker.unit}" if worker.unit else "waits"
+        say(f"  {worker}: {doing}, {worker.n_done} units done, last sign of life at {worker.seen}")
     for unit in found.units:
         if unit.state != "done":
             say(f"  {unit.state}: {unit.unit}{unit.note and f' ({unit.note})'}")
-    if found.count("damaged") or not (found.is_complete or found.holder):
+    if found.count("damaged") or not (found.is_complete or found.holder or found.workers):
         recompute = " --recompute" if found.count("damaged") else ""
         say(f"Resume it: {manifest.again.replace('{folder}', str(folder))}{recompute}")
 

@@ -122,6 +122,11 @@ class ReproduceBackAttention(Plan):
         units = [*first, *scratch, *(unit for unit in fits if unit not in first)]
         return [*units, "table"] if done.are_finished(units) else units
 
+    def needs(self, unit: str) -> Sequence[str]:
+        """Return the main module, which is read in two ways, and what the model does without it."""
+        main = self._fit_id(MAIN, self.asked.seeds[0])
+        return {"readings": [main], "conflict": ["base", main]}.get(unit, [])
+
     def _seeds(self, name: str) -> Sequence[int]:
         return self.asked.seeds if name in (MAIN, CONTROL) else self.asked.sweep_seeds
 

@@ -178,6 +178,12 @@ class IterationHeadsPlan(Plan):
         """Return the trainings in order, then one unit per task."""
         return [*(f"train/{name}" for name in self.recipes), *(f"reasoner/{task}" for task in self.reasoner.hops)]
 
+    def needs(self, unit: str) -> Sequence[str]:
+        """Return the training that a training starts from."""
+        kind, _, name = unit.partition("/")
+        source = self.recipes[name].start_from if kind == "train" else None
+        return [source] if source else []
+
     @classmethod
     def findings(cls, study: Study) -> list[Finding]:
         """Return every training, the scores of the reasoner's heads, and their overlaps."""

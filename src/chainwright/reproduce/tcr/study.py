@@ -76,6 +76,19 @@ class ReproduceTCR(ModelPlan[ReproduceTCRConfig]):
             return fitting
         return [*fitting, *runs, *forced, *(tables if done.are_finished([*runs, *forced]) else [])]
 
+    def needs(self, unit: str) -> Sequence[str]:
+        """Return what is listed together with a unit and read by it: what is fitted on, and the model's own traces."""
+        kind, _, rest = unit.partition("/")
+        if kind == "roles":
+            return [f"fit/{rest}"]
+        if unit == "repair":
+            return [*fit_runs_of(self.asked), *role_units_of(self.asked)]
+        if kind == "forced":
+            return runs_of(self.asked, self.asked.ways[0])
+        slug, _, cell = rest.partition("/")
+        is_gold = kind == "runs" and slug in map(slug_of, GOLD) and not self.asked.is_gold_known
+        return [f"runs/{slug_of('none')}/{cell}"] if is_gold else []
+
     def compute(self, job: Job) -> None:
         """Compute one unit."""
         kind, _, rest = job.unit.partition("/")

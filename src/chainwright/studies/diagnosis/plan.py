@@ -21,6 +21,7 @@ from chainwright.diagnose.summary import summary_lines
 from chainwright.evaluation.accuracy import Accuracy
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.models.load import load_as
 from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis import repair, units
 from chainwright.studies.diagnosis.base import Bench, Instrument
@@ -28,6 +29,7 @@ from chainwright.studies.diagnosis.config import DiagnoseConfig
 from chainwright.studies.diagnosis.parts import load_traces, notes
 from chainwright.studies.diagnosis.sources import Source, pinned
 from chainwright.studies.engine import Study
+from chainwright.studies.manifest import Manifest
 from chainwright.studies.plan import Job, Plan, Results
 from chainwright.traces import Trace
 
@@ -77,6 +79,12 @@ class DiagnosisPlan(Plan):
         self.instruments = instruments_of(config)
         self.config = config.record()
         self.source = provenance(anatomy(model).model)
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> DiagnosisPlan:
+        """Return the plan of a diagnosis that was begun; loads its model."""
+        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
+        return cls(loaded.model, loaded.tokenizer, DiagnoseConfig.from_record(known.config))
 
     def prepare(self) -> None:
         """Read the problems or traces of a new study before its folder is made.

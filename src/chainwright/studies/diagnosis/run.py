@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ from chainwright.studies.diagnosis.plan import (
     study_config,
 )
 from chainwright.studies.display import Display
+from chainwright.studies.executors import Executor
 from chainwright.studies.manifest import STUDY
 
 __all__ = [
@@ -53,6 +55,7 @@ def run_diagnosis(
     overwrite: bool = False,
     recompute: bool = False,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Diagnosis:
     """Generate, find the first errors, locate the heads, and write everything to `folder`.
 
@@ -64,13 +67,15 @@ def run_diagnosis(
         overwrite: Replace a study that is there.
         recompute: Compute damaged units again.
         progress: Show what is done and how long the rest may take.
+        executor: Where units are computed, as for `Study.run`; it must compute (all but `folder` do).
 
     Raises:
         BadInput: The folder holds something else or a study with other settings, another process works on it, a
             finished unit is damaged, the disk is full, or the config asks for what does not exist.
     """
     check_instruments(config, "A Diagnosis")
-    study = run_study(model, tokenizer, config, folder, overwrite=overwrite, recompute=recompute, progress=progress)
+    options: dict[str, Any] = {"overwrite": overwrite, "recompute": recompute, "progress": progress}
+    study = run_study(model, tokenizer, config, folder, **options, executor=executor)
     return diagnosis_of(study)
 
 
@@ -83,6 +88,7 @@ def run_study(
     overwrite: bool = False,
     recompute: bool = False,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Study:
     """Do what `run_diagnosis` does, with whatever instruments, and return the study."""
     plan = DiagnosisPlan(model, tokenizer, config)
@@ -90,5 +96,5 @@ def run_study(
         plan.prepare()
     study = Study.make(folder, plan, overwrite=overwrite)
     with Display() if progress else nullcontext(Watch()) as watch:
-        study.run(watch, recompute=recompute)
+        study.run(watch, recompute=recompute, executor=executor)
     return study
