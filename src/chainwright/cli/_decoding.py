@@ -108,6 +108,8 @@ def _check_single(asked: Asked, flag: str, *, is_set: bool) -> None:
 
 
 def _of_set(source: Any) -> Chosen:
+    from chainwright.studies.asked import identity_of_set
+
     found = source.load()
     for bad in found.bad_records:
         say(f"Skipped {bad.place}: {bad.reason}")
@@ -115,6 +117,7 @@ def _of_set(source: Any) -> Chosen:
         raise BadInput(f"There are no problems in {source.source}; name a file or split that has some.")
     whole = source.replace(n=None, seed=None).load() if source.n is not None else found
     identity = {"asked": source.source, "n": len(found.problems), "rendering": "natural", "problems": found.sha256}
+    identity |= identity_of_set(source)
     return Chosen(found.problems, whole.problems, identity)
 
 

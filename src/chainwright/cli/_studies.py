@@ -131,7 +131,11 @@ def print_finished(study: Study) -> None:
     """Write the report of a finished study of any kind, print what it found, and say where its files are."""
     from chainwright.studies.diagnosis.plan import KIND, config_of, has_report
 
-    if study.manifest.kind != KIND:
+    kind = study.manifest.kind
+    if kind == "traces":
+        say(f"Every part is decoded; run the command that began them again, which writes the file of {study.folder}.")
+        return
+    if kind != KIND:
         print_findings(study)
         return
     config = config_of(study)

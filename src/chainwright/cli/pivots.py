@@ -12,6 +12,7 @@ from chainwright._registry import register
 from chainwright.cli._asking import ASKING
 from chainwright.cli._command import ConfigOptions, Values
 from chainwright.cli._options import (
+    ExecutorName,
     HopCounts,
     ModelName,
     Overwrite,
@@ -20,15 +21,14 @@ from chainwright.cli._options import (
     RenderingName,
     Seed,
     StudyFolder,
+    Workers,
 )
 from chainwright.cli._problems import PROBLEM_SET
 from chainwright.cli._shared import err, say
 from chainwright.cli._source import SOURCE, load
-from chainwright.cli._studies import watch
+from chainwright.cli._studies import is_left_to_workers, watch
 
 if TYPE_CHECKING:
-    from chainwright.decode.sampling import Sampling
-    from chainwright.diagnose.pivots.completers import Completer
     from chainwright.diagnose.pivots.config import PivotConfig
     from chainwright.models import LoadedModel
     from chainwright.tasks import Problem
@@ -105,12 +105,16 @@ def pivots(
     source: Values = SOURCE,
     overwrite: Overwrite = False,
     recompute: Recompute = False,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Find where responses lose their chance to end right, by continuing their prefixes; no gold chain is needed."""
     from chainwright.cli._asking import asking_of
     from chainwright.diagnose.pivots.config import PivotConfig, parse_band
+    from chainwright.diagnose.pivots.named import completer_for
     from chainwright.studies import Study
+    from chainwright.studies.executors import made
     from chainwright.studies.pivots import PivotsPlan
 
     chosen_band: Values = {} if band is None else {"band": parse_band(band)}
@@ -128,16 +132,24 @@ def pivots(
         found.asked,
         config,
         {"model": model, **found.identity},
-        completer=_completer(loaded, completer, completer_model, completer_api, config),
+        completer=completer_for(
+            loaded,
+            completer,
+            config,
+            server_model=completer_model,
+            api=completer_api,
+        ),
         seed=seed,
         asking=asked_how,
         pool=found.pool,
     )
     if not quiet and not traces:
         say(_warning(config, loaded))
+    chosen = made(executor, workers=workers, device=source["device"], trust_remote_code=source["trust_remote_code"])
     study = Study.make(out_folder, study_plan, overwrite=overwrite)
-    study.run(watch(quiet), recompute=recompute)
-    _print_found(study)
+    study.run(watch(quiet), recompute=recompute, executor=chosen)
+    if not is_left_to_workers(study):
+        _print_found(study)
 
 
 class _Found(NamedTuple):
@@ -173,6 +185,7 @@ def _of_files(
 ) -> _Found:
     from chainwright._errors import BadInput
     from chainwright.cli._problems import problem_source
+    from chainwright.studies.asked import identity_of_set
     from chainwright.studies.records import sha256_of
     from chainwright.traces import read_traces
 
@@ -190,7 +203,9 @@ def _of_files(
             f"None of the {len(traces)} traces is wrong, so no first error can be looked for; name the problems with "
             "--problems where the traces are not judged, or other traces."
         )
-    return _Found(traces, {"traces": [sha256_of(Path(path)) for path in files], "n": len(traces)})
+    identity: dict[str, Any] = {"traces": [sha256_of(Path(path)) for path in files], "n": len(traces)}
+    identity |= {"files": list(files)} | ({} if source is None else identity_of_set(source))
+    return _Found(traces, identity)
 
 
 def _check_completer(name: str | None, model: str | None, api: str) -> None:
@@ -203,27 +218,6 @@ def _check_completer(name: str | None, model: str | None, api: str) -> None:
         raise BadInput("--completer-model names the model of a server; pass the server's address as --completer.")
     if api not in ("completions", "chat"):
         raise unknown_name("way of asking a server (--completer-api)", api, ("completions", "chat"))
-
-
-def _completer(
-    loaded: LoadedModel, name: str | None, model: str | None, api: Any, config: PivotConfig
-) -> Completer | None:
-    from chainwright.diagnose.pivots.completers import GoldChain, OtherModel
-    from chainwright.diagnose.pivots.drawing import drawn_as
-    from chainwright.diagnose.pivots.endpoint import Endpoint
-    from chainwright.models import load_model
-
-    if name is None:
-        return None
-    if name == "gold":
-        return GoldChain(loaded.tokenizer)
-    if model is not None:
-        return Endpoint(name, model, loaded.tokenizer, drawn_as(loaded.model, config), api=api)
-    other = load_model(name)
-    sampling: Sampling = drawn_as(other.model, config)
-    return OtherModel(
-        other.model, other.tokenizer, sampling, written_with=loaded.tokenizer, batch_size=config.batch_size
-    )
 
 
 def _warning(config: PivotConfig, loaded: LoadedModel) -> str:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -22,12 +22,16 @@ from chainwright._registry import register
 from chainwright.decode.run import generate
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.models.load import load_as
 from chainwright.prompts.asking import Asking
 from chainwright.prompts.prompt import prompts_of
 from chainwright.repair.base import Repair
+from chainwright.repair.composed import Composed
+from chainwright.studies.asked import IDENTITY, asked_again
 from chainwright.studies.config import DecodeSettings
 from chainwright.studies.display import Display
 from chainwright.studies.engine import Study
+from chainwright.studies.manifest import Manifest
 from chainwright.studies.plan import Job, Plan, Results, Watch
 from chainwright.studies.records import sha256_of
 from chainwright.tasks import Problem
@@ -42,6 +46,7 @@ class TracesPlan(Plan):
 
     kind = "traces"
     again = "the same command again; its parts are in {folder}"
+    # `chainwright study run` and `work` compute parts, too; the command joins them
 
     def __init__(
         self,
@@ -78,6 +83,32 @@ class TracesPlan(Plan):
         self.config |= {"markers": markers} if markers else {}
         self.config |= identity_of_asking(self.asking)
         self.source = provenance(anatomy(model).model)
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> TracesPlan:
+        """Return the plan of parts that were begun; loads the model and the repair.
+
+        Raises:
+            BadInput: The model, the repair or the problems cannot be loaded, or were changed.
+        """
+        config = known.config
+        asked, pool = asked_again(known)
+        again = {
+            kind: kind.from_record({name: config[name] for name in kind.model_fields if name in config})
+            for kind in (DecodeSettings, Asking)
+        }
+        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            asked,
+            cast(DecodeSettings, again[DecodeSettings]),
+            _repair_again(config["repair"]),
+            {name: config[name] for name in (*IDENTITY, "repair") if name in config},
+            asking=cast(Asking, again[Asking]),
+            pool=pool,
+            markers=tuple(config["markers"]) if "markers" in config else None,
+        )
 
     def decode(self, asked: Sequence[Problem | str], **options: Any) -> list[Trace]:
         """Return the traces of some of the problems."""
@@ -175,3 +206,23 @@ def identity_of(repair: str | None) -> str | None:
         return repair
     files = sorted(path for path in Path(repair).rglob("*") if path.is_file())
     return f"{repair} ({', '.join(f'{path.name} {sha256_of(path)[:16]}' for path in files)})"
+
+
+def _repair_again(identity: str | Sequence[str] | None) -> Repair | None:
+    """Return the repair that `identity_of` describes, or several as one.
+
+    Raises:
+        BadInput: It cannot be loaded, or its files were changed.
+    """
+    if identity is None:
+        return None
+    if not isinstance(identity, str):
+        found = [repair for each in identity if (repair := _repair_again(each)) is not None]
+        return Composed(found) if len(found) > 1 else next(iter(found), None)
+    name = identity.rpartition(" (")[0] if identity.endswith(")") else identity
+    if identity_of(name) != identity:
+        raise BadInput(
+            f"The repair {name} was changed since the study began, so it cannot be resumed with it; put it back, or "
+            "begin again with --overwrite."
+        )
+    return Repair.from_pretrained(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -26,12 +26,16 @@ from chainwright.diagnose.pivots.config import PivotConfig
 from chainwright.diagnose.pivots.drawing import drawn_as
 from chainwright.diagnose.pivots.finding import Pivots
 from chainwright.diagnose.pivots.first_errors import with_first_errors
+from chainwright.diagnose.pivots.named import ITSELF, completer_again
 from chainwright.diagnose.pivots.run import search_chosen
 from chainwright.diagnose.pivots.tally import Tally
 from chainwright.models import provenance
 from chainwright.models.anatomy import anatomy
+from chainwright.models.load import load_as
 from chainwright.prompts.asking import Asking
+from chainwright.studies.asked import IDENTITY, asked_again, traces_again
 from chainwright.studies.engine import Study
+from chainwright.studies.manifest import Manifest
 from chainwright.studies.plan import Job, Plan, Results
 from chainwright.tasks import Problem
 from chainwright.traces import Trace, read_traces, write_traces
@@ -45,7 +49,7 @@ class PivotsPlan(Plan):
     """Looks for the pivots of responses; an interrupted search resumes with the unit that was interrupted."""
 
     kind = "pivots"
-    again = "the same command again, with --out {folder}"
+    again = "chainwright study run {folder}"
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class PivotsPlan(Plan):
         self.model, self.tokenizer, self.asked, self.settings = model, tokenizer, list(asked), config
         self.completer, self.seed, self.asking, self.pool = completer, seed, asking, pool
         sampling = drawn_as(model, config)
-        continues = {"completer": "itself"} if completer is None else completer.settings()
+        continues = {"completer": ITSELF} if completer is None else completer.settings()
         self.config = {
             **identity,
             **config.record(),
@@ -91,6 +95,29 @@ class PivotsPlan(Plan):
             "seed": seed,
         }
         self.source = provenance(anatomy(model).model)
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> PivotsPlan:
+        """Return the plan of a search that was begun; loads the model, and the completer if it is another one.
+
+        Raises:
+            BadInput: One of them cannot be loaded, or the problems or traces were changed.
+        """
+        config = known.config
+        settings = PivotConfig.from_record({name: config[name] for name in PivotConfig.model_fields if name in config})
+        loaded = load_as(known.model, device=device, trust_remote_code=trust_remote_code)
+        asked, pool = (traces_again(known, loaded.tokenizer), None) if "traces" in config else asked_again(known)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            cast(Any, asked),
+            settings,
+            {name: config[name] for name in IDENTITY if name in config},
+            completer=completer_again(loaded, config, settings),
+            seed=config["seed"],
+            asking=None if config["asking"] is None else Asking.from_record(config["asking"]),
+            pool=pool,
+        )
 
     @property
     def _samples(self) -> list[str]:
@@ -236,6 +263,6 @@ def traces_of(folder: str | Path) -> list[Trace]:
     if study.manifest.kind != PivotsPlan.kind:
         raise BadInput(f"{folder} holds a study of kind {study.manifest.kind!r}; pass one of `chainwright pivots`.")
     if not study.is_complete:
-        raise BadInput(f"The search in {folder} is not finished; run the same command again to resume it.")
+        raise BadInput(f"The search in {folder} is not finished; resume it with: chainwright study run {folder}")
     PivotsPlan.findings(study)
     return read_traces(study.results["found"] / TRACES)

@@ -9,7 +9,7 @@ import typer
 
 from chainwright._registry import register
 from chainwright.cli._options import Device, ExecutorName, Overwrite, Quiet, Recompute, RemoteCode, Workers
-from chainwright.cli._studies import is_left_to_workers, print_findings, print_finished, run_diagnosis, watch
+from chainwright.cli._studies import is_left_to_workers, print_finished, run_diagnosis, watch
 
 
 @register("command", "study.run")
@@ -70,4 +70,4 @@ def _resume_other(
     study = Study.open(folder).with_plan(device=device, trust_remote_code=trust_remote_code)
     study.run(watch(quiet), recompute=recompute, executor=chosen)
     if not is_left_to_workers(study):
-        print_findings(study)
+        print_finished(study)
