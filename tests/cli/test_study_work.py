@@ -158,6 +158,10 @@ def test_a_folder_without_a_study_is_one_sentence(tmp_path: Path) -> None:
     ("more", "says"),
     [
         (["--workers", "2"], "The executor 'local' computes one unit at a time, and 2 workers were asked for"),
+        (
+            ["--executor", "ray", "--device-map", "auto"],
+            "--device-map spreads the model of one process, and --executor ray",
+        ),
         (["--executor", "slurm"], "Unknown executor 'slurm'; known: folder, local, ray."),
         (["--executor", "folder", "--workers", "2"], "The executor 'folder' starts no workers, and 2 were asked for"),
     ],
@@ -165,7 +169,12 @@ def test_a_folder_without_a_study_is_one_sentence(tmp_path: Path) -> None:
 def test_an_executor_that_does_not_fit_is_refused_before_anything_is_made(
     tmp_path: Path, more: list[str], says: str
 ) -> None:
-    for command in (["diagnose", "--task", "clf"], ["study", "run", str(tmp_path / "small.toml")]):
+    commands = [
+        ["diagnose", "--task", "clf"],
+        ["pivots", "--task", "clf"],
+        ["study", "run", str(tmp_path / "small.toml")],
+    ]
+    for command in commands[:2] if "--device-map" in more else commands:
         (tmp_path / "small.toml").write_text(FILE)
         code, printed = call(*command, "-o", tmp_path / "s", *more)
         assert code == 2 and says in printed and not (tmp_path / "s").exists()

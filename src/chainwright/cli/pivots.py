@@ -26,7 +26,7 @@ from chainwright.cli._options import (
 from chainwright.cli._problems import PROBLEM_SET
 from chainwright.cli._shared import err, say
 from chainwright.cli._source import SOURCE, load
-from chainwright.cli._studies import is_left_to_workers, watch
+from chainwright.cli._studies import executor_for, is_left_to_workers, watch
 
 if TYPE_CHECKING:
     from chainwright.diagnose.pivots.config import PivotConfig
@@ -114,13 +114,13 @@ def pivots(
     from chainwright.diagnose.pivots.config import PivotConfig, parse_band
     from chainwright.diagnose.pivots.named import completer_for
     from chainwright.studies import Study
-    from chainwright.studies.executors import made
     from chainwright.studies.pivots import PivotsPlan
 
     chosen_band: Values = {} if band is None else {"band": parse_band(band)}
     config = PivotConfig(**{**search, **chosen_band})
     _check_completer(completer, completer_model, completer_api)
     asked_how = asking_of(asking)
+    chosen = executor_for(executor, workers, source)
     loaded = load(model, source)
     found = _asked(loaded, model, task, hops, n, problems, traces, rendering, seed)
     if plan:
@@ -145,7 +145,6 @@ def pivots(
     )
     if not quiet and not traces:
         say(_warning(config, loaded))
-    chosen = made(executor, workers=workers, device=source["device"], trust_remote_code=source["trust_remote_code"])
     study = Study.make(out_folder, study_plan, overwrite=overwrite)
     study.run(watch(quiet), recompute=recompute, executor=chosen)
     if not is_left_to_workers(study):
