@@ -77,6 +77,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def main() -> None:
     """Be one worker: `FOLDER LEASE`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     folder, lease = Path(sys.argv[1]), float(sys.argv[2])
     plan = Cubes.resumed(manifest.read(folder))
     print("ready", flush=True)
