@@ -1,4 +1,4 @@
-"""Functions run in several processes that are one torch.distributed group (gloo, on the CPU), as by torchrun."""
+"""Functions run in several processes that are one torch.distributed group, as by torchrun: gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 _SECONDS = 300
 
 
-def run_ranks(function: str, *args: Any, n_ranks: int = 2) -> list[Any]:
+def run_ranks(function: str, *args: Any, n_ranks: int = 2, on_gpus: bool = False) -> list[Any]:
     """Return what "module:function" returns in each rank, as JSON; a rank that fails fails the test.
 
-    The ranks are processes of their own, so the module has to be importable from `tests`.
+    The ranks are processes of their own, so the module has to be importable from `tests`. With `on_gpus` each has one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,6 +32,7 @@ def run_ranks(function: str, *args: Any, n_ranks: int = 2) -> list[Any]:
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": os.pathsep.join([here, *sys.path]),
+        **({} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     command = [sys.executable, __file__, function, json.dumps(args)]
     ranks = [

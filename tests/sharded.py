@@ -14,12 +14,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from chainwright import (
+    TCR,
     BackAttention,
     KnockOut,
+    Problem,
     Repair,
     StepFlow,
     edit,
     generate,
+    head_roles,
     knockout_effects,
     load_model,
     logit_flow,
@@ -28,12 +31,22 @@ from chainwright import (
     step_saliency,
     tasks,
 )
-from chainwright._errors import ChainwrightError, UnsupportedModel
-from chainwright.diagnose import answer_writing_scores, bridge_mass, step_causes
+from chainwright._errors import ChainwrightError
+from chainwright.diagnose import (
+    answer_writing_scores,
+    bridge_mass,
+    correct_contexts,
+    erroneous_contexts,
+    first_errors,
+    iteration_scores,
+    step_causes,
+)
 from chainwright.edits import AttendBack, BackHead, Bridge, Cut, CutAttention, Momentum
 from chainwright.models import anatomy, capture
 from chainwright.models.fingerprint import fingerprint
 from chainwright.models.seam import Handlers, attach
+from chainwright.repair import AnswerTraining
+from chainwright.repair.tcr.config import CandidateConfig, FitConfig, TrainConfig
 from chainwright.traces import LiveSteps, Span, Trace
 from families import left_padded, random_ids
 from step_runs import Words, cached, rows_of, uncached
@@ -285,13 +298,81 @@ DECODED: dict[str, Callable[[PreTrainedModel, Any, list[Any]], Any]] = {
 }
 
 
-def by_hand(folder: str) -> str:
-    """Return what is said of a model of which a weight was spread without Transformers."""
+def refusals(folder: str) -> list[str]:
+    """Return what is said of a model of which a weight was spread without Transformers, and of serving a spread one."""
+    from chainwright.integrations.server.engine import Engine
+
+    model, tokenizer = load_model("reasoner", tp_plan="auto")
+    rank = torch.distributed.get_rank()
+
+    def other_tokens() -> None:
+        with torch.no_grad(), edit(model, KnockOut({(0, 1)}), strict=False):
+            model(torch.tensor([[3, 4 + rank, 5]]))
+
+    return [
+        _said(lambda: anatomy(_by_hand(folder))),
+        _said(lambda: Engine(model, tokenizer, {})),
+        _said(other_tokens),
+    ]
+
+
+def _by_hand(folder: str) -> PreTrainedModel:
     model, mesh = whole(folder), init_device_mesh("cpu", (2,))
     module = model.model.layers[0].self_attn.o_proj
     module.weight = torch.nn.Parameter(distribute_tensor(module.weight.data, mesh, [Shard(1)]))
+    return model
+
+
+def _said(call: Callable[[], Any]) -> str:
     try:
-        anatomy(model)
-    except UnsupportedModel as error:
+        call()
+    except ChainwrightError as error:
         return str(error)
     return "nothing"
+
+
+def fitting(names: list[str]) -> dict[str, str | float]:
+    """Return how fits and head searches on a whole and on a spread reasoner differ."""
+    one, tokenizer = load_model("reasoner")
+    spread = load_model("reasoner", tp_plan="auto").model
+    traces = generate(one, tokenizer, tasks.sample("clf", 13, 16, seed=7), progress=False)
+    found: dict[str, str | float] = {}
+    for name in names:
+        want, got = (FITTED[name](model, tokenizer, traces) for model in (one, spread))
+        found[name] = difference(got, want)
+    return found
+
+
+def _fitted_tcr(model: PreTrainedModel, tokenizer: Any, traces: list[Trace]) -> Any:
+    few = CandidateConfig(n_contexts=6, max_heads=3, n_lessons=10)
+    config = FitConfig(candidates=few, training=TrainConfig(n_epochs=3), tune_share=0.4)
+    repair = TCR.fit(model, tokenizer, traces, config=config)
+    return repair.heads, list(repair.tensors().values())
+
+
+def _fitted_back(model: PreTrainedModel, tokenizer: Any, traces: list[Trace]) -> Any:
+    problems = [Problem("own", 1, "clf ./ ./ ?", "", answer, ()) for answer in ("4", "7")]
+    training = AnswerTraining(n_steps=4, batch_size=2)
+    repair = BackAttention.fit(model, tokenizer, problems, training=training, progress=False)
+    return list(repair.tensors().values())
+
+
+def _roles(model: PreTrainedModel, tokenizer: Any, traces: list[Trace]) -> Any:
+    (task, kind) = first_errors(traces).rows[0]["task"], first_errors(traces).rows[0]["error_type"]
+    wrong = erroneous_contexts(tokenizer, traces, task, kind, 6)
+    right = correct_contexts(traces, wrong, 6)
+    roles = head_roles(model, right, wrong)
+    return [value for value in vars(roles).values() if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _iteration(model: PreTrainedModel, tokenizer: Any, traces: list[Trace]) -> Any:
+    found = iteration_scores(model, tokenizer, traces[:4])
+    return [value for value in vars(found).values() if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+FITTED: dict[str, Callable[[PreTrainedModel, Any, list[Trace]], Any]] = {
+    "tcr": _fitted_tcr,
+    "back": _fitted_back,
+    "roles": _roles,
+    "iteration": _iteration,
+}

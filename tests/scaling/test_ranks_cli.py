@@ -20,6 +20,7 @@ _SECONDS = 300
 def start(*args: object) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    env["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.Popen(
         [sys.executable, "-m", "chainwright", *map(str, args)],
         env=env,

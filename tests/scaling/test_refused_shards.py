@@ -16,9 +16,11 @@ from ranks import run_ranks
 _SPREAD = {"layers.*.self_attn.q_proj": "colwise", "layers.*.self_attn.k_proj": "colwise"}
 
 
-def test_a_model_that_is_spread_by_hand_is_refused() -> None:
-    for said in run_ranks("sharded:by_hand", str(BUNDLED / "reasoner")):
-        assert "spread over 2 processes, and not by tensor parallelism over all of them" in said
+def test_models_spread_by_hand_serving_and_ranks_with_other_tokens_are_refused() -> None:
+    for by_hand, served, apart in run_ranks("sharded:refusals", str(BUNDLED / "reasoner")):
+        assert "spread over 2 processes, and not by tensor parallelism over all of them" in by_hand
+        assert "requests reach only one of them; serve it from one" in served
+        assert "The 2 ranks that share this model run different tokens" in apart
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from families import tiny
 from ranks import run_ranks
-from sharded import CHECKS, DECODED
+from sharded import CHECKS, DECODED, FITTED
 
 # relative to the largest number of a tensor; sums over ranks round in another order
 ROOM = 1e-5
@@ -26,10 +27,10 @@ FAMILIES = {
 _IN_CI = ("qwen3", "phi3", "mixtral")
 
 
-def assert_same(found: list[dict[str, str | float]]) -> None:
+def assert_same(found: list[dict[str, str | float]], room: float = ROOM) -> None:
     """Fail unless every rank found no difference from one process."""
     for rank, differences in enumerate(found):
-        wrong = {name: off for name, off in differences.items() if isinstance(off, str) or not off <= ROOM}
+        wrong = {name: off for name, off in differences.items() if isinstance(off, str) or not off <= room}
         assert not wrong, f"rank {rank}: {wrong}"
 
 
@@ -44,3 +45,14 @@ def test_a_spread_model_is_edited_and_measured_like_one(family: str, tmp_path: P
 
 def test_repairs_of_a_spread_model_decode_the_same_texts() -> None:
     assert_same(run_ranks("sharded:decoding", 3, list(DECODED)))
+
+
+@pytest.mark.slow
+def test_fits_and_head_searches_of_a_spread_model_find_the_same() -> None:
+    assert_same(run_ranks("sharded:fitting", list(FITTED)), room=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_repairs_of_a_model_on_two_gpus_decode_the_same_texts() -> None:
+    assert_same(run_ranks("sharded:decoding", 3, list(DECODED), on_gpus=True), room=1e-3)

@@ -31,7 +31,7 @@ from chainwright._errors import BadInput
 from chainwright.cli._command import ASKED
 from chainwright.cli._shared import err, plain
 
-_PARENT, _COPIES = "CHAINWRIGHT_RANKS_OF", "CHAINWRIGHT_COPIES"
+_PARENT, _COPIES, _FOLDER = "CHAINWRIGHT_RANKS_OF", "CHAINWRIGHT_COPIES", "CHAINWRIGHT_RANK_FOLDER"
 _LOST = 75  # the exit code of a rank that another one left alone
 _PATIENCE = 10.0  # seconds that rank 0 has to say what went wrong, or what is saved
 _GRACE = 5.0  # seconds that a rank has to end after it was told to
@@ -80,19 +80,21 @@ def _end_with(parent: int) -> None:
 
 
 def _fail_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error as usual, unless all it says is that another rank is gone: that one has said why."""
+    """Print an error as usual, unless it may only say that another rank is gone: that one has said why."""
     said = str(error)
     if isinstance(error, RuntimeError) and any(word in said for word in ("Connection closed", "gloo", "NCCL", "peer")):
+        Path(os.environ[_FOLDER], "lost").write_text(said, encoding="utf-8")
         os._exit(_LOST)
     sys.__excepthook__(kind, error, trace)
 
 
 @dataclass
 class _Rank:
-    """A rank's process, and the file with what it wrote to its error stream; rank 0 writes to the terminal."""
+    """A rank's process, its folder, and the file with what it wrote to its error stream; rank 0 has the terminal."""
 
     process: subprocess.Popen[bytes]
-    said: IO[bytes] | None
+    folder: Path
+    said: IO[bytes] | None = None
 
     @property
     def code(self) -> int | None:
@@ -121,18 +123,18 @@ def _run(n: int, outputs: Sequence[Path | None]) -> int:
 
 
 def _started(rank: int, folder: Path, outputs: Sequence[Path | None], common: dict[str, str]) -> _Rank:
-    own = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    folder.mkdir()
+    own = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), _FOLDER: str(folder)}
     command = [sys.executable, "-m", "chainwright", *ASKED.get()]
     # in a session of its own, so that Ctrl-C reaches this process alone, which knows what is to be said
     if rank == 0:
-        return _Rank(subprocess.Popen(command, env=own, start_new_session=True), None)
-    folder.mkdir()
+        return _Rank(subprocess.Popen(command, env=own, start_new_session=True), folder)
     _copy(outputs, folder)
     said = (folder / "said").open("w+b")
     process = subprocess.Popen(
         command, env={**own, _COPIES: str(folder)}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=said
     )
-    return _Rank(process, said)
+    return _Rank(process, folder, said)
 
 
 def _copy(outputs: Sequence[Path | None], folder: Path) -> None:
@@ -166,9 +168,11 @@ def _failed(ranks: list[_Rank]) -> int:
     if first != 0 and ranks[first].code == 2 and _code_within(ranks[0], _PATIENCE) == 2:
         first = 0  # all were asked for the same mistake, and rank 0 has named it
     code = ranks[first].code or 1
-    if first != 0:
+    if code == _LOST:
+        _say_ended(first, code, (ranks[first].folder / "lost").read_text(encoding="utf-8"))
+    elif first != 0:
         _say(ranks[first], first)
-    elif code < 0 or code == _LOST:
+    elif code < 0:
         _say_ended(0, code)
     return code if 0 < code != _LOST else 1
 
@@ -194,7 +198,9 @@ def _say(rank: _Rank, number: int) -> None:
         _say_ended(number, rank.code or 1)
 
 
-def _say_ended(number: int, code: int) -> None:
+def _say_ended(number: int, code: int, why: str = "") -> None:
+    if why:
+        err.print(plain(why), highlight=False, soft_wrap=True)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
     err.print(
         f"[bold red]error:[/] Rank {number} {how}, so all were ended. Finished work under --out is saved; run the "

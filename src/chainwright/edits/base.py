@@ -17,7 +17,8 @@ from chainwright.edits.reading import Reading
 from chainwright.edits.run import Run, following
 from chainwright.models.anatomy import Anatomy, anatomy
 from chainwright.models.placement import device_of
-from chainwright.models.seam import Handlers, attach
+from chainwright.models.seam import AttentionCall, Handlers, attach
+from chainwright.models.sharding import Shards
 from chainwright.traces.live import KnownRow, LiveSteps
 
 
@@ -32,6 +33,8 @@ class Touched:
         run: The run that the edit is a part of.
         by_layer: Sites by layer, each on the device that its layer runs on. A tensor is counted in, not a Python
             number, so that a compiled forward pass counts too.
+        own_by_layer: Sites by layer that only this rank knows of, as they depend on what its own heads compute.
+        shards: The ranks over which those are summed; None as long as there are none.
         readings: The segments and steps that the edit follows.
         n_extra_forwards: Passes over some of the layers that the edit added.
         n_extra_tokens: Tokens in those passes, padding included.
@@ -40,6 +43,8 @@ class Touched:
 
     run: Run = field(default_factory=Run)
     by_layer: dict[int, Tensor] = field(default_factory=dict)
+    own_by_layer: dict[int, Tensor] = field(default_factory=dict)
+    shards: Shards | None = None
     readings: list[Reading] = field(default_factory=list)
     n_extra_forwards: int = 0
     n_extra_tokens: int = 0
@@ -54,8 +59,11 @@ class Touched:
 
     @property
     def n_sites(self) -> int:
-        """Return the number of sites touched so far."""
-        return sum(int(n) for n in self.by_layer.values())
+        """Return the number of sites touched so far, over all ranks of a spread model; every rank has to ask."""
+        known = sum(int(n) for n in self.by_layer.values())
+        if self.shards is None:
+            return known
+        return known + int(self.shards.total(torch.stack(list(self.own_by_layer.values())).sum()))
 
     @property
     def seconds(self) -> float:
@@ -71,6 +79,16 @@ class Touched:
         """
         counted = self.run.counted
         counter.add_((sites if counted is None else sites * counted.to(sites.device)).sum())
+
+    def count_own(self, call: AttentionCall, n_sites: Tensor) -> None:
+        """Add sites among this rank's heads; the ranks are only asked for theirs when `n_sites` is read.
+
+        Args:
+            call: The call of the layer, with the heads of this rank alone.
+            n_sites: How many heads were changed, zero-dimensional.
+        """
+        self.shards = call.shards
+        self.own_by_layer[call.layer] = self.own_by_layer.get(call.layer, torch.zeros_like(n_sites)) + n_sites
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -303,8 +303,10 @@ def _count(touched: Touched, counter: Tensor, call: AttentionCall, is_needed: Te
     counted = touched.run.counted
     if counted is not None:
         is_needed = is_needed & counted[:, None, here].to(is_needed.device)
-    n_sites = is_needed.sum()
-    counter.add_(n_sites if call.shards is None else call.shards.total(n_sites))
+    if call.shards is None:
+        counter.add_(is_needed.sum())
+    else:
+        touched.count_own(call, is_needed.sum())
 
 
 class _Floored(NamedTuple):

@@ -40,7 +40,7 @@ from chainwright.models.attention_call import Handler as Handler
 from chainwright.models.attention_call import attend_whole, of_all_ranks
 from chainwright.models.decoder import causal_lm as causal_lm
 from chainwright.models.decoder import decoder
-from chainwright.models.sharding import shards_in
+from chainwright.models.sharding import Shards, mark, shards_in
 
 STATE_KEY = "chainwright_handlers"
 _OPENING = threading.RLock()  # two threads that open a model at once must see each other
@@ -198,10 +198,11 @@ class SeamHook:
         delegates: The same as `Handlers.delegates`; kept here since `handlers` is rebuilt with every context.
         closing: Restores the model. It runs when the last context is left, in whatever order they are left.
         thread: The thread that opened the first context; others are refused, since they would see its handlers.
+        shards: How the model is spread over ranks, which must then run the same tokens.
     """
 
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
+    def __init__(self, shards: Shards | None = None) -> None:
+        self.thread, self.shards = threading.get_ident(), shards
         self.stack: list[Handlers] = []
         self.handlers = Handlers({})
         self.delegates: dict[type[nn.Module], Delegate] = {}
@@ -249,6 +250,9 @@ class SeamHook:
                 _call_before_uncompiled(before, module, args, kwargs)
         else:
             self.check_thread()
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if self.shards is not None and isinstance(ids, Tensor):
+                self.shards.check_same(ids)
             _call_before(before, module, args, kwargs)
         return args, {**kwargs, STATE_KEY: self.handlers}
 
@@ -341,7 +345,7 @@ def _opened(model: PreTrainedModel) -> SeamHook:
             "interface, so their heads cannot be read or edited; use a model type that does (llama, qwen2, qwen3, "
             "phi3, mistral, gemma2, gemma3, gpt_oss, gpt2, gpt_neox, deepseek_v3 and most others do)."
         )
-    hook = SeamHook()
+    hook = SeamHook(mark(model))
     with ExitStack() as undo:
         undo.enter_context(_private_configs(model))
         kind = seam_kind(model)

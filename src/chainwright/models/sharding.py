@@ -65,6 +65,21 @@ class Shards:
         dist.all_reduce(total, group=self.group)
         return total
 
+    def check_same(self, ids: Tensor) -> None:
+        """Raise BadInput in every rank unless all of them run the same tokens."""
+        flat = ids.detach().reshape(-1).long()
+        # odd factors, so that no exchange of tokens leaves the sum as it is; it may wrap around
+        factors = 2 * torch.arange(len(flat), device=flat.device) + 0x9E3779B1
+        mine = torch.stack([flat.new_tensor(ids.shape[-1]), (flat * factors).sum()])
+        every = [torch.empty_like(mine) for _ in range(self.n_ranks)]
+        dist.all_gather(every, mine, group=self.group)
+        if any(not torch.equal(one, every[0]) for one in every):
+            raise BadInput(
+                f"The {self.n_ranks} ranks that share this model run different tokens, so that none would get the "
+                "results of one process; make the same calls in every rank, with the same inputs and seeds, on "
+                "processors of one kind."
+            )
+
     def gather(self, part: Tensor, dim: int) -> Tensor:
         """Return what `whole` returns, without a gradient."""
         part = part.detach().contiguous()

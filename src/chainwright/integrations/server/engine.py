@@ -25,6 +25,7 @@ from chainwright.integrations.server.echo import Echo, read_echoes
 from chainwright.integrations.server.lane import Lane, failure_of
 from chainwright.models.anatomy import anatomy, evaluating
 from chainwright.models.load import end_ids
+from chainwright.models.sharding import is_sharded
 from chainwright.repair.base import Repair
 
 _TURN = 32
@@ -69,7 +70,7 @@ class Engine:
         timeout: Seconds for an answer.
 
     Raises:
-        BadInput: A repair was made for another model.
+        BadInput: A repair was made for another model, or the model is spread over several processes.
         UnsupportedModel: The model's cache holds more than keys and values.
     """
 
@@ -85,6 +86,11 @@ class Engine:
     ):
         self.model, self.tokenizer, self.repairs = model, tokenizer, repairs
         self.parts = anatomy(model)
+        if is_sharded(self.parts.model):
+            raise BadInput(
+                "This model is spread over several processes, and requests reach only one of them; serve it from one, "
+                "over several devices with device_map='auto' (--device-map auto)."
+            )
         new_cache(self.parts)
         for repair in repairs.values():
             repair.check_model(model)
