@@ -1,4 +1,4 @@
-"""The pages in docs/: links lead somewhere, imports exist, and the code of the method pages runs as pasted."""
+"""The pages in docs/: links lead somewhere and imports exist. That their code runs is in test_code_blocks."""
 
 import re
 import textwrap
@@ -29,6 +29,8 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
+        if "api" in name.split("/"):
+            continue  # pages that are made when the site is built, which checks the link
         assert target.exists(), f"{page.name}: {link}"
         if anchor and target.suffix == ".md":
             assert anchor in _anchors(target), f"{page.name}: {link}"
@@ -39,17 +41,3 @@ def test_imports_in_code_exist(page: Path) -> None:
     # by pattern and not parsed: a page may show a fragment of a file
     for statement in _IMPORT.findall("\n".join(_code(page))):
         exec(textwrap.dedent(statement), {})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.parent.name == "methods" and page.name != "back-attention.md"],
-    ids=lambda page: page.name,
-)
-def test_code_of_the_method_pages_runs_as_pasted(page: Path) -> None:
-    names: dict[str, object] = {}
-    for code in _code(page):
-        if "runs/polynomial" in code or "StepFlow.tune" in code:
-            continue  # needs a trained model's folder, or a search of minutes
-        exec(compile(code, page.name, "exec"), names)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chainwright import _notebook
 from chainwright._errors import BadInput
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
 from chainwright._registry import load_saved, name_of, names, source_of
@@ -54,6 +55,14 @@ class Finding(ABC):
         from chainwright.figures import table_of
 
         return table_of(self.to_frame().to_pydict())
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the summary and the first rows of the table."""
+        frame = self.to_frame()
+        rows = frame.slice(0, _notebook.N_ROWS).to_pydict()
+        return _notebook.block(
+            type(self).__name__, _notebook.text(self.summary()), _notebook.table(rows, frame.num_rows)
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `tensors.safetensors` and `result.json` into a new or empty folder.

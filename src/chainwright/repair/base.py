@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from chainwright import _notebook
 from chainwright._config import Config
 from chainwright._errors import BadInput, OtherWeights, unknown_name
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
@@ -167,6 +168,15 @@ class Repair(ABC):
     def describe(self) -> str:
         """Return in a few sentences what the repair does, for its card."""
         return (type(self).__doc__ or self.kind).partition("\n")[0]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what it does, and what was measured when it was made."""
+        columns = {key: [row.get(key) for row in self.origin.figures] for row in self.origin.figures[:1] for key in row}
+        return _notebook.block(
+            f"Repair: {self.kind}",
+            _notebook.text(self.describe()),
+            _notebook.table(columns, len(self.origin.figures)),
+        )
 
     @final
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from chainwright import checkers
+from chainwright import _notebook, checkers
 from chainwright.checkers.answers import final_answer, means_the_same
 from chainwright.checkers.base import UNREAD, Verdict
 from chainwright.markers.borders import said_aloud
@@ -120,6 +120,14 @@ class Problem:
     checker: str = field(default="", kw_only=True)
     labels: Mapping[str, Label] = field(default_factory=dict, hash=False, kw_only=True)
     choices: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the question, the gold chain and the answer."""
+        hops = f", {self.hops} hops" if self.hops else ""
+        parts = (
+            [_notebook.text(self.prompt), _notebook.text(self.chain)] if self.chain else [_notebook.text(self.prompt)]
+        )
+        return _notebook.block(f"{self.task}{hops}; answer: {self.answer}", *parts)
 
     @property
     def is_answer_only(self) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from chainwright import _notebook
 from chainwright._errors import BadTrace, UnknownMarkers
 from chainwright.markers.borders import Spoken, prompt_family, said_aloud
 from chainwright.markers.known import ThinkMarkers, as_markers, lookalikes
@@ -237,6 +238,15 @@ class Trace:
         offsets = token_offsets(tokenizer, ids[n_question:], keep_markers=True, markers=build.pair)
         other = {"info": info or {}, "stopped": stopped}
         return build.trace(ids[:n_question], ids[n_question:], question, offsets, other)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the response with its first wrong slot marked, and how its answer is."""
+        title = f"Trace of {self.n_tokens} tokens: {self.outcome or 'not judged'}"
+        error, said = self.first_error, self.response or ""
+        if error is None:
+            return _notebook.block(title, _notebook.text(said))
+        label = f"{error.error_type}: {error.got!r} instead of {error.expected!r}"
+        return _notebook.block(f"{title}; first error: {label}", _notebook.marked(said, error.start, error.end, label))
 
     @property
     def n_tokens(self) -> int:
