@@ -52,7 +52,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the home page, and pages for modules, notebooks and linked files."""
     for missing in public_names.undocumented():
         _log.error("Public name without a docstring: %s", missing)
-    _add(files, config, "index.md", (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "README.md")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _add(files, config, "index.md", f"---\nhide: [navigation]\n---\n\n{readme}", ROOT / "README.md")
     for module in api_pages.ordered():
         _add(files, config, f"api/{module}.md", api_pages.page(module))
     _add(files, config, "api/index.md", api_pages.overview())
