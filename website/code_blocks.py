@@ -113,7 +113,7 @@ def document(page: Path, run_command: Callable[[list[str]], str], **names: Any) 
         SkipParser(),
     )
     found = Document.parse(str(page), *parsers)
-    found.namespace.update(names)
+    found.namespace.update(names, __name__="__main__")
     return found
 
 
