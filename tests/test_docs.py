@@ -41,3 +41,10 @@ def test_imports_in_code_exist(page: Path) -> None:
     # by pattern and not parsed: a page may show a fragment of a file
     for statement in _IMPORT.findall("\n".join(_code(page))):
         exec(textwrap.dedent(statement), {})
+
+
+def test_messages_that_name_a_heading_name_one_that_exists() -> None:
+    """`see("remote-code")` in the package is a heading of docs/refused.md."""
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r"see\(['\"]([\w-]+)['\"]\)", source))
+    assert len(named) >= 5 and named <= _anchors(ROOT / "docs" / "refused.md")

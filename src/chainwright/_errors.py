@@ -66,6 +66,11 @@ class BadTrace(BadInput):
     """A trace whose tokens, spans or steps contradict each other, or a file of traces that cannot be read."""
 
 
+def see(heading: str) -> str:
+    """Return where more is said than fits into a sentence: a heading of the page on what is refused."""
+    return f"(docs/refused.md#{heading})"
+
+
 def unknown_name(kind: str, got: str, allowed: Iterable[str]) -> BadInput:
     """Return the error for a name that is not in a list, with the nearest known name in it.
 

@@ -269,7 +269,8 @@ def test_code_that_comes_with_a_checkpoint_is_not_run_unless_asked(copied: Path,
         "AutoConfig": "code_of_mine.MyConfig", "AutoModelForCausalLM": "code_of_mine.MyModel",
     })  # fmt: skip
     assert refusal(copied) == (
-        f"Model '{copied}' brings its own code; pass trust_remote_code=True (--trust-remote-code) to run it."
+        f"Model '{copied}' brings its own code; pass trust_remote_code=True (--trust-remote-code) to run it "
+        "(docs/refused.md#remote-code)."
     )
     assert not ran.exists()
 

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, see
 from chainwright.models.adapters import with_merged
 from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
@@ -210,7 +210,8 @@ def check_device(device: str | torch.device | None) -> torch.device:
 
 def _why_not(name: str, where: str, error: BaseException) -> str:
     if "trust_remote_code" in str(error):
-        return f"Model {name!r} brings its own code; pass trust_remote_code=True (--trust-remote-code) to run it."
+        allow = "pass trust_remote_code=True (--trust-remote-code) to run it"
+        return f"Model {name!r} brings its own code; {allow} {see('remote-code')}."
     if "safetensors" in str(error) and "does not appear to have" in str(error):
         return f"Model {name!r} has no safetensors weights, and pickled ones are not loaded. {sentence(error)}"
     if isinstance(error, SafetensorError):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from chainwright._errors import BadInput, UnsupportedModel
+from chainwright._errors import BadInput, UnsupportedModel, see
 from chainwright.models._probe import widened as widened
 from chainwright.models.attention_call import Attend as Attend
 from chainwright.models.attention_call import AttentionCall as AttentionCall
@@ -343,7 +343,8 @@ def _opened(model: PreTrainedModel) -> SeamHook:
         raise UnsupportedModel(
             f"{model.config.model_type} models do not dispatch their attention through Transformers' attention "
             "interface, so their heads cannot be read or edited; use a model type that does (llama, qwen2, qwen3, "
-            "phi3, mistral, gemma2, gemma3, gpt_oss, gpt2, gpt_neox, deepseek_v3 and most others do)."
+            "phi3, mistral, gemma2, gemma3, gpt_oss, gpt2, gpt_neox, deepseek_v3 and most others do) "
+            f"{see('unsupported-models')}."
         )
     hook = SeamHook(mark(model))
     with ExitStack() as undo:

@@ -22,7 +22,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
-from chainwright._errors import BadInput, OtherRendering, unknown_name
+from chainwright._errors import BadInput, OtherRendering, see, unknown_name
 
 Message = Mapping[str, Any]
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -100,7 +100,7 @@ def _applied(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], kwarg
     except Exception as error:  # templates raise what they like
         raise BadInput(
             f"The chat template refuses a conversation of {len(turns)} turns ({error}); ask in one turn (--shots-as "
-            "text), without a system prompt, or without the template (--no-chat-template)."
+            f"text), without a system prompt, or without the template (--no-chat-template) {see('chat-template')}."
         ) from error
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from chainwright import _notebook
 from chainwright._config import Config
-from chainwright._errors import BadInput, OtherWeights, unknown_name
+from chainwright._errors import BadInput, OtherWeights, see, unknown_name
 from chainwright._files import atomic_folder, current_folder, read_json, write_json
 from chainwright._registry import load_saved, names, source_of
 from chainwright.models.anatomy import anatomy
@@ -200,7 +200,8 @@ class Repair(ABC):
         found = model_identity(model)
         if any(made_for.get(part) != found[part] for part in _SHAPE):
             raise BadInput(
-                f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; {self.remedy}."
+                f"This {self.kind} repair was made for {_named(made_for)}, not for {_named(found)}; {self.remedy} "
+                f"{see('repairs-of-another-model')}."
             )
         if made_for.get("dtype") == found["dtype"] and made_for.get("fingerprint") not in (None, found["fingerprint"]):
             warnings.warn(

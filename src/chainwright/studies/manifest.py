@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainwright._config import Config
-from chainwright._errors import BadInput
+from chainwright._errors import BadInput, see
 from chainwright._files import clear_disk_errors, is_draft, read_json, remove_folder, remove_leftovers, write_json
 from chainwright.studies import crew
 from chainwright.studies.lock import HOLDER, LOCK
@@ -109,7 +109,7 @@ def check_same(folder: Path, old: Manifest, new: Manifest) -> None:
     if changed:
         raise BadInput(
             f"{folder} holds a study with other settings: {'; '.join(changed)}. Use the same settings to "
-            "resume it, --overwrite to replace it, or another folder."
+            f"resume it, --overwrite to replace it, or another folder {see('a-study-that-is-another-one')}."
         )
 
 
