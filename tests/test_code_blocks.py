@@ -10,11 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import code_blocks
 from chainwright import _registry
 from chainwright.cli import app
 from chainwright.models.fetch import local_file
 
-code_blocks = pytest.importorskip("code_blocks", exc_type=ImportError)
+pytest.importorskip("sybil")
 PAGES = code_blocks.pages()
 BLOCKS = [block for page in PAGES for block in code_blocks.blocks(page)]
 

@@ -22,11 +22,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sybil import Document, Example
-from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.markdown import CodeBlockParser, SkipParser
+if TYPE_CHECKING:
+    from sybil import Document, Example
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = 'text title="Output"'
@@ -88,6 +87,22 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, line, fence[3].strip(), fence[4], skip[1] if skip else None)
 
 
+def overview() -> str:
+    """Return a page that counts the blocks and lists those that are not run, each with its reason."""
+    code = [block for page in pages() for block in blocks(page) if block.is_code]
+    left = [block for block in code if block.reason]
+    n_compared = sum(block.language == OUTPUT for page in pages() for block in blocks(page))
+    rows = [f"| {b.page.relative_to(ROOT)} | {b.line} | {b.language} | {b.reason} |" for b in left]
+    words = (
+        f"The README and the pages have {len(code)} blocks of Python and commands. The tests run {len(code) - len(left)} "
+        f"of them at every change, and compare what {n_compared} of them print. The others give a reason in a comment "
+        "above them; those that take minutes run in `make test-all`, those that need SmolLM2 in "
+        "`make test-real`. That the options of all commands exist is always tested."
+    )
+    head = ["# Code blocks", "", words, "", "| page | line | language | not run, since it |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows])
+
+
 def commands(source: str) -> list[list[str]]:
     """Return the words of each command of a `bash` block, without comments."""
     lines = source.replace("\\\n", " ").splitlines()
@@ -102,6 +117,8 @@ def document(page: Path, run_command: Callable[[list[str]], str], **names: Any) 
         run_command: Runs a command of a `bash` block and returns what it printed.
         names: What conditions of skipped blocks may name.
     """
+    from sybil import Document
+    from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
     def run_bash(example: Example) -> None:
         example.namespace["_printed"] = "\n".join(run_command(words) for words in commands(example.parsed))
@@ -118,6 +135,8 @@ def document(page: Path, run_command: Callable[[list[str]], str], **names: Any) 
 
 
 def _run_python(example: Example) -> None:
+    from sybil.evaluators.python import PythonEvaluator
+
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         PythonEvaluator()(example)

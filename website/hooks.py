@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(Path(__file__).parent))
 
 import api_pages
+import code_blocks
 import notebook_pages
 import public_names
 
@@ -57,12 +58,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for module in api_pages.ordered():
         _add(files, config, f"api/{module}.md", api_pages.page(module))
     _add(files, config, "api/index.md", api_pages.overview())
+    _add(files, config, "blocks.md", code_blocks.overview())
     for notebook in notebook_pages.files():
         _add(files, config, f"notebooks/{notebook.stem}.md", notebook_pages.page(notebook), notebook)
     _add(files, config, "assets/plotly.min.js", notebook_pages.plotly_script())
     waiting = [file for file in files if file.is_documentation_page()]
     for file in waiting:  # grows: linked cards have links of their own
-        if file.src_uri not in _places and not file.src_uri.startswith("api/"):
+        if file.src_uri not in _places and not file.src_uri.startswith(("api/", "blocks")):
             _places[file.src_uri] = Path(config.docs_dir) / file.src_uri
         if file.src_uri in _places:
             waiting += _linked_files(files, config, file)
