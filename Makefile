@@ -42,7 +42,7 @@ format: $(VENV)/.developer
 # The site, into build/site; a dead link or a public name without a docstring fails.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
-	@echo "Site: build/site/index.html"
+	@echo "Site: build/site/index.html; to search it, python -m http.server -d build/site"
 
 # Source archive and wheel in dist/, both compared with what git knows.
 wheel: $(VENV)/.developer

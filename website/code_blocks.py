@@ -93,11 +93,12 @@ def overview() -> str:
     left = [block for block in code if block.reason]
     n_compared = sum(block.language == OUTPUT for page in pages() for block in blocks(page))
     rows = [f"| {b.page.relative_to(ROOT)} | {b.line} | {b.language} | {b.reason} |" for b in left]
+    n_run = len(code) - len(left)
     words = (
-        f"The README and the pages have {len(code)} blocks of Python and commands. The tests run {len(code) - len(left)} "
-        f"of them at every change, and compare what {n_compared} of them print. The others give a reason in a comment "
-        "above them; those that take minutes run in `make test-all`, those that need SmolLM2 in "
-        "`make test-real`. That the options of all commands exist is always tested."
+        f"The README and the pages have {len(code)} blocks of Python and commands. The tests run {n_run} of them at "
+        f"every change, and compare what {n_compared} of them print. The others give a reason in a comment above them; "
+        "those that take minutes run in `make test-all`, those that need SmolLM2 in `make test-real`. That the options "
+        "of all commands exist is always tested."
     )
     head = ["# Code blocks", "", words, "", "| page | line | language | not run, since it |", "|---|---|---|---|"]
     return "\n".join([*head, *rows])

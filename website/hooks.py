@@ -29,6 +29,9 @@ import public_names
 ROOT = Path(__file__).parent.parent
 _FENCED = re.compile(r"^([ \t]*)(```+).*?^\1\2$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
+_FETCHED = re.compile(
+    r'<(?:script|img|iframe|link rel="(?:stylesheet|preload|icon)")[^>]*?(?:src|href)="(https?://[^"]+)"'
+)
 _LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown", ".yaml": "yaml", ".jsonl": "json"}
 _log = logging.getLogger("mkdocs.hooks.chainwright")
 _places: dict[str, Path] = {}
@@ -84,6 +87,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return os.path.relpath(address, PurePosixPath(page.file.src_uri).parent) + match[2]
 
     return _outside_of_fences(markdown, lambda text: _LINK.sub(pointed, text))
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that fetches anything from elsewhere."""
+    for address in _FETCHED.findall(output):
+        _log.error("%s fetches %s; a page of this site needs nothing from the network", page.file.src_uri, address)
+    return output
 
 
 def _unlisted(config: MkDocsConfig) -> list[str]:
