@@ -21,6 +21,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ REASONS = (
     "needs SmolLM2",
     "needs a GPU",
     "needs the Hub",
+    "needs a cluster",
     "needs a model of yours",
     "needs a file of yours",
     "needs a server that runs",
@@ -107,7 +109,8 @@ def overview() -> str:
 def commands(source: str) -> list[list[str]]:
     """Return the words of each command of a `bash` block, without comments."""
     lines = source.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [list(takewhile(lambda word: word not in ("&", "|", ">"), words)) for words in found if words]
 
 
 def document(page: Path, run_command: Callable[[list[str]], str], **names: Any) -> Document:
