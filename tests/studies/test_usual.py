@@ -64,7 +64,7 @@ def test_what_is_asked_is_said() -> None:
     config = DiagnoseConfig(model="m", hops={"parity": (3, 5), "objc": (4,)}, **SMALLER)  # type: ignore[arg-type]
     lines = list(said(config))
     assert lines[0] == "10 problems at each hop count: Parity-NL 3, 5; ObjC 4."
-    assert "up to 1 key error type per task, in 6 right and 6 wrong contexts" in lines[1] and "25%" in lines[1]
+    assert "up to 1 key error type per task, in 5 right and 5 wrong contexts" in lines[1] and "25%" in lines[1]
     assert not any("Heads" in line for line in said(config.replace(max_types=0)))
 
 
