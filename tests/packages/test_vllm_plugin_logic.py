@@ -59,6 +59,8 @@ def test_who_asks_for_nothing_gets_nothing(extra_args: Any) -> None:
         ({1, 2}, "must be plain JSON"),
         ({}, "asks for nothing"),
         ({"nock_out": []}, "no setting 'nock_out'"),
+        ({"repair": 3}, "repair must be a name or a folder"),
+        ({"repair": "tcr-reasoner", "knock_out": [[0, 0]]}, "not both"),
         ({"knock_out": []}, "at least one head"),
         ({"knock_out": {}}, "at least one head"),
         ({"knock_out": "all"}, "must be a list"),
@@ -93,12 +95,25 @@ def test_whatever_is_sent_is_read_or_refused(given: Any) -> None:
     assert spec is None or asked({"chainwright": spec.record()}) == spec
 
 
-def _config(**parallel: Any) -> Any:
+def _config(**settings: Any) -> Any:
+    """Return a VllmConfig for a model of 2 layers x 4 heads, as far as the plug-in reads one."""
     model = SimpleNamespace(
-        get_total_num_hidden_layers=lambda: 2, model_arch_config=SimpleNamespace(total_num_attention_heads=4)
+        get_total_num_hidden_layers=lambda: 2,
+        model_arch_config=SimpleNamespace(total_num_attention_heads=4),
+        get_hidden_size=lambda: 8,
+        hf_text_config=SimpleNamespace(model_type="llama"),
+        get_total_num_kv_heads=lambda: 4,
+        get_vocab_size=lambda: 10,
+        enforce_eager=True,
     )
-    parallel_config = SimpleNamespace(**{"pipeline_parallel_size": 1, "enable_dbo": False, **parallel})
-    return SimpleNamespace(model_config=model, parallel_config=parallel_config)
+    parallel = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "enable_dbo": False}
+    return SimpleNamespace(
+        model_config=model,
+        parallel_config=SimpleNamespace(**{name: settings.get(name, value) for name, value in parallel.items()}),
+        scheduler_config=SimpleNamespace(async_scheduling=settings.get("async_scheduling", False)),
+        speculative_config=settings.get("speculative_config"),
+        kv_transfer_config=None,
+    )
 
 
 def test_heads_are_checked_against_the_model_and_the_rest_of_the_arguments_stays() -> None:
@@ -110,6 +125,8 @@ def test_heads_are_checked_against_the_model_and_the_rest_of_the_arguments_stays
         checked(extra_args, _config(pipeline_parallel_size=2))
     with pytest.raises(BadRequest, match="--enable-dbo"):
         checked(extra_args, _config(enable_dbo=True))
+    with pytest.raises(BadRequest, match="the plug-in's own"):
+        checked({**extra_args, "chainwright_run": ["a", 0]}, _config())
 
 
 def test_the_tables_say_what_each_token_is_multiplied_by() -> None:

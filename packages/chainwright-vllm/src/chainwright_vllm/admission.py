@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from chainwright_vllm.patching import wrap
-from chainwright_vllm.spec import KEY, BadRequest, ModelShape, asked
+from chainwright_vllm.repairs import VARIABLE, Identity, check, find, identity, load
+from chainwright_vllm.spec import KEY, RUN, BadRequest, UseRepair, asked, asked_repair
+from chainwright_vllm.worker import readable_layers
 
+ASYNC = "CHAINWRIGHT_VLLM_ASYNC"
 _PROTOCOLS = (
     ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
     ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
@@ -18,8 +22,10 @@ _PROTOCOLS = (
 
 def install() -> None:
     """Check requests, and let the `vllm_xargs` of requests over HTTP hold objects."""
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.input_processor import InputProcessor
 
+    wrap(EngineArgs, "create_engine_config", _create_engine_config)
     wrap(InputProcessor, "process_inputs", _process_inputs)
     for module, name in _PROTOCOLS:
         if module in sys.modules:  # only the process that serves HTTP has them
@@ -39,16 +45,59 @@ def checked(extra_args: dict[str, Any], config: Any) -> dict[str, Any]:
     Raises:
         BadRequest: It is malformed, or cannot be done on this model or in this configuration.
     """
+    if RUN in extra_args:
+        raise BadRequest(f"{RUN} is the plug-in's own; leave it out.")
     spec = asked(extra_args)
     if spec is None:
         return extra_args
-    model, parallel = config.model_config, config.parallel_config
-    spec.check(ModelShape(model.get_total_num_hidden_layers(), model.model_arch_config.total_num_attention_heads))
+    parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         raise BadRequest("chainwright: edits need all layers in one place; serve without pipeline parallelism.")
     if getattr(parallel, "enable_dbo", False):
         raise BadRequest("chainwright: edits cannot follow a batch that is split in two; serve without --enable-dbo.")
+    model = identity(config.model_config)
+    if isinstance(spec, UseRepair):
+        spec = _checked_repair(spec, model, config)
+    else:
+        spec.check(model.shape)
     return {**extra_args, KEY: spec.record()}
+
+
+def _checked_repair(spec: UseRepair, model: Identity, config: Any) -> UseRepair:
+    """Return what a request asks for with the repair's folder in place of its name."""
+    folder = str(find(spec.folder))
+    saved = load(folder)
+    check(saved, model)
+    layers = {layer % model.shape.n_layers for layer in saved.tcr.layers}
+    if unread := sorted(layers - readable_layers(config.model_config)):
+        raise BadRequest(
+            f"chainwright: the repair reads layer {unread[0]}, which this server's compiled model does not give out; "
+            f"name the repair's parent folder in {VARIABLE} before the server starts, or serve with --enforce-eager."
+        )
+    if config.parallel_config.tensor_parallel_size > 1:
+        raise BadRequest("chainwright: repairs have not been made for tensor parallelism; serve on one device.")
+    if config.speculative_config is not None:
+        raise BadRequest("chainwright: a repair cannot follow speculative decoding; serve without a draft model.")
+    if config.scheduler_config.async_scheduling:
+        raise BadRequest(
+            "chainwright: a repair holds tokens back, which asynchronous scheduling does not allow; serve without "
+            f"--async-scheduling and without {ASYNC}."
+        )
+    if config.kv_transfer_config is not None:
+        raise BadRequest("chainwright: a repair cannot follow keys and values that are moved between servers.")
+    return UseRepair(folder)
+
+
+def check_beside_repair(params: Any) -> None:
+    """Raise BadRequest if a request with a repair asks for what a repair cannot do.
+
+    Args:
+        params: Its SamplingParams.
+    """
+    if params.prompt_logprobs is not None:
+        raise BadRequest("chainwright: a repair changes what is generated, not the prompt; leave prompt_logprobs out.")
+    if params.ignore_eos:
+        raise BadRequest("chainwright: a repair has nothing to decide after the end; leave ignore_eos out.")
 
 
 def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,15 +105,29 @@ def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
         from vllm.exceptions import VLLMValidationError
 
         extra_args = getattr(params, "extra_args", None)
-        if extra_args and KEY in extra_args:
+        if extra_args and (KEY in extra_args or RUN in extra_args):
             params = params.clone()  # the caller's own are not touched
             try:
                 params.extra_args = checked(extra_args, self.vllm_config)
+                if asked_repair(params.extra_args) is not None:
+                    check_beside_repair(params)
             except BadRequest as error:
                 raise VLLMValidationError(str(error)) from error
-        return own(self, request_id, prompt, params, *args, **kwargs)
+        request = own(self, request_id, prompt, params, *args, **kwargs)
+        if asked_repair(getattr(params, "extra_args", None)) is not None and request.prompt_embeds is not None:
+            raise VLLMValidationError("chainwright: a repair needs the tokens of a prompt, not its embeddings.")
+        return request
 
     return process_inputs
+
+
+def _create_engine_config(own: Callable[..., Any]) -> Callable[..., Any]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.async_scheduling is None and os.environ.get(ASYNC) != "1":
+            self.async_scheduling = False  # a flagged token is held back, which nobody may have scheduled beyond
+        return own(self, *args, **kwargs)
+
+    return create_engine_config
 
 
 def _to_beam_search_params(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from chainwright_vllm import __version__
 from chainwright_vllm.patching import wrap
-from chainwright_vllm.spec import KEY, asked
+from chainwright_vllm.spec import KEY, KnockOut, asked
 
 
 def install() -> None:
@@ -35,7 +35,8 @@ def block_key(request: Any, end: int) -> list[tuple[str, str]]:
     """
     params = request.sampling_params
     spec = asked(params.extra_args) if params is not None else None
-    if spec is None or end <= spec.first_edited(request.num_prompt_tokens):
+    # a repair changes which token is chosen, not what is computed of a token
+    if not isinstance(spec, KnockOut) or end <= spec.first_edited(request.num_prompt_tokens):
         return []
     return [(KEY, json.dumps(spec.record(), sort_keys=True))]
 

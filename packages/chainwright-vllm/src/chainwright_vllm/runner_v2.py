@@ -12,11 +12,13 @@ from chainwright_vllm.worker import Row, Worker, attach
 def install() -> None:
     """Wrap the runner's methods."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
 
     wrap(GPUModelRunner, "load_model", _load_model)
     wrap(GPUModelRunner, "execute_model", _execute_model)
     wrap(GPUModelRunner, "prepare_inputs", _prepare_inputs)
     wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+    wrap(Sampler, "__call__", _sample)
 
 
 def _load_model(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,6 +26,7 @@ def _load_model(own: Callable[..., Any]) -> Callable[..., Any]:
         out = own(self, *args, **kwargs)
         if getattr(self, "chainwright", None) is None:
             self.chainwright = Worker(self)
+            self.sampler.chainwright = self.chainwright
         return out
 
     return load_model
@@ -50,8 +53,21 @@ def _prepare_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rows(batch: Any) -> Iterator[Row]:
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
+    is_due = computed + batch.num_scheduled_tokens >= batch.prefill_len_np
     for i, req_id in enumerate(batch.req_ids):
-        yield Row(req_id, int(starts[i]), int(starts[i + 1]), int(computed[i]))
+        yield Row(req_id, int(starts[i]), int(starts[i + 1]), int(computed[i]), bool(is_due[i]))
+
+
+def _sample(own: Callable[..., Any]) -> Callable[..., Any]:
+    def sample(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        worker = getattr(self, "chainwright", None)
+        held = () if worker is None else worker.decide(logits)
+        out = own(self, logits, input_batch, *args, **kwargs)
+        for row in held:
+            out.num_sampled[row] = 0  # as for a prompt that is not at its end
+        return out
+
+    return sample
 
 
 def _sample_tokens(own: Callable[..., Any]) -> Callable[..., Any]:

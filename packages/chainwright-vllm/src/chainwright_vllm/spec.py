@@ -2,6 +2,7 @@
 
     {"chainwright": {"knock_out": [[3, 5], [7, 0]]}}
     {"chainwright": {"knock_out": {"heads": [[3, 5]], "positions": "last", "scale": 0.5}}}
+    {"chainwright": {"repair": "tcr-reasoner"}}
 
 Where a client can only send text, the object may be JSON in a string. Every mistake is a `BadRequest` of one sentence,
 which vLLM's server answers with status 400.
@@ -17,11 +18,12 @@ from functools import lru_cache
 from typing import Any
 
 KEY = "chainwright"
+RUN = "chainwright_run"  # [request, k]: this is the run without the k-th head that a request waits for
 Head = tuple[int, int]
 _POSITIONS = ("all", "last")
 _FORMS = (
-    '{"knock_out": [[layer, head], ...]} or {"knock_out": {"heads": [[layer, head], ...], "positions": "all" or '
-    '"last", "scale": 0.0}}'
+    '{"repair": "name or folder"}, {"knock_out": [[layer, head], ...]} or {"knock_out": {"heads": [[layer, head], '
+    '...], "positions": "all" or "last", "scale": 0.0}}'
 )
 
 
@@ -61,6 +63,10 @@ class KnockOut:
         heads = [list(head) for head in self.heads]
         return {"knock_out": {"heads": heads, "positions": self.positions, "scale": self.scale}}
 
+    def extra_args(self) -> dict[str, Any]:
+        """Return the extra arguments of a request that ask for this."""
+        return {KEY: self.record()}
+
     def first_edited(self, n_prompt: int) -> int:
         """Return the first position, counted from the start of the prompt, at which the heads are scaled."""
         return 0 if self.positions == "all" else n_prompt - 1
@@ -75,7 +81,28 @@ class KnockOut:
                 )
 
 
-Spec = KnockOut
+@dataclass(frozen=True)
+class UseRepair:
+    """A saved repair that decides tokens.
+
+    Attributes:
+        folder: Where it is; before admission, what the client calls it.
+    """
+
+    folder: str
+
+    def record(self) -> dict[str, Any]:
+        """Return the canonical object that `parse` reads as this."""
+        return {"repair": self.folder}
+
+
+Spec = KnockOut | UseRepair
+
+
+def asked_repair(extra_args: Mapping[str, Any] | None) -> UseRepair | None:
+    """Return the repair that a request asks for, None if none."""
+    spec = asked(extra_args)
+    return spec if isinstance(spec, UseRepair) else None
 
 
 def asked(extra_args: Mapping[str, Any] | None) -> Spec | None:
@@ -114,11 +141,17 @@ def parse(given: Mapping[str, Any]) -> Spec:
     Raises:
         BadRequest: It has an unknown name, none at all, or a value out of its range.
     """
-    if unknown := [name for name in given if name != "knock_out"]:
+    if unknown := [name for name in given if name not in ("knock_out", "repair")]:
         raise BadRequest(f"chainwright has no setting {unknown[0]!r}; write {_FORMS}.")
-    if "knock_out" not in given:
+    if not given:
         raise BadRequest(f"chainwright asks for nothing; write {_FORMS}, or leave it out.")
-    return _knock_out(given["knock_out"])
+    if len(given) > 1:
+        raise BadRequest("chainwright: a request has either a repair or heads to knock out, not both; choose one.")
+    if "knock_out" in given:
+        return _knock_out(given["knock_out"])
+    if not isinstance(given["repair"], str) or not given["repair"]:
+        raise BadRequest(f"repair must be a name or a folder; got {given['repair']!r}.")
+    return UseRepair(given["repair"])
 
 
 def _knock_out(given: Any) -> KnockOut:

@@ -1,19 +1,26 @@
 """What one model runner keeps: which live requests ask for what, and whether it has acted.
 
-A step goes: `note` who came and went, `begin` the pass (the tables are filled), the pass itself, `report`. The report
-travels to the scheduler with the step's output (`scheduling`).
+A step goes: `note` who came and went, `begin` the pass (the tables are filled), the pass itself, `decide` doubtful
+tokens, `report`. The report travels to the scheduler with the step's output (`scheduling`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from chainwright_vllm.doubts import Answering, Asking, Decisions, Doubts
 from chainwright_vllm.heads import NotFound, hook_heads
+from chainwright_vllm.repairs import check, identity, known, load
 from chainwright_vllm.slots import Slots, Span
-from chainwright_vllm.spec import KnockOut, Spec, asked
+from chainwright_vllm.spec import RUN, BadRequest, Head, KnockOut, Spec, asked
+from chainwright_vllm.states import LastStates
+from chainwright_vllm.tcr import TCR
 
 logger = logging.getLogger("vllm.chainwright")
 REPORT = "chainwright_report"  # the attribute of vLLM's ModelRunnerOutput
@@ -27,12 +34,14 @@ class Row(NamedTuple):
         start: Its first token in the pass.
         end: One past its last.
         n_computed: Tokens that were computed in earlier passes.
+        is_due: Whether its next token is chosen after this pass.
     """
 
     req_id: str
     start: int
     end: int
     n_computed: int
+    is_due: bool
 
 
 @dataclass
@@ -42,20 +51,37 @@ class Report:
     Attributes:
         acted: Requests whose edit was seen to act, or had no token to act on in this pass.
         failed: Requests whose edit did not act, with a sentence.
+        held: Requests that have to wait for runs without these heads.
+        changed: Requests whose token was decided, and whether another one is now the likeliest.
     """
 
     acted: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    held: dict[str, tuple[Head, ...]] = field(default_factory=dict)
+    changed: dict[str, bool] = field(default_factory=dict)
+
+
+class _Live(NamedTuple):
+    spec: Spec
+    n_prompt: int
+    run: tuple[str, int] | None
 
 
 class Worker:
     """The edits of one model runner."""
 
     def __init__(self, runner: Any):
-        self.slots = _slots(runner)
         self.refusal: str | None = None
-        self._live: dict[str, tuple[Spec, int]] = {}  # what is asked, and tokens of the prompt
-        self._now: list[tuple[str, KnockOut, bool]] = []  # edited requests of this pass, and whether tokens are
+        self.slots = _slots(runner)
+        self.states = _states(runner)
+        self.doubts = Doubts(self._last_states)
+        self._n_layers: int = runner.model_config.get_total_num_hidden_layers()
+        self._live: dict[str, _Live] = {}
+        self._edited: dict[str, tuple[KnockOut, bool]] = {}  # edited requests of this pass, and whether tokens are
+        self._asking: list[Asking] = []
+        self._answering: list[Answering] = []
+        self._decisions = Decisions()
+        self._is_decided = True
         try:
             hook_heads(runner.model, self.slots)
         except NotFound as error:
@@ -66,41 +92,93 @@ class Worker:
         """Remember what new requests ask for, and forget finished ones."""
         for req_id in scheduler_output.finished_req_ids:
             self._live.pop(req_id, None)
+        self.doubts.forget(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
-            params = new.sampling_params
-            spec = asked(params.extra_args) if params is not None else None
+            extra_args = getattr(new.sampling_params, "extra_args", None)
+            spec = asked(extra_args)
             if spec is not None:
-                self._live[new.req_id] = spec, len(new.prompt_token_ids)
-        self._now = []
+                run = (extra_args or {}).get(RUN)
+                prompt = new.prompt_embeds if new.prompt_token_ids is None else new.prompt_token_ids
+                self._live[new.req_id] = _Live(spec, len(prompt), None if run is None else tuple(run))
+        self._edited, self._asking, self._answering, self._decisions = {}, [], [], Decisions()
+        self._is_decided = False
 
     def begin(self, rows: Iterable[Row]) -> None:
-        """Fill the tables for a pass over these rows."""
+        """Fill the tables for a pass over these rows, which are in the order of the pass."""
         if not self._live:
             self.slots.fill(())
+            self.states.begin((), is_wanted=False)
             return
-        spans = []
-        for row in rows:
-            if row.req_id not in self._live:
+        spans, last = [], []
+        for i, row in enumerate(rows):
+            last.append(row.end - 1)
+            live = self._live.get(row.req_id)
+            if live is None:
                 continue
-            knock_out, n_prompt = self._live[row.req_id]
-            start = row.start + max(0, knock_out.first_edited(n_prompt) - row.n_computed)
-            if start < row.end:
-                spans.append(Span(start, row.end, knock_out))
-            self._now.append((row.req_id, knock_out, start < row.end))
+            if isinstance(live.spec, KnockOut):
+                spans += self._edit(row, live, live.spec)
+                if live.run is not None and row.is_due:
+                    self._answering.append(Answering(i, *live.run))
+            elif row.is_due:
+                self._asking.append(
+                    Asking(i, row.req_id, load(live.spec.folder).tcr, row.n_computed + row.end - row.start)
+                )
         self.slots.fill(spans)
+        self.states.begin(last, is_wanted=bool(self._asking))
+
+    def _edit(self, row: Row, live: _Live, knock_out: KnockOut) -> list[Span]:
+        start = row.start + max(0, knock_out.first_edited(live.n_prompt) - row.n_computed)
+        self._edited[row.req_id] = knock_out, start < row.end
+        return [Span(start, row.end, knock_out)] if start < row.end else []
+
+    def decide(self, logits: Tensor | None) -> Collection[int]:
+        """Replace the logits of decided tokens in place.
+
+        Args:
+            logits: Next-token logits of the pass `[rows, V]`; None on a rank that has none.
+
+        Returns:
+            Rows whose token is not to be chosen now.
+        """
+        # the sampler also runs on made-up logits, to warm up
+        if logits is None or self._is_decided or not (self._asking or self._answering):
+            return ()
+        self._is_decided = True
+        with torch.inference_mode():
+            self._decisions = self.doubts.decide(logits, self._asking, self._answering)
+        return [ask.row for ask in self._asking if ask.req_id in self._decisions.held]
 
     def report(self) -> Report:
-        """Return whether the edits of the pass that has just run have acted."""
-        report = Report()
-        for req_id, knock_out, has_tokens in self._now:
-            layers = sorted({layer for layer, _ in knock_out.heads})
-            if self.refusal is not None:
-                report.failed[req_id] = self.refusal
-            elif has_tokens and (unfired := self.slots.unfired(layers)):
-                report.failed[req_id] = f"Chainwright's edit of layer {unfired[0]} did not act; the request was ended."
-            else:
-                report.acted.add(req_id)
+        """Return what the edits of the pass that has just run have done."""
+        report = Report(held=self._decisions.held, changed=self._decisions.changed)
+        for req_id, (knock_out, has_tokens) in self._edited.items():
+            unfired = self.slots.unfired(sorted({layer for layer, _ in knock_out.heads})) if has_tokens else []
+            self._add(report, req_id, [f"edit of layer {layer}" for layer in unfired])
+        for req_id in self._decisions.lost:
+            report.failed[req_id] = "Chainwright's repair lost track of this request, which was ended."
+        for ask in self._asking:
+            if ask.req_id in self._decisions.lost:
+                continue
+            unread = self.states.unfired(self._layers(ask.tcr)) if ask.tcr.layers else []
+            self._add(report, ask.req_id, [f"reading of layer {layer}" for layer in unread])
+        asking = {ask.req_id for ask in self._asking}
+        # a prompt that is not at its end has nothing to decide yet
+        report.acted |= {req_id for req_id, live in self._live.items() if not isinstance(live.spec, KnockOut)} - asking
         return report
+
+    def _add(self, report: Report, req_id: str, silent: Sequence[str]) -> None:
+        if self.refusal is not None:
+            report.failed[req_id] = self.refusal
+        elif silent:
+            report.failed[req_id] = f"Chainwright's {silent[0]} did not act; the request was ended."
+        else:
+            report.acted.add(req_id)
+
+    def _layers(self, tcr: TCR) -> list[int]:
+        return [layer % self._n_layers for layer in tcr.layers]
+
+    def _last_states(self, layers: Sequence[int], rows: Sequence[int]) -> Tensor:
+        return self.states.read([layer % self._n_layers for layer in layers], rows)
 
 
 def attach(output: Any, report: Report) -> Any:
@@ -110,6 +188,39 @@ def attach(output: Any, report: Report) -> Any:
         inner = getattr(inner, name, inner)
     setattr(inner, REPORT, report)
     return output
+
+
+def readable_layers(model_config: Any) -> frozenset[int]:
+    """Return the layers that repairs may read: all, or those of known repairs where passes are compiled or captured.
+
+    Args:
+        model_config: vLLM's ModelConfig.
+    """
+    n_layers = model_config.get_total_num_hidden_layers()
+    if model_config.enforce_eager:
+        return frozenset(range(n_layers))
+    layers: set[int] = set()
+    for folder in known().values():
+        try:
+            saved = load(str(folder.resolve()))
+            check(saved, identity(model_config))
+        except BadRequest:
+            continue  # for another model, or of another kind: whoever asks for it is told
+        layers |= {layer % n_layers for layer in saved.tcr.layers}
+    return frozenset(layers)
+
+
+def _states(runner: Any) -> LastStates:
+    config = runner.model_config
+    return LastStates(
+        runner.model,
+        readable_layers(config),
+        config.get_hidden_size(),
+        runner.max_num_reqs,
+        config.dtype,
+        runner.device,
+        is_frozen=not config.enforce_eager,
+    )
 
 
 def _slots(runner: Any) -> Slots:
