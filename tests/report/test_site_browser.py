@@ -1,4 +1,4 @@
-"""The built site in a browser: it fits a wide and a narrow window in both themes, draws its figures, fetches nothing."""
+"""The built site in a browser: it fits wide and narrow windows in both themes, draws figures, and fetches nothing."""
 
 from __future__ import annotations
 
