@@ -15,14 +15,24 @@ from sharded import CHECKS, DECODED, FITTED
 ROOM = 1e-5
 _EVERY = list(CHECKS)
 _SOME = ["fingerprints", "sizes", "knocked_out", "bridged", "captured", "saliency", "flow"]
-_MIXTRAL = dict(num_hidden_layers=3, hidden_size=48, intermediate_size=64, vocab_size=61, num_local_experts=4)
-# spread by key/value heads; all heads in every rank; a softcap, windows and tied embeddings; experts cut in two; fused
+_SIZES = dict(
+    num_hidden_layers=3,
+    hidden_size=48,
+    intermediate_size=64,
+    vocab_size=61,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+_ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+# spread by key/value heads; all heads in every rank; a softcap, windows and tied embeddings; experts cut in two; fused;
+# a sink per head, which the attention function reads from the module
 FAMILIES = {
     "qwen3": (_EVERY, {}),
     "phi3": (_SOME, {}),
     "gemma2": (_SOME, {}),
-    "mixtral": (_SOME, dict(_MIXTRAL, num_attention_heads=4, num_key_value_heads=2)),
+    "mixtral": (_SOME, dict(_SIZES, num_local_experts=4)),
     "gpt_neox": (_SOME, {}),
+    "granite_swa": ([*_SOME, "swept"], dict(_SIZES, **_ENDS, sliding_window=6)),
 }
 _IN_CI = ("qwen3", "phi3", "mixtral")
 

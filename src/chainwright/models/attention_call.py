@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chainwright.models.sharding import Shards
+from chainwright.models.sharding import Shards, sinks_of_all_ranks
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def attend_whole(attend: Attend, call: AttentionCall) -> Tensor:
     """Return z of all heads: each rank attends with its own, unless a handler changed what they attend with."""
     part: AttentionCall | None = call.__dict__.get("part")
     if part is None:
-        return attend(call)
+        with sinks_of_all_ranks(call.module, call.q.shape[1]):
+            return attend(call)
     assert part.shards is not None
     z = part.shards.whole(attend(part), 2)
     if call.weights is not None and part.weights:

@@ -239,6 +239,25 @@ def mark(model: PreTrainedModel) -> Shards | None:
     return shards
 
 
+@contextmanager
+def sinks_of_all_ranks(module: nn.Module, n_heads: int) -> Iterator[None]:
+    """Give an attention module the sinks of all `n_heads` heads inside this context, where ranks have their own.
+
+    Some attention functions read them from the module (granite_swa) rather than from their arguments.
+    """
+    shards, _ = module.__dict__[_OWN]
+    sinks = module._parameters.get("sinks")
+    own = None if sinks is None else sinks.to_local() if is_spread(sinks) else sinks  # type: ignore[attr-defined]
+    if own is None or own.numel() == n_heads:
+        yield
+        return
+    module._parameters["sinks"] = nn.Parameter(shards.gather(own, 0), requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters["sinks"] = sinks
+
+
 def shards_in(module: nn.Module, n_heads: int) -> Shards | None:
     """Return how the heads of an attention module are spread, of which `n_heads` arrived; None if they all did.
 
