@@ -25,9 +25,10 @@ test-real: $(VENV)/.developer smollm2
 test-all: $(VENV)/.developer
 	$(BIN)/python -m pytest -m "not real"
 
-# The plug-in for vLLM, in an environment of its own; see docs/vllm.md.
+# The plug-in for vLLM with both of vLLM's model runners, in an environment of its own; see docs/vllm.md.
 test-vllm: .venv-vllm/.installed
 	cd packages/chainwright-vllm && OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
+	cd packages/chainwright-vllm && RUNNER=v2 OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -1,10 +1,15 @@
-"""One engine of vLLM for all tests, with little memory: prompts come in chunks and requests are preempted."""
+"""One engine of vLLM for all tests, with little memory: prompts come in chunks and requests are preempted.
+
+With RUNNER=v2 in the environment it has vLLM's second model runner, which needs Triton. Triton has no CPU backend here,
+so its kernels run in Triton's interpreter, and vLLM is made to believe in a backend.
+"""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +23,19 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+IS_V2 = os.environ.get("RUNNER") == "v2"
+if IS_V2:
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    from triton.backends import backends
 
-import torch
-from wider_heads import reasoner, widen
+    driver = SimpleNamespace(is_active=lambda: True)
+    backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
-import chainwright as cw
-from chainwright import KnockOut
+import torch  # noqa: E402
+from wider_heads import reasoner, widen  # noqa: E402
+
+import chainwright as cw  # noqa: E402
+from chainwright import KnockOut  # noqa: E402
 
 Ask = Callable[..., list[Any]]
 
@@ -57,6 +69,7 @@ def core(engine: Any) -> Any:
     """Return what runs in the engine: `.scheduler` and, of its worker, `.runner`."""
     core = engine.llm_engine.engine_core.engine_core
     core.runner = core.model_executor.driver_worker.worker.model_runner
+    assert (".gpu.model_runner" in type(core.runner).__mro__[1].__module__) == IS_V2
     return core
 
 
