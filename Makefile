@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo smollm2 test test-real test-all test-vllm lint format docs wheel package card bench clean
+.PHONY: demo smollm2 test test-real test-all test-browser test-vllm lint format docs wheel package card bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chainwright demo --out $(OUT) --overwrite
@@ -29,6 +29,11 @@ test-all: $(VENV)/.developer
 test-vllm: .venv-vllm/.installed
 	cd packages/chainwright-vllm && OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
 	cd packages/chainwright-vllm && RUNNER=v2 OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
+
+# The report in a headless Chromium, which must be installed, with axe-core from npm.
+test-browser: $(VENV)/.developer
+	npm ci --prefix tests/report --no-audit --no-fund --ignore-scripts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/report -m slow
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+_KEYS = {"/": 191, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 _KEYS |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 _PATIENCE = 60.0
 
@@ -140,6 +140,22 @@ class Page:
         text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
         self.ask("Input.dispatchKeyEvent", type="keyDown", **known, **text)
         self.ask("Input.dispatchKeyEvent", type="keyUp", **known)
+        self.settle()
+
+    def type(self, text: str) -> None:
+        """Type a text, where the focus is."""
+        self.ask("Input.insertText", text=text)
+        self.settle()
+
+    def print_to(self, path: Path) -> None:
+        """Print the page as a PDF file on A4, without what browsers leave out unless asked (grounds)."""
+        answer = self.ask("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def print_media(self, is_on: bool) -> None:
+        """Show the page as it is printed, or as it is on a screen."""
+        self.run(f"dispatchEvent(new Event('{'beforeprint' if is_on else 'afterprint'}'))")
+        self.ask("Emulation.setEmulatedMedia", media="print" if is_on else "")
         self.settle()
 
     def focus(self, query: str) -> None:

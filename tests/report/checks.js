@@ -1,7 +1,7 @@
 // What the browser tests ask of a page; each returns the elements at fault, in words.
 const checks = {
   stickingOut() {
-    const free = ".steps, .grid, pre, svg, .inspector, #token, .js-plotly-plot";
+    const free = ".steps, .grid, .wide, pre, svg, .inspector, #token, .js-plotly-plot";
     return [...document.querySelectorAll("main *")]
       .filter((e) => e.clientWidth && e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(free))
       .map((e) => e.outerHTML.slice(0, 80));

@@ -147,6 +147,31 @@ const page = (() => {
     });
   }
 
+  // Paper: details are open, and figures are light and as wide as the paper, until it is printed.
+  let before = null;
+  function startPrinting() {
+    if (before) return;
+    const closed = [...document.querySelectorAll("details:not([open])")];
+    before = { closed, theme: root.dataset.theme };
+    root.dataset.theme = "light";
+    root.classList.add("printing");
+    for (const each of closed) each.open = true;
+    for (const element of drawn.keys()) redraw(element);
+  }
+
+  function endPrinting() {
+    if (!before) return;
+    for (const each of before.closed) each.open = false;
+    if (before.theme) root.dataset.theme = before.theme;
+    else delete root.dataset.theme;
+    root.classList.remove("printing");
+    before = null;
+    for (const element of drawn.keys()) redraw(element);
+  }
+
+  window.addEventListener("beforeprint", startPrinting);
+  window.addEventListener("afterprint", endPrinting);
+
   const percent = (thousandths) => (thousandths >= 1 ? `${(thousandths / 10).toFixed(1)}%` : "<0.1%");
   start();
   return { make, link, button, show, tools, saveTable, theme, route, percent, section: (name) => data.sections[name] };

@@ -135,12 +135,12 @@ def _html(environment: jinja2.Environment, item: _Built) -> Markup:
     return Markup(environment.from_string(beside.read_text(encoding="utf-8")).render(item.section.words))
 
 
-def _beside(builder: Builder, kind: str) -> Traversable:
-    """Return the file of a kind that belongs to a section: beside its module, with the module's name."""
+def _beside(builder: Builder, kind: str, part: str = "") -> Traversable:
+    """Return the file of a kind that belongs to a section: beside its module, with the module's name or a part's."""
     package, _, name = builder.__module__.rpartition(".")
     # a module outside any package has no resources that `files` could find
     folder = files(package) if package else Path(str(sys.modules[name].__file__)).parent
-    return folder / f"{name}.{kind}"
+    return folder / f"{part or name}.{kind}"
 
 
 def as_json(value: Any) -> Markup:
@@ -164,7 +164,7 @@ def _data(sections: Sequence[Section]) -> dict[str, Any]:
 
 def _all(first: str, built: Sequence[_Built], kind: str) -> str:
     """Return the page's file of a kind, and those of its sections that have one, one after another."""
-    beside = [_beside(item.builder, kind) for item in built]
+    beside = [_beside(item.builder, kind, part) for item in built for part in ("", *item.section.parts)]
     return "\n".join([_read(f"{first}.{kind}"), *(f.read_text(encoding="utf-8") for f in beside if f.is_file())])
 
 

@@ -101,6 +101,7 @@ class Section:
             of the files that a reader saves, so they differ over the whole page.
         data: What its script reads as `page.section(name)`; plain values.
         order: Its place on the page; sections with a lower number come first.
+        parts: Names of further scripts and styles beside its module, which go into the page after its own.
         shows: The findings that it shows. Those that no section shows get a table in a section of their own.
     """
 
@@ -110,6 +111,7 @@ class Section:
     figures: Mapping[str, Table] = field(default_factory=dict)
     data: Any = None
     order: int = field(kw_only=True)
+    parts: Sequence[str] = field(default=(), kw_only=True)
     shows: Sequence[Finding] = field(default=(), kw_only=True)
 
 

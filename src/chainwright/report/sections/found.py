@@ -6,6 +6,7 @@ from chainwright._registry import register
 from chainwright.diagnose.errors import ErrorTable
 from chainwright.diagnose.facts import facts_of
 from chainwright.diagnose.summary import paragraphs, summary_lines
+from chainwright.report.brief import brief
 from chainwright.report.section import Material, Section
 from chainwright.report.words import certainty
 
@@ -21,6 +22,7 @@ def section(material: Material) -> Section | None:
     has_facts = any(part is not None for part in parts)
     lines = summary_lines(facts, searched_heads=origin is not None and origin.searched_heads) if has_facts else []
     words = {
+        "brief_lines": brief(material),
         "kind": "report" if origin is None else origin.kind,
         "title": material.title,
         "model": material.model,

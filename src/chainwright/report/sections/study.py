@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from chainwright._registry import register
+from chainwright.report.brief import brief
 from chainwright.report.section import Material, Section
 
 
@@ -15,6 +16,7 @@ def section(material: Material) -> Section | None:
     if origin is None or origin.is_diagnosis:
         return None
     words = {
+        "brief_lines": brief(material),
         "title": material.title,
         "kind": origin.kind,
         "model": origin.model,

@@ -1,8 +1,8 @@
 // The trace reader: a question and its response step by step, tokens shaded, the first error marked, and for one chosen
 // token its numbers, what else might have been said, and what is said without each of the top heads.
-(() => {
+const traceReader = (() => {
   const groupSelect = document.getElementById("group");
-  if (!groupSelect) return;
+  if (!groupSelect) return undefined;
   const { make, link, percent } = page;
   const { groups, texts, traces, filters } = page.section("traces");
   const labelSelect = document.getElementById("trace-label"); // only where traces have labels
@@ -15,6 +15,7 @@
   let shade = "entropy";
   let now = null; // the chosen token's element
   let shown = null; // the trace on the page
+  const watchers = []; // what is called when another trace is on the page
 
   const visible = (text) => text.replaceAll("\n", "\u21b5\n");
   const quoted = (text) => `\u201c${text.replaceAll("\n", "\u21b5")}\u201d`;
@@ -272,10 +273,16 @@
     traceSelect.value = index;
     reader.replaceChildren(card(shown));
     const question = reader.querySelector(".in-question .text");
-    if (question) question.scrollTop = question.scrollHeight;
+    if (question && question.scrollHeight > question.clientHeight) {
+      question.tabIndex = 0; // so that keys scroll it
+      question.setAttribute("role", "group");
+      question.setAttribute("aria-label", "The question");
+      question.scrollTop = question.scrollHeight;
+    }
     const error = shown.error ? shown.error.at : null;
     const start = Math.min(shown.start, shown.pieces.length - 1);
     chooseAt(at !== undefined ? at : error !== null ? error : start);
+    for (const watcher of watchers) watcher(index);
   }
 
   function label(trace) {
@@ -348,19 +355,32 @@
       showScale();
     });
   }
-  page.route(/^#trace-(\d+)-(\d+)$/, (number, at) => {
-    const index = place.get(Number(number));
-    if (index === undefined) return;
+  // Shows a trace at a token, whatever group and label are chosen.
+  function open(index, at) {
     const group = groups.findIndex((one) => one.traces.includes(index));
     groupSelect.value = group;
     if (labelSelect) labelSelect.value = "";
     fillTraces(group);
-    showTrace(index, Number(at));
-    reader.querySelector(".steps").focus({ preventScroll: true });
+    showTrace(index, at);
     document.querySelector(".reader-board").scrollIntoView();
     const low = now.getBoundingClientRect().bottom - 0.45 * innerHeight; // narrow pages have the panel below that
     if (getComputedStyle(panel.parentElement).display === "block") scrollBy(0, Math.max(0, low));
+  }
+
+  page.route(/^#trace-(\d+)-(\d+)$/, (number, at) => {
+    const index = place.get(Number(number));
+    if (index === undefined) return;
+    open(index, Number(at));
+    reader.querySelector(".steps").focus({ preventScroll: true });
   });
   showScale();
   showGroup(Math.max(0, groups.findIndex((group) => group.is_key)));
+  return {
+    open,
+    order: groups.flatMap((group) => group.traces),
+    text: (index) => traces[index].pieces.map((piece) => texts[piece]),
+    shown: () => traces.indexOf(shown),
+    token: (at) => reader.querySelector(`.t[data-at="${at}"]`),
+    watch: (act) => watchers.push(act),
+  };
 })();

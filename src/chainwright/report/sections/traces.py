@@ -27,4 +27,4 @@ def section(material: Material) -> Section | None:
         "has_filters": bool(data["filters"]),
         "by": "First error" if any(map(has_slots, material.traces)) else "Outcome",
     }
-    return Section("traces", "Traces", words, data=data, order=700, shows=alternatives)
+    return Section("traces", "Traces", words, data=data, order=700, parts=["search"], shows=alternatives)
