@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from chainwright._errors import BadInput
+from chainwright.models import load_model
 from chainwright.studies import Job, Study, Watch
+from chainwright.studies.diagnosis import run_study
 from chainwright.studies.executors import made
 from chainwright.studies.executors.on_ray import Worker
 from chainwright.studies.manifest import Manifest
+from study_nursery import SMALL
 from worker_plans import Cubes, files
 
 ray: Any = pytest.importorskip("ray")
@@ -59,6 +62,28 @@ def test_two_actors_that_are_killed_end_with_the_same_bytes(tmp_path: Path) -> N
     assert len(killed) == 2 and len(set(actors_of(tmp_path / "s"))) > 2, "both were killed, and started again"
 
 
+def test_an_interrupted_run_is_resumed_elsewhere(tmp_path: Path) -> None:
+    class Stop(Watch):
+        def finished(self, title: str, seconds: float, skipped: str | None, left: float | None) -> None:
+            raise KeyboardInterrupt
+
+    Study.make(tmp_path / "whole", Cubes(N)).run()
+    study = Study.make(tmp_path / "s", Cubes(N))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(Stop(), executor=made("ray", workers=2))
+    assert study.status().count("done") == 1 and study.status().holder is None
+    study.run()
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
+
+
+def test_a_diagnosis_on_two_actors_is_that_of_one_process(tmp_path: Path) -> None:
+    model, tokenizer = load_model(SMALL.model, device="cpu")
+    run_study(model, tokenizer, SMALL, tmp_path / "whole", progress=False)
+    executor = made("ray", workers=2, device="cpu")
+    run_study(model, tokenizer, SMALL, tmp_path / "s", progress=False, executor=executor)
+    assert files(tmp_path / "s") == files(tmp_path / "whole") and len(set(actors_of(tmp_path / "s"))) == 2
+
+
 class Failing(Cubes):
     """A unit cannot be computed."""
 
@@ -93,7 +118,7 @@ def test_a_mistake_on_an_actor_is_the_one_sentence_that_it_is_elsewhere_and_lose
         }.items()
     ):
         with pytest.raises(BadInput, match=says):
-            Study.make(tmp_path / str(i), kind(N)).run(executor=made("ray", workers=2))
+            Study.make(tmp_path / str(i), kind(N)).run(executor=made("ray", workers=1))
     assert Study.open(tmp_path / "0").status().count("done") > 0
     Study.make(tmp_path / "0", Cubes(N)).run()
 

@@ -95,7 +95,9 @@ class OnRay(Executor):
             where = (os.getcwd(), str(stage.folder.resolve()), type(stage.plan), self.device, self.trust_remote_code)
             self._folder = stage.folder
             self._actors = [kind.remote(*where) for _ in range(self.n_workers)]
-            for reference in [actor.load.remote() for actor in self._actors]:
+            loading = [actor.load.remote() for actor in self._actors]
+            ray.wait(loading, num_returns=len(loading))  # ending an actor that is about to start would hold its CPU
+            for reference in loading:
                 self._get(reference, "its model")
         return list(self._actors)
 
