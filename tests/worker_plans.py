@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chainwright._errors import BadInput
 from chainwright._files import read_json, write_json
 from chainwright._registry import register
 from chainwright.studies import Job, Plan, Results, Skip, manifest
@@ -63,6 +64,31 @@ class Cubes(Plan):
 
     def title(self, unit: str) -> str:
         return f"unit {unit}"
+
+
+class Failing(Cubes):
+    """A unit cannot be computed."""
+
+    def compute(self, job: Job) -> None:
+        if job.unit == "square/2":
+            raise BadInput("there is no such thing")
+        super().compute(job)
+
+
+class OtherWeights(Cubes):
+    """The actors load other weights than the driver."""
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Cubes:
+        return cls(known.config["up_to"], **{**known.model, "fingerprint": "1"})
+
+
+class Unknown(Cubes):
+    """Cannot be made from its folder."""
+
+    @classmethod
+    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Cubes:
+        raise BadInput(f"resume it with: {known.again}")
 
 
 def files(folder: Path) -> dict[str, bytes]:

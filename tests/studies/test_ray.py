@@ -15,13 +15,12 @@ import pytest
 
 from chainwright._errors import BadInput
 from chainwright.models import load_model
-from chainwright.studies import Job, Study, Watch
+from chainwright.studies import Study, Watch
 from chainwright.studies.diagnosis import run_study
 from chainwright.studies.executors import made
 from chainwright.studies.executors.on_ray import Worker
-from chainwright.studies.manifest import Manifest
 from study_nursery import SMALL
-from worker_plans import Cubes, files
+from worker_plans import Cubes, Failing, OtherWeights, Unknown, files
 
 ray: Any = pytest.importorskip("ray")
 N = 4
@@ -82,31 +81,6 @@ def test_a_diagnosis_on_two_actors_is_that_of_one_process(tmp_path: Path) -> Non
     executor = made("ray", workers=2, device="cpu")
     run_study(model, tokenizer, SMALL, tmp_path / "s", progress=False, executor=executor)
     assert files(tmp_path / "s") == files(tmp_path / "whole") and len(set(actors_of(tmp_path / "s"))) == 2
-
-
-class Failing(Cubes):
-    """A unit cannot be computed."""
-
-    def compute(self, job: Job) -> None:
-        if job.unit == "square/2":
-            raise BadInput("there is no such thing")
-        super().compute(job)
-
-
-class OtherWeights(Cubes):
-    """The actors load other weights than the driver."""
-
-    @classmethod
-    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Cubes:
-        return cls(known.config["up_to"], **{**known.model, "fingerprint": "1"})
-
-
-class Unknown(Cubes):
-    """Cannot be made from its folder."""
-
-    @classmethod
-    def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> Cubes:
-        raise BadInput(f"resume it with: {known.again}")
 
 
 def test_a_mistake_on_an_actor_is_the_one_sentence_that_it_is_elsewhere_and_loses_nothing(tmp_path: Path) -> None:
