@@ -2,6 +2,7 @@
 
 import pickle
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +171,13 @@ def test_what_cannot_decode_together_is_refused() -> None:
             Composed(repairs)
     with pytest.raises(BadInput, match="needs at least one repair"):
         Composed([])
+
+
+@pytest.mark.parametrize("repair", ["tcr-reasoner", Path("tcr-reasoner"), ["tcr-reasoner"]])
+def test_the_name_of_a_repair_is_no_repair(repair: object) -> None:
+    model, tokenizer = load_model("reasoner")
+    with pytest.raises(BadInput, match=r"takes repairs, not names.*Repair.from_pretrained\('tcr-reasoner'\)"):
+        generate(model, tokenizer, sample("clf", 2, 1), repair=repair, progress=False)  # type: ignore[arg-type]
 
 
 def test_the_cost_of_several_says_each_part() -> None:

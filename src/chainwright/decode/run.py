@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,11 +50,14 @@ def in_order(repair: Repair | Sequence[Repair] | None) -> list[Repair]:
     """Return the repairs that decode together: first those that edit the forward pass, then the one that decides.
 
     Raises:
-        BadInput: Two of them cannot decode together.
+        BadInput: One of them is the name or the folder of a repair, or two of them cannot decode together.
     """
     if repair is None:
         return []
-    repairs = list(repair) if isinstance(repair, Sequence) else [repair]
+    repairs = list(repair) if isinstance(repair, Sequence) and not isinstance(repair, str) else [repair]
+    for each in repairs:
+        if isinstance(each, (str, Path)):
+            raise BadInput(f"repair= takes repairs, not names; load it with Repair.from_pretrained({str(each)!r}).")
     for first, second in combinations(repairs, 2):
         first.check_beside(second)
     return sorted(repairs, key=lambda r: r.decides_tokens)  # stable, so that edits keep the order given
