@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -54,10 +54,11 @@ def in_order(repair: Repair | Sequence[Repair] | None) -> list[Repair]:
     """
     if repair is None:
         return []
-    repairs = list(repair) if isinstance(repair, Sequence) and not isinstance(repair, str) else [repair]
-    for each in repairs:
+    given: Sequence[object] = repair if isinstance(repair, Sequence) else [repair]
+    for each in [repair, *given]:
         if isinstance(each, (str, Path)):
             raise BadInput(f"repair= takes repairs, not names; load it with Repair.from_pretrained({str(each)!r}).")
+    repairs = cast("list[Repair]", list(given))
     for first, second in combinations(repairs, 2):
         first.check_beside(second)
     return sorted(repairs, key=lambda r: r.decides_tokens)  # stable, so that edits keep the order given
