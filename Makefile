@@ -29,6 +29,7 @@ test-all: $(VENV)/.developer
 test-vllm: .venv-vllm/.installed
 	cd packages/chainwright-vllm && OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
 	cd packages/chainwright-vllm && RUNNER=v2 OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest
+	cd packages/chainwright-vllm && COMPILED=1 OMP_NUM_THREADS=1 ../../.venv-vllm/bin/python -m pytest -k "mixed or equal"
 
 # The report in a headless Chromium, which must be installed, with axe-core from npm.
 test-browser: $(VENV)/.developer

@@ -1,7 +1,8 @@
 """One engine of vLLM for all tests, with little memory: prompts come in chunks and requests are preempted.
 
 With RUNNER=v2 in the environment it has vLLM's second model runner, which needs Triton. Triton has no CPU backend here,
-so its kernels run in Triton's interpreter, and vLLM is made to believe in a backend.
+so its kernels run in Triton's interpreter, and vLLM is made to believe in a backend. With COMPILED=1 the model is
+compiled, for the tests that take no hooks away.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ def engine(folder: Path) -> Any:
     return LLM(
         str(folder),
         dtype="float32",
-        enforce_eager=True,
+        enforce_eager=os.environ.get("COMPILED") != "1",
         max_model_len=256,
         max_num_seqs=8,
         max_num_batched_tokens=48,
