@@ -59,7 +59,7 @@ def test_who_asks_for_nothing_gets_nothing(extra_args: Any) -> None:
         ({1, 2}, "must be plain JSON"),
         ({}, "asks for nothing"),
         ({"nock_out": []}, "no setting 'nock_out'"),
-        ({"repair": 3}, "repair must be a name or a folder"),
+        ({"repair": 3}, "repair must be the name of one that the server offers"),
         ({"repair": "tcr-reasoner", "knock_out": [[0, 0]]}, "not both"),
         ({"knock_out": []}, "at least one head"),
         ({"knock_out": {}}, "at least one head"),

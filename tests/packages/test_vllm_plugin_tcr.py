@@ -87,15 +87,55 @@ def test_entropy_and_a_fixed_order_are_chainwrights(tmp_path: Path) -> None:
     assert (here.positions, here.scale, here.n_votes) == ("last", 0.5, 2)
 
 
-def test_bundled_repairs_are_known_and_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(bundled_repairs()) <= set(known())
+def test_bundled_and_offered_repairs_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(repairs.VARIABLE, raising=False)
+    assert set(known()) == set(bundled_repairs())
     assert find("tcr-reasoner") == (BUNDLED / "tcr-reasoner").resolve()
-    shutil.copytree(BUNDLED / "tcr-reasoner", tmp_path / "mine")
-    assert find(str(tmp_path / "mine")) == tmp_path / "mine"
-    monkeypatch.setenv("CHAINWRIGHT_REPAIRS", str(tmp_path))
-    assert find("mine") == tmp_path / "mine"
-    with pytest.raises(BadRequest, match=r"no repair 'tcr-reasonr': known are .*mine.*did you mean 'tcr-reasoner'\?"):
+    for name in ("mine", "other", "a=b"):
+        shutil.copytree(BUNDLED / "tcr-reasoner", tmp_path / name)
+    monkeypatch.setenv(repairs.VARIABLE, f" new={tmp_path}/mine, old = {tmp_path}/a=b,{tmp_path},mine={tmp_path}/other")
+    assert {name: find(name).name for name in ("new", "old", "mine", "other", "a=b")} == {
+        "new": "mine",
+        "old": "a=b",
+        "mine": "mine",
+        "other": "other",
+        "a=b": "a=b",
+    }
+    with pytest.raises(BadRequest, match=r"no repair 'tcr-reasonr' .* known are .*mine.*did you mean 'tcr-reasoner'\?"):
         find("tcr-reasonr")
+
+
+@pytest.mark.parametrize("listed", ["{}/none", "{}/empty", "name={}/empty", "={}/none", "{}/empty,tcr-reasoner"])
+def test_what_the_operator_lists_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv(repairs.VARIABLE, listed.format(tmp_path))
+    with pytest.raises(ValueError, match=r"^CHAINWRIGHT_VLLM_REPAIRS lists '.*', where no repair.json was found; list"):
+        repairs.offered()
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_text_is_never_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_text: bool) -> None:
+    folder = tmp_path / "secret"
+    shutil.copytree(BUNDLED / "tcr-reasoner", folder)
+    monkeypatch.delenv(repairs.VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    said = set()
+    for name in (str(folder), "secret", "./secret", str(tmp_path / "none"), "../", str(BUNDLED / "tcr-reasoner")):
+        wish: Any = {"repair": name}
+        with pytest.raises(BadRequest, match=r"known are back-smollm2, .*tcr-reasoner") as caught:
+            checked({"chainwright": json.dumps(wish) if as_text else wish}, _config())
+        said.add(str(caught.value).replace(repr(name), "").partition("; did you mean")[0].rstrip("."))
+    assert len(said) == 1  # the answer does not show what is there
+
+
+def test_python_code_gives_a_folder_as_a_path(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "tcr-reasoner", tmp_path / "mine")
+    given = {"chainwright": {"repair": tmp_path / "mine"}}
+    assert checked(given, _config()) == {"chainwright": {"repair": str(tmp_path / "mine")}}
+    with pytest.raises(BadRequest, match="is damaged"):
+        checked({"chainwright": {"repair": tmp_path}}, _config())
+    with pytest.raises(BadRequest, match="not both"):
+        checked({"chainwright": {"repair": tmp_path, "knock_out": [[0, 0]]}}, _config())
 
 
 def _changed(folder: Path, change: Any) -> str:
@@ -193,14 +233,14 @@ def test_a_repair_is_admitted_under_its_folder_or_refused_in_one_sentence(tmp_pa
 
 def test_layers_that_a_compiled_model_does_not_give_out_are_named(tmp_path: Path) -> None:
     folder = _changed(tmp_path / "repair", lambda r: r["settings"].update(layers=[0, 1, 2, -1]))
-    assert checked({"chainwright": {"repair": folder}}, _config(enforce_eager=False))
+    assert checked({"chainwright": {"repair": Path(folder)}}, _config(enforce_eager=False))
     deep = SimpleNamespace(**{**vars(_config(enforce_eager=False).model_config), "get_vocab_size": lambda: 181})
     config = _config(enforce_eager=False)
     config.model_config = deep
     (tmp_path / "free").mkdir()
     free = _changed(tmp_path / "free" / "repair", lambda r: r["origin"].update(model={}))
     with pytest.raises(BadRequest, match=r"reads layer 0, which this server's compiled model does not give out"):
-        checked({"chainwright": {"repair": free}}, config)
+        checked({"chainwright": {"repair": Path(free)}}, config)
 
 
 class _Layer(nn.Module):

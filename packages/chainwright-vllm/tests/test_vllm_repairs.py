@@ -85,7 +85,7 @@ def test_entropy_and_a_vote_equal_chainwright(
     repair = _by_entropy(tmp_path / "vote", n_votes=3, positions=positions)
     due = [generated(ids, repair, 100) for ids in problems[:6]]
     before = core.scheduler.chainwright.n_flagged
-    outputs = ask(problems[:6], [{"repair": str(tmp_path / "vote")}] * 6, max_tokens=100)
+    outputs = ask(problems[:6], [{"repair": tmp_path / "vote"}] * 6, max_tokens=100)
     assert [_ids(output) for output in outputs] == [tokens for tokens, _ in due]
     assert core.scheduler.chainwright.n_flagged - before == sum(n for _, n in due) > 3
 
@@ -140,7 +140,8 @@ def test_what_a_repair_cannot_do_is_refused_in_one_sentence(ask: Any, problems: 
     for wish, settings, said in (
         ({"repair": "tcr-reasonr"}, {}, "known are back-smollm2, back-world, tcr-reasoner"),
         ({"repair": "back-world"}, {}, "of kind 'back-attention', and in vLLM only 'tcr' runs"),
-        ({"repair": str(tmp_path / "other")}, {}, "was made for big (llama, 40 layers x 8 heads, d 4"),
+        ({"repair": str(tmp_path / "other")}, {}, "others are offered by CHAINWRIGHT_VLLM_REPAIRS where the server"),
+        ({"repair": tmp_path / "other"}, {}, "was made for big (llama, 40 layers x 8 heads, d 4"),
         ({"repair": "tcr-reasoner"}, {"ignore_eos": True}, "leave ignore_eos out"),
         ({"repair": "tcr-reasoner"}, {"prompt_logprobs": 1}, "leave prompt_logprobs out"),
         ({"repair": "tcr-reasoner", "knock_out": [[0, 0]]}, {}, "not both"),

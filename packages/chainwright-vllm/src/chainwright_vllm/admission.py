@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from chainwright_vllm.patching import wrap
-from chainwright_vllm.repairs import VARIABLE, Identity, check, find, identity, load
+from chainwright_vllm.repairs import VARIABLE, Identity, check, find, identity, load, offered
 from chainwright_vllm.spec import KEY, RUN, BadRequest, UseRepair, asked, asked_repair
 from chainwright_vllm.worker import readable_layers
 
@@ -65,14 +66,14 @@ def checked(extra_args: dict[str, Any], config: Any) -> dict[str, Any]:
 
 def _checked_repair(spec: UseRepair, model: Identity, config: Any) -> UseRepair:
     """Return what a request asks for with the repair's folder in place of its name."""
-    folder = str(find(spec.folder))
+    folder = str(find(Path(spec.folder) if spec.is_path else spec.folder))
     saved = load(folder)
     check(saved, model)
     layers = {layer % model.shape.n_layers for layer in saved.tcr.layers}
     if unread := sorted(layers - readable_layers(config.model_config)):
         raise BadRequest(
             f"chainwright: the repair reads layer {unread[0]}, which this server's compiled model does not give out; "
-            f"name the repair's parent folder in {VARIABLE} before the server starts, or serve with --enforce-eager."
+            f"offer the repair by {VARIABLE} before the server starts, or serve with --enforce-eager."
         )
     if config.parallel_config.tensor_parallel_size > 1:
         raise BadRequest("chainwright: repairs have not been made for tensor parallelism; serve on one device.")
@@ -123,6 +124,7 @@ def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _create_engine_config(own: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        offered()  # a mistake of the operator is better seen now than by a client
         if self.async_scheduling is None and os.environ.get(ASYNC) != "1":
             self.async_scheduling = False  # a flagged token is held back, which nobody may have scheduled beyond
         return own(self, *args, **kwargs)

@@ -1,7 +1,8 @@
 """Saved repairs, as the package chainwright writes them: a folder with repair.json and repair.safetensors.
 
-A request names one: a folder, the name of a folder inside one of those that the environment variable
-CHAINWRIGHT_REPAIRS lists, or a repair that comes with an installed chainwright, which is looked into but not imported.
+A request names one of those that the operator offers: what the environment variable CHAINWRIGHT_VLLM_REPAIRS lists, and
+the repairs that come with an installed chainwright, which is looked into but not imported. No text that a client sends
+is read as a path. Python code of the process itself may give a folder, as a `pathlib.Path`.
 Nothing is unpickled, and no code of the folder runs.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -25,7 +26,7 @@ from chainwright_vllm.networks import Perceptron
 from chainwright_vllm.spec import BadRequest, KnockOut, ModelShape
 from chainwright_vllm.tcr import TCR, Detector, FixedSelector, LightSelector, Selector
 
-VARIABLE = "CHAINWRIGHT_REPAIRS"
+VARIABLE = "CHAINWRIGHT_VLLM_REPAIRS"
 SCHEMA_VERSION = 1
 _CONFIG, _TENSORS = "repair.json", "repair.safetensors"
 
@@ -80,40 +81,70 @@ def identity(model_config: Any) -> Identity:
 
 
 def known() -> dict[str, Path]:
-    """Return the repairs that a request may name without a path."""
+    """Return the repairs that a request may name: the operator's first, then the bundled ones."""
+    return {**_bundled(), **offered()}
+
+
+def offered() -> dict[str, Path]:
+    """Return the repairs that CHAINWRIGHT_VLLM_REPAIRS lists; of two with one name the first counts.
+
+    It holds, separated by commas, `name=folder` of a repair, or a folder, whose repairs are offered by their names.
+
+    Raises:
+        ValueError: No repair was found in a folder.
+    """
     found: dict[str, Path] = {}
-    for place in _places():
-        for config in sorted(place.glob(f"*/{_CONFIG}")):
-            found.setdefault(config.parent.name, config.parent)
+    for entry in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
+        for name, folder in _listed(entry).items():
+            found.setdefault(name, folder)
     return found
 
 
-def _places() -> Iterator[Path]:
-    for name in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if name:
-            yield Path(name).expanduser()
+def _listed(entry: str) -> dict[str, Path]:
+    name, equals, folder = entry.partition("=")
+    if equals and os.sep not in name:
+        place = Path(folder.strip()).expanduser()
+        repairs = {name.strip(): place} if (place / _CONFIG).is_file() else {}
+    else:
+        place = Path(entry).expanduser()
+        repairs = _inside(place)
+    if not repairs:
+        raise ValueError(
+            f"{VARIABLE} lists {entry!r}, where no {_CONFIG} was found; list name=folder of a saved repair, or a "
+            "folder that holds such folders, separated by commas."
+        )
+    return repairs
+
+
+def _bundled() -> dict[str, Path]:
     spec = find_spec("chainwright")
-    for root in (spec.submodule_search_locations or ()) if spec is not None else ():
-        yield Path(root) / "repair" / "bundled"
+    roots = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return {name: where for root in roots for name, where in _inside(Path(root) / "repair" / "bundled").items()}
 
 
-def find(name: str) -> Path:
+def _inside(place: Path) -> dict[str, Path]:
+    return {config.parent.name: config.parent for config in sorted(place.glob(f"*/{_CONFIG}"))}
+
+
+def find(name: str | Path) -> Path:
     """Return the folder of a repair.
 
+    Args:
+        name: Of an offered one; a `Path`, which cannot come over HTTP, is a folder.
+
     Raises:
-        BadRequest: There is none such; the known ones are listed.
+        BadRequest: There is none such, or it is not offered; the known ones are listed.
     """
+    if isinstance(name, Path):
+        return name.expanduser().resolve()
     repairs = known()
     if name in repairs:
         return repairs[name].resolve()
-    folder = Path(name).expanduser()
-    if (folder / _CONFIG).is_file():
-        return folder.resolve()
     near = get_close_matches(name, repairs, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise BadRequest(
-        f"There is no repair {name!r}: known are {', '.join(sorted(repairs)) or 'none'}, and any folder with a "
-        f"{_CONFIG} can be named (or its parent in {VARIABLE}){hint or '.'}"
+        f"There is no repair {name!r} to name here: known are {', '.join(sorted(repairs)) or 'none'}; others are "
+        f"offered by {VARIABLE} where the server starts, and given as a pathlib.Path in Python{hint}"
     )
 
 

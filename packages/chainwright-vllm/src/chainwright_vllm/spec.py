@@ -4,8 +4,9 @@
     {"chainwright": {"knock_out": {"heads": [[3, 5]], "positions": "last", "scale": 0.5}}}
     {"chainwright": {"repair": "tcr-reasoner"}}
 
-Where a client can only send text, the object may be JSON in a string. Every mistake is a `BadRequest` of one sentence,
-which vLLM's server answers with status 400.
+Where a client can only send text, the object may be JSON in a string. In Python, a repair may also be a folder, given
+as a `pathlib.Path`, which no JSON can hold: a text is only ever a name that the operator offers. Every mistake is a
+`BadRequest` of one sentence, which vLLM's server answers with status 400.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 KEY = "chainwright"
@@ -22,7 +24,7 @@ RUN = "chainwright_run"  # [request, k]: this is the run without the k-th head t
 Head = tuple[int, int]
 _POSITIONS = ("all", "last")
 _FORMS = (
-    '{"repair": "name or folder"}, {"knock_out": [[layer, head], ...]} or {"knock_out": {"heads": [[layer, head], '
+    '{"repair": "name"}, {"knock_out": [[layer, head], ...]} or {"knock_out": {"heads": [[layer, head], '
     '...], "positions": "all" or "last", "scale": 0.0}}'
 )
 
@@ -86,10 +88,12 @@ class UseRepair:
     """A saved repair that decides tokens.
 
     Attributes:
-        folder: Where it is; before admission, what the client calls it.
+        folder: Where it is; before admission, the name that the client gives.
+        is_path: Whether it is a folder already before admission, which only Python code can say.
     """
 
     folder: str
+    is_path: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return the canonical object that `parse` reads as this."""
@@ -114,6 +118,8 @@ def asked(extra_args: Mapping[str, Any] | None) -> Spec | None:
     given = (extra_args or {}).get(KEY)
     if given is None:
         return None
+    if isinstance(given, Mapping) and isinstance(given.get("repair"), Path):
+        return parse(given)
     return _parsed(given if isinstance(given, str) else _as_json(given))
 
 
@@ -149,9 +155,12 @@ def parse(given: Mapping[str, Any]) -> Spec:
         raise BadRequest("chainwright: a request has either a repair or heads to knock out, not both; choose one.")
     if "knock_out" in given:
         return _knock_out(given["knock_out"])
-    if not isinstance(given["repair"], str) or not given["repair"]:
-        raise BadRequest(f"repair must be a name or a folder; got {given['repair']!r}.")
-    return UseRepair(given["repair"])
+    if not isinstance(given["repair"], (str, Path)) or not given["repair"]:
+        raise BadRequest(
+            f"repair must be the name of one that the server offers (in Python also a pathlib.Path); got "
+            f"{given['repair']!r}."
+        )
+    return UseRepair(str(given["repair"]), isinstance(given["repair"], Path))
 
 
 def _knock_out(given: Any) -> KnockOut:
