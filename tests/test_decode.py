@@ -337,7 +337,7 @@ def test_scores_equal_the_models_own_log_softmax(family: str) -> None:
 @pytest.mark.parametrize("at_once", [1, D_VOCAB * 7, D_VOCAB * 2**20])
 def test_unembedding_in_pieces_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, trace = tiny("gemma2"), trace_of(random_ids(1, 23)[0])
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
     want, got = plain_scores(model, trace), score(model, trace)
     assert_close(got.logprob[1:], want.logprob, "log-probability", TOLERANCE)
     assert_close(got.entropy[1:], want.entropy, "entropy", TOLERANCE)

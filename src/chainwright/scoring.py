@@ -23,7 +23,7 @@ from chainwright.traces import Trace
 if TYPE_CHECKING:
     from chainwright.repair.base import Repair
 
-_LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = 2**26
 Watch = Callable[[int, Tensor, Tensor], None]
 """Receives a trace's index, positions `[n]` in it (rising, on the CPU), and log-probabilities there `[n, V]`."""
 
@@ -99,7 +99,7 @@ def score_all(
     with evaluating(parts.model), torch.no_grad():
         start = 0
         while start < len(order):
-            size = batch_size or max(1, min(64, 2**14 // len(traces[order[start]])))
+            size = batch_size or usual_scored(len(traces[order[start]]))
             batch = order[start : start + size]
             chosen = [traces[i] for i in batch]
             with ExitStack() as attached:
@@ -110,6 +110,11 @@ def score_all(
                 scores.update(zip(batch, _score_batch(parts, chosen, corrections, batch, watch), strict=True))
             start += size
     return [scores[i] for i in range(len(traces))]
+
+
+def usual_scored(n_tokens: int) -> int:
+    """Return how many traces are scored together where no batch size is set, by the tokens of the longest."""
+    return max(1, min(64, 2**14 // n_tokens))
 
 
 def check_fits(parts: Anatomy, trace: Trace) -> None:
@@ -132,7 +137,7 @@ def _score_batch(
     hidden = final_states(parts, ids, mask)
     logprob, entropy = torch.full(ids.shape, float("nan")), torch.full(ids.shape, float("nan"))
     argmax = torch.full(ids.shape, -1)
-    step = max(1, _LOGITS_AT_ONCE // (parts.d_vocab * len(traces)))
+    step = max(1, LOGITS_AT_ONCE // (parts.d_vocab * len(traces)))
     for start in range(0, ids.shape[1] - 1, step):
         here = slice(start, min(start + step, ids.shape[1] - 1))
         after = slice(here.start + 1, here.stop + 1)

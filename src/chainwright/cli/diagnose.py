@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from chainwright.studies.diagnosis.usual import Usual
 
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
-STEPS = ConfigOptions(_CONFIG, "n_maps")
+STEPS = ConfigOptions(_CONFIG, "n_maps", "sweep_bytes")
 DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
 DRAWING = ConfigOptions(
     "chainwright.studies.config:DecodeSettings",
@@ -84,6 +84,10 @@ def diagnose(
             help="Key error types per task that are searched for heads, 0 for none (default: 2, for large models on a "
             "CPU 1)."
         ),
+    ] = None,
+    measured: Annotated[
+        float | None,
+        typer.Option(help="Share of a large model's heads that are measured (default: 0.3, on a CPU 0.25)."),
     ] = None,
     out_folder: ReportFolder = Path("runs/diagnosis"),
     seed: Seed = 0,
@@ -134,7 +138,8 @@ def diagnose(
         asked, usual = _cells(model, task, hops, rendering, where, n, steps=bool(steps))
     if steps is False and "instruments" in asked:
         asked["instruments"] = tuple(name for name in asked["instruments"] if name != "steps")
-    asked |= {k: v for k, v in (("n_contexts", n_contexts), ("max_types", max_types)) if v is not None}
+    sizes = {"n_contexts": n_contexts, "max_types": max_types, "measured": measured}
+    asked |= {name: value for name, value in sizes.items() if value is not None}
     config = DiagnoseConfig(
         model=model, seeds=(seed,), **asked, **_drawn(asking, drawing), **maps, **decoding, **source
     )

@@ -230,6 +230,11 @@ def check_sampling(repairs: Sequence[Repair], sampling: Sampling) -> None:
         )
 
 
+def usual_batch(n_tokens: int) -> int:
+    """Return how many rows are decoded together where no batch size is set, by the tokens that each may come to."""
+    return max(1, min(64, 2**15 // n_tokens))
+
+
 def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) -> Iterator[list[Prompt]]:
     """Yield prompts of like length together, the longest answers first: a lack of memory then shows at once.
 
@@ -239,7 +244,7 @@ def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) ->
     waiting = sorted(prompts, key=lambda p: (-p.max_new_tokens, -len(p.ids), p.index))
     while waiting:
         first = waiting[0]
-        size = batch_size or max(1, min(64, 2**15 // (len(first.ids) + first.max_new_tokens)))
+        size = batch_size or usual_batch(len(first.ids) + first.max_new_tokens)
         fits = [p for p in waiting if len(p.ids) + first.max_new_tokens <= n_positions][:size]
         taken = {p.index for p in fits}
         waiting = [p for p in waiting if p.index not in taken]

@@ -117,6 +117,8 @@ def empty_model(
 ) -> PreTrainedModel:
     """Return a model without its weights, on the meta device, for estimates; only the config is read or downloaded.
 
+    Besides the names that `load_model` takes, a config.json file can be named.
+
     Raises:
         BadInput: The model does not exist, or cannot be built from its config.
     """

@@ -106,6 +106,8 @@ def _checked(name: str, revision: str | None, needs_weights: bool) -> tuple[str,
     if folder.is_dir():
         _check_folder(folder, needs_weights)
         return str(folder), revision
+    if folder.suffix == ".json" and folder.is_file() and not needs_weights:
+        return str(folder), revision
     if folder.exists():
         raise BadInput(f"{name} is a file; give the folder that holds config.json and the safetensors weights.")
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")

@@ -34,6 +34,7 @@ FIT = ConfigOptions(
 )
 CANDIDATES = ConfigOptions(
     f"{_CONFIG}:CandidateConfig", "max_heads", "positions", "cover", "n_contexts", "n_lessons", "min_errors",
+    "sweep_bytes",
     flags={"n_contexts": "--contexts", "n_lessons": "--lessons"},
 )  # fmt: skip
 CLASSIFIER = ConfigOptions(

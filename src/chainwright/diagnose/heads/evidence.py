@@ -36,7 +36,7 @@ from chainwright.traces import Trace
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_TOKENS_AT_ONCE = 2**14
+TOKENS_AT_ONCE = 2**14
 
 
 @register("finding", "HeadEvidence")
@@ -217,7 +217,7 @@ def _predictions(
     parts: Anatomy, contexts: SlotContexts, heads: Sequence[Sequence[int]], n_top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the right token's probability `[N, 1 + K]`, and the likeliest tokens with theirs `[N, 1 + K, A]`."""
-    at_once = max(1, _TOKENS_AT_ONCE // contexts.input_ids.shape[1])
+    at_once = max(1, TOKENS_AT_ONCE // contexts.input_ids.shape[1])
     batches = []
     for start in range(0, len(contexts), at_once):
         part = contexts.take(slice(start, start + at_once))

@@ -16,7 +16,7 @@ from chainwright.models.anatomy import Anatomy, anatomy
 # time of a variant whose products are in bfloat16, relative to the model's own products
 _HALVED = 0.62
 # in forward passes over the contexts: a forward and two backward passes; reading the heads' direct writing
-_SLOPES, _WRITING = 3.5, 1.0
+SLOPES, WRITING = 3.5, 1.0
 
 
 def plan_head_roles(
@@ -43,9 +43,14 @@ def plan_head_roles(
     if settings.positions == "last":
         sweep = n_measured / n_heads * at_last
     else:
-        sweep = share * passes_per_variant_row(parts) * sum(_tokens(group.contexts) for group in found) / n_tokens
-    screening = _SLOPES + at_last + 1 if settings.method == "screened" else 0.0
-    passes = 1 + sweep + screening + _WRITING
+        sweep = (
+            share
+            * passes_per_variant_row(parts.n_layers, parts.n_heads)
+            * sum(_tokens(group.contexts) for group in found)
+            / n_tokens
+        )
+    screening = SLOPES + at_last + 1 if settings.method == "screened" else 0.0
+    passes = 1 + sweep + screening + WRITING
     longest = contexts.input_ids.shape[1]
     return SweepPlan(
         n_variants=n_rows * n_measured,

@@ -99,7 +99,12 @@ def chosen(parts: Anatomy, config: RolesConfig) -> RolesConfig:
 
 
 def sweep_sets(
-    parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig, tick: Tick | None = None
+    parts: Anatomy,
+    correct: SlotContexts,
+    erroneous: SlotContexts,
+    config: RolesConfig,
+    tick: Tick | None = None,
+    max_bytes: int | None = None,
 ) -> RoleSweeps:
     """Return what the knockouts do in both sets, run together since they share their beginnings.
 
@@ -109,18 +114,25 @@ def sweep_sets(
         erroneous: Contexts in which it is wrong.
         config: How to measure.
         tick: Called with the knockouts that are done, and their number.
+        max_bytes: As in `head_roles`.
     """
     config, n = chosen(parts, config), len(correct)
     contexts = joined(tracked(parts, correct), tracked(parts, erroneous))
     is_measured = torch.ones(parts.n_layers, parts.n_heads, dtype=torch.bool)
     estimates = None
     if config.method == "screened":
-        estimates = estimate_each(parts, contexts)
+        estimates = estimate_each(parts, contexts, max_bytes)
         is_measured = highest_ranked(_criteria(estimates, n), n_screened(config.measured, is_measured.numel()))
     wanted = is_measured.expand(len(contexts.input_ids), -1, -1)
     report = None if tick is None else _Count(tick, int(wanted.sum())).add
     results = knock_out_each(
-        parts, contexts, wanted, config.positions, report=report, is_halved=config.products == "bfloat16"
+        parts,
+        contexts,
+        wanted,
+        config.positions,
+        max_bytes,
+        report=report,
+        is_halved=config.products == "bfloat16",
     )
     whole = RoleSweep(*results) if estimates is None else _filled(results, estimates, is_measured)
     parted = [RoleSweep(*(part[rows] for part in whole)) for rows in (slice(0, n), slice(n, None))]

@@ -232,6 +232,7 @@ def head_roles(
     *,
     config: RolesConfig | None = None,
     tick: Tick | None = None,
+    max_bytes: int | None = None,
 ) -> HeadRoles:
     """Return the roles of all heads at one kind of slot.
 
@@ -243,6 +244,7 @@ def head_roles(
         config: Sizes of the roles, and how the heads are measured; by default exactly in small models, and screened in
             large ones. The finding's config says what was chosen.
         tick: Called with the knockouts that are done and their number, to show progress.
+        max_bytes: Memory for what is kept and for what runs side by side, each; None chooses by device.
 
     Raises:
         BadInput: A set is empty, an erroneous context's right token is the predicted one, or a correct context's
@@ -261,7 +263,7 @@ def head_roles(
     for contexts in (correct, erroneous):
         in_vocabulary(parts, "input_ids of contexts", contexts.input_ids)
     with evaluating(parts.model):
-        return _roles(parts, correct, erroneous, settings, tick)
+        return _roles(parts, correct, erroneous, settings, tick, max_bytes)
 
 
 def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
@@ -276,9 +278,14 @@ def _check_sets(correct: SlotContexts, erroneous: SlotContexts) -> None:
 
 
 def _roles(
-    parts: Anatomy, correct: SlotContexts, erroneous: SlotContexts, config: RolesConfig, tick: Tick | None
+    parts: Anatomy,
+    correct: SlotContexts,
+    erroneous: SlotContexts,
+    config: RolesConfig,
+    tick: Tick | None,
+    max_bytes: int | None,
 ) -> HeadRoles:
-    right, wrong, is_measured, config = sweep_sets(parts, correct, erroneous, config, tick)
+    right, wrong, is_measured, config = sweep_sets(parts, correct, erroneous, config, tick, max_bytes)
     effect_correct = (right.baseline[:, None, None, 0] - right.probs[..., 0]).mean(0)
     effect_erroneous = (wrong.baseline[:, None, None, 0] - wrong.probs[..., 0]).mean(0)
     rectification = (wrong.probs[..., 1] - wrong.baseline[:, None, None, 1]).mean(0)

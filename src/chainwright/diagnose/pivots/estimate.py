@@ -18,7 +18,7 @@ from chainwright.prompts.prompt import prompt_ids
 from chainwright.tasks.base import Problem
 from chainwright.traces import Trace
 
-_USUAL = 40  # continuations of a response whose value falls once, from near 1 to near 0 (docs/methods/pivots.md)
+USUAL = 40  # continuations of a response whose value falls once, from near 1 to near 0 (docs/methods/pivots.md)
 _UNKNOWN_LENGTH = 256  # tokens of a response to a problem without a gold chain
 _PROBE_ROWS, _PROBE_TOKENS = 8, 16
 
@@ -73,7 +73,7 @@ def plan_pivots(
     lengths += [len(trace.response_ids) for trace in traces]
     ends = [len(trace.steps) for trace in traces] or [max(2, int(fmean(lengths) / 12)) if lengths else 0]
     n_searched, mean = len(lengths), fmean(lengths) if lengths else 0.0
-    per_response = _USUAL if settings.per_boundary is None else settings.per_boundary * fmean(ends)
+    per_response = USUAL if settings.per_boundary is None else settings.per_boundary * fmean(ends)
     most = settings.budget if settings.per_boundary is None else per_response + settings.budget
     others = settings.n_alternatives * settings.n_per_alternative
     n_usual, n_most = round(n_searched * (per_response + others)), round(n_searched * (most + others))

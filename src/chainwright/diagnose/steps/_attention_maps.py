@@ -28,8 +28,13 @@ from chainwright._errors import UnsupportedModel
 from chainwright.models.attention_weights import attention_sinks
 from chainwright.models.seam import Attend, AttentionCall, widened
 
-BLOCK_BYTES = 2**22
-"""Size of one buffer: small enough for a processor's caches, large enough for efficient matrix products."""
+BLOCK_BYTES = {"cpu": 2**22, "other": 2**28}
+"""Size of one buffer: what a processor's caches hold; on a GPU, what keeps it busy between two starts of a kernel."""
+
+
+def usual_block(device: torch.device) -> int:
+    """Return the size of one buffer on a device."""
+    return BLOCK_BYTES["cpu" if device.type == "cpu" else "other"]
 
 
 class Block(NamedTuple):
@@ -56,7 +61,7 @@ class Steps(NamedTuple):
 class Workspace:
     """The block buffers, shared by all layers."""
 
-    block_bytes: int = BLOCK_BYTES
+    block_bytes: int
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def view(self, name: str, shape: tuple[int, ...], like: Tensor, largest: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES
+from chainwright.diagnose.steps._attention_maps import usual_block
 from chainwright.diagnose.steps._backward import LOGITS_AT_ONCE, TOKENS_IN_REST
 from chainwright.diagnose.steps._inputs import TOKENS_AT_ONCE, TraceLike, as_trace, job_of
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -56,7 +56,7 @@ def plan_step_saliency(
     model: nn.Module,
     trace: TraceLike | list[TraceLike] | list[Trace],
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     device: str | torch.device | None = None,
 ) -> SaliencyPlan:
     """Return the estimated time and memory of `step_saliency`, from the model's sizes and a timed matrix product.
@@ -76,10 +76,22 @@ def plan_step_saliency(
     place = check_device(device) if is_empty or device is not None else parts.device
     jobs = [job_of(parts, as_trace(t), "sequence", None) for t in (trace if isinstance(trace, list) else [trace])]
     lengths = [len(job.trace) for job in jobs]
-    flops = sum(_flops(parts, sizes, n) for n in lengths)
+    flops = sum(sum(saliency_flops(sizes.n_weights, sizes.n_layers, parts.n_heads, parts.d_head, n)) for n in lengths)
     n_tokens, n_steps = max(lengths), max(len(job.trace.steps) for job in jobs)
     n_at_once = max(n_tokens, min(TOKENS_AT_ONCE, sum(lengths)))
-    n_bytes = _bytes(parts, sizes, n_at_once, n_tokens, n_steps, block_bytes)
+    n_bytes = saliency_bytes(
+        dtype_size=parts.model.dtype.itemsize,
+        n_layers=sizes.n_layers,
+        n_heads=parts.n_heads,
+        d_head=parts.d_head,
+        d_model=parts.d_model,
+        d_vocab=parts.d_vocab,
+        n_block=sizes.n_block,
+        n_tokens=n_at_once,
+        longest=n_tokens,
+        n_steps=n_steps,
+        block_bytes=block_bytes or usual_block(place),
+    )
     return SaliencyPlan(n_tokens, n_steps, len(jobs), n_bytes / 2**20, flops / _flops_per_second(parts, place))
 
 
@@ -104,22 +116,38 @@ def _sizes(parts: Anatomy) -> _Sizes:
     return _Sizes(n_weights, n_layers, (n_weights - sum(in_tables.values())) // n_layers)
 
 
-def _flops(parts: Anatomy, sizes: _Sizes, n_tokens: int) -> float:
-    """Return the floating-point operations of two forward passes and one backward pass to the activations."""
-    attention = 7.0 * sizes.n_layers * parts.n_heads * parts.d_head * n_tokens * n_tokens
-    return 6.0 * sizes.n_weights * n_tokens + attention
+def saliency_flops(n_weights: float, n_layers: int, n_heads: int, d_head: int, n_tokens: int) -> tuple[float, float]:
+    """Return the operations of two forward passes and one backward pass to the activations.
+
+    Returns:
+        Those with the weights, in the model's number type, and those of attention, of which the backward pass is in
+        float32.
+    """
+    return 6.0 * n_weights * n_tokens, 7.0 * n_layers * n_heads * d_head * n_tokens * n_tokens
 
 
-def _bytes(parts: Anatomy, sizes: _Sizes, n_tokens: int, longest: int, n_steps: int, block_bytes: int) -> float:
+def saliency_bytes(
+    *,
+    dtype_size: int,
+    n_layers: int,
+    n_heads: int,
+    d_head: int,
+    d_model: int,
+    d_vocab: int,
+    n_block: int,
+    n_tokens: int,
+    longest: int,
+    n_steps: int,
+    block_bytes: int,
+) -> float:
     """Return the bytes of all layers' inputs, one layer's activations, some logits, the buffers and the maps."""
-    size = parts.model.dtype.itemsize
-    rest = min(n_tokens, TOKENS_IN_REST) * sizes.n_block / parts.d_model
-    activations = (n_tokens * 8 * parts.d_model + rest) * 2 * size
-    widened_heads = n_tokens * parts.n_heads * parts.d_head * 4 * 8
-    inputs = n_tokens * parts.d_model * size * (sizes.n_layers + 4)
-    logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * parts.d_vocab)
-    buffers = 3 * min(block_bytes, 4 * parts.n_heads * longest * longest)
-    return float(inputs + activations + widened_heads + logits + buffers + 16 * sizes.n_layers * n_steps * n_steps)
+    rest = min(n_tokens, TOKENS_IN_REST) * n_block / d_model
+    activations = (n_tokens * 8 * d_model + rest) * 2 * dtype_size
+    widened_heads = n_tokens * n_heads * d_head * 4 * 8
+    inputs = n_tokens * d_model * dtype_size * (n_layers + 4)
+    logits = 3 * 4 * min(LOGITS_AT_ONCE, n_tokens * d_vocab)
+    buffers = 3 * min(block_bytes, 4 * n_heads * longest * longest)
+    return float(inputs + activations + widened_heads + logits + buffers + 16 * n_layers * n_steps * n_steps)
 
 
 def _flops_per_second(parts: Anatomy, device: torch.device) -> float:

@@ -25,7 +25,7 @@ from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._finding import Finding
 from chainwright._progress import Bar, progress_bar
 from chainwright._registry import register
-from chainwright.diagnose.steps._attention_maps import BLOCK_BYTES, Recorder, Steps, StepSums, Workspace, blockwise
+from chainwright.diagnose.steps._attention_maps import Recorder, Steps, StepSums, Workspace, blockwise, usual_block
 from chainwright.diagnose.steps._backward import loss_gradient, pull_back, record_layers
 from chainwright.diagnose.steps._inputs import Job, Target, TraceLike, as_trace, batches_of, job_of
 from chainwright.diagnose.steps.measures import (
@@ -131,7 +131,7 @@ def step_saliency(
     target: Target = ...,
     span: tuple[int, int] | None = ...,
     pairs: Pairs = ...,
-    block_bytes: int = ...,
+    block_bytes: int | None = ...,
     progress: bool = ...,
 ) -> StepSaliency: ...
 @overload
@@ -142,7 +142,7 @@ def step_saliency(
     target: Target = ...,
     span: tuple[int, int] | None = ...,
     pairs: Pairs = ...,
-    block_bytes: int = ...,
+    block_bytes: int | None = ...,
     progress: bool = ...,
 ) -> list[StepSaliency]: ...
 def step_saliency(
@@ -152,7 +152,7 @@ def step_saliency(
     target: Target = "sequence",
     span: tuple[int, int] | None = None,
     pairs: Pairs = "all",
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     progress: bool = False,
 ) -> StepSaliency | list[StepSaliency]:
     """Return the step maps of a trace, or of each trace in a list.
@@ -167,7 +167,7 @@ def step_saliency(
         span: For "span", half-open token positions; None takes the trace's summary.
         pairs: What an entry is the mean over: "all" token pairs of the two steps, or the "causal" ones. They differ on
             the diagonal, where causality hides half of the pairs.
-        block_bytes: Size of one buffer.
+        block_bytes: Size of one buffer; None takes 4 MB on a processor, and 256 MB elsewhere.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -191,7 +191,7 @@ def step_saliency(
     check_gradients(parts, "Step saliency")
     many = isinstance(trace, list)
     jobs = [job_of(parts, as_trace(t), target, span) for t in (trace if isinstance(trace, list) else [trace])]
-    run = _Run(parts, pairs, target, Workspace(block_bytes))
+    run = _Run(parts, pairs, target, Workspace(block_bytes or usual_block(parts.device)))
     by_trace: dict[int, StepSaliency] = {}
     bar = progress_bar("step saliency", parts.n_layers * len(jobs), shown=progress)
     with evaluating(parts.model), frozen(parts.model), bar as shown:

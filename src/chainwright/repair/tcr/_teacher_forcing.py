@@ -34,7 +34,7 @@ from chainwright.traces import Trace
 if TYPE_CHECKING:
     from chainwright.repair.tcr.token_repair import CorrectingRepair
 
-_LOGITS_AT_ONCE = 2**25
+LOGITS_AT_ONCE = 2**25
 
 
 class Site(NamedTuple):
@@ -119,7 +119,7 @@ class ForcedRows:
 
     def chunks(self, sites: Sequence[Site]) -> Iterator[Sequence[Site]]:
         """Yield the sites in pieces whose logits are not too large."""
-        step = max(1, _LOGITS_AT_ONCE // self.parts.d_vocab)
+        step = max(1, LOGITS_AT_ONCE // self.parts.d_vocab)
         yield from (sites[i : i + step] for i in range(0, len(sites), step))
 
     def without(self, sites: Sequence[Site], pairs: Sequence[Pair], positions: Positions, scale: float) -> Tensor:

@@ -148,7 +148,8 @@ def located_roles(
         except BadInput:
             continue  # no error of the type whose right token is known, or no right slot of its kind
         if len(found) >= config.min_errors:
-            roles[task, kind] = head_roles(model, right, wrong, config=RolesConfig(positions=config.positions))
+            how = RolesConfig(positions=config.positions)
+            roles[task, kind] = head_roles(model, right, wrong, config=how, max_bytes=config.sweep_bytes)
     if not roles:
         raise BadInput(
             f"No key error type has {config.min_errors} first errors with a known right token among these "

@@ -64,6 +64,10 @@ class CandidateConfig(Config):
     positions: Positions = Field(
         default="all", description="Silence heads at all positions, or only at the last; the repair does the same."
     )
+    sweep_bytes: Count | None = Field(
+        default=None,
+        description="Memory that sweeps over heads may take (default: by device; chainwright plan says what fits).",
+    )
     n_lessons: Count = Field(
         default=150, description="Lessons on which fixed errors and unharmed right tokens are counted."
     )

@@ -35,7 +35,7 @@ from chainwright.traces import Trace
 from chainwright.traces.offsets import token_offsets
 
 STRUCTURE = "structure"  # tokens outside every slot: which line comes next, and whether one does
-_TOKENS_AT_ONCE = 2**13
+TOKENS_AT_ONCE = 2**13
 
 
 class Lesson(NamedTuple):
@@ -269,7 +269,7 @@ def _batches(lessons: Sequence[Lesson]) -> Iterator[Sequence[Lesson]]:
         longest, end = 0, start
         while end < len(lessons):
             longest = max(longest, len(lessons[end].ids))
-            if end > start and longest * (end + 1 - start) > _TOKENS_AT_ONCE:
+            if end > start and longest * (end + 1 - start) > TOKENS_AT_ONCE:
                 break
             end += 1
         yield lessons[start:end]

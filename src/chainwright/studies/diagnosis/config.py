@@ -28,7 +28,17 @@ USUAL = ("accuracy", "errors", "heads")
 OPEN = ("accuracy", "curves", "steps")
 """The usual instruments where there are no slots, so that first errors are not known."""
 
-_LATER = ("problems", "traces", "sha256", "asking", "decoding", "adapter", "n_evidence", "measured")
+_LATER = (
+    "problems",
+    "traces",
+    "sha256",
+    "asking",
+    "decoding",
+    "adapter",
+    "n_evidence",
+    "measured",
+    "sweep_bytes",
+)
 
 
 def _known_instruments(names: Sequence[str]) -> Sequence[str]:
@@ -83,6 +93,11 @@ class DiagnoseConfig(CellsConfig):
     )
     n_evidence: Count = Field(
         default=6, description="Heads without which the predictions at errors of a key type are recorded one by one."
+    )
+    sweep_bytes: Count | None = Field(
+        default=None,
+        description="Memory that sweeps over heads, and the blocks of step maps, may take (default: by device; "
+        "chainwright plan says what fits).",
     )
     n_maps: Count = Field(
         default=8,

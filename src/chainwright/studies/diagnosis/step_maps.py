@@ -55,7 +55,7 @@ class StepMaps(Instrument):
         for i in chosen:
             job.tick(len(found), len(chosen))
             try:
-                found[i] = step_saliency(bench.model, traces[i])
+                found[i] = step_saliency(bench.model, traces[i], block_bytes=block_of(bench.config.sweep_bytes))
             except (BadInput, UnsupportedModel) as error:
                 raise Skip(str(error)) from error
         for i, one in found.items():
@@ -96,6 +96,11 @@ def _chosen(config: DiagnoseConfig, part: Part, done: Mapping[str, Path]) -> tup
 def _is(trace: Trace, outcome: str) -> bool:
     has_slots = trace.problem is not None and bool(trace.problem.slots)
     return not has_slots and trace.outcome == outcome
+
+
+def block_of(max_bytes: int | None) -> int | None:
+    """Return the size of one of the three block buffers of step maps in so much memory; None for the usual one."""
+    return None if max_bytes is None else max(1, max_bytes // 3)
 
 
 def plan_steps(

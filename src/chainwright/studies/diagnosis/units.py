@@ -353,7 +353,9 @@ def _locate(
     holds_out = min(len(wrong), len(right)) >= 2 * config.min_errors
     chosen, rest = (slice(0, None, 2), slice(1, None, 2)) if holds_out else (slice(None), slice(0, 0))
     how = RolesConfig(measured=config.measured)
-    roles = head_roles(bench.model, right.take(chosen), wrong.take(chosen), config=how, tick=tick)
+    roles = head_roles(
+        bench.model, right.take(chosen), wrong.take(chosen), config=how, tick=tick, max_bytes=config.sweep_bytes
+    )
     check = check_head(bench.model, right.take(rest), wrong.take(rest), roles.best_head) if holds_out else None
     return RoleFinding.of(task, kind, roles, check)
 

@@ -113,16 +113,15 @@ def _work(parts: Anatomy, lengths: Sequence[int], positions: Positions, method: 
     if positions == "last":  # a variant is one position of half the layers
         variants = n_layers * n_heads / 2 / (sum(lengths) / len(lengths))
     else:
-        variants = passes_per_variant_row(parts)
+        variants = passes_per_variant_row(parts.n_layers, parts.n_heads)
     base = 1.0 if method == "exact" else _GRADIENT
     return _Work(base + measured * variants, 1 if method == "exact" else BACKWARD)
 
 
-def passes_per_variant_row(parts: Anatomy) -> float:
+def passes_per_variant_row(n_layers: int, n_heads: int) -> float:
     """Return the work of silencing every head of a row at all positions, in forward passes over the row."""
-    n_layers = parts.n_layers
     after = sum(max(0, n_layers - 2 - layer) for layer in range(n_layers))
-    return parts.n_heads * (after + (n_layers - 1) * (_OWN_LAYER + _LAST_LAYER)) / n_layers
+    return n_heads * (after + (n_layers - 1) * (_OWN_LAYER + _LAST_LAYER)) / n_layers
 
 
 def _dummy(lengths: Sequence[int]) -> Contexts:

@@ -47,7 +47,7 @@ class Estimates(NamedTuple):
         return torch.maximum(self.last.abs(), self.slope.abs())
 
 
-def estimate_each(parts: Anatomy, contexts: Contexts) -> Estimates:
+def estimate_each(parts: Anatomy, contexts: Contexts, max_bytes: int | None = None) -> Estimates:
     """Return estimates for every head, from a forward pass, a backward pass per token and a last-position sweep.
 
     Raises:
@@ -55,11 +55,12 @@ def estimate_each(parts: Anatomy, contexts: Contexts) -> Estimates:
     """
     wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
     with torch.no_grad():
-        swept = knock_out_each(parts, contexts, wanted, "last")
+        swept = knock_out_each(parts, contexts, wanted, "last", max_bytes)
     slopes = torch.zeros(*swept.probs.shape, 2, dtype=swept.probs.dtype)
     first = torch.zeros(len(wanted), dtype=torch.long)
     for rows, some in _by_number_of_tokens(contexts):
-        for group in groups(some, BYTES_KEPT[kind_of(parts)] // (bytes_per_token(parts) * BACKWARD)):
+        kept = max_bytes or BYTES_KEPT[kind_of(parts)]
+        for group in groups(some, kept // (bytes_per_token(parts) * BACKWARD)):
             found = split_slopes(parts, group.contexts)
             slopes[rows[group.rows]], first[rows[group.rows]] = found
     earlier = slopes[..., 0]
