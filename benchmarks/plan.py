@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
               "num_key_value_heads": 4, "vocab_size": 32768},
 }  # fmt: skip
-SCALES = {"small": 3.0, "medium": 1.0, "large": 0.5}  # so that each part takes a second or more
+SCALES = {"small": 3.0, "medium": 1.5, "large": 0.75}  # so that each part takes a second or more
 _WORD = "start"
 
 
@@ -209,7 +209,8 @@ def run_all(
         bench = Bench(size, dtype, where, scale * SCALES[size])
         for name in names:
             # measured beside each run, since what else runs on the machine changes
-            bench.on = device(on, width=bench.passes.shape.d_model, clock=time.process_time)
+            shape = bench.passes.shape
+            bench.on = device(on, width=shape.d_model, n_weights=shape.in_layers, clock=time.process_time)
             case = CASES[name](bench)
             seconds, n_bytes = measured(case.run, clock)
             rows.append(

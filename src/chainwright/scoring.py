@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chainwright.repair.base import Repair
 
 LOGITS_AT_ONCE = 2**26
+_LONG = 2048
 Watch = Callable[[int, Tensor, Tensor], None]
 """Receives a trace's index, positions `[n]` in it (rising, on the CPU), and log-probabilities there `[n, V]`."""
 
@@ -113,8 +114,11 @@ def score_all(
 
 
 def usual_scored(n_tokens: int) -> int:
-    """Return how many traces are scored together where no batch size is set, by the tokens of the longest."""
-    return max(1, min(64, 2**14 // n_tokens))
+    """Return how many traces are scored together where no batch size is set, by the tokens of the longest.
+
+    Long ones are scored one by one: padding would need a mask of every token against every other.
+    """
+    return 1 if n_tokens >= _LONG else max(1, min(64, 2**14 // n_tokens))
 
 
 def check_fits(parts: Anatomy, trace: Trace) -> None:
@@ -128,6 +132,13 @@ def check_fits(parts: Anatomy, trace: Trace) -> None:
     most = n_positions(parts.model)
     if len(trace) > most:
         raise BadTrace(f"The trace has {len(trace)} tokens, but the model has positions for {most}.")
+
+
+def entropy_nats(log_probs: Tensor) -> Tensor:
+    """Return the entropy of distributions `[..., V]`, nats, in the memory of one more of them."""
+    probs = log_probs.exp()
+    each: Tensor = torch.special.entr(probs, out=probs)
+    return each.sum(-1)
 
 
 def _score_batch(
@@ -147,13 +158,15 @@ def _score_batch(
             inside = (columns >= 0) & (columns < logits.shape[1])
             logits[row, columns[inside]] = changed.logits[inside].to(logits)
         log_probs = logits.log_softmax(-1)
+        del logits  # as large as the vocabulary times the positions
         logprob[:, after] = log_probs.gather(-1, ids[:, after, None])[..., 0].float().cpu()
-        entropy[:, after] = torch.special.entr(log_probs.exp()).sum(-1).float().cpu()
+        entropy[:, after] = entropy_nats(log_probs).float().cpu()
         argmax[:, after] = log_probs.argmax(-1).cpu()
         for row, index in enumerate(indices if watch is not None else []):
             positions = torch.arange(after.start, after.stop) - (ids.shape[1] - len(traces[row]))
+            behind = slice(int((positions <= 0).sum()), None)  # the padding and the first token
             assert watch is not None
-            watch(index, positions[positions > 0], log_probs[row, positions > 0])
+            watch(index, positions[behind], log_probs[row, behind])
     return [_cut(len(t), logprob[i], entropy[i], argmax[i]) for i, t in enumerate(traces)]
 
 

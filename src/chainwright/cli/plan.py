@@ -48,7 +48,7 @@ def plan(
             raise BadInput(f"{flag} must be at least 1; got {value}.")
     check_device(device, None if memory is None else memory * GB)
     shape = read_shape(model, revision=revision, trust_remote_code=trust_remote_code)
-    on = device_of(device, None if memory is None else memory * GB, width=shape.d_model)
+    on = device_of(device, None if memory is None else memory * GB, width=shape.d_model, n_weights=shape.in_layers)
     asked = usual_asked(shape, on, task=task, hops=hops, n=n, answer=answer_tokens, map_tokens=map_tokens)
     found = plan_model(shape, on, asked, dtype=dtype)
     for line in found.lines():

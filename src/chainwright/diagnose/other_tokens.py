@@ -17,7 +17,7 @@ from chainwright._registry import register
 from chainwright.diagnose.contexts import right_token
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
-from chainwright.scoring import TokenScores, score_all
+from chainwright.scoring import TokenScores, entropy_nats, score_all
 from chainwright.traces import Trace
 
 
@@ -188,11 +188,11 @@ class _Chosen:
 
     def add(self, positions: Tensor, log_probs: Tensor) -> None:
         """Pick from the distributions at some positions, `[n]` and `[n, V]`."""
-        inside = positions >= self.first
-        where, log_probs = positions[inside], log_probs[inside.to(log_probs.device)].float()
+        inside = slice(int((positions < self.first).sum()), None)  # positions rise
+        where, log_probs = positions[inside], log_probs[inside].float()
         if not len(where):
             return
-        is_unsure = torch.special.entr(log_probs.exp()).sum(-1).cpu() >= self.least_entropy
+        is_unsure = entropy_nats(log_probs).cpu() >= self.least_entropy
         is_shown = self.is_slot[where] | is_unsure | (log_probs.argmax(-1).cpu() != self.ids[where])
         where, log_probs = where[is_shown], log_probs[is_shown.to(log_probs.device)]
         best, wanted = log_probs.topk(self.n_top), self.expected[where]

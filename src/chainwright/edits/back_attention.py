@@ -32,6 +32,7 @@ from chainwright.models.anatomy import Anatomy
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers
 
 _OWN = "_chainwright_back_attention"
+_WEIGHTS_AT_ONCE = 2**22
 Positions = tuple[int, ...] | Literal["own"] | None
 
 
@@ -291,21 +292,38 @@ class _TwoPasses:
             keys = flagged(keys, self.wanted)
         if own is not None:
             keys, values = own.extended(head.source, keys, values)
-        visible = self._visible(hidden, keys.shape[2])
+        is_wanted = None
         if self.wanted is not None:
-            visible, keys = visible & (keys[:, 0, :, -1] > 0)[:, None], keys[..., :-1]
-        pattern = head.pattern(hidden, keys, visible)
-        if self.owner.on_scores is not None:
-            self.owner.on_scores(Scores(head.source, head.targets, pattern.detach()))
+            is_wanted, keys = keys[:, 0, :, -1] > 0, keys[..., :-1]
+        n_rows, n_queries, _ = hidden.shape
+        size = max(1, _WEIGHTS_AT_ONCE // (n_rows * keys.shape[1] * keys.shape[2]))
+        # whoever looks at the scores sees all of them together; otherwise a long row is read in stretches
+        size = n_queries if self.owner.on_scores is not None else size
+        read = [
+            self._stretch(head, hidden, slice(start, min(start + size, n_queries)), keys, values, is_wanted)
+            for start in range(0, n_queries, size)
+        ]
         ones = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         self.touched.count(self.touched.counter(self.parts, head.source), ones)
+        return read[0] if len(read) == 1 else torch.cat(read, dim=1)
+
+    def _stretch(
+        self, head: BackHead, hidden: Tensor, here: slice, keys: Tensor, values: Tensor, is_wanted: Tensor | None
+    ) -> Tensor:
+        """Return what some of the queries read, `[N, Tq, D]`."""
+        visible = self._visible(hidden, keys.shape[2], here)
+        if is_wanted is not None:
+            visible = visible & is_wanted[:, None]
+        pattern = head.pattern(hidden[:, here], keys, visible)
+        if self.owner.on_scores is not None:
+            self.owner.on_scores(Scores(head.source, head.targets, pattern.detach()))
         return head.read(pattern, values)
 
-    def _visible(self, hidden: Tensor, n_keys: int) -> Tensor:
-        """Return which slots each query may read, `[N, Tq, Tk]`."""
+    def _visible(self, hidden: Tensor, n_keys: int, here: slice) -> Tensor:
+        """Return which slots each of the queries `here` may read, `[N, Tq, Tk]`."""
         n_rows, n_queries, _ = hidden.shape
         slots = torch.arange(n_keys, device=hidden.device)
-        asking = slots[n_keys - n_queries :, None]
+        asking = slots[n_keys - n_queries :, None][here]
         visible = (slots == asking if self.owner.positions == "own" else slots <= asking)[None]
         if self.mask is not None:
             visible = visible & _checked_mask(self.mask, n_rows, n_keys).to(hidden.device).bool()[:, None]
@@ -313,7 +331,7 @@ class _TwoPasses:
             wanted = torch.tensor(self.owner.positions, device=hidden.device)
             at = slots[None] if self.mask is None else self.mask.to(hidden.device).cumsum(-1) - 1
             visible = visible & torch.isin(at, wanted)[:, None]
-        return visible.expand(n_rows, n_queries, n_keys)
+        return visible.expand(n_rows, here.stop - here.start, n_keys)
 
 
 def flagged(keys: Tensor, wanted: Tensor) -> Tensor:

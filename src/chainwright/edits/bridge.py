@@ -400,10 +400,12 @@ def _at_queries(call: AttentionCall, here: slice) -> AttentionCall:
     n_queries, n_keys = call.q.shape[2], call.k.shape[2]
     if here.stop - here.start == n_queries:
         return call
-    mask = call.mask
-    if mask is None:
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.q.device).tril()[None, None]
+    if call.mask is None:
+        asking = torch.arange(here.start, here.stop, device=call.q.device)[:, None]
+        mask = (torch.arange(n_keys, device=call.q.device) <= asking)[None, None]
+    else:
+        mask = call.mask[:, :, here]
     options = dict(call.options)
     if options.get("position_bias") is not None:
         options["position_bias"] = options["position_bias"][:, :, here]
-    return replace(call, q=call.q[:, :, here], mask=mask[:, :, here], options=options)
+    return replace(call, q=call.q[:, :, here], mask=mask, options=options)

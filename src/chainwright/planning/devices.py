@@ -2,7 +2,8 @@
 
 The peaks of GPUs are those of their public data sheets, dense (without sparsity), with sums in float32. What
 Transformers reaches of them is assumed, as a share. No data sheet says what a core of a processor does, so this machine
-is measured: one matrix product, one pass through memory, and one decoding step of a very small model.
+is measured: products of the model's width with few and with many rows, one pass through memory, and one decoding step
+of a very small model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf, log
 
 import torch
 
@@ -21,7 +24,8 @@ GB = 1e9
 _SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.5, 0.7
 _SECONDS_A_LAYER = 0.8e-3  # to start the kernels of one layer from Python, uncompiled
 _CPU = "cpu"
-_TOKENS = 256  # rows of the product that is timed
+_ROWS = (1, 8, 64, 256)  # of the products that are timed
+_MOST_WEIGHTS = 2**25  # 128 MB in float32, more than caches hold
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Device:
         seconds_a_text: Of Python per token and row, where a repair reads the text while it is written.
         waits: Whether work begins only when it has been started (a processor), or is started ahead (a GPU).
         source: Where the figures come from.
+        by_rows: Rows of a product, and the share of the arithmetic that is reached with so many, rising; empty where
+            weights are read fast enough for any.
     """
 
     name: str
@@ -53,10 +59,22 @@ class Device:
     seconds_a_text: float = 0.1e-3
     waits: bool = False
     source: str = "data sheet"
+    by_rows: tuple[tuple[int, float], ...] = ()
 
-    def rate(self, dtype: str) -> float:
-        """Return the operations per second that products in a number type are taken to reach."""
-        return self.share_of_peak * (self.half if dtype in ("bfloat16", "float16") else self.single)
+    def rate(self, dtype: str, rows: float = inf) -> float:
+        """Return the operations per second that products in a number type are taken to reach, by their rows."""
+        peak = self.half if dtype in ("bfloat16", "float16") else self.single
+        return self.share_of_peak * peak * self._reached(rows)
+
+    def _reached(self, rows: float) -> float:
+        """Return the share that is reached with so many rows, between those that were measured."""
+        if not self.by_rows or rows >= self.by_rows[-1][0]:
+            return 1.0
+        for (low, at_low), (high, at_high) in pairwise(self.by_rows):
+            if rows <= high:
+                part = max(0.0, log(max(rows, low) / low) / log(high / low))
+                return float(at_low * (at_high / at_low) ** part)
+        raise AssertionError("rows below the last entry lie between two of them")
 
     @property
     def bytes_per_second(self) -> float:
@@ -98,20 +116,28 @@ GPUS = {
 NAMES = (*GPUS, _CPU)
 
 
-def device(name: str, memory: float | None = None, *, width: int = 1024, clock: Clock = time.perf_counter) -> Device:
+def device(
+    name: str,
+    memory: float | None = None,
+    *,
+    width: int = 1024,
+    n_weights: int = 2**25,
+    clock: Clock = time.perf_counter,
+) -> Device:
     """Return a device by its name; "cpu" is this machine, which is measured for about two seconds.
 
     Args:
         name: One of `NAMES`.
         memory: Bytes to count on instead of all that it has.
         width: Width of the products that this machine is measured by: the model's.
+        n_weights: Weights of the model's layers; few of them stay in a processor's caches.
         clock: What this machine is measured by.
 
     Raises:
         BadInput: An unknown name, or memory that is not positive.
     """
     check_device(name, memory)
-    found = GPUS[name] if name != _CPU else measured_cpu(width, clock)
+    found = GPUS[name] if name != _CPU else measured_cpu(width, n_weights, clock)
     return found if memory is None else replace(found, memory=memory)
 
 
@@ -123,9 +149,11 @@ def check_device(name: str, memory: float | None) -> None:
         raise BadInput(f"The memory must be a positive number of GB; got {memory / GB:g}.")
 
 
-def measured_cpu(width: int, clock: Clock = time.perf_counter) -> Device:
+def measured_cpu(width: int, n_weights: int, clock: Clock = time.perf_counter) -> Device:
     """Return this machine, as busy as it is now, with the threads that PyTorch uses now."""
-    single, half = (_product_rate(dtype, width, clock) for dtype in (torch.float32, torch.bfloat16))
+    rates = {rows: _product_rate(torch.float32, rows, width, n_weights, clock) for rows in _ROWS}
+    single = rates[_ROWS[-1]]
+    half = _product_rate(torch.bfloat16, _ROWS[-1], width, n_weights, clock)
     return Device(
         _CPU,
         memory=_memory(),
@@ -138,12 +166,14 @@ def measured_cpu(width: int, clock: Clock = time.perf_counter) -> Device:
         seconds_a_text=text_seconds(clock),
         waits=True,
         source=f"measured on this machine just now, {torch.get_num_threads()} threads",
+        by_rows=tuple((rows, min(1.0, rate / single)) for rows, rate in rates.items()),
     )
 
 
-def _product_rate(dtype: torch.dtype, width: int, clock: Clock) -> float:
-    a, b = torch.ones(_TOKENS, width, dtype=dtype), torch.ones(width, 2 * width, dtype=dtype)
-    return 4 * _TOKENS * width * width / usual_seconds(lambda: a @ b, clock)
+def _product_rate(dtype: torch.dtype, rows: int, width: int, n_weights: int, clock: Clock) -> float:
+    n_out = max(1, min(_MOST_WEIGHTS, n_weights) // width)
+    a, b = torch.ones(rows, width, dtype=dtype), torch.ones(n_out, width, dtype=dtype)
+    return 2 * rows * width * n_out / usual_seconds(lambda: torch.nn.functional.linear(a, b), clock)
 
 
 def _bandwidth(clock: Clock) -> float:

@@ -107,9 +107,10 @@ def scoring(passes: Passes, texts: Sequence[Texts], on: Device) -> Part:
         length = cell.prompt + cell.answer
         rows = min(cell.n, usual_scored(length))
         n = rows * length
-        seconds += cell.n / rows * passes.forward(n, length / 2, n).seconds(on, passes.dtype)
         at_once = min(n, max(rows, LOGITS_AT_ONCE / passes.shape.d_vocab))
-        most = max(most, passes.inside(n), n * passes.shape.d_model * passes.size + passes.logits(at_once, 4))
+        reading = total(passes.unembedding(at_once), passes, on) * n / at_once
+        seconds += cell.n / rows * (passes.forward(n, length / 2).seconds(on, passes.dtype) + reading)
+        most = max(most, passes.inside(n), n * passes.shape.d_model * passes.size + passes.logits(at_once, 2))
     return Part("scores", seconds, most)
 
 
@@ -150,9 +151,11 @@ def locating(passes: Passes, contexts: Contexts, on: Device, setting: Setting, *
     state = s.d_model * passes.size
     a_call = max(1.0, at_once / (8 * state))  # tokens of the variants that run together
     work = passes.forward(a_call, contexts.length / 2).times(n_tokens / a_call)
+    # direct writing: each layer is read with every head and without each, in both sets
+    writing = 4 * s.n_layers * total(passes.unembedding(contexts.n / 4 * (s.n_heads + 1)), passes, on)
     waiting = min(kept, run * n_measured * state)
     most = min(kept, contexts.tokens * per_token) + waiting + at_once + _shared_terms(passes)
-    return Part(name, work.seconds(on, passes.dtype), most)
+    return Part(name, work.seconds(on, passes.dtype) + writing, most)
 
 
 def _shared_terms(passes: Passes) -> float:
@@ -189,8 +192,10 @@ def teaching(passes: Passes, texts: Sequence[Texts], n_heads: int, on: Device, *
         rows = max(1, min(cell.n, TOKENS_AT_ONCE // length))
         n, doubtful = rows * length, DOUBTFUL * rows * cell.answer
         works = [
-            passes.forward(n, length / 2, rows * cell.answer),
-            passes.forward(n, length / 2, doubtful).times(n_heads),
+            passes.forward(n, length / 2),
+            *passes.unembedding(rows * cell.answer),
+            passes.forward(n, length / 2).times(n_heads),
+            *(work.times(n_heads) for work in passes.unembedding(doubtful)),
         ]
         seconds += cell.n / rows * total(works, passes, on)
         at_once = min(rows * cell.answer, SITES_AT_ONCE / passes.shape.d_vocab)
@@ -207,7 +212,7 @@ def mapping(passes: Passes, n: int, length: int, n_steps: int, on: Device, setti
     block = setting.chunk // 3 if setting.chunk else BLOCK_BYTES["cpu" if on.waits else "other"]
     a_block = max(1.0, min(length, block / (4 * s.n_heads * length)))
     # float32 numbers of every weight that are written or read by the softmax, its backward pass and the sums
-    walked = 30.0 * 4 * s.n_layers * s.n_heads * length * length / 2
+    walked = 45.0 * 4 * s.n_layers * s.n_heads * length * length / 2
     plain = passes.forward(length, length / 2)
     work = Work(
         flops=products,

@@ -8,6 +8,7 @@ work itself.
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from chainwright.planning.devices import Device
@@ -31,6 +32,7 @@ class Work(NamedTuple):
         moved: Other bytes.
         layers: Layers that are started.
         texts: Tokens whose text is read by Python.
+        rows: Tokens that are multiplied together, by which a processor is faster or slower.
     """
 
     flops: float = 0.0
@@ -39,18 +41,21 @@ class Work(NamedTuple):
     moved: float = 0.0
     layers: float = 0.0
     texts: float = 0.0
+    rows: float = inf
 
     def times(self, n: float) -> Work:
         """Return the work done n times."""
-        return Work(*(n * value for value in self))
+        return Work(*(n * value for value in self[: len(self) - 1]))._replace(rows=self.rows)
 
     def plus(self, other: Work) -> Work:
         """Return both together."""
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+        n = len(self) - 1
+        sums = (a + b for a, b in zip(self[:n], other[:n], strict=True))
+        return Work(*sums)._replace(rows=min(self.rows, other.rows))
 
     def seconds(self, on: Device, dtype: str) -> float:
         """Return how long it takes if all of it is alike; passes of different kinds are to be added up in seconds."""
-        products = self.flops / on.rate(dtype) + self.wide / on.rate("float32")
+        products = self.flops / on.rate(dtype, self.rows) + self.wide / on.rate("float32")
         busy = max(products, self.weights / on.bytes_per_second) + self.moved / on.bytes_per_second
         starting = self.layers * on.seconds_a_layer
         return (busy + starting if on.waits else max(busy, starting)) + self.texts * on.seconds_a_text
@@ -98,7 +103,12 @@ class Passes(NamedTuple):
             weights=(share * used + (head if n_logits else 0)) * self.size,
             moved=share * n_tokens * moved + n_logits * s.d_vocab * 4 * _PER_LOGIT,
             layers=share * s.n_layers,
+            rows=n_tokens,
         )
+
+    def unembedding(self, n_tokens: float) -> list[Work]:
+        """Return the work of `unembed`: a pass of one token to get at the output head, and the logits of some."""
+        return [self.forward(1, 1), self.forward(0, 1, n_tokens)._replace(layers=0.0, rows=n_tokens)]
 
     def step(self, n_rows: float, context: float) -> Work:
         """Return the work of decoding one token of every row of a batch."""

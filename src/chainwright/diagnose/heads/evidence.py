@@ -25,6 +25,7 @@ from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts, correct_contexts, erroneous_contexts
+from chainwright.diagnose.heads._sweep.baseline_pass import LONG
 from chainwright.diagnose.heads.roles import HeadRoles, RoleFinding
 from chainwright.edits import KnockOut, edit
 from chainwright.models.anatomy import Anatomy, anatomy, evaluating
@@ -217,7 +218,9 @@ def _predictions(
     parts: Anatomy, contexts: SlotContexts, heads: Sequence[Sequence[int]], n_top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the right token's probability `[N, 1 + K]`, and the likeliest tokens with theirs `[N, 1 + K, A]`."""
-    at_once = max(1, TOKENS_AT_ONCE // contexts.input_ids.shape[1])
+    n_columns = contexts.input_ids.shape[1]
+    # long contexts run one by one, which needs no mask of every token against every other
+    at_once = 1 if n_columns >= LONG else max(1, TOKENS_AT_ONCE // n_columns)
     batches = []
     for start in range(0, len(contexts), at_once):
         part = contexts.take(slice(start, start + at_once))
@@ -231,7 +234,8 @@ def _predictions(
 
 def _probs(parts: Anatomy, contexts: SlotContexts, head: Sequence[int] | None) -> Tensor:
     device = parts.device
-    ids, mask = contexts.input_ids.to(device), contexts.attention_mask.to(device)
+    is_used = contexts.attention_mask.any(0)
+    ids, mask = contexts.input_ids[:, is_used].to(device), contexts.attention_mask[:, is_used].to(device)
     silenced = nullcontext() if head is None else edit(parts.model, KnockOut({(head[0], head[1])}))
     with silenced:
         logits = forward(parts, ids, mask, last_only=True)[:, -1]

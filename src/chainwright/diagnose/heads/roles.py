@@ -23,6 +23,7 @@ from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts
+from chainwright.diagnose.heads._sweep.baseline_pass import is_edited, unpadded
 from chainwright.diagnose.heads._sweep.run import knock_out_each
 from chainwright.diagnose.heads.lens import answer_writing_scores, in_vocabulary
 from chainwright.diagnose.heads.role_sweep import RolesConfig, RoleSweep, Tick, sweep_sets, tracked
@@ -352,8 +353,13 @@ def check_head(
 
 def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
     moved = tracked(parts, contexts)
-    scores = answer_writing_scores(parts.model, moved.input_ids, contexts.predicted_ids, attention_mask=moved.mask)
-    return scores.mean(0)
+    # an attached edit may treat rows differently, so they stay together
+    some = [moved] if is_edited(parts) else unpadded(moved)
+    scores = [
+        answer_writing_scores(parts.model, each.input_ids, each.tracked[:, 0], attention_mask=each.mask)
+        for each in some
+    ]
+    return torch.cat(scores).mean(0)
 
 
 def _falls(swept: RoleSweep, config: RolesConfig) -> Tensor:

@@ -206,29 +206,32 @@ def _loss(model: nn.Module, rows: Sequence[Row], pad: int, first_hop_weight: flo
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    # nothing is asked of the last token of an answer
-    out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=False)
-    log_probs = widened(out.logits).log_softmax(-1)
     answers = [
         (i, width - row.n_answer - 1 + k, row.ids[len(row.ids) - row.n_answer + k])
         for i, row in enumerate(rows)
         for k in range(row.n_answer)
     ]
-    loss = -_picked(log_probs, answers).mean()
     hops = [
         (i, width - len(row.ids) + row.first_hop[0], row.first_hop[1])
         for i, row in enumerate(rows)
         if row.first_hop is not None
     ]
-    if hops and first_hop_weight:
-        loss = loss - first_hop_weight * _picked(log_probs, hops).mean()
-    return loss
+    hops = hops if first_hop_weight else []
+    # the logits of the columns that something is asked at, nothing of which is the last token of an answer
+    columns = sorted({position for _, position, _ in (*answers, *hops)})
+    at = torch.tensor(columns, device=device)
+    options = {"attention_mask": mask[:, :-1], "position_ids": positions[:, :-1], "logits_to_keep": at}
+    logits = model(input_ids=ids[:, :-1], use_cache=False, **options).logits
+    loss = -_picked(logits, answers, columns).mean()
+    return loss - first_hop_weight * _picked(logits, hops, columns).mean() if hops else loss
 
 
-def _picked(log_probs: Tensor, places: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Return the log-probabilities at (row, position, token)."""
-    row, position, token = torch.tensor(places, device=log_probs.device).T
-    return log_probs[row, position, token]
+def _picked(logits: Tensor, places: Sequence[tuple[int, int, int]], columns: Sequence[int]) -> Tensor:
+    """Return the log-probabilities at (row, position, token); the logits are those of some positions."""
+    index = {position: i for i, position in enumerate(columns)}
+    asked = [(row, index[position], token) for row, position, token in places]
+    row, column, token = torch.tensor(asked, device=logits.device).T
+    return widened(logits[row, column]).log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
 
 __all__ = ["AnswerTraining", "Row", "descend", "rows_of", "train"]

@@ -136,6 +136,35 @@ class ForcedRows:
             by_row = [(sites[i].row, head) for i, head in pairs]
             return whole_prefix_logits(self.parts, self.switch, by_row, contexts, "last", scale)
 
+    def without_each(
+        self, sites: Sequence[Site], heads: Sequence[Head], positions: Positions, scale: float
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the next-token logits `[sites, heads, V]` without each head, for pieces of the sites.
+
+        With heads silenced at all positions, every row is run once per head, however many pieces there are.
+        """
+        step = max(1, LOGITS_AT_ONCE // (len(heads) * self.parts.d_vocab))
+        states = self._states_without(sites, heads, scale) if positions == "all" else None
+        for start in range(0, len(sites), step):
+            here = slice(start, min(start + step, len(sites)))
+            some = sites[here]
+            if states is None:
+                pairs = [(i, head) for head in heads for i in range(len(some))]
+                logits = self.without(some, pairs, positions, scale)
+            else:
+                logits = unembed(self.parts, states[:, here].flatten(0, 1))
+            yield here, logits.view(len(heads), len(some), -1).transpose(0, 1)
+
+    def _states_without(self, sites: Sequence[Site], heads: Sequence[Head], scale: float) -> Tensor:
+        """Return what is unembedded at the sites without each head, `[heads, sites, D]`."""
+        rows, columns = self._columns(sites)
+        needed, at = torch.unique(rows.cpu(), return_inverse=True)
+        found = []
+        for head in heads:
+            with torch.no_grad(), aside(self.parts, needed.tolist()), self.switch.on(KnockOut({head}, scale=scale)):
+                found.append(self._run(needed)[at.to(columns.device), columns])
+        return torch.stack(found)
+
     def _without_all(self, sites: Sequence[Site], pairs: Sequence[Pair], scale: float) -> Tensor:
         out = torch.empty(len(pairs), self.parts.d_vocab, device=self.ids.device)
         for head in dict.fromkeys(head for _, head in pairs):

@@ -328,12 +328,15 @@ def _without(
     n, k = len(sites), len(heads)
     if not n or not k:
         return torch.zeros(n, k, dtype=torch.long), torch.zeros(n, k, k), torch.zeros(n, k, 2)
-    asked = [(i, head) for head in heads for i in range(n)]
-    logits = forced.without(sites, asked, positions, scale).view(k, n, -1).transpose(0, 1)
-    probs = logits.softmax(-1)
-    votes = probs.argmax(-1)
-    cross = probs.gather(-1, votes[:, None, :].expand(-1, k, -1))
-    return votes.cpu(), cross.float().cpu(), pair_log_probs(logits, best.to(logits.device)).cpu()
+    pieces = []
+    for here, logits in forced.without_each(sites, heads, positions, scale):
+        pairs = pair_log_probs(logits, best[here].to(logits.device)).cpu()
+        probs = logits.softmax(-1)
+        votes = probs.argmax(-1)
+        cross = probs.gather(-1, votes[:, None, :].expand(-1, k, -1))
+        pieces.append((votes.cpu(), cross.float().cpu(), pairs))
+    votes, cross, pairs = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+    return votes, cross, pairs
 
 
 def _joined(pieces: list[Outcomes]) -> Outcomes:

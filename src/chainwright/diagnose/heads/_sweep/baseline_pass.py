@@ -30,6 +30,8 @@ _HALF_TOLERANCE = 0.25
 FEWEST_SHARED = 16
 # the shortest row of a group has at least this share of the longest row's tokens, so little is spent on padding
 _SHORTEST = 0.9
+# rows of so many tokens are not padded at all: padding takes a mask of every token against every other
+LONG = 1024
 
 
 class Contexts(NamedTuple):
@@ -112,6 +114,17 @@ def groups(contexts: Contexts, max_tokens: int, *, by_start: bool = False) -> It
         yield from _of_similar_length(contexts, rows, lengths, max_tokens)
 
 
+def unpadded(contexts: Contexts) -> Iterator[Contexts]:
+    """Yield the contexts together, or one by one without padding where they are long, in their order."""
+    n_rows, n_columns = contexts.input_ids.shape
+    if n_columns < LONG or n_rows == 1:
+        yield contexts
+        return
+    for row in range(n_rows):
+        one = Contexts(*(part[row : row + 1] for part in contexts))
+        yield Contexts(*_from_column(one, n_columns - int(one.mask.sum())))
+
+
 def _starts(contexts: Contexts, lengths: Tensor) -> Tensor:
     """Return a number per row, the same for rows that begin alike; 0 for those that begin like no other."""
     n_columns = contexts.input_ids.shape[1]
@@ -128,7 +141,8 @@ def _of_similar_length(contexts: Contexts, rows: Tensor, lengths: Tensor, max_to
     while order:
         longest = int(lengths[order[0]])
         n = max(1, max_tokens // longest)
-        taken = [row for row in order[:n] if int(lengths[row]) >= _SHORTEST * longest]
+        least = longest if longest >= LONG else _SHORTEST * longest
+        taken = [row for row in order[:n] if int(lengths[row]) >= least]
         order = order[len(taken) :]
         index = torch.tensor(sorted(taken))
         on_device = index.to(contexts.input_ids.device)
