@@ -52,13 +52,23 @@ def plan_head_roles(
     screening = SLOPES + at_last + 1 if settings.method == "screened" else 0.0
     passes = 1 + sweep + screening + WRITING
     longest = contexts.input_ids.shape[1]
+    per_token = seconds_per_token(parts, longest)
     return SweepPlan(
         n_variants=n_rows * n_measured,
         n_groups=len(found),
         plain_passes=passes,
         bytes=min(kept, n_tokens * bytes_per_token(parts)) + _waiting(parts, n_tokens, n_measured, kept) + at_once,
-        seconds=passes * n_tokens * seconds_per_token(parts, longest),
+        seconds=passes * n_tokens * per_token + _writing_seconds(parts, n_rows, per_token),
     )
+
+
+def _writing_seconds(parts: Anatomy, n_rows: int, per_token: float) -> float:
+    """Return the time of reading every layer through the lens, in both sets, with every head and without each."""
+    in_layers = sum(p.numel() for layer in parts.layers for p in layer.block.parameters())
+    n_logits = n_rows * parts.n_layers * (parts.n_heads + 1)
+    # each reading of a layer also takes a pass of one token, by which `unembed` gets at the output head
+    passes = 4 * parts.n_layers * seconds_per_token(parts, 1)
+    return passes + n_logits * per_token * parts.d_model * parts.d_vocab / in_layers
 
 
 def _tokens(contexts: Contexts) -> int:
