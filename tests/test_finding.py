@@ -61,6 +61,7 @@ from chainwright.diagnose.pivots.completers import GoldChain
 from chainwright.diagnose.pivots.config import PivotConfig
 from chainwright.diagnose.pivots.finding import Pivots
 from chainwright.diagnose.pivots.run import pivots
+from chainwright.engines.check import EngineCheck
 from chainwright.evaluation.accuracy import Accuracy, evaluate
 from chainwright.evaluation.comparison import Comparison, compare
 from chainwright.evaluation.flips import Flips, flips
@@ -115,6 +116,12 @@ def candidates() -> Candidates:
 def stepped() -> Trace:
     steps = [Span(0, 4), Span(4, 7), Span(7, 9)]
     return Trace(random_ids(1, 9)[0], steps[0], steps[1], steps[2], steps)
+
+
+def engine_check() -> EngineCheck:
+    row = {"part": "parity-006-0", "n_traces": 6, "n_checked": 6, "n_tokens": 200, "engine_logprob": -0.1,
+           "local_logprob": -0.1, "difference": 0.001, "largest": 0.01, "n_text": 0}  # fmt: skip
+    return EngineCheck(engine="reasoner at x", tolerance=0.05, rows=[row], config={}, provenance={})
 
 
 def step_groups() -> StepGroups:
@@ -217,6 +224,7 @@ MAKERS: dict[type[Finding], Callable[[], Finding]] = {
     StepCauses: lambda: step_causes(tiny("llama"), [stepped()], n_pairs=3),
     Tables: lambda: Tables(title="all", tables={"one": [{"a": 1, "b": None}], "two": []}, notes=["so"]),
     StepGroups: step_groups,
+    EngineCheck: engine_check,
     StepSaliency: lambda: step_saliency(tiny("llama"), (random_ids(1, 9)[0], [(0, 4), (4, 9)])),
 }
 every_kind = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _CONFIG = "chainwright.studies.diagnosis.config:DiagnoseConfig"
 STEPS = ConfigOptions(_CONFIG, "n_maps", "sweep_bytes")
 DECODING = ConfigOptions(_CONFIG, "repair", "temperature", "max_new_tokens", "batch_size")
+ENGINE = ConfigOptions(_CONFIG, "engine", "engine_url", "engine_model", "engine_tolerance", "engine_timeout")
 DRAWING = ConfigOptions(
     "chainwright.studies.config:DecodeSettings",
     *("n_samples", "sampling", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_thinking_tokens"),
@@ -108,6 +109,7 @@ def diagnose(
     asking: Values = ASKING,
     decoding: Values = DECODING,
     drawing: Values = DRAWING,
+    engine: Values = ENGINE,
     source: Values = SOURCE,
     device: Device = None,
     trust_remote_code: RemoteCode = False,
@@ -141,7 +143,7 @@ def diagnose(
     sizes = {"n_contexts": n_contexts, "max_types": max_types, "measured": measured}
     asked |= {name: value for name, value in sizes.items() if value is not None}
     config = DiagnoseConfig(
-        model=model, seeds=(seed,), **asked, **_drawn(asking, drawing), **maps, **decoding, **source
+        model=model, seeds=(seed,), **asked, **_drawn(asking, drawing), **maps, **decoding, **engine, **source
     )
     if usual is not None and not quiet:
         _say_what(config, usual)

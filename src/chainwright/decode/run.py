@@ -9,9 +9,10 @@ generated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -28,7 +29,7 @@ from transformers import (
 from chainwright._errors import BadInput
 from chainwright._progress import progress_bar
 from chainwright.decode.drawing import processors
-from chainwright.decode.ending import End, Endings
+from chainwright.decode.ending import End, Endings, Watch
 from chainwright.decode.sampling import Sampling
 from chainwright.edits.run import following
 from chainwright.markers.known import as_markers
@@ -125,27 +126,59 @@ def generate(
             several samples of greedy decoding, a repair that cannot decode with another one or with this sampling, or
             markers that are no pair.
     """
-    _check_counts(
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        n_samples=n_samples,
-        max_thinking_tokens=max_thinking_tokens,
-    )
+    _check_counts(batch_size=batch_size)
     sampling = _sampling(temperature, sampling, n_samples)
-    pair = None if markers is None else as_markers(markers)
-    endings = Endings.of(tokenizer, sampling.stop, max_thinking_tokens, pair)
-    asking = (asking or Asking()).replace(raw=True) if raw else asking
-    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, asking=asking, pool=shots_pool)
-    rows = [replace(p, index=p.index * n_samples + i) for p in prompts for i in range(n_samples)]
-    run = _Run(model, tokenizer, sampling, endings, seed, n_samples, pair)
+    run, rows = rows_of(
+        model,
+        tokenizer,
+        problems,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        max_thinking_tokens=max_thinking_tokens,
+        n_samples=n_samples,
+        seed=seed,
+        first_row=first_row,
+        asking=(asking or Asking()).replace(raw=True) if raw else asking,
+        shots_pool=shots_pool,
+        markers=markers,
+    )
     repairs = in_order(repair)
     check_sampling(repairs, sampling)
     traces = _decode_all(run, rows, repairs, batch_size, progress, on_traces)
     return [traces[row.index] for row in rows]
 
 
+def rows_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem | str],
+    *,
+    sampling: Sampling,
+    max_new_tokens: int | None = None,
+    max_thinking_tokens: int | None = None,
+    n_samples: int = 1,
+    seed: int = 0,
+    first_row: int = 0,
+    asking: Asking | None = None,
+    shots_pool: Sequence[Problem] | None = None,
+    markers: ThinkMarkers | tuple[str, str] | None = None,
+) -> tuple[Decoding, list[Prompt]]:
+    """Return what all rows of a call of `generate` have in common, and the prompt of each row; nothing is decoded.
+
+    Raises:
+        BadInput: As `generate`.
+    """
+    _check_counts(max_new_tokens=max_new_tokens, n_samples=n_samples, max_thinking_tokens=max_thinking_tokens)
+    _sampling(None, sampling, n_samples)
+    pair = None if markers is None else as_markers(markers)
+    endings = Endings.of(tokenizer, sampling.stop, max_thinking_tokens, pair)
+    prompts = prompts_of(model, tokenizer, problems, max_new_tokens, first_row, asking=asking, pool=shots_pool)
+    rows = [replace(p, index=p.index * n_samples + i) for p in prompts for i in range(n_samples)]
+    return Decoding(model, tokenizer, sampling, endings, seed, n_samples, pair), rows
+
+
 def _decode_all(
-    run: _Run,
+    run: Decoding,
     rows: list[Prompt],
     repairs: list[Repair],
     batch_size: int | None,
@@ -172,8 +205,8 @@ def _decode_all(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all batches of a call have in common."""
+class Decoding:
+    """What all batches of a call have in common, and how what was written becomes traces."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -183,10 +216,32 @@ class _Run:
     n_samples: int
     markers: ThinkMarkers | None
 
-    def info(self, model: PreTrainedModel, prompt: Prompt, end: End | None) -> dict[str, str | int | float]:
+    @property
+    def inner(self) -> PreTrainedModel:
+        """Return the model that decodes."""
+        return anatomy(self.model).model
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """Return the tokens that end a response."""
+        return end_ids(self.inner, self.tokenizer) | self.endings.end_ids
+
+    @property
+    def end_id(self) -> int:
+        """Return the token that ends a response where it is not known which did."""
+        own = self.tokenizer.eos_token_id
+        return int(own) if own in self.ends else min(self.ends)
+
+    def watch(self, batch: Sequence[Prompt]) -> Watch | None:
+        """Return what looks for the ends of a batch's responses besides end tokens; None if there is nothing to see."""
+        if not (self.endings.are_watched or any(p.stop for p in batch)):
+            return None
+        return self.endings.watch([p.ids for p in batch], [p.n_question for p in batch], [p.stop for p in batch])
+
+    def info(self, prompt: Prompt, end: End | None) -> dict[str, str | int | float]:
         """Return what a trace says about where it comes from."""
         problem, sample = divmod(prompt.index, self.n_samples)
-        known: dict[str, str | int | float] = {**source_of_model(model), "seed": self.seed, **self.sampling.info()}
+        known: dict[str, str | int | float] = {**source_of_model(self.inner), "seed": self.seed, **self.sampling.info()}
         if stops := (*self.sampling.stop, *prompt.stop):
             known["stops"] = json.dumps(list(dict.fromkeys(stops)), ensure_ascii=False)
         if self.endings.max_thinking is not None:
@@ -194,6 +249,34 @@ class _Run:
         if end is not None:
             known |= {"thinking_cut": True} if end.stop is None else {"stop": end.stop}
         return {**known, **prompt.info, **({"problem": problem, "sample": sample} if self.n_samples > 1 else {})}
+
+    def trace(
+        self, prompt: Prompt, new_ids: list[int], end: End | None, more: Mapping[str, str | int | float] | None = None
+    ) -> Trace:
+        """Return the trace of a prompt and what was written after it, up to its end.
+
+        Args:
+            prompt: The prompt.
+            new_ids: The tokens that were written; those after the end do not count.
+            end: Where a stop string or the limit of thinking ended it; None where neither did.
+            more: What else its `info` says.
+        """
+        length = next((i + 1 for i, token in enumerate(new_ids) if token in self.ends), len(new_ids))
+        if end is not None and (end.n_tokens > prompt.max_new_tokens or end.n_tokens > length):
+            end = None  # the row was over before
+        if end is not None:
+            length = end.n_tokens
+        kept = new_ids[: min(length, prompt.max_new_tokens)]
+        has_stop = end is not None and end.stop is not None
+        return Trace.from_ids(
+            self.tokenizer,
+            [*prompt.ids, *kept],
+            prompt.n_question,
+            problem=prompt.problem,
+            stopped=has_stop or (bool(kept) and kept[-1] in self.ends),
+            info={**self.info(prompt, end), **(more or {})},
+            markers=self.markers,
+        )
 
 
 def _sampling(temperature: float | None, sampling: Sampling | None, n_samples: int) -> Sampling:
@@ -251,12 +334,8 @@ def _batches(prompts: list[Prompt], batch_size: int | None, n_positions: int) ->
         yield fits
 
 
-def _decode(run: _Run, batch: list[Prompt]) -> list[tuple[int, Trace]]:
-    inner = anatomy(run.model).model
-    ends = end_ids(inner, run.tokenizer) | run.endings.end_ids
-    watch = None
-    if run.endings.are_watched or any(p.stop for p in batch):
-        watch = run.endings.watch([p.ids for p in batch], [p.n_question for p in batch], [p.stop for p in batch])
+def _decode(run: Decoding, batch: list[Prompt]) -> list[tuple[int, Trace]]:
+    inner, ends, watch = run.inner, run.ends, run.watch(batch)
     pad = padding(inner, run.tokenizer, ends, is_end=watch is not None)
     ids, mask = left_pad([p.ids for p in batch], pad, input_device(inner))
     with _own_defaults(inner, ends, pad), prefilled(inner, [p.n_prefilled for p in batch]):
@@ -272,7 +351,7 @@ def _decode(run: _Run, batch: list[Prompt]) -> list[tuple[int, Trace]]:
         )
     written = output[:, ids.shape[1] :].tolist()
     found = [None] * len(batch) if watch is None else [row.end for row in watch.rows]
-    return [(p.index, _trace(run, inner, p, new, ends, end)) for p, new, end in zip(batch, written, found, strict=True)]
+    return [(p.index, run.trace(p, new, end)) for p, new, end in zip(batch, written, found, strict=True)]
 
 
 def padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int], *, is_end: bool) -> int:
@@ -312,24 +391,3 @@ def prefilled(model: PreTrainedModel, n_prefilled: list[int]) -> Iterator[None]:
             yield
         finally:
             run.n_prefilled = []
-
-
-def _trace(
-    run: _Run, model: PreTrainedModel, prompt: Prompt, new_ids: list[int], ends: set[int], end: End | None
-) -> Trace:
-    length = next((i + 1 for i, token in enumerate(new_ids) if token in ends), len(new_ids))
-    if end is not None and (end.n_tokens > prompt.max_new_tokens or end.n_tokens > length):
-        end = None  # the row was over before
-    if end is not None:
-        length = end.n_tokens
-    kept = new_ids[: min(length, prompt.max_new_tokens)]
-    has_stop = end is not None and end.stop is not None
-    return Trace.from_ids(
-        run.tokenizer,
-        [*prompt.ids, *kept],
-        prompt.n_question,
-        problem=prompt.problem,
-        stopped=has_stop or (bool(kept) and kept[-1] in ends),
-        info=run.info(model, prompt, end),
-        markers=run.markers,
-    )

@@ -79,6 +79,7 @@ class Asked(Config):
     min_p: float | None = Field(default=None, ge=0, le=1, description="As in `Sampling`; 0 is off.")
     repetition_penalty: float | None = Field(default=None, gt=0, le=100, description="As in `Sampling`; 1 is off.")
     max_tokens: int | None = Field(default=None, ge=0, description="Most tokens of an answer.")
+    return_token_ids: bool | None = Field(default=None, description="Whether the ids of the tokens are given (vLLM's).")
     stream: bool | None = Field(default=None, description="Whether the answer is sent while it is written.")
     stream_options: StreamOptions | None = Field(default=None, description="What a stream holds besides.")
 

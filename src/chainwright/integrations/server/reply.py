@@ -173,6 +173,8 @@ class Reply:
             body["logprobs"] = self.words.chat_logprobs(one.written)
         elif self.asked.n_likely is not None:
             body["logprobs"] = self.words.text_logprobs(one.written, self.echoes[at] if self.echoes else None)
+        if self.asked.return_token_ids:
+            body["token_ids"] = [written.token for written in one.written]
         if self.asked.repair_report:
             body["repair_report"] = self.words.report(one.written)
         return body
@@ -233,6 +235,8 @@ class Reply:
             body["logprobs"] = self.words.chat_logprobs(written)
         elif written and self.asked.n_likely is not None:
             body["logprobs"] = self.words.text_logprobs(written, None, start)
+        if self.asked.return_token_ids:
+            body["token_ids"] = [each.token for each in written]
         if written and self.asked.repair_report:
             body["repair_report"] = self.words.report(written, n)
         return self.head.body([body], is_chunk=True)

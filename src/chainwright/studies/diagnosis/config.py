@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -38,6 +38,11 @@ _LATER = (
     "n_evidence",
     "measured",
     "sweep_bytes",
+    "engine",
+    "engine_url",
+    "engine_model",
+    "engine_tolerance",
+    "engine_timeout",
 )
 
 
@@ -103,6 +108,23 @@ class DiagnoseConfig(CellsConfig):
         default=8,
         description="Traces per cell (of a problem set: in all), right and wrong each, that step maps are made of.",
     )
+    engine: Literal["openai", "vllm"] | None = Field(
+        default=None,
+        description="Who writes the traces of the plain model: an OpenAI-compatible server, or vLLM in this process "
+        "(default: the model itself).",
+    )
+    engine_url: str | None = Field(
+        default=None, description="Address of the server, up to /v1, such as http://localhost:8000/v1."
+    )
+    engine_model: str | None = Field(default=None, description="What the engine calls the model (default: its name).")
+    engine_tolerance: float = Field(
+        default=0.05,
+        gt=0,
+        description="How far the engine's log-probabilities may be from the model's own, nats per token on average.",
+    )
+    engine_timeout: float = Field(
+        default=600.0, gt=0, description="Seconds until a request to the engine's server is given up."
+    )
     repair: Place | None = Field(
         default=None,
         description="Repair (a bundled name, a folder or a Hub id) with which every problem is answered again.",
@@ -163,6 +185,16 @@ class DiagnoseConfig(CellsConfig):
             temperature=None if is_models else self.temperature,
             seed=self.seeds[0],
         )
+
+    @model_validator(mode="after")
+    def _engine_is_whole(self) -> Self:
+        if self.engine is not None and self.traces is not None:
+            raise BadInput("An engine writes traces, and a diagnosis of traces takes those of files; take one of them.")
+        if self.engine == "openai" and not self.engine_url:
+            raise BadInput("The engine openai needs the server's address: engine_url (--engine-url), up to /v1.")
+        if self.engine != "openai" and self.engine_url:
+            raise BadInput("engine_url is the address of a server; pass engine='openai' (--engine openai) with it.")
+        return self
 
     @model_validator(mode="after")
     def _heads_need_errors(self) -> Self:

@@ -14,10 +14,8 @@ An instrument lists units only when what they read is finished.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +26,6 @@ from chainwright._errors import BadInput, UnsupportedModel
 from chainwright._files import read_json, write_json
 from chainwright._finding import Finding
 from chainwright._registry import load, register
-from chainwright.decode.run import generate
 from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.curves import Curves, curves
 from chainwright.diagnose.errors import ErrorTable, first_errors
@@ -36,16 +33,15 @@ from chainwright.diagnose.heads.evidence import HeadEvidence, head_evidence
 from chainwright.diagnose.heads.role_sweep import RolesConfig
 from chainwright.diagnose.heads.roles import RoleFinding, check_head, head_roles
 from chainwright.diagnose.other_tokens import Alternatives, score_with_alternatives
+from chainwright.engines.base import Engine
 from chainwright.evaluation.accuracy import Accuracy, evaluate
-from chainwright.repair.base import Repair
 from chainwright.scoring import TokenScores
 from chainwright.studies.diagnosis.base import Bench, Instrument
+from chainwright.studies.diagnosis.by_engine import engine_check, engine_part, open_engine
 from chainwright.studies.diagnosis.config import DiagnoseConfig
+from chainwright.studies.diagnosis.decoding import decode_part
 from chainwright.studies.diagnosis.parts import (
     NOTHING,
-    ROWS,
-    Cell,
-    Part,
     Slice,
     load_part,
     load_traces,
@@ -53,7 +49,7 @@ from chainwright.studies.diagnosis.parts import (
     parts,
     trace_units,
 )
-from chainwright.studies.diagnosis.sources import load_pool, load_problems, source_file
+from chainwright.studies.diagnosis.sources import source_file
 from chainwright.studies.plan import Job, Results, Skip
 from chainwright.traces import Trace, read_traces, write_traces
 
@@ -74,6 +70,9 @@ class Traces(Instrument):
 
     name, groups, order = "traces", ("traces",), 10
 
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+
     def is_asked(self, config: DiagnoseConfig) -> bool:
         """Return True: everything else reads the traces."""
         return True
@@ -86,7 +85,13 @@ class Traces(Instrument):
         """Write the traces of a part, and the text of each token id in them."""
         part = part_of(bench.config, job.unit)
         is_read = bench.config.traces is not None and isinstance(part, Slice)
-        found = read_traces(source_file(part, job.done)) if is_read else decode_part(bench, part, job)  # type: ignore[arg-type]
+        if is_read:
+            found = read_traces(source_file(part, job.done))  # type: ignore[arg-type]
+        elif bench.config.engine is not None:
+            self._engine = self._engine or open_engine(bench)
+            found = engine_part(bench, self._engine, part, job)
+        else:
+            found = decode_part(bench, part, job)
         write_traces(job.out / "traces.parquet", found)
         known = sorted({int(i) for trace in found for i in trace.input_ids})
         texts = {str(i): bench.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in known}
@@ -99,6 +104,10 @@ class Traces(Instrument):
             return f"{'Answers to' if config.traces is None else 'Taking'} {part.title}"
         seed = f", seed {part.seed}" if len(config.seeds) > 1 else ""
         return f"{part.title}{seed}: {config.n} problems"
+
+    def findings(self, config: DiagnoseConfig, done: Results) -> list[Finding]:
+        """Return the `EngineCheck` where an engine wrote the traces."""
+        return [] if config.engine is None else [engine_check(config, done)]
 
 
 @register("instrument", "accuracy")
@@ -252,34 +261,6 @@ class Heads(Instrument):
         """Return the head roles at each key error type that was searched, then the evidence for them."""
         located = [head_unit(*key) for key in key_types(done)]
         return [*(RoleFinding.load(done[unit]) for unit in located if unit in done), *load_evidence(done)]
-
-
-def decode_part(bench: Bench, part: Part, job: Job, repair: Repair | None = None) -> list[Trace]:
-    """Return the traces of a part's problems, alone or with a repair, ticking as they come."""
-    config = bench.config
-    n_samples = config.drawing.n_samples
-    settings: dict[str, Any] = {
-        **config.drawing.options(bench.model),
-        "repair": repair,
-        "asking": config.asking,
-        "progress": False,
-    }
-    if isinstance(part, Cell):
-        problems = tasks.sample(part.task, part.hops, config.n, part.seed, rendering=config.rendering)
-        settings |= {"seed": part.decode_seed}
-    else:
-        every = load_problems(job.done)
-        problems = every[part.start : part.start + ROWS]
-        settings |= {"first_row": part.start, "shots_pool": load_pool(job.done)}
-    count = job.counter(len(problems) * n_samples)
-    traces = generate(bench.model, bench.tokenizer, problems, **settings, on_traces=count)
-    return traces if isinstance(part, Cell) else [_numbered(trace, part.start, i, n_samples)
-                                                  for i, trace in enumerate(traces)]  # fmt: skip
-
-
-def _numbered(trace: Trace, start: int, i: int, n_samples: int) -> Trace:
-    """Return a trace whose `info` has the number of its problem in the whole set."""
-    return replace(trace, info={**trace.info, "problem": start + i // n_samples, "sample": i % n_samples})
 
 
 def have_traces(config: DiagnoseConfig, done: Results) -> bool:
