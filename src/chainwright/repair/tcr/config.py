@@ -66,7 +66,8 @@ class CandidateConfig(Config):
     )
     sweep_bytes: Count | None = Field(
         default=None,
-        description="Memory that sweeps over heads may take (default: by device; chainwright plan says what fits).",
+        description="Bytes that sweeps over heads, and blocks of step maps, may take (default: by device; `chainwright "
+        "plan` says what fits).",
     )
     n_lessons: Count = Field(
         default=150, description="Lessons on which fixed errors and unharmed right tokens are counted."

@@ -101,8 +101,8 @@ class DiagnoseConfig(CellsConfig):
     )
     sweep_bytes: Count | None = Field(
         default=None,
-        description="Memory that sweeps over heads, and the blocks of step maps, may take (default: by device; "
-        "chainwright plan says what fits).",
+        description="Bytes that sweeps over heads, and blocks of step maps, may take (default: by device; `chainwright "
+        "plan` says what fits).",
     )
     n_maps: Count = Field(
         default=8,
