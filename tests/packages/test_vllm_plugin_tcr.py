@@ -198,6 +198,8 @@ def _config(**settings: Any) -> Any:
         hf_text_config=SimpleNamespace(model_type="qwen3"),
         get_total_num_kv_heads=lambda: 8,
         get_vocab_size=lambda: 180,
+        model=str(BUNDLED.parents[1] / "models" / "bundled" / "reasoner"),
+        quantization=None,
         enforce_eager=settings.get("enforce_eager", True),
     )
     return SimpleNamespace(
@@ -208,6 +210,7 @@ def _config(**settings: Any) -> Any:
         scheduler_config=SimpleNamespace(async_scheduling=settings.get("async_scheduling", False)),
         speculative_config=settings.get("speculative_config"),
         kv_transfer_config=settings.get("kv_transfer_config"),
+        load_config=SimpleNamespace(load_format="auto"),
     )
 
 

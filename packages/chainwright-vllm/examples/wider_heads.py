@@ -9,6 +9,8 @@ The new dimensions hold zeros, so that the model computes what it did:
 - Their norm takes the mean over 32 instead of 24, and scores are divided by sqrt(32) instead of sqrt(24); the weights
   of both norms make up for that. Only the norm's epsilon of 1e-6 now counts as 4/3 of itself.
 - Values are padded behind, and so are the columns of the output projection that read them.
+
+A file beside the weights names the fingerprints of both models, so that repairs for the one are taken for the other.
 """
 
 import json
@@ -20,6 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from chainwright_vllm.weights import write_conversion
 
 WIDE = 32
 
@@ -36,6 +40,7 @@ def widen(source: Path, out: Path) -> Path:
     tensors = load_file(next(source.glob("*.safetensors")))
     wide = {name: _widened(name, value, n_heads, d_head) for name, value in tensors.items()}
     save_file(wide, out / "model.safetensors", {"format": "pt"})
+    write_conversion(source, out)
     return out
 
 

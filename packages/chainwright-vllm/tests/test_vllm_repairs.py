@@ -1,6 +1,7 @@
 """TCR in vLLM, against Chainwright's in Transformers: the bundled repair, votes, entropy, and what it is refused."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import chainwright as cw
+from chainwright.repair.base import BUNDLED
 from chainwright.repair.tcr.config import TCRConfig
 from chainwright.repair.tcr.detector import EntropyDetector
 from chainwright.repair.tcr.selector import FixedSelector
@@ -137,11 +139,20 @@ def test_what_a_repair_cannot_do_is_refused_in_one_sentence(ask: Any, problems: 
     record = json.loads((tmp_path / "other" / "repair.json").read_text())
     record["origin"]["model"] = {"model": "big", "model_type": "llama", "shape": "40 layers x 8 heads, d 4"}
     (tmp_path / "other" / "repair.json").write_text(json.dumps(record))
+    shutil.copytree(BUNDLED / "tcr-reasoner", tmp_path / "trained-on")
+    record = json.loads((tmp_path / "trained-on" / "repair.json").read_text())
+    record["origin"]["model"]["fingerprint"] = "0123456789abcdef"
+    (tmp_path / "trained-on" / "repair.json").write_text(json.dumps(record))
     for wish, settings, said in (
         ({"repair": "tcr-reasonr"}, {}, "known are back-smollm2, back-world, tcr-reasoner"),
         ({"repair": "back-world"}, {}, "of kind 'back-attention', and in vLLM only 'tcr' runs"),
         ({"repair": str(tmp_path / "other")}, {}, "others are offered by CHAINWRIGHT_VLLM_REPAIRS where the server"),
         ({"repair": tmp_path / "other"}, {}, "was made for big (llama, 40 layers x 8 heads, d 4"),
+        (
+            {"repair": tmp_path / "trained-on"},
+            {},
+            "made for other weights than those that are served (fingerprint 01234",
+        ),
         ({"repair": "tcr-reasoner"}, {"ignore_eos": True}, "leave ignore_eos out"),
         ({"repair": "tcr-reasoner"}, {"prompt_logprobs": 1}, "leave prompt_logprobs out"),
         ({"repair": "tcr-reasoner", "knock_out": [[0, 0]]}, {}, "not both"),

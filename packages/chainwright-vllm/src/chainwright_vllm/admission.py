@@ -11,6 +11,7 @@ from typing import Any
 from chainwright_vllm.patching import wrap
 from chainwright_vllm.repairs import VARIABLE, Identity, check, find, identity, load, offered
 from chainwright_vllm.spec import KEY, RUN, BadRequest, UseRepair, asked, asked_repair
+from chainwright_vllm.weights import check_weights, prepare, warn_unchecked
 from chainwright_vllm.worker import readable_layers
 
 ASYNC = "CHAINWRIGHT_VLLM_ASYNC"
@@ -27,6 +28,7 @@ def install() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    wrap(InputProcessor, "__init__", _init)
     wrap(InputProcessor, "process_inputs", _process_inputs)
     for module, name in _PROTOCOLS:
         if module in sys.modules:  # only the process that serves HTTP has them
@@ -69,6 +71,7 @@ def _checked_repair(spec: UseRepair, model: Identity, config: Any) -> UseRepair:
     folder = str(find(Path(spec.folder) if spec.is_path else spec.folder))
     saved = load(folder)
     check(saved, model)
+    check_weights(saved, config)
     layers = {layer % model.shape.n_layers for layer in saved.tcr.layers}
     if unread := sorted(layers - readable_layers(config.model_config)):
         raise BadRequest(
@@ -101,6 +104,14 @@ def check_beside_repair(params: Any) -> None:
         raise BadRequest("chainwright: a repair has nothing to decide after the end; leave ignore_eos out.")
 
 
+def _init(own: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        own(self, *args, **kwargs)
+        prepare(self.vllm_config)
+
+    return init
+
+
 def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError
@@ -115,8 +126,11 @@ def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
             except BadRequest as error:
                 raise VLLMValidationError(str(error)) from error
         request = own(self, request_id, prompt, params, *args, **kwargs)
-        if asked_repair(getattr(params, "extra_args", None)) is not None and request.prompt_embeds is not None:
-            raise VLLMValidationError("chainwright: a repair needs the tokens of a prompt, not its embeddings.")
+        if asked_repair(getattr(params, "extra_args", None)) is not None:
+            if request.prompt_embeds is not None:
+                raise VLLMValidationError("chainwright: a repair needs the tokens of a prompt, not its embeddings.")
+            if request.lora_request is not None:
+                warn_unchecked(f"the request has the adapter {request.lora_request.lora_name} on top")
         return request
 
     return process_inputs
