@@ -228,6 +228,9 @@ def test_blocks_that_hold_an_edited_position_are_not_shared() -> None:
     last = _Request(wish(positions="last"))  # position 39 is the first that is edited
     assert block_key(last, 32) == block_key(last, 39) == []
     assert block_key(last, 40) != []
+    longer = _Request(wish(positions="last"), num_prompt_tokens=45)  # its 40 to 43 are not edited, those of `last` are
+    assert block_key(longer, 48) != block_key(last, 48)
+    assert block_key(_Request(wish(), num_prompt_tokens=45), 48) == block_key(_Request(wish()), 48)
 
 
 def test_who_did_not_act_is_named() -> None:

@@ -36,9 +36,10 @@ def block_key(request: Any, end: int) -> list[tuple[str, str]]:
     params = request.sampling_params
     spec = asked(params.extra_args) if params is not None else None
     # a repair changes which token is chosen, not what is computed of a token
-    if not isinstance(spec, KnockOut) or end <= spec.first_edited(request.num_prompt_tokens):
+    if not isinstance(spec, KnockOut) or end <= (first := spec.first_edited(request.num_prompt_tokens)):
         return []
-    return [(KEY, json.dumps(spec.record(), sort_keys=True))]
+    # with the position: a longer prompt, such as the next turn of a chat, may have the same tokens and begin later
+    return [(KEY, json.dumps([spec.record(), first], sort_keys=True))]
 
 
 def _extra_keys(own: Callable[..., Any]) -> Callable[..., Any]:
