@@ -10,8 +10,11 @@ os.environ["COLUMNS"] = "200"
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+settings.load_profile("untimed")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
