@@ -179,9 +179,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chainwright.studies.diagnosis import units
+    from chainwright.studies.diagnosis import decoding
 
-    real, seen = units.generate, []
+    real, seen = decoding.generate, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
         if seen:
@@ -190,11 +190,11 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path: Path, monkeypatch: pytest.M
         return real(*args, **kwargs)
 
     ask = ("diagnose", "-t", "clf", "--hops", "3,4", "-n", 2, "-o", tmp_path / "s", "-q")
-    monkeypatch.setattr(units, "generate", interrupted)
+    monkeypatch.setattr(decoding, "generate", interrupted)
     code, printed = call(*ask)
     assert code == 130 and "run the same command again to resume (train: add --resume)" in printed
     assert [p.name for p in (tmp_path / "s" / "traces").iterdir()] == ["clf-003-0"]
-    monkeypatch.setattr(units, "generate", real)
+    monkeypatch.setattr(decoding, "generate", real)
     assert call(*ask)[0] == 0
 
 
