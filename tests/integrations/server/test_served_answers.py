@@ -210,7 +210,7 @@ def test_health_and_metrics_count(server: Running) -> None:
 
 def test_the_example_of_the_guide_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
-    code, printed = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", guide, re.DOTALL)[0]
+    code, printed = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", guide, re.DOTALL)[0]
     model, tokenizer = _another()
     engine = Engine(model, tokenizer, {"tcr-reasoner": Repair.from_pretrained("tcr-reasoner")})
     with running(engine) as it:
