@@ -199,6 +199,7 @@ def _config(**settings: Any) -> Any:
         get_total_num_kv_heads=lambda: 8,
         get_vocab_size=lambda: 180,
         model=str(BUNDLED.parents[1] / "models" / "bundled" / "reasoner"),
+        tokenizer=str(BUNDLED.parents[1] / "models" / "bundled" / "reasoner"),
         quantization=None,
         enforce_eager=settings.get("enforce_eager", True),
     )
@@ -232,6 +233,26 @@ def test_a_repair_is_admitted_under_its_folder_or_refused_in_one_sentence(tmp_pa
             check_beside_repair(SimpleNamespace(**{"prompt_logprobs": None, "ignore_eos": False, **params}))
     plain = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=due), num_prompt_tokens=40)
     assert block_key(plain, 32) == []  # what a repair computes of a token is what the model does
+
+
+def test_a_stepflow_is_admitted_as_one_and_checked_like_any_repair(tmp_path: Path) -> None:
+    cw.StepFlow().save_pretrained(tmp_path / "flow")
+    wish = {"chainwright": {"repair": tmp_path / "flow"}}
+    assert checked(wish, _config()) == {"chainwright": {"stepflow": str(tmp_path / "flow")}}
+    with pytest.raises(BadRequest, match="tensor parallelism"):
+        checked(wish, _config(tensor_parallel_size=2))
+    with pytest.raises(BadRequest, match="known are"):  # the canonical form is no way around the operator either
+        checked({"chainwright": {"stepflow": str(tmp_path / "flow")}}, _config())
+    record = json.loads((tmp_path / "flow" / "repair.json").read_text())
+    for name, part, said in (
+        ("shape", {"model_type": "llama"}, "made for"),
+        ("weights", {"fingerprint": "0"}, "weights"),
+    ):
+        shutil.copytree(tmp_path / "flow", tmp_path / name)
+        model = {**load(str(BUNDLED / "tcr-reasoner")).made_for, **part}
+        (tmp_path / name / "repair.json").write_text(json.dumps({**record, "origin": {"model": model}}))
+        with pytest.raises(BadRequest, match=said):
+            checked({"chainwright": {"repair": tmp_path / name}}, _config())
 
 
 def test_layers_that_a_compiled_model_does_not_give_out_are_named(tmp_path: Path) -> None:

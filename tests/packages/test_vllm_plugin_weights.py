@@ -141,27 +141,28 @@ def other(tmp_path: Path) -> Path:
 
 
 def test_a_repair_of_other_weights_is_refused(other: Path, caplog: pytest.LogCaptureFixture) -> None:
-    check_weights(_saved(), _config(REASONER))
+    check_weights(_saved().made_for, _config(REASONER))
     due, found = fingerprint(REASONER, "float32"), fingerprint(other, "float32")
-    with pytest.raises(BadRequest, match=rf"^[^\n]*fingerprint {due}, not {found}\); serve reasoner as it was, or fit"):
-        check_weights(_saved(), _config(other))
-    saved = _saved()
-    check_weights(Saved(saved.tcr, {}, saved.d_read), _config(other))  # it was made for none in particular
+    with pytest.raises(
+        BadRequest, match=rf"^[^\n]*fingerprint {due}, not {found}\); serve reasoner as it was, or make"
+    ):
+        check_weights(_saved().made_for, _config(other))
+    check_weights({}, _config(other))  # it was made for none in particular
     assert not caplog.records
 
 
 def test_a_converted_model_says_what_it_was(other: Path) -> None:
     assert write_conversion(REASONER, other) == other / CONVERSION
-    check_weights(_saved(), _config(other))
+    check_weights(_saved().made_for, _config(other))
     # the file counts for the very weights that it names
     _rewrite(other, lambda t: t["model.norm.weight"][1].add_(0.5))
     weights._computed.cache_clear()
     with pytest.raises(BadRequest, match=rf"its {CONVERSION} is about others"):
-        check_weights(_saved(), _config(other))
+        check_weights(_saved().made_for, _config(other))
     for text, said in (("{", "is damaged; write or remove it"), ("[]", "is about others")):
         (other / CONVERSION).write_text(text)
         with pytest.raises(BadRequest, match=said):
-            check_weights(_saved(), _config(other))
+            check_weights(_saved().made_for, _config(other))
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,8 @@ def test_what_is_not_compared_is_said_once(
     caplog: pytest.LogCaptureFixture, model: Any, settings: Any, said: str
 ) -> None:
     with caplog.at_level(logging.WARNING, "vllm.chainwright"):
-        check_weights(_saved(), _config(model, **settings))
-        check_weights(_saved(), _config(model, **settings))
+        check_weights(_saved().made_for, _config(model, **settings))
+        check_weights(_saved().made_for, _config(model, **settings))
     assert len(caplog.records) == 1
     assert said in caplog.text.replace('"', "'")
 
@@ -202,4 +203,4 @@ def test_the_example_writes_a_conversion(tmp_path: Path, monkeypatch: pytest.Mon
     record = json.loads((wide / CONVERSION).read_text())
     assert (record["from"], record["to"]) == (fingerprint(REASONER, "float32"), fingerprint(wide, "float32"))
     assert record["from"] != record["to"]
-    check_weights(_saved(), _config(wide))
+    check_weights(_saved().made_for, _config(wide))

@@ -62,10 +62,10 @@ def test_an_edit_of_the_last_position_shares_the_prompt_with_plain_requests(
     assert _ids(output) == expected(ids)
 
 
-def test_a_continued_answer_does_not_share_blocks_in_which_the_edit_began_earlier(
+def test_a_continued_answer_is_edited_from_the_end_of_its_own_prompt_on(
     ask: Any, engine: Any, prompts: Any, expected: Any
 ) -> None:
-    for start in range(34, 60, 4):  # the edit begins inside of the second block of 32
+    for start in range(34, 60, 4):  # the first edit begins inside of the second block of 32
         engine.reset_prefix_cache()
         first = prompts[1][:start]
         wish = _wish(HEADS[3], positions="last", scale=0.2)
@@ -73,7 +73,7 @@ def test_a_continued_answer_does_not_share_blocks_in_which_the_edit_began_earlie
         longer = [*first, *_ids(output)[:34]]
         (output,) = ask([longer], [wish], max_tokens=30)
         assert _ids(output) == expected(longer, HEADS[3], positions="last", scale=0.2, n=30)
-        assert output.num_cached_tokens == 32  # the first block, which is plain
+        assert output.num_cached_tokens == 32
 
 
 def test_preempted_requests_equal_transformers(ask: Any, core: Any, prompts: Any, expected: Any) -> None:

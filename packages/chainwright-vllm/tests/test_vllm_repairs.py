@@ -145,7 +145,7 @@ def test_what_a_repair_cannot_do_is_refused_in_one_sentence(ask: Any, problems: 
     (tmp_path / "trained-on" / "repair.json").write_text(json.dumps(record))
     for wish, settings, said in (
         ({"repair": "tcr-reasonr"}, {}, "known are back-smollm2, back-world, tcr-reasoner"),
-        ({"repair": "back-world"}, {}, "of kind 'back-attention', and in vLLM only 'tcr' runs"),
+        ({"repair": "back-world"}, {}, "of kind 'back-attention', and in vLLM only 'tcr' and 'stepflow' run"),
         ({"repair": str(tmp_path / "other")}, {}, "others are offered by CHAINWRIGHT_VLLM_REPAIRS where the server"),
         ({"repair": tmp_path / "other"}, {}, "was made for big (llama, 40 layers x 8 heads, d 4"),
         (

@@ -15,6 +15,7 @@ Where things are, from the request inwards:
     states       what layers put out at the last token of each request
     doubts       what was seen at doubtful tokens, and what the runs said
     repairs, tcr, networks   a saved repair, and what it makes of both
+    stepflow, bridging       a saved StepFlow, and what it changes of attention on a CPU
     weights, fingerprint     whether it was made for the weights that are served
 """
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from chainwright_vllm.patching import wrap
-from chainwright_vllm.repairs import VARIABLE, Identity, check, find, identity, load, offered
-from chainwright_vllm.spec import KEY, RUN, BadRequest, UseRepair, asked, asked_repair
+from chainwright_vllm.repairs import VARIABLE, Identity, Saved, check, check_model, find, identity, load, offered, read
+from chainwright_vllm.spec import KEY, RUN, BadRequest, KnockOut, UseRepair, UseStepFlow, asked
+from chainwright_vllm.stepflow import load_stepflow, reader
 from chainwright_vllm.weights import check_weights, prepare, warn_unchecked
 from chainwright_vllm.worker import readable_layers
 
@@ -59,25 +60,41 @@ def checked(extra_args: dict[str, Any], config: Any) -> dict[str, Any]:
     if getattr(parallel, "enable_dbo", False):
         raise BadRequest("chainwright: edits cannot follow a batch that is split in two; serve without --enable-dbo.")
     model = identity(config.model_config)
-    if isinstance(spec, UseRepair):
+    if isinstance(spec, (UseRepair, UseStepFlow)):
         spec = _checked_repair(spec, model, config)
     else:
         spec.check(model.shape)
     return {**extra_args, KEY: spec.record()}
 
 
-def _checked_repair(spec: UseRepair, model: Identity, config: Any) -> UseRepair:
+def _checked_repair(spec: UseRepair | UseStepFlow, model: Identity, config: Any) -> UseRepair | UseStepFlow:
     """Return what a request asks for with the repair's folder in place of its name."""
-    folder = str(find(Path(spec.folder) if spec.is_path else spec.folder))
-    saved = load(folder)
+    is_path = isinstance(spec, UseRepair) and spec.is_path
+    folder = str(find(Path(spec.folder) if is_path else spec.folder))
+    record = read(folder)
+    made_for, is_stepflow = record["origin"]["model"], record["kind"] == "stepflow"
+    if is_stepflow:
+        check_model(made_for, model)
+        flow = load_stepflow(folder, model.shape)
+        reader(config.model_config.model, config.model_config.tokenizer, flow.style, flow.min_chars)
+    else:
+        _check_tcr(load(folder), model, config)
+    check_weights(made_for, config)
+    _check_configuration(config)
+    return UseStepFlow(folder) if is_stepflow else UseRepair(folder)
+
+
+def _check_tcr(saved: Saved, model: Identity, config: Any) -> None:
     check(saved, model)
-    check_weights(saved, config)
     layers = {layer % model.shape.n_layers for layer in saved.tcr.layers}
     if unread := sorted(layers - readable_layers(config.model_config)):
         raise BadRequest(
             f"chainwright: the repair reads layer {unread[0]}, which this server's compiled model does not give out; "
             f"offer the repair by {VARIABLE} before the server starts, or serve with --enforce-eager."
         )
+
+
+def _check_configuration(config: Any) -> None:
     if config.parallel_config.tensor_parallel_size > 1:
         raise BadRequest("chainwright: repairs have not been made for tensor parallelism; serve on one device.")
     if config.speculative_config is not None:
@@ -89,7 +106,6 @@ def _checked_repair(spec: UseRepair, model: Identity, config: Any) -> UseRepair:
         )
     if config.kv_transfer_config is not None:
         raise BadRequest("chainwright: a repair cannot follow keys and values that are moved between servers.")
-    return UseRepair(folder)
 
 
 def check_beside_repair(params: Any) -> None:
@@ -116,17 +132,21 @@ def _process_inputs(own: Callable[..., Any]) -> Callable[..., Any]:
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError
 
-        extra_args = getattr(params, "extra_args", None)
+        extra_args, has_repair = getattr(params, "extra_args", None), False
         if extra_args and (KEY in extra_args or RUN in extra_args):
             params = params.clone()  # the caller's own are not touched
             try:
                 params.extra_args = checked(extra_args, self.vllm_config)
-                if asked_repair(params.extra_args) is not None:
+                spec = asked(params.extra_args)
+                has_repair = not isinstance(spec, KnockOut)
+                if has_repair:
                     check_beside_repair(params)
+                if isinstance(spec, UseStepFlow):
+                    params.skip_reading_prefix_cache = True  # its keys and values are kept apart, from the first on
             except BadRequest as error:
                 raise VLLMValidationError(str(error)) from error
         request = own(self, request_id, prompt, params, *args, **kwargs)
-        if asked_repair(getattr(params, "extra_args", None)) is not None:
+        if has_repair:
             if request.prompt_embeds is not None:
                 raise VLLMValidationError("chainwright: a repair needs the tokens of a prompt, not its embeddings.")
             if request.lora_request is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from chainwright_vllm import __version__
 from chainwright_vllm.patching import wrap
-from chainwright_vllm.spec import KEY, KnockOut, asked
+from chainwright_vllm.spec import KEY, KnockOut, UseRepair, asked
 
 
 def install() -> None:
@@ -35,8 +35,11 @@ def block_key(request: Any, end: int) -> list[tuple[str, str]]:
     """
     params = request.sampling_params
     spec = asked(params.extra_args) if params is not None else None
-    # a repair changes which token is chosen, not what is computed of a token
-    if not isinstance(spec, KnockOut) or end <= (first := spec.first_edited(request.num_prompt_tokens)):
+    # a TCR changes which token is chosen, not what is computed of a token
+    if spec is None or isinstance(spec, UseRepair):
+        return []
+    n_prompt = request.num_prompt_tokens
+    if end <= (first := spec.first_edited(n_prompt) if isinstance(spec, KnockOut) else n_prompt):
         return []
     # with the position: a longer prompt, such as the next turn of a chat, may have the same tokens and begin later
     return [(KEY, json.dumps([spec.record(), first], sort_keys=True))]

@@ -9,7 +9,7 @@ def register() -> None:
     Raises:
         RuntimeError: The installed vLLM lacks a place that the plug-in needs.
     """
-    from chainwright_vllm import admission, caching, runner_v1, runner_v2, scheduling
+    from chainwright_vllm import admission, bridging, caching, runner_v1, runner_v2, scheduling
 
-    for part in (admission, caching, scheduling, runner_v1, runner_v2):
+    for part in (admission, bridging, caching, scheduling, runner_v1, runner_v2):
         part.install()

@@ -155,43 +155,58 @@ def load(folder: str) -> Saved:
     Raises:
         BadRequest: It is damaged, newer than this plug-in, or of a kind that vLLM cannot run.
     """
+    record = read(folder)
+    if record["kind"] != "tcr":
+        raise BadRequest(
+            f"The repair in {folder} is of kind {record['kind']!r}, and in vLLM only 'tcr' and 'stepflow' run."
+        )
     try:
-        record = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(Path(folder) / _TENSORS)
-        version, kind, settings = record["schema_version"], record["kind"], record["settings"]
-        made_for = dict(record["origin"]["model"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
-    if version > SCHEMA_VERSION:
+        tcr = _tcr(folder, record["settings"], load_file(Path(folder) / _TENSORS))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, BadRequest):
+            raise
+        raise damaged(folder, error) from error
+    return Saved(tcr, record["origin"]["model"], _d_read(folder, tcr))
+
+
+@lru_cache(maxsize=64)
+def read(folder: str) -> dict[str, Any]:
+    """Return what the repair.json of a folder says.
+
+    Raises:
+        BadRequest: It is damaged, or newer than this plug-in.
+    """
+    try:
+        record: dict[str, Any] = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+        version, _, _, _ = record["schema_version"], record["kind"], record["settings"], dict(record["origin"]["model"])
+        is_newer = version > SCHEMA_VERSION
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(folder, error) from error
+    if is_newer:
         raise BadRequest(
             f"The repair in {folder} has schema {version}, and this plug-in reads {SCHEMA_VERSION}; update it."
         )
-    if kind != "tcr":
-        raise BadRequest(f"The repair in {folder} is of kind {kind!r}, and in vLLM only 'tcr' runs.")
-    try:
-        tcr = _tcr(folder, settings, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, BadRequest):
-            raise
-        raise _damaged(folder, error) from error
-    return Saved(tcr, made_for, _d_read(folder, tcr))
+    return record
 
 
 def check(saved: Saved, model: Identity) -> None:
     """Raise BadRequest if a repair was made for another model, or touches what this one does not have."""
-    different = [name for name, value in model.values.items() if saved.made_for and saved.made_for.get(name) != value]
-    if different:
-        here = _named({"model": "this model", **model.values})
-        raise BadRequest(
-            f"This tcr repair was made for {_named(saved.made_for)}, not for {here}; fit one for this model "
-            "(chainwright fit tcr)."
-        )
+    check_model(saved.made_for, model)
     KnockOut(saved.tcr.heads).check(model.shape)
     too_deep = [layer for layer in saved.tcr.layers if not -model.shape.n_layers <= layer < model.shape.n_layers]
     if too_deep or saved.d_read not in (0, model.d_model):
         raise BadRequest(
             f"This tcr repair reads layers {list(saved.tcr.layers)} of width {saved.d_read}, and the model has "
             f"{model.shape.n_layers} layers of width {model.d_model}; fit one for this model (chainwright fit tcr)."
+        )
+
+
+def check_model(made_for: Mapping[str, str], model: Identity) -> None:
+    """Raise BadRequest if a repair was made for another model than this."""
+    if made_for and any(made_for.get(name) != value for name, value in model.values.items()):
+        here = _named({"model": "this model", **model.values})
+        raise BadRequest(
+            f"This repair was made for {_named(made_for)}, not for {here}; make one for this model (chainwright fit)."
         )
 
 
@@ -259,7 +274,8 @@ def _named(values: Mapping[str, str]) -> str:
     return f"{values.get('model')} ({values.get('model_type')}, {values.get('shape')}, {kv} kv heads, {size} tokens)"
 
 
-def _damaged(folder: str, error: Exception) -> BadRequest:
+def damaged(folder: str, error: Exception) -> BadRequest:
+    """Return what to say of a folder that cannot be read."""
     why = " ".join(str(error).split())
     return BadRequest(f"The repair in {folder} is damaged ({type(error).__name__}: {why}); save or fetch it again.")
 

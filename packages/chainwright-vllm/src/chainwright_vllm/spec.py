@@ -100,7 +100,22 @@ class UseRepair:
         return {"repair": self.folder}
 
 
-Spec = KnockOut | UseRepair
+@dataclass(frozen=True)
+class UseStepFlow:
+    """A saved StepFlow that changes what attention puts out, at tokens of the response.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: str
+
+    def record(self) -> dict[str, Any]:
+        """Return the canonical object that `parse` reads as this."""
+        return {"stepflow": self.folder}
+
+
+Spec = KnockOut | UseRepair | UseStepFlow
 
 
 def asked_repair(extra_args: Mapping[str, Any] | None) -> UseRepair | None:
@@ -147,7 +162,7 @@ def parse(given: Mapping[str, Any]) -> Spec:
     Raises:
         BadRequest: It has an unknown name, none at all, or a value out of its range.
     """
-    if unknown := [name for name in given if name not in ("knock_out", "repair")]:
+    if unknown := [name for name in given if name not in ("knock_out", "repair", "stepflow")]:
         raise BadRequest(f"chainwright has no setting {unknown[0]!r}; write {_FORMS}.")
     if not given:
         raise BadRequest(f"chainwright asks for nothing; write {_FORMS}, or leave it out.")
@@ -155,6 +170,8 @@ def parse(given: Mapping[str, Any]) -> Spec:
         raise BadRequest("chainwright: a request has either a repair or heads to knock out, not both; choose one.")
     if "knock_out" in given:
         return _knock_out(given["knock_out"])
+    if "stepflow" in given:
+        return UseStepFlow(str(given["stepflow"]))
     if not isinstance(given["repair"], (str, Path)) or not given["repair"]:
         raise BadRequest(
             f"repair must be the name of one that the server offers (in Python also a pathlib.Path); got "

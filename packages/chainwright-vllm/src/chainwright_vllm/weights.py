@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chainwright_vllm.fingerprint import Unknown, fingerprint
-from chainwright_vllm.repairs import Saved, check, identity, known, load
+from chainwright_vllm.repairs import check_model, identity, known, read
 from chainwright_vllm.spec import BadRequest
 
 logger = logging.getLogger("vllm.chainwright")
@@ -23,16 +23,16 @@ SCHEMA_VERSION = 1
 _FROM_SAFETENSORS = ("auto", "hf", "safetensors", "fastsafetensors")
 
 
-def check_weights(saved: Saved, config: Any) -> None:
+def check_weights(made_for: Mapping[str, str], config: Any) -> None:
     """Raise BadRequest if a repair was made for other weights than those that are served.
 
     Warns, once, if that cannot be found out. A repair that names no fingerprint fits any weights.
 
     Args:
-        saved: The repair.
+        made_for: What the repair says of the model that it was made for.
         config: vLLM's VllmConfig.
     """
-    due, dtype = saved.made_for.get("fingerprint"), saved.made_for.get("dtype", "")
+    due, dtype = made_for.get("fingerprint"), made_for.get("dtype", "")
     if due is None:
         return
     try:
@@ -48,9 +48,8 @@ def check_weights(saved: Saved, config: Any) -> None:
         return
     beside = f", and its {CONVERSION} is about others" if converted else ""
     raise BadRequest(
-        f"chainwright: this tcr repair was made for other weights than those that are served (fingerprint {due}, not "
-        f"{found}{beside}); serve {saved.made_for.get('model')} as it was, or fit a repair for this model (chainwright "
-        "fit tcr)."
+        f"chainwright: this repair was made for other weights than those that are served (fingerprint {due}, not "
+        f"{found}{beside}); serve {made_for.get('model')} as it was, or make a repair for this model (chainwright fit)."
     )
 
 
@@ -62,10 +61,10 @@ def prepare(config: Any) -> None:
     """
     for folder in known().values():
         try:
-            saved = load(str(folder.resolve()))
-            check(saved, identity(config.model_config))
-            if "fingerprint" in saved.made_for:
-                _known(_folder(config), saved.made_for.get("dtype", ""))
+            made_for = read(str(folder.resolve()))["origin"]["model"]
+            check_model(made_for, identity(config.model_config))
+            if "fingerprint" in made_for:
+                _known(_folder(config), made_for.get("dtype", ""))
         except (BadRequest, Unknown):
             continue  # whoever asks for it is told
 

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from chainwright_vllm.bridging import Flowing, Flows
 from chainwright_vllm.doubts import Answering, Asking, Decisions, Doubts
 from chainwright_vllm.heads import NotFound, hook_heads
 from chainwright_vllm.repairs import check, identity, known, load
 from chainwright_vllm.slots import Slots, Span
-from chainwright_vllm.spec import RUN, BadRequest, Head, KnockOut, Spec, asked
+from chainwright_vllm.spec import RUN, BadRequest, Head, KnockOut, Spec, UseRepair, UseStepFlow, asked
 from chainwright_vllm.states import LastStates
+from chainwright_vllm.stepflow import load_stepflow
 from chainwright_vllm.tcr import TCR
 
 logger = logging.getLogger("vllm.chainwright")
@@ -75,6 +77,9 @@ class Worker:
         self.slots = _slots(runner)
         self.states = _states(runner)
         self.doubts = Doubts(self._last_states)
+        self.flows = Flows(runner)
+        self._flowing: list[Flowing] = []
+        self._shape = identity(runner.model_config).shape
         self._n_layers: int = runner.model_config.get_total_num_hidden_layers()
         self._live: dict[str, _Live] = {}
         self._edited: dict[str, tuple[KnockOut, bool]] = {}  # edited requests of this pass, and whether tokens are
@@ -93,6 +98,7 @@ class Worker:
         for req_id in scheduler_output.finished_req_ids:
             self._live.pop(req_id, None)
         self.doubts.forget(scheduler_output.finished_req_ids)
+        self.flows.forget(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             extra_args = getattr(new.sampling_params, "extra_args", None)
             spec = asked(extra_args)
@@ -105,9 +111,11 @@ class Worker:
 
     def begin(self, rows: Iterable[Row]) -> None:
         """Fill the tables for a pass over these rows, which are in the order of the pass."""
+        self._flowing = []
         if not self._live:
             self.slots.fill(())
             self.states.begin((), is_wanted=False)
+            self.flows.begin(())
             return
         spans, last = [], []
         for i, row in enumerate(rows):
@@ -115,7 +123,9 @@ class Worker:
             live = self._live.get(row.req_id)
             if live is None:
                 continue
-            if isinstance(live.spec, KnockOut):
+            if isinstance(live.spec, UseStepFlow):
+                self._flow(row, live, live.spec)
+            elif isinstance(live.spec, KnockOut):
                 spans += self._edit(row, live, live.spec)
                 if live.run is not None and row.is_due:
                     self._answering.append(Answering(i, *live.run))
@@ -124,7 +134,13 @@ class Worker:
                     Asking(i, row.req_id, load(live.spec.folder).tcr, row.n_computed + row.end - row.start)
                 )
         self.slots.fill(spans)
+        self.flows.begin(self._flowing)
         self.states.begin(last, is_wanted=bool(self._asking))
+
+    def _flow(self, row: Row, live: _Live, spec: UseStepFlow) -> None:
+        if self.flows.refusal is None:
+            flow = load_stepflow(spec.folder, self._shape)
+            self._flowing.append(self.flows.flowing(row, live.n_prompt, flow))
 
     def _edit(self, row: Row, live: _Live, knock_out: KnockOut) -> list[Span]:
         start = row.start + max(0, knock_out.first_edited(live.n_prompt) - row.n_computed)
@@ -154,6 +170,9 @@ class Worker:
         for req_id, (knock_out, has_tokens) in self._edited.items():
             unfired = self.slots.unfired(sorted({layer for layer, _ in knock_out.heads})) if has_tokens else []
             self._add(report, req_id, [f"edit of layer {layer}" for layer in unfired])
+        for one in self._flowing:
+            silent = [f"StepFlow in layer {layer}" for layer in self.flows.unfired(one.req_id, one.flow)]
+            self._add(report, one.req_id, silent)
         for req_id in self._decisions.lost:
             report.failed[req_id] = "Chainwright's repair lost track of this request, which was ended."
         for ask in self._asking:
@@ -163,7 +182,10 @@ class Worker:
             self._add(report, ask.req_id, [f"reading of layer {layer}" for layer in unread])
         asking = {ask.req_id for ask in self._asking}
         # a prompt that is not at its end has nothing to decide yet
-        report.acted |= {req_id for req_id, live in self._live.items() if not isinstance(live.spec, KnockOut)} - asking
+        report.acted |= {req_id for req_id, live in self._live.items() if isinstance(live.spec, UseRepair)} - asking
+        if self.flows.refusal is not None:
+            flowing = [req_id for req_id, live in self._live.items() if isinstance(live.spec, UseStepFlow)]
+            report.failed |= dict.fromkeys(flowing, self.flows.refusal)
         return report
 
     def _add(self, report: Report, req_id: str, silent: Sequence[str]) -> None:
