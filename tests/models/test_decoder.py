@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from chainwright import KnockOut, edit
-from chainwright._errors import UnsupportedModel
+from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.decode.run import generate
 from chainwright.models import anatomy, capture, load_model
 from chainwright.models.decoder import decoder
@@ -214,3 +214,13 @@ def test_a_model_that_does_not_run_on_tokens_alone_is_refused_in_one_sentence() 
     model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(UnsupportedModel, match=r"does not run on token ids alone \(ZeroDivisionError: division by"):
         anatomy(model)
+
+
+@pytest.mark.parametrize("version", ["5.24.0.dev0", "5.24.0", "6.0"])
+def test_a_transformers_that_names_the_cache_otherwise_is_refused(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.__version__", version)
+    model = tiny("llama")
+    with pytest.raises(BadInput, match=f"Transformers {version} is installed"), edit(model, KnockOut({(0, 0)})):
+        pass

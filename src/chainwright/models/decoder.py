@@ -14,10 +14,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chainwright._errors import UnsupportedModel
+from chainwright._errors import BadInput, UnsupportedModel
 from chainwright.models._probe import close, evaluating, first_tensor, fitted_factor, probe_ids
 from chainwright.models.sharding import mark
 
@@ -169,8 +171,18 @@ def hidden_states(output: Any) -> Tensor | None:
     return first_tensor(tuple(output.values()) if isinstance(output, dict) else output)
 
 
+def check_transformers() -> None:
+    """Raise BadInput for a Transformers release in which edits would miss the cache of a run."""
+    if Version(transformers.__version__) >= Version("5.24.dev0"):
+        raise BadInput(
+            f"Transformers {transformers.__version__} is installed, and from 5.24 on it hands a model its cache under "
+            "another name, so that edits and repairs would not find it; run pip install 'transformers>=5.23,<5.24'."
+        )
+
+
 @torch.no_grad()
 def _find(model: PreTrainedModel) -> tuple[_Place, nn.Module]:
+    check_transformers()
     mark(model)
     if model.get_output_embeddings() is None:
         raise UnsupportedModel(f"{type(model).__name__} has no unembedding; load it as a causal language model.")
