@@ -108,8 +108,8 @@ def test_tables_show_numbers_and_draw_thresholds() -> None:
 def test_every_kind_of_study_of_ours_is_known() -> None:
     kinds = {"diagnosis", "reproduce tcr", "reproduce stepflow", "reproduce back-attention", "iteration-heads"}
     assert kinds <= set(names("study"))
-    with pytest.raises(BadInput, match="Unknown study kind 'cubes'; known: "):
-        plan_of("cubes")
+    with pytest.raises(BadInput, match="Unknown study kind 'tesseracts'; known: "):
+        plan_of("tesseracts")
 
 
 def test_studies_without_findings_or_an_end_have_no_report(tmp_path: Path) -> None:
