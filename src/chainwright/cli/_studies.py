@@ -107,7 +107,8 @@ def executor_for(name: str, workers: int | None, spread: Values) -> Executor:
             f"--{used[0].replace('_', '-')} spreads the model of one process, and --executor {name} gives each worker "
             "a model of its own; pass one of them."
         )
-    return made(name, workers=workers, device=spread["device"], trust_remote_code=spread["trust_remote_code"])
+    trusting = bool(spread.get("trust_remote_code", False))
+    return made(name, workers=workers, device=spread.get("device"), trust_remote_code=trusting)
 
 
 def write_diagnosis_report(config: DiagnoseConfig, folder: Path) -> None:
