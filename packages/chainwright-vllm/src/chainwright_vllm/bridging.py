@@ -2,7 +2,7 @@
 
 The kernel packs keys in its own way and gives out no log-sum-exps, so the keys and values of requests with a StepFlow
 are kept a second time, in the layers in which it acts. They must be complete: such requests read nothing from the
-prefix cache, and one that was preempted begins anew.
+prefix cache, and one that was preempted starts over.
 """
 
 from __future__ import annotations

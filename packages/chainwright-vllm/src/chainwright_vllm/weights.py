@@ -66,7 +66,7 @@ def prepare(config: Any) -> None:
             if "fingerprint" in made_for:
                 _known(_folder(config), made_for.get("dtype", ""))
         except (BadRequest, Unknown):
-            continue  # whoever asks for it is told
+            continue  # a request for it is refused with the reason
 
 
 @lru_cache(maxsize=64)  # each sentence once

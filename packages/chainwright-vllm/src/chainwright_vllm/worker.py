@@ -227,7 +227,7 @@ def readable_layers(model_config: Any) -> frozenset[int]:
             saved = load(str(folder.resolve()))
             check(saved, identity(model_config))
         except BadRequest:
-            continue  # for another model, or of another kind: whoever asks for it is told
+            continue  # for another model, or of another kind: a request for it is refused with the reason
         layers |= {layer % n_layers for layer in saved.tcr.layers}
     return frozenset(layers)
 
