@@ -88,7 +88,7 @@ def diagnose(
     ] = None,
     measured: Annotated[
         float | None,
-        typer.Option(help="Share of a large model's heads that are measured (default: 0.3, on a CPU 0.25)."),
+        typer.Option(help="Share of a large model's heads that are measured (default: 0.25)."),
     ] = None,
     out_folder: ReportFolder = Path("runs/diagnosis"),
     seed: Seed = 0,

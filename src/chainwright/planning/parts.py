@@ -12,7 +12,7 @@ from typing import NamedTuple
 from chainwright.decode.run import usual_batch
 from chainwright.diagnose.heads._sweep.estimate import passes_per_variant_row
 from chainwright.diagnose.heads._sweep.options import n_screened
-from chainwright.diagnose.heads._sweep.run import BYTES_AT_ONCE, BYTES_KEPT
+from chainwright.diagnose.heads._sweep.run import BYTES_AT_ONCE, BYTES_KEPT, HALVED_AT_ONCE
 from chainwright.diagnose.heads.evidence import TOKENS_AT_ONCE as EVIDENCE_AT_ONCE
 from chainwright.diagnose.heads.role_plan import SLOPES, WRITING
 from chainwright.diagnose.heads.role_sweep import LARGE
@@ -140,12 +140,13 @@ def locating(passes: Passes, contexts: Contexts, on: Device, setting: Setting, *
     shared = contexts.shared if contexts.n > 1 else 0
     run = shared + contexts.n * (contexts.length - shared)
     sweep = n_measured / n_heads * passes_per_variant_row(s.n_layers, s.n_heads) * run
-    if on.waits and passes.dtype == "float32" and is_screened(passes):
+    is_halved = on.waits and passes.dtype == "float32" and is_screened(passes)
+    if is_halved:
         sweep *= on.rate("float32") / min(on.rate("bfloat16"), 1.6 * on.rate("float32"))
     at_last = n_heads / 2 * contexts.n
     screened = SLOPES * contexts.tokens + at_last + contexts.tokens if is_screened(passes) else 0.0
     n_tokens = contexts.tokens * (1 + WRITING) + sweep + screened
-    at_once = setting.chunk or BYTES_AT_ONCE["cpu" if on.waits else "other"]
+    at_once = setting.chunk or BYTES_AT_ONCE["cpu" if on.waits else "other"] * (HALVED_AT_ONCE if is_halved else 1)
     kept = setting.chunk or BYTES_KEPT["cpu" if on.waits else "other"]
     per_token = s.n_layers * (2 * s.d_model + s.n_heads * s.d_head) * passes.size
     state = s.d_model * passes.size

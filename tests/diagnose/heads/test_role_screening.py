@@ -42,7 +42,8 @@ def estimate(model: Any, contexts: SlotContexts, tokens: Tensor) -> Tensor:
 def test_measured_heads_are_exact_and_the_others_as_estimated() -> None:
     model = tiny("llama")
     right, wrong = sets_of(model)
-    exact, got = (head_roles(model, right, wrong, config=RolesConfig(method=m)) for m in ("exact", "screened"))
+    config = RolesConfig(measured=0.3)
+    exact, got = (head_roles(model, right, wrong, config=config.replace(method=m)) for m in ("exact", "screened"))
     measured = got.is_measured
     assert measured is not None and int(measured.sum()) == 4  # 0.3 of 12
     assert exact.is_measured is not None and bool(exact.is_measured.all())
@@ -122,7 +123,7 @@ def test_large_models_are_screened_and_the_config_says_so(monkeypatch: pytest.Mo
     for native in (True, False):
         monkeypatch.setattr(role_sweep, "can_halve", lambda parts, native=native: native)
         got = head_roles(model, right, wrong)
-        want = {"method": "screened", "measured": 0.3, "products": "bfloat16" if native else "model"}
+        want = {"method": "screened", "measured": 0.25, "products": "bfloat16" if native else "model"}
         assert {name: got.config[name] for name in want} == want
     with edit(model, KnockOut({(1, 0)})):
         assert head_roles(model, right, wrong).config["method"] == "exact", "edits may treat rows differently"

@@ -8,7 +8,7 @@ from chainwright.diagnose.contexts import SlotContexts
 from chainwright.diagnose.heads._sweep.baseline_pass import FEWEST_SHARED, Contexts, groups
 from chainwright.diagnose.heads._sweep.estimate import SweepPlan, passes_per_variant_row, seconds_per_token
 from chainwright.diagnose.heads._sweep.options import n_screened
-from chainwright.diagnose.heads._sweep.run import BYTES_AT_ONCE, BYTES_KEPT, bytes_per_token, kind_of
+from chainwright.diagnose.heads._sweep.run import BYTES_KEPT, bytes_at_once, bytes_per_token, kind_of
 from chainwright.diagnose.heads._sweep.segments import n_shared_tokens
 from chainwright.diagnose.heads.role_sweep import RolesConfig, chosen, joined, tracked
 from chainwright.models.anatomy import Anatomy, anatomy
@@ -34,7 +34,7 @@ def plan_head_roles(
     contexts = joined(tracked(parts, correct), tracked(parts, erroneous))
     n_heads, n_rows = parts.n_layers * parts.n_heads, len(contexts.input_ids)
     n_measured = n_screened(settings.measured, n_heads) if settings.method == "screened" else n_heads
-    kept, at_once = BYTES_KEPT[kind_of(parts)], BYTES_AT_ONCE[kind_of(parts)]
+    kept, at_once = BYTES_KEPT[kind_of(parts)], bytes_at_once(parts, is_halved=settings.products == "bfloat16")
     found = list(groups(contexts, kept // bytes_per_token(parts), by_start=settings.positions == "all"))
     n_tokens = int(contexts.mask.sum())
     # heads that rank high are spread over the layers, so the share of the work is the share of the heads

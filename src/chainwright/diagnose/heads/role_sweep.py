@@ -50,7 +50,7 @@ class RolesConfig(Config):
         description="Measure every head, or estimate all and measure those that rank highest; auto screens models with "
         "50 million parameters or more in their layers.",
     )
-    measured: float = Field(default=0.3, gt=0, le=1, description="Share of the heads that screening measures.")
+    measured: float = Field(default=0.25, gt=0, le=1, description="Share of the heads that screening measures.")
     products: Literal["auto", "model", "bfloat16"] = Field(
         default="auto",
         description="Multiply as the model does, or what a knockout changes in bfloat16; auto takes bfloat16 for large "

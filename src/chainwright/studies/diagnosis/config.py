@@ -91,7 +91,7 @@ class DiagnoseConfig(CellsConfig):
     )
     max_types: int = Field(default=2, ge=0, description="Key error types per task that are searched for heads.")
     measured: float = Field(
-        default=0.3,
+        default=0.25,
         gt=0,
         le=1,
         description="Share of the heads of a large model that are measured, as in RolesConfig; the rest is estimated.",

@@ -32,6 +32,8 @@ from chainwright.models.anatomy import Anatomy
 
 # memory of the variants that run at once: on a CPU it should fit the processor's caches, a GPU needs large batches
 BYTES_AT_ONCE = {"cpu": 2**23, "other": 2**30}
+# how much more where a CPU multiplies in bfloat16, whose units need taller matrices
+HALVED_AT_ONCE = 4
 # memory of the records of one baseline pass, and of the states of the variants that wait between two layers
 BYTES_KEPT = {"cpu": 2**29, "other": 2**33}
 
@@ -87,7 +89,7 @@ class _Sweep:
         self.parts, self.contexts, self.positions = parts, contexts, positions
         self.report = report or (lambda n: None)
         self.max_bytes = max_bytes
-        self.at_once = max_bytes or BYTES_AT_ONCE[kind_of(parts)]
+        self.at_once = max_bytes or bytes_at_once(parts, is_halved=is_halved)
         is_shared = positions == "last" and not is_edited(parts)
         self.run = (
             last_position
@@ -189,6 +191,12 @@ def gradient_each(
             with torch.no_grad():
                 sweep.measure(group, wanted[group.rows], plain)
     return Screened(baseline, estimate, wanted, sweep.results)
+
+
+def bytes_at_once(parts: Anatomy, *, is_halved: bool) -> int:
+    """Return the memory of the variants that run at once; `is_halved` as in `knock_out_each`."""
+    kind = kind_of(parts)
+    return BYTES_AT_ONCE[kind] * (HALVED_AT_ONCE if is_halved and kind == "cpu" else 1)
 
 
 def kind_of(parts: Anatomy) -> str:
