@@ -9,6 +9,7 @@ on the machine only adds.
 
     python benchmarks/stepflow_decoding.py                          # 8 layers, d_model 512, 2048 tokens of context
     python benchmarks/stepflow_decoding.py --layers 16 --width 1024 --turns 2
+    python benchmarks/stepflow_decoding.py --model smollm2 --turns 2 # a real model, in its own tokens
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from chainwright import KnockOut, StepFlow, edit, tasks
+from chainwright import KnockOut, StepFlow, edit, load_model, tasks
 from chainwright.edits import Edit
 from chainwright.models.load import load_tokenizer
 
@@ -120,6 +121,7 @@ def in_turns(all_ways: Sequence[Way], new: Sequence[int], n_turns: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model instead of a random one, such as smollm2")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--context", type=int, default=2048)
@@ -127,8 +129,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = load_tokenizer("reasoner")
-    model = make_model(asked.layers, asked.width, asked.context + asked.new + 8)
+    if asked.model:
+        model, tokenizer = load_model(asked.model)
+        asked.layers, asked.width = model.config.num_hidden_layers, model.config.hidden_size
+    else:
+        tokenizer = load_tokenizer("reasoner")
+        model = make_model(asked.layers, asked.width, asked.context + asked.new + 8)
     ids = text_ids(tokenizer, asked.context + asked.new)
     with ExitStack() as stack:
         made = {name: Way(model, means, stack) for name, means in ways(asked.layers, tokenizer).items()}
@@ -136,9 +142,8 @@ def main() -> None:
             way.read(ids[: asked.context])
         in_turns(list(made.values()), ids[asked.context :], asked.turns)
     plain = sum(made["plain"].seconds)
-    print(
-        f"{asked.layers} layers, d_model {asked.width}, {asked.context} tokens and {asked.new} new, {asked.turns} turns"
-    )
+    sizes = f"{asked.layers} layers, d_model {asked.width}"
+    print(f"{asked.model or 'random'}: {sizes}, {asked.context} tokens and {asked.new} new, {asked.turns} turns")
     print(f"{'way':16} {'CPU ms/token':>14} {'x plain':>8}")
     for name, way in made.items():
         total = sum(way.seconds)

@@ -117,7 +117,7 @@ def test_a_small_training_writes_the_adapter_and_its_test_problems(tmp_path: Pat
     config = MathConfig(base=str(tmp_path / "base"), split_data=(split,), rank=2, n_steps=2, n_rows=3)
     adapter = train_math(config, tmp_path / "run", progress=False)
     (training,) = read_json(adapter / "recipe.json")["trainings"]
-    assert training["problems"] == 6 and training["settings"]["split_data"] == [split]
+    assert training["problems"] == 6 and training["settings"]["split_data"] == ["split.jsonl"]
     again = load_problems(tmp_path / "run/held_out.jsonl")
     assert [(p.prompt, p.answer) for p in again] == [(p.prompt, p.answer) for p in held_out((split,), 0.2)]
 

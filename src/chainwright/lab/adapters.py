@@ -55,6 +55,10 @@ class AdapterRecipe(Optimization):
         """Return how many demonstrations come before most of the questions that are trained on."""
         return 0
 
+    def settings(self) -> dict[str, Any]:
+        """Return what an adapter's recipe says of a training: no folder of the machine that it ran on."""
+        return {name: value for name, value in self.record().items() if name not in ("base", "start")}
+
 
 class Step(NamedTuple):
     """What one step trains on: rows of one kind, such as a task and a hop count."""
@@ -165,11 +169,10 @@ def right_by_kind(log: list[Entry]) -> dict[str, tuple[int, int]]:
 
 
 def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
-    """Return one training's settings, how far it came, and what it ran on; without the folder that it started from."""
-    settings = {name: value for name, value in config.record().items() if name not in ("base", "start")}
+    """Return one training's settings, how far it came, and what it ran on."""
     versions = {"chainwright": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        "settings": settings,
+        "settings": config.settings(),
         "steps": len(log),
         "problems": sum(entry.n_rows for entry in log),
         "chain_tokens": sum(entry.n_tokens for entry in log),

@@ -23,7 +23,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,11 @@ class MathConfig(AdapterRecipe):
     test_share: Share = Field(default=0.2, description="Share of the questions of split_data that are test problems.")
     n_rows: Count = Field(default=8, description="Problems per step.")
     most_tokens: Count = Field(default=320, description="Longest question with its solution; longer ones are not used.")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what an adapter's recipe says of a training: the files by their names alone."""
+        files = ("data", "split_data", "test_data")
+        return super().settings() | {name: [Path(file).name for file in getattr(self, name)] for name in files}
 
 
 def is_test(problem: Problem, share: float) -> bool:
