@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from chainwright import generate, load_model, read_traces, tasks
+from chainwright.repair.run import Cost
 from chainwright.studies import generation
 from command_line import call
 
@@ -85,3 +87,19 @@ def test_another_repair_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "r" / "a.json").write_text("2")
     assert generation.identity_of(str(tmp_path / "r")) != first
     assert generation.identity_of(None) is None and generation.identity_of("owner/name") == "owner/name"
+
+
+def test_the_cost_of_a_repair_is_that_of_all_parts(tmp_path: Path) -> None:
+    counts = []
+    for more in ((), ("-o", tmp_path / "t.parquet")):
+        code, printed = call("evaluate", *ASK, "--repair", "tcr-reasoner", *more)
+        assert code == 0
+        counts.append(re.findall(r"Repair: (\d+) tokens, (\d+) flagged \(.*?\), (\d+) changed", printed))
+    assert counts[0] == counts[1] and int(counts[0][0][0]) > 0
+
+
+def test_costs_add_up_by_repair() -> None:
+    one = Cost(10, 2, 1, 0, 10, 1, 5, 2.0, 1.0)
+    other = Cost(30, 0, None, 7, 30, 0, 0, 4.0, 0.5, {"stepflow": Cost(30, n_sites=7)})
+    want = Cost(40, 2, 1, 7, 40, 1, 5, 6.0, 1.5, {"stepflow": Cost(30, n_sites=7)})
+    assert Cost.one_after_the_other([one, other]) == want

@@ -160,7 +160,7 @@ def decode(
         traces = generation.generate_to(out_file, plan, overwrite=overwrite, progress=not quiet)
         say(f"Wrote {len(traces)} traces to {out_file}")
     say(describe(traces))
-    print_cost(fixed)
+    print_cost(plan.cost)
     return traces
 
 

@@ -18,6 +18,7 @@ from chainwright._errors import ChainwrightError, ChainwrightWarning
 if TYPE_CHECKING:
     from chainwright.evaluation.accuracy import Accuracy
     from chainwright.repair.base import Repair
+    from chainwright.repair.run import Cost
 
 out = Console()
 err = Console(stderr=True)
@@ -109,9 +110,9 @@ def load_repairs(names: Sequence[str]) -> Repair | None:
     return Composed(loaded) if len(loaded) > 1 else next(iter(loaded), None)
 
 
-def print_cost(repair: Repair | None) -> None:
-    if repair is not None:
-        say(f"Repair: {repair.cost.summary()}")
+def print_cost(cost: Cost | None) -> None:
+    if cost is not None:
+        say(f"Repair: {cost.summary()}")
 
 
 def print_accuracy(accuracy: Accuracy) -> None:

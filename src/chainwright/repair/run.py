@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -92,6 +92,24 @@ class Cost:
         self.n_extra_forwards += touched.n_extra_forwards
         self.n_extra_tokens += touched.n_extra_tokens
         self.extra_seconds += touched.seconds
+
+    @classmethod
+    def one_after_the_other(cls, costs: Sequence[Cost]) -> Cost:
+        """Return the cost of several runs with the same repairs, such as the parts of a long list of problems."""
+        changed = [cost.n_changed for cost in costs if cost.n_changed is not None]
+        kinds = dict.fromkeys(kind for cost in costs for kind in cost.parts)
+        return cls(
+            sum(cost.n_tokens for cost in costs),
+            sum(cost.n_flagged for cost in costs),
+            sum(changed) if changed else None,
+            sum(cost.n_sites for cost in costs),
+            sum(cost.n_forwards for cost in costs),
+            sum(cost.n_extra_forwards for cost in costs),
+            sum(cost.n_extra_tokens for cost in costs),
+            sum(cost.seconds for cost in costs),
+            sum(cost.extra_seconds for cost in costs),
+            {k: cls.one_after_the_other([cost.parts[k] for cost in costs if k in cost.parts]) for k in kinds},
+        )
 
     @classmethod
     def together(cls, parts: dict[str, Cost]) -> Cost:

@@ -27,6 +27,7 @@ from chainwright.prompts.asking import Asking
 from chainwright.prompts.prompt import prompts_of
 from chainwright.repair.base import Repair
 from chainwright.repair.composed import Composed
+from chainwright.repair.run import Cost
 from chainwright.studies.asked import IDENTITY, asked_again
 from chainwright.studies.config import DecodeSettings
 from chainwright.studies.display import Display
@@ -83,6 +84,7 @@ class TracesPlan(Plan):
         self.config |= {"markers": markers} if markers else {}
         self.config |= identity_of_asking(self.asking)
         self.source = provenance(anatomy(model).model)
+        self._costs: list[Cost] = []
 
     @classmethod
     def resumed(cls, known: Manifest, *, device: str | None = None, trust_remote_code: bool = False) -> TracesPlan:
@@ -112,7 +114,7 @@ class TracesPlan(Plan):
 
     def decode(self, asked: Sequence[Problem | str], **options: Any) -> list[Trace]:
         """Return the traces of some of the problems."""
-        return generate(
+        traces = generate(
             self.model,
             self.tokenizer,
             asked,
@@ -123,6 +125,14 @@ class TracesPlan(Plan):
             markers=self.markers,
             **options,
         )
+        if self.repair is not None:
+            self._costs.append(self.repair.cost)
+        return traces
+
+    @property
+    def cost(self) -> Cost | None:
+        """Return what decoding with the repair took in this run, without parts of an earlier one; None without any."""
+        return Cost.one_after_the_other(self._costs) if self._costs else None
 
     def check(self) -> None:
         """Raise BadInput, before anything is decoded, for a problem that cannot be asked."""
