@@ -23,7 +23,7 @@ from chainwright.studies.diagnosis.config import DiagnoseConfig
 
 SMALLER: Mapping[str, Any] = {"n": 10, "n_contexts": 5, "max_types": 1, "n_evidence": 2}
 """Settings of large models on a processor: two tasks take minutes there, not an hour."""
-_BESIDE = (-2, 0, 1, 2)  # hops relative to the end of the range that an adapter was trained on
+_BESIDE = (0, 1, 3)  # hops relative to the end of the range that an adapter was trained on
 
 
 class Usual(NamedTuple):
