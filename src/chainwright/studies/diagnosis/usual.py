@@ -21,7 +21,7 @@ from chainwright.models.load import empty_model
 from chainwright.models.sources import source_of
 from chainwright.studies.diagnosis.config import DiagnoseConfig
 
-SMALLER: Mapping[str, Any] = {"n": 14, "n_contexts": 5, "max_types": 1, "n_evidence": 2}
+SMALLER: Mapping[str, Any] = {"n": 10, "n_contexts": 5, "max_types": 1, "n_evidence": 2}
 """Settings of large models on a processor: two tasks take minutes there, not an hour."""
 _BESIDE = (0, 1, 3)  # hops relative to the end of the range that an adapter was trained on
 
