@@ -220,7 +220,8 @@ def test_a_model_that_does_not_run_on_tokens_alone_is_refused_in_one_sentence() 
 def test_a_transformers_that_names_the_cache_otherwise_is_refused(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformers.__version__", version)
+    # the module that `decoder` holds: a test before may have imported Transformers anew
+    monkeypatch.setattr(decoder.__globals__["transformers"], "__version__", version)
     model = tiny("llama")
     with pytest.raises(BadInput, match=f"Transformers {version} is installed"), edit(model, KnockOut({(0, 0)})):
         pass
