@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -96,35 +96,28 @@ class Cost:
     @classmethod
     def one_after_the_other(cls, costs: Sequence[Cost]) -> Cost:
         """Return the cost of several runs with the same repairs, such as the parts of a long list of problems."""
-        changed = [cost.n_changed for cost in costs if cost.n_changed is not None]
         kinds = dict.fromkeys(kind for cost in costs for kind in cost.parts)
-        return cls(
-            sum(cost.n_tokens for cost in costs),
-            sum(cost.n_flagged for cost in costs),
-            sum(changed) if changed else None,
-            sum(cost.n_sites for cost in costs),
-            sum(cost.n_forwards for cost in costs),
-            sum(cost.n_extra_forwards for cost in costs),
-            sum(cost.n_extra_tokens for cost in costs),
-            sum(cost.seconds for cost in costs),
-            sum(cost.extra_seconds for cost in costs),
-            {k: cls.one_after_the_other([cost.parts[k] for cost in costs if k in cost.parts]) for k in kinds},
-        )
+        parts = {k: cls.one_after_the_other([cost.parts[k] for cost in costs if k in cost.parts]) for k in kinds}
+        return cls._joined(costs, sum, parts)
 
     @classmethod
     def together(cls, parts: dict[str, Cost]) -> Cost:
         """Return the cost of repairs that decoded together, each of which counted the same passes of the model."""
-        costs = list(parts.values())
+        return cls._joined(list(parts.values()), max, parts)
+
+    @classmethod
+    def _joined(cls, costs: Sequence[Cost], of_passes: Callable[[list[Any]], Any], parts: dict[str, Cost]) -> Cost:
+        """Return a sum of costs; `of_passes` joins what belongs to the model's own passes."""
         changed = [cost.n_changed for cost in costs if cost.n_changed is not None]
         return cls(
-            max(cost.n_tokens for cost in costs),
+            of_passes([cost.n_tokens for cost in costs]),
             sum(cost.n_flagged for cost in costs),
             sum(changed) if changed else None,
             sum(cost.n_sites for cost in costs),
-            max(cost.n_forwards for cost in costs),
+            of_passes([cost.n_forwards for cost in costs]),
             sum(cost.n_extra_forwards for cost in costs),
             sum(cost.n_extra_tokens for cost in costs),
-            max(cost.seconds for cost in costs),
+            of_passes([cost.seconds for cost in costs]),
             sum(cost.extra_seconds for cost in costs),
             parts,
         )
