@@ -210,6 +210,23 @@ def test_a_training_starts_from_an_adapter_and_names_what_it_comes_from(base: st
         train_hops(small(base, start=str(first), rank=3), tmp_path / "fourth", progress=False)
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_base_is_trained_on_in_bfloat16_only_where_a_machine_multiplies_it(
+    native: bool, dtype: torch.dtype, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(model: PreTrainedModel, rows: list[Row]) -> Any:
+        seen.append(model.dtype)
+        return chain_loss(model, rows)
+
+    monkeypatch.setattr(adapters, "multiplies_bfloat16", lambda device: native)
+    monkeypatch.setattr(adapters, "chain_loss", watched)
+    folder = train_hops(small(base, n_steps=1), tmp_path / "trained", progress=False)
+    assert seen == [dtype]
+    assert read_json(folder / "recipe.json")["trainings"][0]["dtype"] == str(dtype).removeprefix("torch.")
+
+
 def test_batches_follow_from_seed_and_step_and_grow_longer() -> None:
     tokenizer = instruct_tokenizer()
     config = HopsConfig(base="none", n_short_steps=40)

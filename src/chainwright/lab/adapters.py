@@ -1,6 +1,7 @@
 """Training an adapter on a pretrained model: what the recipes of all adapters share.
 
-1. The base is loaded in bfloat16 and frozen; `Adapter` trains LoRA on its linear layers.
+1. The base is loaded in bfloat16, or in float32 where bfloat16 would be emulated, and frozen; `Adapter` trains LoRA on
+   its linear layers.
 2. A recipe draws the batch of a step as a pure function of (seed, step), so that a killed training resumes with the
    batches that it would have had.
 3. The learning rate rises, is constant and falls over the last share of the steps. A training can start from an
@@ -32,6 +33,7 @@ from chainwright.lab.lora import Adapter
 from chainwright.lab.recipe import Betas, Count, Optimization, Positive, Rate, Steps, Warmup, WeightDecay
 from chainwright.lab.training import Training
 from chainwright.models.fetch import fetchable_models, package_of
+from chainwright.models.half_precision import multiplies_bfloat16
 from chainwright.models.load import load_model
 
 _N_PARTS = 10  # of a training, for each of which the recipe says what was right
@@ -113,7 +115,8 @@ def train_adapter(
     Raises:
         BadInput: As `load_model`, `Training` and `Adapter.load`.
     """
-    model, tokenizer = load_model(config.base, device=device, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    model, tokenizer = load_model(config.base, device=device, dtype=dtype)
     adapter, stages = new_adapter(config, model)
     training = Training(config, adapter, folder, device=device, resume=resume)
     log = [Entry(*entry) for entry in read_json(training.state / "progress.json")["log"]] if training.step else []
@@ -125,7 +128,7 @@ def train_adapter(
                 training.save(log=log)
                 with atomic_folder(folder / "adapter") as draft:
                     adapter.save(draft, config.base)
-                    write_json(draft / "recipe.json", _recipe(config, [*stages, _stage(config, log)], log))
+                    write_json(draft / "recipe.json", _recipe(config, [*stages, _stage(config, log, dtype)], log))
                 saved = time.monotonic()
     return folder / "adapter"
 
@@ -168,7 +171,7 @@ def right_by_kind(log: list[Entry]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
+def _stage(config: AdapterRecipe, log: list[Entry], dtype: torch.dtype) -> dict[str, Any]:
     """Return one training's settings, how far it came, and what it ran on."""
     versions = {"chainwright": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
@@ -176,6 +179,7 @@ def _stage(config: AdapterRecipe, log: list[Entry]) -> dict[str, Any]:
         "steps": len(log),
         "problems": sum(entry.n_rows for entry in log),
         "chain_tokens": sum(entry.n_tokens for entry in log),
+        "dtype": str(dtype).removeprefix("torch."),
         "environment": versions,
     }
 

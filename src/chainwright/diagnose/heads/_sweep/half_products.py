@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chainwright.diagnose.heads._sweep.segments import picked_rows
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.half_precision import multiplies_bfloat16
 from chainwright.models.layer_halves import returning
 
 _N_COMPARED = 4  # tokens on which a record is compared with the module
@@ -26,10 +27,8 @@ _TOLERANCE = 1e-4  # largest difference, relative to the largest output
 
 def can_halve(parts: Anatomy) -> bool:
     """Return whether bfloat16 products are faster here: float32 weights, on a processor with instructions for them."""
-    # private names of torch, which has no public ones for this; where they are missing, the answer is no
-    known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    is_native = any(bool(supported()) for supported in known if supported is not None)
-    return parts.device.type == "cpu" and parts.model.dtype == torch.float32 and is_native
+    is_cpu = parts.device.type == "cpu"
+    return is_cpu and parts.model.dtype == torch.float32 and multiplies_bfloat16(parts.device)
 
 
 class Record(NamedTuple):
