@@ -62,6 +62,10 @@ class PartlyRead(ChainwrightWarning):
     """A GGUF file holds something that is not read, so the model may compute something else than it was made for."""
 
 
+class SlowNumbers(ChainwrightWarning):
+    """A model was loaded in a number type that this processor has to emulate, several times slower than float32."""
+
+
 class BadTrace(BadInput):
     """A trace whose tokens, spans or steps contradict each other, or a file of traces that cannot be read."""
 

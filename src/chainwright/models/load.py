@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,10 +23,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from chainwright._errors import BadInput, see
+from chainwright._errors import BadInput, SlowNumbers, see
 from chainwright.models.adapters import with_merged
 from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
+from chainwright.models.half_precision import multiplies_bfloat16
 from chainwright.models.hf_errors import LOADING_ERRORS, quiet, sentence
 from chainwright.models.places import Place, locate
 from chainwright.models.sources import BUNDLED, known_models, shots_of_recipe
@@ -78,6 +80,9 @@ def load_model(
             pickle format, damaged, incomplete or do not fit the config, the GGUF file cannot be read or the cache not
             be written, the adapter belongs on another base or cannot be merged, or there is no usable tokenizer.
         UnsupportedModel: Its layers do not call the registered attention function.
+
+    Warns:
+        SlowNumbers: It is in bfloat16, which this processor emulates.
     """
     check_spread(tp_plan, device_map, device, adapter)
     device = check_device(device)
@@ -107,9 +112,21 @@ def load_model(
         model = with_merged(model, folder, str(name))
     tokenizer = _tokenizer_at(str(name), place, trust_remote_code)
     model = model.eval() if spread else model.to(device).eval()
+    _check_numbers(model, str(name))
     model.chainwright_origin = dict(place.origin)
     anatomy(model)
     return LoadedModel(model, tokenizer)
+
+
+def _check_numbers(model: PreTrainedModel, name: str) -> None:
+    """Warn of a number type that is slow here."""
+    if model.dtype == torch.bfloat16 and not multiplies_bfloat16(model.device):
+        warnings.warn(
+            f"Model {name!r} is in bfloat16, for which this processor has no instructions: it emulates them, several "
+            "times slower than float32; load it with dtype='float32' (--dtype float32).",
+            SlowNumbers,
+            stacklevel=3,
+        )
 
 
 def empty_model(
