@@ -2,6 +2,7 @@
 
     python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 2] [--task parity --hops 40]
     python benchmarks/tcr_decoding.py --long 1024 [--batch 8]
+    python benchmarks/tcr_decoding.py --model smollm2-hops [--task parity --hops 6]
 
 Every way decodes the same problems with the bundled reasoner, on one thread. They take turns at each batch; the least
 processor time of each token over the turns counts, since what else runs on the machine only adds. "prefixes again"
@@ -10,6 +11,9 @@ flags nothing.
 
 `--long` takes a random Llama (8 layers, 8 heads, d_model 512) instead, prompts of 128 random tokens, and that many new
 tokens. Its repair flags one token in fifty, and silences 3 of 8 random heads there, each alone.
+
+`--model` takes another model of hop tasks, and the published way for it: of eight random heads, three vote at the last
+position where the entropy is above 0.3 nats. What heads are silenced does not matter for the cost.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from transformers import LogitsProcessor
 from chainwright import TCR, generate, load_model, tasks
 from chainwright.decode import run as decoding_run
 from chainwright.edits import KnockOut
+from chainwright.models.anatomy import anatomy
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
 from chainwright.repair import EntropyDetector, TCRConfig
@@ -134,9 +139,17 @@ def never_flagging(repair: TCR) -> TCR:
     return TCR(repair.heads, RandomSelector(len(repair.heads)), EntropyDetector(1e9), end_ids=repair.end_ids)
 
 
-def reasoner_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
-    """Return the bundled repair, and the decoding of some problems of each task."""
-    model, tokenizer = load_model("reasoner", device="cpu")
+def vote_of(model: Any) -> TCR:
+    """Return a repair as published, with random heads."""
+    parts = anatomy(model)
+    every = [(i, head) for i in range(parts.n_layers) for head in range(parts.n_heads)]
+    heads = Random(0).sample(every, min(8, len(every)))
+    return TCR(heads, RandomSelector(len(heads)), EntropyDetector(0.3), config=TCRConfig(n_votes=3, positions="last"))
+
+
+def task_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
+    """Return the repair of a model, and the decoding of some problems of each task."""
+    model, tokenizer = load_model(asked.model, device="cpu")
     names = [asked.task] if asked.task else tasks.names()
     cells = [(task, asked.hops or tasks.usual_hops(task, "short")[-2]) for task in names]
     problems = [p for task, hops in cells for p in tasks.sample(task, hops, asked.n, 5)]
@@ -149,7 +162,8 @@ def reasoner_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
         return decode
 
     batches = [problems[i : i + asked.batch] for i in range(0, len(problems), asked.batch)]
-    return TCR.from_pretrained(asked.repair), [of_batch(batch) for batch in batches]
+    repair = TCR.from_pretrained(asked.repair) if asked.model == "reasoner" else vote_of(model)
+    return repair, [of_batch(batch) for batch in batches]
 
 
 def decoding(model: Any, prompt: Tensor, n_new: int) -> Decode:
@@ -183,7 +197,8 @@ def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repair", default="tcr-reasoner")
+    parser.add_argument("--model", default="reasoner")
+    parser.add_argument("--repair", default="tcr-reasoner", help="Repair of the reasoner.")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("-n", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -193,22 +208,30 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with_clock()
-    repair, batches = long_batches(asked.long, asked.batch) if asked.long else reasoner_batches(asked)
+    repair, batches = long_batches(asked.long, asked.batch) if asked.long else task_batches(asked)
     plain, idle, cached = Way(None), Way(never_flagging(repair)), Way(repair)
-    again = Way(repair, PrefixesAgain)
+    rows = {"model alone": plain, "never flagged": idle, "TCR": cached}
+    if repair.positions == "all":  # at the last position alone no run has a prefix of its own
+        rows["prefixes again"] = Way(repair, PrefixesAgain)
     for _ in range(asked.repeats):
         for i, decode in enumerate(batches):
-            for way in (plain, idle, cached, again):
+            for way in rows.values():
                 way.run(i, decode)
+    again = rows.get("prefixes again", cached)
     assert again.written == cached.written, "both ways must decide the same tokens"
     assert idle.written == plain.written, "without a flag nothing may change"
     print(f"{len(batches)} batches of {asked.batch}, {cached.n_tokens} tokens, ", end="")
     print(f"{cached.n_flagged / cached.n_tokens:.2%} flagged, {len(repair.heads)} heads")
     print(f"{'way':24}{'ms/token':>12}{'x plain':>10}{'extra tokens':>14}")
-    rows = {"model alone": plain, "never flagged": idle, "TCR": cached, "prefixes again": again}
     for name, way in rows.items():
         took = way.seconds_a_token
         print(f"{name:24}{1000 * took:12.2f}{took / plain.seconds_a_token:10.2f}{way.n_extra:14d}")
+    if again is not cached:
+        print_added(plain, cached, again)
+
+
+def print_added(plain: Way, cached: Way, again: Way) -> None:
+    """Print how much less cached runs add."""
     added = [way.seconds_a_token - plain.seconds_a_token for way in (cached, again)]
     print(f"What is added to the model alone: {added[1] / max(added[0], 1e-9):.1f} times less with cached runs")
 

@@ -35,3 +35,17 @@ def test_prefixes_run_again_decide_the_same_tokens(n_rows) -> None:
     assert plain.n_flagged == plain.n_extra == 0 and again.n_extra == 3 * 50 * n_rows
     assert plain.n_tokens == 14 * n_rows and len(plain.seconds[0]) == 15
     assert min(cached.seconds[0]) >= 0
+
+
+def test_the_vote_of_another_model_looks_at_uncertain_tokens_alone() -> None:
+    bench = script()
+    model, ids = tiny("llama"), random_ids(1, 12)
+    repair = bench.vote_of(model)
+    assert repair.positions == "last" and repair.detector.tau == 0.3
+    decode = bench.decoding(model, ids, 6)
+    plain, idle, voting = bench.Way(None), bench.Way(bench.never_flagging(repair)), bench.Way(repair)
+    for way in (plain, idle, voting):
+        way.run(0, decode)
+    assert idle.written == plain.written and idle.n_flagged == 0
+    # a random model is uncertain everywhere; each flag asks three heads for one token
+    assert voting.n_flagged == 6 and voting.n_extra == 3 * 6
