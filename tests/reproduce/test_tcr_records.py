@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from chainwright import load_model
-from chainwright._files import read_json
+from chainwright._files import read_json, write_json
 from chainwright.reproduce.findings import Result
 from chainwright.reproduce.tcr.config import ReproduceTCRConfig
 from chainwright.reproduce.tcr.first_errors import first_error_rows
-from chainwright.reproduce.tcr.records import _gain, _of_hops, records_of
+from chainwright.reproduce.tcr.records import _gain, _of_hops, _of_selector, records_of
 from chainwright.reproduce.tcr.study import ReproduceTCR
 from chainwright.studies import Study
 from chainwright.traces import Trace, read_traces
@@ -65,6 +65,21 @@ def test_falling_accuracy_is_counted_by_task() -> None:
     (record,) = _of_hops([outcome(p, False) for p in problems], [0])
     assert record["value"] == 0.0, "what is wrong at the fewest hops cannot fall"
     assert not list(_of_hops(traces[:6], [0])), "one hop count shows no fall"
+
+
+def test_hits_over_a_few_errors_are_no_result(tmp_path: Path) -> None:
+    config = ReproduceTCRConfig(model="reasoner", hops={"clf": (3,), "objc": (3,)}, fit_hops={"clf": (3,)})
+    rows = [
+        {"task": "clf", "at": "errors", "n": 5, "Hit@1": 0.6, "random": 0.2},
+        {"task": "objc", "at": "errors", "n": 4, "Hit@1": 1.0, "random": 0.5},
+        {"task": "clf", "at": "doubtful tokens", "n": 90, "Hit@1": 0.9, "random": 0.9},
+        {"task": "all", "at": "errors", "n": 9, "Hit@1": 0.8, "random": 0.3},
+    ]
+    write_json(tmp_path / "rows.json", {"selector": rows})
+    fitted, other = _of_selector(config, {"errors": tmp_path, "repair": tmp_path / "repair"})
+    assert (fitted["value"], fitted["n"]) == (0.6, 5) and fitted["shown"] == "0.60 (random head: 0.20)"
+    assert other["outcome"] == "cannot be tested here" and "Only 4 first errors" in other["reason"]
+    Result(model="reasoner", command="chainwright reproduce tcr", **other)
 
 
 def test_gains_are_paired() -> None:

@@ -373,6 +373,8 @@ def test_five_lines_without_errors_and_without_roles(reasoner: LoadedModel, tmp_
     assert open_diagnosis(tmp_path / "few").skipped == few.skipped
     none = run(reasoner, tmp_path / "none", CONFIG.replace(hops={"parity": (14,)}, n=2, max_types=0))
     assert none.roles == [] and none.skipped[0].endswith("more than 0 key types")
+    # nothing was looked for, so nothing is said about it
+    assert [line[: len(key)] for line, key in zip(none.summary(), KEYS[:3], strict=True)] == KEYS[:3]
 
 
 def with_roles(found: Diagnosis, *roles: RoleFinding) -> Diagnosis:

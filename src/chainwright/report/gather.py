@@ -88,7 +88,7 @@ def _origin_of_diagnosis(diagnosis: Diagnosis) -> Origin:
         skipped=diagnosis.skipped,
         notes=diagnosis.notes.get("notes", []),
         written_by=None if config.traces is None else diagnosis.notes.get("writers", []),
-        searched_heads="heads" in config.instruments,
+        searched_heads=config.searches_heads,
     )
 
 

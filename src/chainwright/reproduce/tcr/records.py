@@ -21,6 +21,7 @@ from chainwright.traces import Trace, read_traces
 
 Record = dict[str, Any]
 _PAPERS_TAU = 0.3
+_LEAST_ERRORS = 5  # how often a selector hits is not said of fewer
 
 
 def records_of(study: Study, command: str) -> list[Record]:
@@ -208,6 +209,9 @@ def _of_selector(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> Iterat
         n = sum(row["n"] for row in mine)
         if not n or not fitted:
             continue
+        if n < _LEAST_ERRORS:
+            yield {"finding": finding, "outcome": "cannot be tested here", "reason": _too_few(n)}
+            continue
         hit, random = (sum(row[name] * row["n"] for row in mine) / n for name in ("Hit@1", "random"))
         yield {
             "finding": finding,
@@ -218,6 +222,11 @@ def _of_selector(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> Iterat
             "seeds": list(config.seeds),
             "chosen_on": f"The selector was trained on problems of seed {config.fit_seed}.",
         }
+
+
+def _too_few(n: int) -> str:
+    fixed = "A single first error" if n == 1 else f"Only {n} first errors"
+    return f"{fixed} of the test problems can be fixed by a choice of heads, too few to say how often it is made."
 
 
 def _of_ways(config: ReproduceTCRConfig, done: Mapping[str, Path]) -> Iterator[Record]:

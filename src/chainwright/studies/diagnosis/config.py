@@ -175,6 +175,11 @@ class DiagnoseConfig(CellsConfig):
         }
 
     @property
+    def searches_heads(self) -> bool:
+        """Return whether heads are looked for at any key error type."""
+        return "heads" in self.instruments and self.max_types > 0
+
+    @property
     def drawing(self) -> DecodeSettings:
         """Return everything that decides how responses are drawn, from `decoding` and the settings beside it."""
         base = self.decoding or DecodeSettings()

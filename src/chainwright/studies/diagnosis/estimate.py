@@ -103,7 +103,7 @@ def plan_diagnosis(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config:
     decoding = sum(size.prompts * speed.prompt_token + size.longest * speed.step for size in sizes)
     n_tokens = sum(size.prompts + size.chains for size in sizes)
     wants_scores = {"errors", "heads", "curves"} & set(config.instruments)
-    n_types = config.max_types * len({cell.task for cell in cells}) if "heads" in config.instruments else 0
+    n_types = config.max_types * len({cell.task for cell in cells}) if config.searches_heads else 0
     return DiagnosisEstimate(
         traces=decoding * n_samples,
         scores=n_tokens * n_samples * speed.scored_token if wants_scores else 0.0,

@@ -175,7 +175,7 @@ class Diagnosis(Sequence[Finding]):
 
         With a repair, a last line says what that gains.
         """
-        return summary_lines(facts_of(self.findings), searched_heads="heads" in self.config.instruments)
+        return summary_lines(facts_of(self.findings), searched_heads=self.config.searches_heads)
 
 
 def config_of(study: Study) -> DiagnoseConfig:
