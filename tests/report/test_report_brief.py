@@ -69,11 +69,16 @@ def test_a_comparison_alone_names_the_ways_and_what_they_gain() -> None:
     traces = make_diagnosis({"parity": (2, 4)}).traces
     said = lines(compare({"none": traces, "tcr": traces}))
     assert said[ASKED] == (
-        "The same 8 problems, which take 2 to 4 steps of reasoning each, were answered in 2 ways: none and tcr."
+        "The same 8 problems, which take 2 to 4 steps of reasoning each, were answered in 2 ways: no repair and tcr."
     )
-    assert said[RIGHT] == "Share without a mistake in any step: none 62% and tcr 62%."
+    assert said[RIGHT] == "Share without a mistake in any step: no repair 62% and tcr 62%."
     assert "tcr makes no difference that can be told from chance: 5 right instead of 5 of 8" in said[HELPS]
     assert "responses are as long as before" in said[HELPS]
+    assert "the share right with no repair would most likely be" in said[SURE]
+    again = compare({"none": traces, "voted": traces, "tuned": traces})
+    again.costs.update({"voted": {"decodings": 4}, "tuned": {"decodings": 1}})
+    said = lines(again)
+    assert said[HELPS].count("each answer took") == 1 and "each answer took 4 decodings" in said[HELPS]
 
 
 def test_facts_are_counted_by_what_they_combine() -> None:

@@ -92,10 +92,11 @@ def _asked(material: Material, facts: Facts) -> Line:
     if comparisons:
         first = comparisons[0]
         n = first.overall(first.baseline)["n"]
-        ways = f"in {counted(len(first.names), 'way')}: {listed(first.names)}" if len(first.names) <= 6 else (
-            f"in {len(first.names)} ways, {first.baseline} being the one that the others are compared with"
-        )  # fmt: skip
-        return Line(ASKED, f"The same {counted(n, 'problem')}{_steps(first.cells)} {_was(n)} answered {ways}.")
+        ways = f"{_way(first.baseline)} being the one that the others are compared with"
+        if len(first.names) <= 6:
+            ways = listed([_way(name) for name in first.names])
+        how = f"in {counted(len(first.names), 'way')}{': ' if len(first.names) <= 6 else ', '}{ways}"
+        return Line(ASKED, f"The same {counted(n, 'problem')}{_steps(first.cells)} {_was(n)} answered {how}.")
     if material.of(Pivots):
         n = sum(len(each.rows) for each in material.of(Pivots))
         why = "to see from where on it no longer ends right"
@@ -188,8 +189,13 @@ def _ways_right(found: Comparison) -> str:
     if len(rows) > 4:
         best = max(rows[1:], key=lambda row: float(row[key]))
         rows = [rows[0], best]
-    shares = [f"{row['name']} {percent(row[key])}" for row in rows]
+    shares = [f"{_way(row['name'])} {percent(row[key])}" for row in rows]
     return f"Share {what}: {listed(shares)}." if key == "exact" else f"Share of {what}: {listed(shares)}."
+
+
+def _way(name: str) -> str:
+    """Return the name of a way of decoding as it reads inside a sentence."""
+    return "no repair" if name == "none" else name
 
 
 def _ends(found: Pivots) -> str:
@@ -321,7 +327,7 @@ def _gains(found: Comparison) -> Iterator[str]:
 def _cost(found: Comparison, row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Return what a way costs: what was counted, and how much longer its responses are."""
     counted_costs = found.costs.get(row["name"], {})
-    parts = [_COSTS[key].format(value) for key, value in counted_costs.items() if key in _COSTS]
+    parts = [_COSTS[key].format(value) for key, value in counted_costs.items() if key in _COSTS and value != 1]
     longer = row["tokens"] / base["tokens"] - 1 if base["tokens"] else 0.0
     parts.append(
         "responses are as long as before"
@@ -340,7 +346,7 @@ def _sure(material: Material, facts: Facts) -> Iterator[str]:
         row = comparisons[0].overall(comparisons[0].baseline)
         key = "accuracy" if row["exact"] is None else "exact"
         n = row["n"] if key == "accuracy" else n_read_of(row)
-        yield from _true_share(round(row[key] * n), n, of=comparisons[0].baseline)
+        yield from _true_share(round(row[key] * n), n, with_way=comparisons[0].baseline)
     for found in material.of(Pivots):
         yield _pivots_trust(found)
     if any(table.answers for table in material.of(ErrorTable)) or facts.reach is not None:
@@ -349,10 +355,10 @@ def _sure(material: Material, facts: Facts) -> Iterator[str]:
         yield "Nothing says which answers are right."
 
 
-def _true_share(n_right: int, n: int, of: str = "") -> Iterator[str]:
+def _true_share(n_right: int, n: int, with_way: str = "") -> Iterator[str]:
     if not n:
         return
-    whose = f" of {of}" if of else ""
+    whose = f" with {_way(with_way)}" if with_way else ""
     yield f"With more problems like these, the share right{whose} would most likely be {between(*wilson(n_right, n))}."
     if n < _FEW:
         yield f"{counted(n, 'problem')} {'is' if n == 1 else 'are'} few: take the figures as a hint."
