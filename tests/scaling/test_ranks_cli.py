@@ -79,7 +79,8 @@ def test_a_rank_that_is_killed_ends_all_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks under /proc")
 def test_an_interruption_ends_all_ranks_and_the_run_is_resumed(tmp_path: Path) -> None:
-    asked = ("generate", "-m", "reasoner", "-t", "clf", "--hops", 12, "-n", 24, "--batch-size", 4, "--tp", 2)
+    # three parts, so that two are left when the first has been written
+    asked = ("generate", "-m", "reasoner", "-t", "clf", "--hops", 4, "-n", 150, "--batch-size", 16, "--tp", 2)
     ranks = start(*asked, "--out", tmp_path / "t.parquet")
     pids = ranks_of(ranks)
     wait_for_parts(ranks, tmp_path)
@@ -91,7 +92,7 @@ def test_an_interruption_ends_all_ranks_and_the_run_is_resumed(tmp_path: Path) -
     again = start(*asked, "--out", tmp_path / "t.parquet")
     _, errors = again.communicate(timeout=_SECONDS)
     assert again.returncode == 0, errors
-    assert len(read_traces(tmp_path / "t.parquet")) == 24
+    assert len(read_traces(tmp_path / "t.parquet")) == 150
 
 
 def wait_for_parts(ranks: subprocess.Popen[str], folder: Path) -> None:
