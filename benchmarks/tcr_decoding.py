@@ -162,7 +162,8 @@ def task_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
         return decode
 
     batches = [problems[i : i + asked.batch] for i in range(0, len(problems), asked.batch)]
-    repair = TCR.from_pretrained(asked.repair) if asked.model == "reasoner" else vote_of(model)
+    name = asked.repair or ("tcr-reasoner" if asked.model == "reasoner" else None)
+    repair = vote_of(model) if name is None else TCR.from_pretrained(name)
     return repair, [of_batch(batch) for batch in batches]
 
 
@@ -198,7 +199,7 @@ def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="reasoner")
-    parser.add_argument("--repair", default="tcr-reasoner", help="Repair of the reasoner.")
+    parser.add_argument("--repair", help="A repair of the model (default: the reasoner's, or a vote of random heads).")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("-n", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

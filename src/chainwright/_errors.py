@@ -62,7 +62,7 @@ class PartlyRead(ChainwrightWarning):
     """A GGUF file holds something that is not read, so the model may compute something else than it was made for."""
 
 
-class SlowNumbers(ChainwrightWarning):
+class SlowDtype(ChainwrightWarning):
     """A model was loaded in a number type that this processor has to emulate, several times slower than float32."""
 
 

@@ -15,7 +15,7 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from chainwright import _registry
-from chainwright._errors import BadInput, SlowNumbers, UnsupportedModel
+from chainwright._errors import BadInput, SlowDtype, UnsupportedModel
 from chainwright.models import anatomy, bundled_models, load_model, provenance
 from chainwright.models.load import load_tokenizer
 from chainwright.models.sources import ModelSource, known_models
@@ -341,10 +341,10 @@ def test_a_registered_name_leads_to_its_model(good: Path, tmp_path: Path, monkey
 
 def test_a_number_type_that_is_emulated_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chainwright.models.load.multiplies_bfloat16", lambda device: False)
-    with pytest.warns(SlowNumbers, match="no instructions: .* load it with dtype='float32'"):
+    with pytest.warns(SlowDtype, match="no instructions: .* load it with dtype='float32'"):
         load_model("compass", dtype="bfloat16")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", SlowNumbers)
+        warnings.simplefilter("error", SlowDtype)
         load_model("compass", dtype="float32")
         monkeypatch.setattr("chainwright.models.load.multiplies_bfloat16", lambda device: True)
         load_model("compass", dtype="bfloat16")

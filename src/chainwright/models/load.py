@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from chainwright._errors import BadInput, SlowNumbers, see
+from chainwright._errors import BadInput, SlowDtype, see
 from chainwright.models.adapters import with_merged
 from chainwright.models.anatomy import anatomy
 from chainwright.models.fingerprint import fingerprint
@@ -82,7 +82,7 @@ def load_model(
         UnsupportedModel: Its layers do not call the registered attention function.
 
     Warns:
-        SlowNumbers: It is in bfloat16, which this processor emulates.
+        SlowDtype: It is in bfloat16, which this processor emulates.
     """
     check_spread(tp_plan, device_map, device, adapter)
     device = check_device(device)
@@ -112,19 +112,19 @@ def load_model(
         model = with_merged(model, folder, str(name))
     tokenizer = _tokenizer_at(str(name), place, trust_remote_code)
     model = model.eval() if spread else model.to(device).eval()
-    _check_numbers(model, str(name))
+    _warn_if_slow(model, str(name))
     model.chainwright_origin = dict(place.origin)
     anatomy(model)
     return LoadedModel(model, tokenizer)
 
 
-def _check_numbers(model: PreTrainedModel, name: str) -> None:
+def _warn_if_slow(model: PreTrainedModel, name: str) -> None:
     """Warn of a number type that is slow here."""
     if model.dtype == torch.bfloat16 and not multiplies_bfloat16(model.device):
         warnings.warn(
             f"Model {name!r} is in bfloat16, for which this processor has no instructions: it emulates them, several "
             "times slower than float32; load it with dtype='float32' (--dtype float32).",
-            SlowNumbers,
+            SlowDtype,
             stacklevel=3,
         )
 
