@@ -200,3 +200,25 @@ def test_a_value_whose_token_depends_on_what_follows_is_left_out() -> None:
             continue
         with pytest.raises(BadInput, match="whose right token is known"):
             erroneous_contexts(tokenizer, [trace], "mine", "stem", 5)
+
+
+@pytest.mark.parametrize("is_spelled", [True, False])
+def test_the_right_token_follows_how_the_model_writes_its_values(is_spelled: bool) -> None:
+    """'he' is one token of the tokenizer; a model that writes 'h' and 'e' would go on with 'h' after 't'."""
+    tokenizer = byte_level()
+    assert [tokenizer.decode([i]) for i in tokenizer("the")["input_ids"]] == ["t", "he"]
+    chain = 'giving "he".\ngiving "the".'
+    slots = (tasks.Slot(8, 10, "string", 0, "he"), tasks.Slot(21, 24, "string", 1, "the"))
+    problem = Problem("mine", 2, "t he ?", chain, "the", slots)
+
+    def ids(*parts: str) -> list[int]:
+        return [i for part in parts for i in tokenizer(part)["input_ids"]]
+
+    value = ["t", "e", "e"] if is_spelled else ["t", "ee"]
+    first = ["h", "e"] if is_spelled else ["he"]
+    response = ids('giving "', *first, '".\ngiving "', *value, '".')
+    question = ids(problem.prompt)
+    plain = Trace.from_ids(tokenizer, [*question, *response], len(question), problem=problem)
+    assert plain.first_error is not None and (plain.first_error.expected, plain.first_error.got) == ("the", "tee")
+    (right,) = erroneous_contexts(tokenizer, [plain], "mine", "string", 5).right_ids.tolist()
+    assert tokenizer.decode([right]) == ("h" if is_spelled else "he")

@@ -266,6 +266,19 @@ def test_a_row_is_what_generate_asks_and_its_chain_closes_the_turn() -> None:
     assert tokenizer.decode(row.chain) == f"{problem.chain}<eot>"
 
 
+def test_letters_of_strings_are_tokens_of_their_own() -> None:
+    tokenizer = instruct_tokenizer()
+    (problem,) = tasks.sample("llc", 5, 1, seed=1, rendering="natural", n_demonstrations=0)
+    plain, spelled = chat_row(tokenizer, problem), chat_row(tokenizer, problem, ("concatenation",))
+    assert tokenizer.decode(spelled.chain) == tokenizer.decode(plain.chain) and spelled.prompt == plain.prompt
+    *before, _ = spelled.chain
+    assert [tokenizer.decode([i]).strip() for i in before[-5:]] == list(problem.answer)
+    config = HopsConfig(base="none", weights={"llc": 1.0}, n_short_steps=0)
+    steps = [draw_hops(config.replace(spelled=names), tokenizer, 7) for names in ((), ("concatenation",))]
+    first, second = ([tokenizer.decode(row.chain) for row in step.rows] for step in steps)
+    assert first == second and steps[0].rows != steps[1].rows
+
+
 def test_right_rows_are_counted_by_kind() -> None:
     log = [Entry("llc 2", 0.1, 8, 3, 90), Entry("objc 1", 0.2, 4, 4, 50), Entry("llc 2", 0.1, 6, 6, 70)]
     assert right_by_kind(log) == {"llc 2": (9, 14), "objc 1": (4, 4)}

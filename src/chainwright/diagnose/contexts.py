@@ -15,15 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
+from chainwright.diagnose.right_tokens import PIVOT, right_token
 from chainwright.models.padding import left_pad
 from chainwright.scoring import TokenScores
 from chainwright.traces import Trace
-from chainwright.traces.offsets import token_offsets
-
-PIVOT = "pivot"
-"""The error type of first errors that come from pivots instead of slots."""
-PIVOT_TOKEN = "pivot_token"
-"""The entry of a trace's `info` with the id of the token that would have been right at its pivot."""
 
 
 @dataclass(frozen=True)
@@ -248,33 +243,3 @@ def _contexts(traces: Sequence[Trace], sites: list[_Site]) -> SlotContexts:
         tuple(s.trace for s in sites),
         tuple(s.position for s in sites),
     )
-
-
-def right_token(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> int | None:
-    """Return the right token at the first wrong position of a trace, or None if it cannot be determined.
-
-    It is the token that begins there in the right text. It must be the same whether the text ends with the expected
-    value or continues as the gold chain does, since some tokenizers merge the end of a value with what follows. At a
-    pivot it is the token whose continuations succeeded.
-    """
-    error, position, problem = trace.first_error, trace.first_error_position, trace.problem
-    if error is not None and error.error_type == PIVOT:
-        known = trace.info.get(PIVOT_TOKEN)
-        return None if known is None else int(known)
-    assert error is not None and position is not None and trace.response is not None and problem is not None
-    written = token_offsets(tokenizer, trace.response_ids.tolist(), keep_markers=True)
-    start = written.offsets[position - trace.response_start].start
-    right = trace.response[: error.start] + error.expected
-    continuation = "" if error.slot is None else problem.chain[problem.slots[error.slot].end :]
-    tokens = {_token_from(tokenizer, text, start) for text in (right, right + continuation)}
-    return tokens.pop() if len(tokens) == 1 else None
-
-
-def _token_from(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int | None:
-    """Return the token of a response text that begins at a character, or None if none does."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    cut = token_offsets(tokenizer, ids, keep_markers=True)
-    if cut.text[: start + 1] != text[: start + 1]:
-        return None
-    begins = [i for i, span in zip(ids, cut.offsets, strict=True) if span.start == start < span.end]
-    return int(begins[0]) if len(begins) == 1 else None

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.diagnose.contexts import right_token
+from chainwright.diagnose.right_tokens import right_token
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance
 from chainwright.scoring import TokenScores, entropy_nats, score_all

@@ -5,6 +5,9 @@
    example before the question, the others none.
 2. Short chains come first: over the first steps the largest hop count rises to the end of each task's range.
 3. Longer chains mean fewer problems per batch, so that steps cost about the same.
+4. Strings of letters (LLC) are written letter by letter, one token each. The base's tokenizer joins letters by twos and
+   threes, otherwise after each letter that is added, so that the model would have to know the spelling of thousands of
+   tokens. Digits are tokens of their own in that tokenizer anyway.
 
 Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), training draws its own from 2**32 on. Of
 one or two hops some tasks have few different problems, so that the same one may come up in both; from three hops on
@@ -14,8 +17,9 @@ that is rare.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -57,6 +61,9 @@ class HopsConfig(AdapterRecipe):
         default=320, description="Tokens of chains per step, approximately; 3 to 8 problems in any case."
     )
     n_short_steps: int = Field(default=150, ge=0, description="Steps until the full range of hops is reached.")
+    spelled: tuple[str, ...] = Field(
+        default=("concatenation",), description="Types of slots whose letters are tokens of their own."
+    )
     demonstrated_share: Share = Field(default=0.04, description="Share of the steps whose questions have an example.")
     n_steps: Steps = 340
     lr: Rate = 1.5e-3
@@ -85,15 +92,24 @@ def draw_hops(config: HopsConfig, tokenizer: PreTrainedTokenizerBase, step: int)
     n_demonstrations = int(rng.random() < config.demonstrated_share)
     seed = FIRST_SEED + rng.getrandbits(48)
     problems = tasks.sample(task, hops, _MOST_ROWS, seed, rendering="natural", n_demonstrations=n_demonstrations)
-    first = chat_row(tokenizer, problems[0])
+    first = chat_row(tokenizer, problems[0], config.spelled)
     n_rows = max(_LEAST_ROWS, min(_MOST_ROWS, round(config.chain_tokens / len(first.chain))))
-    return Step(f"{task} {hops}", [first, *(chat_row(tokenizer, problem) for problem in problems[1:n_rows])])
+    rest = [chat_row(tokenizer, problem, config.spelled) for problem in problems[1:n_rows]]
+    return Step(f"{task} {hops}", [first, *rest])
 
 
-def chat_row(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Row:
-    """Return a problem's prompt as `generate` asks it, and its chain with the end of the turn."""
-    chain = tokenizer(problem.chain, add_special_tokens=False)["input_ids"]
-    return Row(prompt_ids(tokenizer, problem), [*chain, tokenizer.eos_token_id])
+def chat_row(tokenizer: PreTrainedTokenizerBase, problem: Problem, spelled: Sequence[str] = ()) -> Row:
+    """Return a problem's prompt as `generate` asks it, and its chain with the end of the turn.
+
+    Args:
+        tokenizer: The model's.
+        problem: The problem.
+        spelled: Types of the slots in which every character becomes a token of its own.
+    """
+    inside = {at for slot in problem.slots if slot.error_type in spelled for at in range(slot.start + 1, slot.end)}
+    cuts = [0, *sorted(inside), len(problem.chain)]
+    parts = tokenizer([problem.chain[a:b] for a, b in pairwise(cuts)], add_special_tokens=False)["input_ids"]
+    return Row(prompt_ids(tokenizer, problem), [*(i for part in parts for i in part), tokenizer.eos_token_id])
 
 
 def train_hops(config: HopsConfig, folder: Path, **options: Unpack[TrainOptions]) -> Path:

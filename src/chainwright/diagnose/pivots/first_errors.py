@@ -8,8 +8,8 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
-from chainwright.diagnose.contexts import PIVOT, PIVOT_TOKEN
 from chainwright.diagnose.pivots.finding import Pivots
+from chainwright.diagnose.right_tokens import PIVOT, PIVOT_TOKEN
 from chainwright.tasks.base import FirstError
 from chainwright.traces import Trace
 from chainwright.traces.offsets import token_offsets

@@ -23,10 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from chainwright._errors import BadInput
 from chainwright._finding import Finding
 from chainwright._registry import register
-from chainwright.diagnose.contexts import PIVOT, correct_contexts, erroneous_contexts
+from chainwright.diagnose.contexts import correct_contexts, erroneous_contexts
 from chainwright.diagnose.errors import first_errors
 from chainwright.diagnose.heads.role_sweep import RolesConfig
 from chainwright.diagnose.heads.roles import HeadRoles, head_roles
+from chainwright.diagnose.right_tokens import PIVOT
 from chainwright.edits import Head
 from chainwright.models.anatomy import anatomy
 from chainwright.models.load import provenance

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
-from chainwright.diagnose.contexts import right_token
+from chainwright.diagnose.right_tokens import right_token
 from chainwright.repair.tcr._mlp import Perceptron, train_perceptron
 from chainwright.repair.tcr._parts import part_settings, restore_part
 from chainwright.repair.tcr.config import TrainConfig

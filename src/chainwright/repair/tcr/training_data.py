@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chainwright._config import Positions
 from chainwright._errors import BadInput
-from chainwright.diagnose.contexts import PIVOT, right_token
+from chainwright.diagnose.right_tokens import PIVOT, right_token
 from chainwright.edits import Head
 from chainwright.models.anatomy import Anatomy, evaluating
 from chainwright.repair.tcr._knockout_switch import Switch
