@@ -48,6 +48,8 @@ def test_generate_writes_traces_that_evaluate_reads(tmp_path: Path) -> None:
     assert code == 0 and "Read 4 traces" in printed and "Parity-NL" in printed
     code, printed = call("generate", "-t", "parity", "--hops", 5, "-n", 4, "-o", path, "-q")
     assert code == 2 and "pass --overwrite" in printed
+    code, printed = call("generate", "-t", "parity", "--hops", 5, "-n", 4, "-o", tmp_path / "traces.jsonl", "-q")
+    assert code == 2 and "must end with .parquet" in printed and not (tmp_path / "traces.jsonl").exists()
 
 
 def test_generate_answers_a_prompt() -> None:

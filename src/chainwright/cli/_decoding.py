@@ -138,7 +138,7 @@ def decode(
 
     settings = settings_of(decoding)
     asking = asking_of(asked.asking, raw=asked.raw)
-    _parse.check_free(out_file, overwrite)
+    _parse.check_trace_file(out_file, overwrite)
     chosen = choose(asked, model, settings.seed)
     fixed = load_repairs(repair)
     loaded = load(model, source)

@@ -64,6 +64,13 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise BadInput(f"{path} exists; pass --overwrite to replace it, or choose another name.")
 
 
+def check_trace_file(path: Path | None, overwrite: bool) -> None:
+    """Raise BadInput, before any work is done, if traces cannot be written to a file of that name."""
+    if path is not None and path.suffix != ".parquet":
+        raise BadInput(f"--out writes traces as Parquet, so its name must end with .parquet; got {path}.")
+    check_free(path, overwrite)
+
+
 def changed(config: C, settings: Sequence[str]) -> C:
     """Return a config with some settings changed, each as "name=value"; values are read as JSON, otherwise as text.
 
