@@ -1,8 +1,8 @@
 """The scheduler's side of a repair: flagged requests wait while runs without single heads are made.
 
-A held request gives its blocks back, as a preempted one does, and stands in no queue. Its runs are requests of one
+A held request gives its blocks back, as a preempted one does, and is in no queue. Its runs are requests of one
 token; they are scheduled like any other, find its prefix or their own from earlier flags in the prefix cache, and their
-outputs go to nobody. When the last has finished, the request is put at the front of the queue. What the runs said is
+outputs are dropped here. When the last has finished, the request is put at the front of the queue. What the runs said is
 known to the worker only (`doubts`).
 """
 

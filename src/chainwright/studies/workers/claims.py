@@ -1,7 +1,7 @@
 """One lock per unit in a folder that machines share: leases that need neither file locks nor clocks that agree.
 
     .workers/drafts/3f0c...                               where the owner of a claim computes
-    .workers/claims/heads~parity-value.2/owner.json       whose claim it is, and for how long its silence is borne
+    .workers/claims/heads~parity-value.2/owner.json       whose claim it is, and how long it may be silent
     .workers/claims/heads~parity-value.2/ready-3f0c...    what it has computed, for an instant, or a barrier
 
 1. To claim a unit, a worker makes a folder with `owner.json` in it, and renames it to the next number for that unit. A
@@ -112,7 +112,7 @@ class Claims:
     Attributes:
         folder: The study's folder.
         worker: The name of this worker.
-        lease: Seconds that others bear its silence.
+        lease: Seconds that it may be silent before others take its units.
     """
 
     folder: Path

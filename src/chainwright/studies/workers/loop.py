@@ -34,7 +34,7 @@ class Worked(NamedTuple):
 
     Attributes:
         n_units: Units that it computed.
-        n_lost: Units that it computed in vain, since its lease was taken.
+        n_lost: Units that it computed but could not publish, because another worker had taken them over.
         has_finished: Whether it was this worker that finished the study.
     """
 
@@ -188,10 +188,11 @@ class _Worker:
         except LeaseLost:
             self._lose(title, time.monotonic() - start)
             return
-        except Exception:
-            # without its draft a unit fails in many ways, none of which is a fault of the unit
+        except Exception as error:
+            # without its draft a unit fails in many ways, none of which is a fault of the unit; the log says how
             if claim.is_held():
                 raise
+            self._note("lost", unit=unit, error=repr(error), worker=self.heart.worker)
             self._lose(title, time.monotonic() - start)
             return
         record = records.check(self.folder / unit, self.known.key)
