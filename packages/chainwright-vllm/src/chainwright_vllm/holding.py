@@ -2,8 +2,8 @@
 
 A held request gives its blocks back, as a preempted one does, and is in no queue. Its runs are requests of one
 token; they are scheduled like any other, find its prefix or their own from earlier flags in the prefix cache, and their
-outputs are dropped here. When the last has finished, the request is put at the front of the queue. What the runs said is
-known to the worker only (`doubts`).
+outputs are dropped here. When the last has finished, the request is put at the front of the queue. What the runs said
+is known to the worker only (`doubts`).
 """
 
 from __future__ import annotations
