@@ -3,6 +3,7 @@
     python benchmarks/tcr_decoding.py [--repair NAME] [--batch 1] [-n 2] [--task parity --hops 40]
     python benchmarks/tcr_decoding.py --long 1024 [--batch 8]
     python benchmarks/tcr_decoding.py --model smollm2-hops [--task parity --hops 6]
+    python benchmarks/tcr_decoding.py --floor
 
 Every way decodes the same problems with the bundled reasoner, on one thread. They take turns at each batch; the least
 processor time of each token over the turns counts, since what else runs on the machine only adds. "prefixes again"
@@ -14,14 +15,18 @@ tokens. Its repair flags one token in fifty, and silences 3 of 8 random heads th
 
 `--model` takes another model of hop tasks, and the published way for it: of eight random heads, three vote at the last
 position where the entropy is above 0.3 nats. What heads are silenced does not matter for the cost.
+
+`--floor` adds what no implementation could leave out: "bound alone" is a hook that asks how likely the likeliest token
+is, and "bare passes" also reads each response once up to its last flagged token, in a batch with a row for each head.
+Both decide nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -103,8 +108,13 @@ def with_clock() -> None:
 class Way:
     """What a way took for each token of a batch, and what it decoded."""
 
-    def __init__(self, repair: TCR | None, branches: type = correcting.Branches):
-        self.repair, self.branches = repair, branches
+    def __init__(
+        self,
+        repair: TCR | None,
+        branches: type = correcting.Branches,
+        around: Callable[[int], AbstractContextManager[None]] = lambda i: nullcontext(),
+    ):
+        self.repair, self.branches, self.around = repair, branches, around
         self.seconds: dict[int, list[float]] = {}
         self.written: dict[int, list[list[int]]] = {}
         self.n_flagged = self.n_extra = 0
@@ -114,7 +124,8 @@ class Way:
         own, correcting.Branches = correcting.Branches, self.branches
         try:
             CLOCK.times[:] = [time.process_time()]
-            written = decode(self.repair)
+            with self.around(i):
+                written = decode(self.repair)
             times = [*CLOCK.times, time.process_time()]
         finally:
             correcting.Branches = own
@@ -134,6 +145,55 @@ class Way:
         return sum(map(sum, self.seconds.values())) / self.n_tokens
 
 
+class Floor:
+    """What is left of a repair without anything but the work itself.
+
+    Attributes:
+        flagged: For each batch, after how many tokens the repair flags one.
+    """
+
+    def __init__(self, model: Any, repair: TCR):
+        self.model, self.n_heads = model, len(repair.heads)
+        self.flagged: dict[int, set[int]] = {}
+        self._batch = 0
+        repair.on_decisions.append(lambda rows, seen, new: self._note(len(rows[0].ids)))
+
+    def _note(self, n_tokens: int) -> None:
+        self.flagged.setdefault(self._batch, set()).add(n_tokens)
+
+    @contextmanager
+    def watched(self, i: int) -> Iterator[None]:
+        """Note where batch i is flagged."""
+        self._batch = i
+        yield
+
+    @contextmanager
+    def bound(self, i: int) -> Iterator[None]:
+        """Ask after each pass how likely the likeliest token is."""
+        hook = self.model.register_forward_hook(lambda module, args, output: _likeliest(output.logits))
+        yield
+        hook.remove()
+
+    @contextmanager
+    def passes(self, i: int) -> Iterator[None]:
+        """Also read the prefix of the last flagged token, once for each head, in a batch."""
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            _likeliest(output.logits)
+            n_tokens = output.past_key_values.get_seq_length()
+            if n_tokens == max(self.flagged.get(i, ()), default=None):
+                rows = torch.ones(self.n_heads, n_tokens, dtype=torch.long)
+                self.model.base_model(rows, use_cache=False)
+
+        hook = self.model.register_forward_hook(after)
+        yield
+        hook.remove()
+
+
+def _likeliest(logits: Tensor) -> None:
+    float(torch.softmax(logits, -1).max())  # None, so that the hook leaves the output alone
+
+
 def never_flagging(repair: TCR) -> TCR:
     """Return the same repair with a detector that flags nothing."""
     return TCR(repair.heads, RandomSelector(len(repair.heads)), EntropyDetector(1e9), end_ids=repair.end_ids)
@@ -147,8 +207,8 @@ def vote_of(model: Any) -> TCR:
     return TCR(heads, RandomSelector(len(heads)), EntropyDetector(0.3), config=TCRConfig(n_votes=3, positions="last"))
 
 
-def task_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
-    """Return the repair of a model, and the decoding of some problems of each task."""
+def task_batches(asked: argparse.Namespace) -> tuple[Any, TCR, list[Decode]]:
+    """Return a model, its repair, and the decoding of some problems of each task."""
     model, tokenizer = load_model(asked.model, device="cpu")
     names = [asked.task] if asked.task else tasks.names()
     cells = [(task, asked.hops or tasks.usual_hops(task, "short")[-2]) for task in names]
@@ -164,7 +224,7 @@ def task_batches(asked: argparse.Namespace) -> tuple[TCR, list[Decode]]:
     batches = [problems[i : i + asked.batch] for i in range(0, len(problems), asked.batch)]
     name = asked.repair or ("tcr-reasoner" if asked.model == "reasoner" else None)
     repair = vote_of(model) if name is None else TCR.from_pretrained(name)
-    return repair, [of_batch(batch) for batch in batches]
+    return model, repair, [of_batch(batch) for batch in batches]
 
 
 def decoding(model: Any, prompt: Tensor, n_new: int) -> Decode:
@@ -179,8 +239,8 @@ def decoding(model: Any, prompt: Tensor, n_new: int) -> Decode:
     return decode
 
 
-def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
-    """Return a repair of a random model, and the decoding of one batch of long responses."""
+def long_batches(n_new: int, n_rows: int) -> tuple[Any, TCR, list[Decode]]:
+    """Return a random model, a repair of it, and the decoding of one batch of long responses."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -193,7 +253,7 @@ def long_batches(n_new: int, n_rows: int) -> tuple[TCR, list[Decode]]:
     heads = Random(0).sample([(layer, head) for layer in range(8) for head in range(8)], 8)
     config = TCRConfig(n_votes=3, max_bytes=2**33)
     repair = TCR(heads, RandomSelector(8), EveryFiftieth(), config=config)
-    return repair, [decode]
+    return model, repair, [decode]
 
 
 def main() -> None:
@@ -206,14 +266,19 @@ def main() -> None:
     parser.add_argument("--task", help="Only this task (default: all seven).")
     parser.add_argument("--hops", type=int, help="Hops of its problems (default: the last but one of the usual).")
     parser.add_argument("--long", type=int, metavar="N", help="Decode N tokens with a random model instead.")
+    parser.add_argument("--floor", action="store_true", help="Also measure what cannot be left out (batch of 1).")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with_clock()
-    repair, batches = long_batches(asked.long, asked.batch) if asked.long else task_batches(asked)
+    model, repair, batches = long_batches(asked.long, asked.batch) if asked.long else task_batches(asked)
     plain, idle, cached = Way(None), Way(never_flagging(repair)), Way(repair)
     rows = {"model alone": plain, "never flagged": idle, "TCR": cached}
     if repair.positions == "all":  # at the last position alone no run has a prefix of its own
         rows["prefixes again"] = Way(repair, PrefixesAgain)
+    if asked.floor:
+        floor = Floor(model, repair)
+        cached.around = floor.watched
+        rows |= {"bound alone": Way(None, around=floor.bound), "bare passes": Way(None, around=floor.passes)}
     for _ in range(asked.repeats):
         for i, decode in enumerate(batches):
             for way in rows.values():
