@@ -31,6 +31,7 @@ from chainwright.edits._generation import Generation
 from chainwright.edits._passes import UNSEEN, Pass, Row
 from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import passed_cache
 from chainwright.models.placement import input_device
 from chainwright.models.seam import Handlers, attach
 
@@ -120,7 +121,7 @@ class Run:
                 cache that was filled before.
         """
         by_name = _by_name(module, args, kwargs)
-        ids, cache = by_name.get("input_ids"), by_name.get("past_key_values")
+        ids, cache = by_name.get("input_ids"), passed_cache(by_name)
         n_past = 0 if cache is None else int(cache.get_seq_length())
         is_read, is_continued = bool(self.readings), False
         if self._aside is None and ids is not None:
@@ -133,7 +134,7 @@ class Run:
 
     def _take_in(self, by_name: dict[str, Any], n_past: int, *, is_continued: bool) -> None:
         """Take in a pass that is no plain step."""
-        ids, cache, mask = (by_name.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        ids, cache, mask = by_name.get("input_ids"), passed_cache(by_name), by_name.get("attention_mask")
         if self._aside is None:
             self.is_step = False
             if self.on_top is not None:

@@ -172,11 +172,11 @@ def hidden_states(output: Any) -> Tensor | None:
 
 
 def check_transformers() -> None:
-    """Raise BadInput for a Transformers release in which edits would miss the cache of a run."""
-    if Version(transformers.__version__) >= Version("5.24.dev0"):
+    """Raise BadInput for a Transformers release in which edits might miss the cache of a run, as they did in 5.24."""
+    if Version(transformers.__version__) >= Version("5.25.dev0"):
         raise BadInput(
-            f"Transformers {transformers.__version__} is installed, and from 5.24 on it hands a model its cache under "
-            "another name, so that edits and repairs would not find it; run pip install 'transformers>=5.23,<5.24'."
+            f"Transformers {transformers.__version__} is installed; edits and repairs rely on how it hands a model its "
+            "cache, which was tested up to 5.24; run pip install 'transformers>=5.23,<5.25'."
         )
 
 

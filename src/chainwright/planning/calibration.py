@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from chainwright.models.caches import with_cache
 from chainwright.models.load import load_tokenizer
 from chainwright.planning.clock import Clock, usual_seconds
 from chainwright.traces.live import LiveSteps
@@ -28,7 +29,7 @@ def layer_seconds(clock: Clock) -> float:
 
     def step() -> None:
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=DynamicCache(config=config), use_cache=True)
+            model(input_ids=ids, **with_cache(model, DynamicCache(config=config)), use_cache=True)
 
     return usual_seconds(step, clock) / _N_LAYERS
 

@@ -27,7 +27,7 @@ from chainwright._errors import BadInput
 from chainwright.decode.drawing import SeededDraw
 from chainwright.decode.sampling import Sampling
 from chainwright.models.anatomy import Anatomy, evaluating
-from chainwright.models.caches import is_appending
+from chainwright.models.caches import is_appending, with_cache
 from chainwright.models.seam import widened
 
 _TOKENS_AT_ONCE = 2**15
@@ -92,7 +92,7 @@ class Trunks:
             return
         cache = DynamicCache()  # layers that keep everything, also where the model attends to a window of it
         tokens = torch.tensor([key], device=self.parts.device)
-        self.parts.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.parts.model(input_ids=tokens, **with_cache(self.parts.model, cache), use_cache=True, logits_to_keep=1)
         self.n_read += len(key)
         self._known[key] = [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -223,7 +223,7 @@ def _decode(trunks: Trunks, rows: list[Row], sampling: Sampling, seed: int, ends
             input_ids=live.tokens,
             attention_mask=live.mask,
             position_ids=live.positions,
-            past_key_values=live.cache,
+            **with_cache(model, live.cache),
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

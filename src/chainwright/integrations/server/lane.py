@@ -28,6 +28,7 @@ from chainwright.edits.run import Run, following
 from chainwright.integrations.server.caches import has_windows, join, new_cache, select
 from chainwright.integrations.server.choice import Choice, Decision, Failure, decision_of
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import with_cache
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.repair.base import Repair
 from chainwright.repair.tcr._seen import Seen
@@ -201,7 +202,7 @@ class Lane:
         output = self.parts.model(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **with_cache(self.parts.model, cache),
             use_cache=True,
             **{name: value for name, value in more.items() if name in self._accepted},
         )

@@ -29,7 +29,7 @@ from chainwright.edits import Head, KnockOut
 from chainwright.edits._passes import Row
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.caches import is_appending
+from chainwright.models.caches import is_appending, with_cache
 from chainwright.models.seam import widened
 from chainwright.repair.run import Cost
 from chainwright.repair.tcr._grown_pass import Variant, can_grow, cut_layer, grown_pass
@@ -186,7 +186,7 @@ class Branches:
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 position_ids=positions.to(device),
-                past_key_values=cache,
+                **with_cache(self.parts.model, cache),
                 use_cache=True,
                 logits_to_keep=1,
             )

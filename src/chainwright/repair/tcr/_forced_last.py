@@ -17,6 +17,7 @@ from torch import Tensor
 from chainwright.edits import Head, KnockOut
 from chainwright.edits.run import aside, current_run
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import with_cache
 from chainwright.models.decoder import hidden_states
 from chainwright.models.padding import position_ids
 from chainwright.models.seam import attached_handlers, widened
@@ -51,7 +52,11 @@ def kept_cache(parts: Anatomy) -> Any | None:
 def cached_states(parts: Anatomy, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Return what `final_states` does, with keys and values left in `cache`."""
     output = parts.decoder(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), past_key_values=cache, use_cache=True
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        use_cache=True,
+        **with_cache(parts.decoder, cache),
     )
     hidden = hidden_states(output)
     assert hidden is not None  # it was found by what it returns
@@ -97,7 +102,7 @@ def _step(parts: Anatomy, ids: Tensor, mask: Tensor, cache: Any, places: Sequenc
         input_ids=ids[rows, columns][:, None],
         attention_mask=shown,
         position_ids=position_ids(shown)[:, -1:],
-        past_key_values=prefix,
+        **with_cache(parts.model, prefix),
         use_cache=True,
         logits_to_keep=1,
     ).logits

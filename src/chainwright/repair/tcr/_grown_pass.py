@@ -24,6 +24,7 @@ from torch import Tensor
 from chainwright.edits import Head
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, Layer
+from chainwright.models.caches import with_cache
 from chainwright.models.layer_halves import (
     at_positions,
     attention_output,
@@ -88,7 +89,7 @@ def grown_pass(
             input_ids=torch.tensor([list(ids[n_known:])], device=parts.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=parts.device),
             position_ids=torch.arange(n_known, len(ids), device=parts.device)[None],
-            past_key_values=cache,
+            **with_cache(parts.model, cache),
             use_cache=True,
             logits_to_keep=1,
         )

@@ -17,6 +17,7 @@ from chainwright._config import Positions
 from chainwright.edits import KnockOut
 from chainwright.edits.run import aside
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.caches import with_cache
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad, position_ids
 from chainwright.models.seam import widened
@@ -115,7 +116,7 @@ def _step(parts: Anatomy, rows: Tensor, contexts: Sequence[Sequence[int]], prefi
         input_ids=last,
         attention_mask=wide,
         position_ids=position_ids(wide)[:, -1:],
-        past_key_values=prefix,
+        **with_cache(parts.model, prefix),
         use_cache=True,
         logits_to_keep=1,
     ).logits

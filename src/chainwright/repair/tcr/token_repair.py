@@ -28,7 +28,7 @@ from chainwright.edits._passes import Row
 from chainwright.edits.run import Run
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy, anatomy
-from chainwright.models.caches import is_appending
+from chainwright.models.caches import is_appending, passed_cache, returned_cache
 from chainwright.models.seam import widened
 from chainwright.repair.base import Origin, Repair
 from chainwright.repair.run import Cost, Decider, counted
@@ -231,7 +231,7 @@ class _Deciding(Decider):
     def before(self, kwargs: dict[str, Any]) -> None:
         """Keep what a pass will drop from the cache, and note whether rows have changed places in it."""
         if self._trail is not None or self.repair.positions == "last":
-            cache = kwargs.get("past_key_values")
+            cache = passed_cache(kwargs)
             # the pass pushes tokens out of sliding windows that a second look at the last position still needs
             self._windows = windows_before(cache) if self.repair.positions == "last" else {}
             trail = self._trail if self.run.n_runs == self._n_runs and cache is self._followed else None
@@ -239,7 +239,7 @@ class _Deciding(Decider):
 
     def begin(self, kwargs: dict[str, Any]) -> None:
         """Refuse a pass that cannot be followed."""
-        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        input_ids, cache = kwargs.get("input_ids"), passed_cache(kwargs)
         self.is_deciding = kwargs.get("use_cache") is not False or cache is not None
         if not self.is_deciding:
             self.n_uncached += input_ids is None or input_ids.shape[1] > 1
@@ -282,7 +282,7 @@ class _Deciding(Decider):
                 raise BadInput(_MOVED)
         elif not self.is_deciding:
             return output
-        cache = getattr(output, "past_key_values", None)
+        cache = returned_cache(output)
         if cache is None:
             raise BadInput(
                 "A repair needs the model's cache and its named outputs; leave return_dict and use_cache on."

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from chainwright.models.caches import returned_cache, with_cache
 from chainwright.repair.back_attention.repair import D_BACK, BackAttention
 
 
@@ -124,7 +125,7 @@ def _decode(model: Any, ids: torch.Tensor, n_new: int, attached: AbstractContext
         first = time.process_time()
         for _ in range(n_new):
             token = out.logits[:, -1:].argmax(-1)
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(token, **with_cache(model, returned_cache(out)), use_cache=True)
         end = time.process_time()
     return Took(first - start, (end - first) / n_new)
 

@@ -34,7 +34,7 @@ from chainwright.diagnose.heads._sweep.baseline_pass import (
 from chainwright.edits import KnockOut, edit
 from chainwright.models._probe import first_tensor
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.caches import is_appending
+from chainwright.models.caches import is_appending, returned_cache, with_cache
 from chainwright.models.padding import position_ids
 from chainwright.models.residual import unembed
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attached_handlers, widened
@@ -205,7 +205,7 @@ def _decode_variants(
         output = parts.model(
             input_ids=ids[None, :-1], position_ids=positions[None, :-1], use_cache=True, logits_to_keep=1
         )
-        prefix = output.past_key_values
+        prefix = returned_cache(output)
     # keys and values of one layer; a shared cache is copied one layer at a time, when a step appends to it
     per_variant = len(ids) * parts.n_kv_heads * parts.d_head * parts.model.dtype.itemsize * 2
     at_once = max(1, max_bytes // (per_variant * (1 if is_appending(prefix) else parts.n_layers)))
@@ -218,7 +218,7 @@ def _decode_variants(
             logits = parts.model(
                 input_ids=ids[None, -1:].expand(n, 1),
                 position_ids=positions[None, -1:].expand(n, 1),
-                past_key_values=cache,
+                **with_cache(parts.model, cache),
                 use_cache=cache is not None,
             ).logits
         yield chunk, widened(logits[:, -1])
