@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -39,6 +39,7 @@ from chainwright import TCR, generate, load_model, tasks
 from chainwright.decode import run as decoding_run
 from chainwright.edits import KnockOut
 from chainwright.models.anatomy import anatomy
+from chainwright.models.caches import returned_cache
 from chainwright.models.capture import forward
 from chainwright.models.padding import left_pad
 from chainwright.repair import EntropyDetector, TCRConfig
@@ -170,9 +171,10 @@ class Floor:
     @contextmanager
     def bound(self, i: int) -> Iterator[None]:
         """Ask after each pass how likely the likeliest token is."""
-        hook = self.model.register_forward_hook(lambda module, args, output: _likeliest(output.logits))
-        yield
-        hook.remove()
+        with ExitStack() as stack:
+            ask = self.model.register_forward_hook(lambda module, args, output: _likeliest(output.logits))
+            stack.callback(ask.remove)
+            yield
 
     @contextmanager
     def passes(self, i: int) -> Iterator[None]:
@@ -180,14 +182,14 @@ class Floor:
 
         def after(module: Any, args: Any, output: Any) -> None:
             _likeliest(output.logits)
-            n_tokens = output.past_key_values.get_seq_length()
+            n_tokens = returned_cache(output).get_seq_length()
             if n_tokens == max(self.flagged.get(i, ()), default=None):
                 rows = torch.ones(self.n_heads, n_tokens, dtype=torch.long)
                 self.model.base_model(rows, use_cache=False)
 
-        hook = self.model.register_forward_hook(after)
-        yield
-        hook.remove()
+        with ExitStack() as stack:
+            stack.callback(self.model.register_forward_hook(after).remove)
+            yield
 
 
 def _likeliest(logits: Tensor) -> None:
