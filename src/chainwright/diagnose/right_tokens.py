@@ -3,9 +3,9 @@
 1. It is the token that begins there in the right text, as the tokenizer cuts that text. It must be the same whether the
    text ends with the expected value or continues as the gold chain does, since some tokenizers merge the end of a value
    with what follows.
-2. Some models write values character by character which their tokenizer would join ("s", "c", "m" for "scm"). Where a
-   response did so in the values of this type, the right token is the next character alone: the joined token is none
-   that the model would write.
+2. Some models write values one character at a time although their tokenizer would merge the characters ("s", "c", "m"
+   for "scm"). Where a response did so in values of this type, the right token is the next character alone, since the
+   model would not write the merged token.
 3. At a pivot it is the token whose continuations succeeded.
 """
 
