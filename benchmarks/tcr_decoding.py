@@ -16,9 +16,9 @@ tokens. Its repair flags one token in fifty, and silences 3 of 8 random heads th
 `--model` takes another model of hop tasks, and the published way for it: of eight random heads, three vote at the last
 position where the entropy is above 0.3 nats. What heads are silenced does not matter for the cost.
 
-`--floor` adds what is left without any bookkeeping: "bound alone" is a hook that asks how likely the likeliest token is,
-and "bare passes" also reads each response once up to its last flagged token, in a batch with a row for each head. Both
-decide nothing. The passes have all layers; a repair that shares those below a silenced head can do with less.
+`--floor` adds what is left without any bookkeeping: "bound alone" is a hook that asks how likely the likeliest token
+is, and "bare passes" also reads each response once up to its last flagged token, in a batch with a row for each head.
+Both decide nothing. The passes have all layers; a repair that shares those below a silenced head can do with less.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--hops", type=int, help="Hops of its problems (default: the last but one of the usual).")
     parser.add_argument("--long", type=int, metavar="N", help="Decode N tokens with a random model instead.")
     parser.add_argument(
-        "--floor", action="store_true", help="Also measure hooks and passes without bookkeeping (batch of 1)."
+        "--floor", action="store_true", help="Also measure bare hooks and passes (batch of 1)."
     )
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -5,9 +5,9 @@
    example before the question, the others none.
 2. Short chains come first: over the first steps the largest hop count rises to the end of each task's range.
 3. Longer chains mean fewer problems per batch, so that steps cost about the same.
-4. Strings of letters (LLC) are written letter by letter, one token each. The base's tokenizer would
-   merge them into tokens of two or three letters, and each added letter can change how the whole string is split, so the
-   model would have to know how many different tokens are spelled. That tokenizer splits digits anyway.
+4. Strings of letters (LLC) are written letter by letter, one token each. The base's tokenizer would merge
+   them into tokens of two or three letters, and each added letter can change how the whole string is split, so that
+   the model would have to know how many different tokens are spelled. That tokenizer splits digits anyway.
 
 Evaluation problems use small seeds (`tasks.sample(..., seed=0)` and so on), training draws its own from 2**32 on. Of
 one or two hops some tasks have few different problems, so that the same one may come up in both; from three hops on
