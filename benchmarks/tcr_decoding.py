@@ -268,9 +268,7 @@ def main() -> None:
     parser.add_argument("--task", help="Only this task (default: all seven).")
     parser.add_argument("--hops", type=int, help="Hops of its problems (default: the last but one of the usual).")
     parser.add_argument("--long", type=int, metavar="N", help="Decode N tokens with a random model instead.")
-    parser.add_argument(
-        "--floor", action="store_true", help="Also measure bare hooks and passes (batch of 1)."
-    )
+    parser.add_argument("--floor", action="store_true", help="Also measure bare hooks and passes (batch of 1).")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with_clock()
