@@ -22,8 +22,8 @@ million parameters that were trained here (named in the cell), and SmolLM2-135M,
 trained here. The papers measured models of 1.5 to 32 billion parameters, so a disagreement is about these models and
 tasks, and no refutation.
 
-This page is written by `chainwright reproduce findings` from the records in `docs/results`, each with its command;
-below each table are the rules and what was chosen on other data. Intervals are at 95%."""
+This page is written by `chainwright reproduce findings` from the records in `docs/results`. Below each table are the
+commands that its last column numbers, the rules, and what was chosen on other data. Intervals are at 95%."""
 
 
 def findings_page(results: Sequence[Result]) -> str:
@@ -63,22 +63,28 @@ def tally(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _table(findings: Sequence[Published], results: Sequence[Result]) -> Iterator[str]:
-    names = _columns(results)
+    names, numbers = _columns(results), _numbered(findings, results)
     yield f"| finding | published | {' | '.join(names)} | verdict | command |"
     yield "|" + "---|" * (len(names) + 4)
     for finding in findings:
         mine = [result for result in results if result.finding == finding.id]
         cells = ["<br>".join(_shown(r) for r in mine if column(r) == name) for name in names]
         verdicts = [f"{r.model}: {r.verdict}" for r in mine]
-        commands = dict.fromkeys(f"`{r.command}`" for r in mine if r.command)
+        commands = sorted({numbers[r.command] for r in mine if r.command})
         cells = [
             f"{finding.statement} `{finding.id}`",
             finding.published,
             *cells,
             "<br>".join(verdicts),
-            "<br>".join(commands),
+            ", ".join(map(str, commands)),
         ]
         yield "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+
+def _numbered(findings: Sequence[Published], results: Sequence[Result]) -> dict[str, int]:
+    """Return the commands that measured some findings, numbered from 1 in the order in which the table needs them."""
+    commands = dict.fromkeys(r.command for f in findings for r in results if r.finding == f.id and r.command)
+    return {command: i for i, command in enumerate(commands, 1)}
 
 
 def _shown(result: Result) -> str:
@@ -96,7 +102,12 @@ def _shown(result: Result) -> str:
 
 
 def _below(findings: Sequence[Published], results: Sequence[Result]) -> Iterator[str]:
-    """Yield the rule of each finding, then what was chosen where and the notes."""
+    """Yield the numbered commands, the rule of each finding, then what was chosen where and the notes."""
+    yield "Commands:"
+    yield ""
+    for command, i in _numbered(findings, results).items():
+        yield f"{i}. `{command}`"
+    yield ""
     yield "What is measured, and when it agrees:"
     yield ""
     for finding in findings:
