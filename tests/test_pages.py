@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import result_tables
+import take_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 METHODS = [page for page in sorted((DOCS / "methods").glob("*.md")) if page.name != "index.md"]
@@ -50,3 +51,22 @@ def test_every_table_says_its_command_and_stands_on_a_page() -> None:
         assert table["command"].startswith(("chainwright ", "python benchmarks/")), file
         assert all(len(row) == len(table["columns"]) for row in table["rows"]), file
         assert f"<!-- table: {file.parent.name}/{file.stem} -->" in text, file
+
+
+def test_a_table_is_taken_from_what_a_study_wrote() -> None:
+    wanted = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n"
+    text = f"# A study\n\n| a |\n|---|\n| 0 |\n\n**Step maps of 2 pairs**\n\n{wanted}\nEnd\n"
+    columns, rows = take_table.table_below(text, "Step maps")
+    assert (columns, rows) == (["a", "b"], [["1", "2"], ["3", "4"]])
+    assert take_table.taken(columns, rows, ["c", "a"], {"c": "b"}) == [["2", "1"], ["4", "3"]]
+    with pytest.raises(SystemExit, match="no column d; there are a, b"):
+        take_table.taken(columns, rows, ["d"], {})
+    with pytest.raises(SystemExit, match="no table below a line that begins with 'Other'"):
+        take_table.table_below(text, "Other")
+
+
+def test_a_table_is_written_as_the_files_are() -> None:
+    for path in sorted(take_table.TABLES.rglob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text)
+        assert take_table.dumped(table["command"], table["columns"], table["rows"]) == text, path

@@ -119,13 +119,12 @@ def logit_lens(
     stream = [read.resid_pre[0]]
     for mid, post in zip(read.resid_mid, read.resid_post, strict=True):
         stream += [mid, post]
-    columns = [
-        lens_log_probs(parts, resid[:, -1], token_ids, norm=norm, reference=read.resid_post[-1][:, -1])
-        for resid in stream
-    ]
+    last = read.resid_post[-1][:, -1]
+    vectors = torch.stack([resid[:, -1].to(last) for resid in stream], dim=1)  # (row, point, model)
+    logprob = _lens_each(parts, vectors, token_ids, last, norm)
     points = ["embedding", *(f"{i} {where}" for i in range(parts.n_layers) for where in ("mid", "post"))]
     return LogitLens(
-        logprob=torch.stack(columns, dim=1).cpu(),
+        logprob=logprob.cpu(),
         points=points,
         config={"norm": norm},
         provenance=provenance(parts.model),
@@ -165,17 +164,32 @@ def answer_writing_scores(
     token_ids, read = _read(parts, input_ids, token_ids, attention_mask, norm)
     assert read.resid_mid is not None and read.resid_post is not None
     last = read.resid_post[-1][:, -1]
-    scores = []
-    for i, layer in enumerate(parts.layers):
-        mid = read.resid_mid[i][:, -1]
-        writes = head_writes(layer, read.z[i][:, -1])  # (row, head, model)
-        with_all = lens_log_probs(parts, mid, token_ids, norm=norm, reference=last)
-        without = lens_log_probs(
-            parts,
-            (mid[:, None] - writes).flatten(0, 1),
-            token_ids.repeat_interleave(parts.n_heads),
-            norm=norm,
-            reference=last.repeat_interleave(parts.n_heads, dim=0),
-        )
-        scores.append(1 - (without.view(-1, parts.n_heads) - with_all[:, None]).exp())
-    return torch.stack(scores, dim=1).cpu()
+    mids = torch.stack([mid[:, -1].to(last) for mid in read.resid_mid], dim=1)  # (row, layer, model)
+    each = [head_writes(layer, z[:, -1]).to(last) for layer, z in zip(parts.layers, read.z, strict=True)]
+    writes = torch.stack(each, dim=1)  # (row, layer, head, model)
+    without = (mids[:, :, None] - writes).flatten(1, 2)  # (row, head of any layer, model)
+    # together, since the unembedding is large and would be read again for every layer
+    both = _lens_each(parts, torch.cat([mids, without], dim=1), token_ids, last, norm)
+    with_all, without_one = both.split([parts.n_layers, without.shape[1]], dim=1)
+    return (1 - (without_one.view(*writes.shape[:3]) - with_all[..., None]).exp()).cpu()
+
+
+def _lens_each(parts: Anatomy, vectors: Tensor, token_ids: Tensor, last: Tensor, norm: NormMode) -> Tensor:
+    """Return the log-probability of each row's token at several vectors of that row, `[N, V]`.
+
+    Args:
+        parts: Anatomy of the model.
+        vectors: Residual vectors `[N, V, D]`.
+        token_ids: `[N]`.
+        last: The last layer's output of each row `[N, D]`, for the frozen norm.
+        norm: As in `logit_lens`.
+    """
+    n_each = vectors.shape[1]
+    found = lens_log_probs(
+        parts,
+        vectors.flatten(0, 1),
+        token_ids.repeat_interleave(n_each),
+        norm=norm,
+        reference=last.repeat_interleave(n_each, dim=0),
+    )
+    return found.view(len(vectors), n_each)

@@ -17,7 +17,7 @@ CONTROLS = ("planted", "planted, bridge", "planted, auto layers")
 HOPS: Mapping[str, Mapping[str, Sequence[int]]] = {
     "reasoner": {"parity": (12,), "clf": (13,), "moas": (12,)},
     "compass": {"compass": (14, 17, 20)},
-    "smollm2-hops": {"parity": (7,), "clf": (7,)},
+    "smollm2-hops": {"parity": (10,), "clf": (8,)},
 }
 
 
