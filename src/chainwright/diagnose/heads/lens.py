@@ -170,8 +170,8 @@ def answer_writing_scores(
     without = (mids[:, :, None] - writes).flatten(1, 2)  # (row, head of any layer, model)
     # together, since the unembedding is large and would be read again for every layer
     both = _lens_each(parts, torch.cat([mids, without], dim=1), token_ids, last, norm)
-    with_all, without_one = both.split([parts.n_layers, without.shape[1]], dim=1)
-    return (1 - (without_one.view(*writes.shape[:3]) - with_all[..., None]).exp()).cpu()
+    with_all, without_one = both[:, : parts.n_layers, None], both[:, parts.n_layers :].view(*writes.shape[:3])
+    return (1 - (without_one - with_all).exp()).cpu()
 
 
 def _lens_each(parts: Anatomy, vectors: Tensor, token_ids: Tensor, last: Tensor, norm: NormMode) -> Tensor:
