@@ -58,7 +58,7 @@ def tally(results: Sequence[Result]) -> Iterator[str]:
     """Yield a line per column: how many results got which verdict."""
     for name in _columns(results):
         verdicts = [r.verdict for r in results if column(r) == name]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
+        counts = ", ".join(f"{v} {verdicts.count(v)}" for v in sorted(set(verdicts)))
         yield f"- {name}: {counts or 'nothing recorded'}"
 
 
