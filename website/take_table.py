@@ -1,7 +1,7 @@
 """A table of a results page, taken from the `tables.md` that a study wrote.
 
     python website/take_table.py runs/x/tables.md 'Ways of decoding' tcr/smollm2 'chainwright reproduce tcr ...'
-    python website/take_table.py runs/x/tables.md 'Step maps' step-saliency/smollm2 '...' --sort p --first 12
+    python website/take_table.py runs/x/tables.md 'Step maps' step-saliency/smollm2 '...' --drop measure=reach --sort p
 
 The table is the first below a heading or title line that begins with the given words. The file in
 `docs/results/tables` says which columns are kept, by name; `--rename new=old` takes one from a column of another name.
@@ -54,12 +54,16 @@ def main() -> None:
     parser.add_argument("table")
     parser.add_argument("command")
     parser.add_argument("--rename", action="append", default=[], metavar="NEW=OLD")
+    parser.add_argument("--drop", metavar="COLUMN=VALUE", help="Leave out the rows that have this value there.")
     parser.add_argument("--sort", metavar="COLUMN", help="Rows in the order of this column's numbers.")
     parser.add_argument("--first", type=int, metavar="N", help="Only the first N rows.")
     asked = parser.parse_args()
     path = TABLES / f"{asked.table}.json"
     kept = json.loads(path.read_text(encoding="utf-8"))["columns"]
     columns, rows = table_below(asked.source.read_text(encoding="utf-8"), asked.title)
+    if asked.drop is not None:
+        column, _, value = asked.drop.partition("=")
+        rows = [row for row in rows if row[columns.index(column)] != value]
     if asked.sort is not None:
         at = columns.index(asked.sort)
         rows.sort(key=lambda row: float(row[at]))
