@@ -34,16 +34,25 @@ def table_below(text: str, title: str) -> tuple[list[str], list[list[str]]]:
     return cells[0], cells[2:]
 
 
+def column(columns: list[str], name: str) -> int:
+    """Return where a column is.
+
+    Raises:
+        SystemExit: It is missing.
+    """
+    if name not in columns:
+        sys.exit(f"There is no column {name}; there are {', '.join(columns)}.")
+    return columns.index(name)
+
+
 def taken(columns: list[str], rows: list[list[str]], kept: list[str], renames: dict[str, str]) -> list[list[str]]:
     """Return the rows with the kept columns alone.
 
     Raises:
         SystemExit: A column is missing.
     """
-    wanted = [renames.get(name, name) for name in kept]
-    if missing := [name for name in wanted if name not in columns]:
-        sys.exit(f"There is no column {', '.join(missing)}; there are {', '.join(columns)}.")
-    return [[row[columns.index(name)] for name in wanted] for row in rows]
+    wanted = [column(columns, renames.get(name, name)) for name in kept]
+    return [[row[i] for i in wanted] for row in rows]
 
 
 def main() -> None:
@@ -62,10 +71,11 @@ def main() -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))["columns"]
     columns, rows = table_below(asked.source.read_text(encoding="utf-8"), asked.title)
     if asked.drop is not None:
-        column, _, value = asked.drop.partition("=")
-        rows = [row for row in rows if row[columns.index(column)] != value]
+        name, _, value = asked.drop.partition("=")
+        at = column(columns, name)
+        rows = [row for row in rows if row[at] != value]
     if asked.sort is not None:
-        at = columns.index(asked.sort)
+        at = column(columns, asked.sort)
         rows.sort(key=lambda row: float(row[at]))
     rows = taken(columns, rows[: asked.first], kept, dict(pair.split("=", 1) for pair in asked.rename))
     path.write_text(dumped(asked.command, kept, rows), encoding="utf-8")

@@ -46,7 +46,11 @@ def test_the_line_on_entropy_says_what_its_numbers_are() -> None:
 def test_the_paragraph_counts_types_with_clear_differences() -> None:
     clear = entropies("operation recall", 0.9, 0.1, 6, wrong_low=0.5, right_high=0.2)
     (text,) = paragraphs(facts_of([errors(clear, entropies("fewer hops", 0.3, 0.4, 3))]), "toy")
-    assert "for 1 of the 2 error types that can be compared (by median entropy); for the one with enough" in text
+    assert "for 1 of the 2 error types that can be compared (by median entropy); for the one type with enough" in text
+    (both,) = paragraphs(facts_of([errors(clear)]), "toy")
+    assert "for the one error type that can be compared" in both
+    (all_,) = paragraphs(facts_of([errors(clear, entropies("fewer hops", 0.5, 0.4, 3))]), "toy")
+    assert "for all 2 error types that can be compared" in all_
     few = paragraphs(facts_of([errors(entropies("fewer hops", 0.3, 0.4, 3))]), "toy")[0]
     assert "for 0 of the 1 error type" in few and "none of them has enough tokens" in few
 

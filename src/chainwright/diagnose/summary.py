@@ -173,23 +173,22 @@ def _kinds_text(kinds: Kinds) -> str:
 
 
 def _uncertainty_text(uncertainty: Uncertainty) -> str:
-    higher = _share_of_types(uncertainty.n_higher, uncertainty.n_types, " error type")
+    higher = _share_of_types(uncertainty.n_higher, uncertainty.n_types, "error type")
     text = (
         f"The model was less sure there than at correct slots of the same type for {higher} that can be compared "
         "(by median entropy)"
     )
     if not uncertainty.n_intervals:
         return f"{text}; none of them has enough tokens for an interval."
-    apart = _share_of_types(uncertainty.n_apart, uncertainty.n_intervals)
+    apart = _share_of_types(uncertainty.n_apart, uncertainty.n_intervals, "type")
     return f"{text}; for {apart} with enough tokens for 95% intervals of both medians, these do not overlap."
 
 
-def _share_of_types(n: int, n_all: int, noun: str = "") -> str:
-    """Return "2 of the 3", "all 3" or "the one", with a noun in its number if there is one."""
-    many = noun and f"{noun}s" if n_all > 1 else noun
+def _share_of_types(n: int, n_all: int, noun: str) -> str:
+    """Return "2 of the 3 types", "all 3 types" or "the one type"."""
     if n < n_all:
-        return f"{n} of the {n_all}{many}"
-    return f"the one{many}" if n_all == 1 else f"all {n_all}{many}"
+        return f"{n} of the {counted(n_all, noun)}"
+    return f"the one {noun}" if n_all == 1 else f"all {counted(n_all, noun)}"
 
 
 def _heads_text(heads: BestHeads) -> str:

@@ -175,11 +175,11 @@ def answer_writing_scores(
 
 
 def _lens_each(parts: Anatomy, vectors: Tensor, token_ids: Tensor, last: Tensor, norm: NormMode) -> Tensor:
-    """Return the log-probability of each row's token at several vectors of that row, `[N, V]`.
+    """Return the log-probability of each row's token at several vectors of that row, `[N, P]`.
 
     Args:
         parts: Anatomy of the model.
-        vectors: Residual vectors `[N, V, D]`.
+        vectors: Residual vectors `[N, P, D]`.
         token_ids: `[N]`.
         last: The last layer's output of each row `[N, D]`, for the frozen norm.
         norm: As in `logit_lens`.

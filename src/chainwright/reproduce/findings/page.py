@@ -22,8 +22,8 @@ million parameters that were trained here (named in the cell), and SmolLM2-135M,
 trained here. The papers measured models of 1.5 to 32 billion parameters, so a disagreement is about these models and
 tasks, and no refutation.
 
-This page is written by `chainwright reproduce findings` from the records in `docs/results`. Below each table are the
-commands that its last column numbers, the rules, and what was chosen on other data. Intervals are at 95%."""
+This page is written by `chainwright reproduce findings` from the records in `docs/results`. Below each table stand its
+commands, numbered as in the last column, the rules, and what was chosen on other data. Intervals are at 95%."""
 
 
 def findings_page(results: Sequence[Result]) -> str:
