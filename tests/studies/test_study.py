@@ -377,6 +377,23 @@ def test_five_lines_without_errors_and_without_roles(reasoner: LoadedModel, tmp_
     assert [line[: len(key)] for line, key in zip(none.summary(), KEYS[:3], strict=True)] == KEYS[:3]
 
 
+def test_a_frequent_type_with_too_few_contexts_leaves_its_place_to_the_next(
+    reasoner: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = units.erroneous_contexts
+
+    def without_the_first(tokenizer: object, traces: object, task: str, kind: str, n: int) -> object:
+        if kind == "fewer hops":
+            raise BadInput("No trace has such an error.")
+        return searched(tokenizer, traces, task, kind, n)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(units, "erroneous_contexts", without_the_first)
+    found = run(reasoner, tmp_path / "s", CONFIG.replace(hops={"parity": CONFIG.hops["parity"]}, max_types=1))
+    assert found.errors.key_types["parity"][:2] == ["fewer hops", "name recall"]
+    assert [role.error_type for role in found.roles] == ["name recall"]
+    assert "No trace has such an error." in found.skipped[0]
+
+
 def with_roles(found: Diagnosis, *roles: RoleFinding) -> Diagnosis:
     return replace(found, findings=[found.accuracy, found.errors, *roles])
 

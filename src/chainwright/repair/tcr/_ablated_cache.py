@@ -142,6 +142,8 @@ class Branches:
         is_ahead = branch is not None and branch.n_tokens >= len(ids)
         if is_ahead:
             self._drop(key)
+        if grows and pair[1][0] == self.parts.n_layers - 1:  # nothing reads what the head wrote at earlier positions
+            return _Job(pair, key, ids, len(ids) - 1)
         return _Job(pair, key, ids, 0 if branch is None or is_ahead else branch.n_tokens)
 
     def _groups(self, jobs: list[_Job], *, in_rows: bool) -> Iterator[list[_Job]]:

@@ -2,8 +2,8 @@
 
 Up to and in the layer of a silenced head, keys and values are those of the row itself, and so is what goes into that
 layer. So the pass begins with the row alone and the main run's cache. At each layer the variants whose heads are in it
-join as copies of the row, which is dropped when the last has joined. In the last layer only the last query is needed:
-the block is left after its attention, and run again for that position.
+join as copies of the row, which is dropped when the last has joined; they attend once together. In the last layer only
+the last query is needed: the block is left after its attention, and run again for that position.
 
 Families differ in what their decoders do around the layers, so a model's first pass of this kind is compared with a
 plain one (`repair.tcr._ablated_cache`).
@@ -132,9 +132,11 @@ class _Growing:
         return {index: cut_layer(cache.layers[index], i + self.has_row(index), slice(None)) for index in above}
 
     def handlers(self) -> Handlers:
-        """Return handlers that silence each variant's head in its own layer, and attend once in the last."""
+        """Return handlers that silence each variant's head in its own layer, and attend no more than is needed."""
         by_layer: dict[int, tuple[Handler, ...]] = {self.last: (_attend_last,)}
         for layer in set(self.layers):
+            n_new = self.n_joined(layer) - self.n_joined(layer - 1)
+            by_layer[layer] = (*by_layer.get(layer, ()), partial(_attend_once, n_new, has_row=self.has_row(layer)))
             rows = [i + self.has_row(layer) for i, at in enumerate(self.layers) if at == layer]
             heads = [variant.head[1] for variant in self.variants if variant.head[0] == layer]
             by_layer[layer] = (*by_layer.get(layer, ()), partial(_scaled, rows, heads, self.scale))
@@ -186,6 +188,18 @@ def _attend_last(call: AttentionCall, attend: Attend) -> Tensor:
         return attend(call)
     mask = None if call.mask is None else call.mask[:, :, -1:]
     return attend(replace(call, q=call.q[:, :, -1:], mask=mask)).expand(-1, n_queries, -1, -1)
+
+
+def _attend_once(n_new: int, call: AttentionCall, attend: Attend, *, has_row: bool) -> Tensor:
+    """Return z of all rows, the last `n_new` of which are the row itself (the first, if it is there) once more."""
+    n_rows = len(call.q)
+    n_unlike = n_rows - n_new + (not has_row)
+    if n_unlike == n_rows or any(isinstance(option, Tensor) for option in call.options.values()):
+        return attend(call)
+    mask = call.mask if call.mask is None or len(call.mask) < n_rows else call.mask[:n_unlike]
+    z = attend(replace(call, q=call.q[:n_unlike], k=call.k[:n_unlike], v=call.v[:n_unlike], mask=mask))
+    own = z[:1] if has_row else z[-1:]
+    return torch.cat([z, own.expand(n_rows - n_unlike, -1, -1, -1)])
 
 
 def _scaled(rows: list[int], heads: list[int], scale: float, call: AttentionCall, attend: Attend) -> Tensor:

@@ -240,11 +240,14 @@ class Heads(Instrument):
         head_evidence(bench.model, bench.tokenizer, traces, found, n=n, n_heads=n_heads).save(job.out)
 
     def _roles(self, bench: Bench, job: Job, task: str, kind: str) -> None:
-        rank = [k for t, k in key_types(job.done) if t == task].index(kind)
-        if rank >= bench.config.max_types:
-            raise Skip(f"more than {bench.config.max_types} key types")
+        config, traces = bench.config, load_traces(bench.config, job.done)
+        kinds = [k for t, k in key_types(job.done) if t == task]
+        # a more frequent type with too few contexts leaves its place to the next; no unit waits for another
+        more_frequent = kinds[: kinds.index(kind)]
+        if sum(_has_contexts(bench, traces, task, k) for k in more_frequent) >= config.max_types:
+            raise Skip(f"more than {config.max_types} key types")
         try:
-            found = _locate(bench, load_traces(bench.config, job.done), task, kind, job.tick)
+            found = _locate(bench, traces, task, kind, job.tick)
         except (BadInput, UnsupportedModel) as error:
             raise Skip(str(error)) from error
         found.save(job.out)
@@ -320,6 +323,15 @@ def load_token_strs(config: DiagnoseConfig, done: Mapping[str, Path]) -> dict[in
     """Return the text of each token id that occurs in a trace."""
     read = [read_json(done[unit] / "token_strs.json") for unit in trace_units(config, done)]
     return {int(i): text for texts in read for i, text in texts.items()}
+
+
+def _has_contexts(bench: Bench, traces: Sequence[Trace], task: str, kind: str) -> bool:
+    """Return whether an error type has the fewest contexts that heads are searched on."""
+    n = bench.config.min_errors
+    try:
+        return len(erroneous_contexts(bench.tokenizer, traces, task, kind, n)) >= n
+    except BadInput:  # there is none
+        return False
 
 
 def _locate(
