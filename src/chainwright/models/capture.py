@@ -87,10 +87,9 @@ def capture(
     if positions not in get_args(Positions):
         raise BadInput(f"positions must be 'all' or 'last'; got {positions!r}.")
     parts = anatomy(model)
-    reader = _Reader(parts, tuple(input_ids.shape), attention, positions)
-    handlers = Handlers({i: (reader.read_heads,) for i in range(parts.n_layers)})
+    reader = Reader(parts, tuple(input_ids.shape), positions, attention=attention, residual=residual)
     with evaluating(parts.model):
-        with attach(model, handlers), reader.residual_hooks(residual):
+        with reader.reading():
             logits = forward(parts, input_ids, attention_mask, last_only=positions == "last")
         return reader.result(logits)
 
@@ -114,13 +113,30 @@ def final_states(parts: Anatomy, input_ids: Tensor, attention_mask: Tensor | Non
     return hidden
 
 
-class _Reader:
-    """Collects tensors from each layer while the model runs."""
+class Reader:
+    """Collects what a `Capture` holds while the model runs, whoever runs it.
 
-    def __init__(self, parts: Anatomy, shape: tuple[int, ...], attention: bool, positions: Positions):
+    Args:
+        parts: Anatomy of the model.
+        shape: That of the ids, `[N, T]`.
+        positions: Keep all positions or only the last.
+        attention: Keep the attention weights.
+        residual: Keep the residual stream.
+    """
+
+    def __init__(
+        self,
+        parts: Anatomy,
+        shape: tuple[int, ...],
+        positions: Positions,
+        *,
+        attention: bool = False,
+        residual: bool = False,
+    ):
         self.parts = parts
         self.shape = shape
         self.attention = attention
+        self.residual = residual
         self.keep = slice(None) if positions == "all" else slice(-1, None)
         self.z: dict[int, Tensor] = {}
         self.patterns: dict[int, Tensor] = {}
@@ -129,16 +145,20 @@ class _Reader:
         self.post: dict[int, Tensor] = {}
 
     def read_heads(self, call: AttentionCall, attend: Attend) -> Tensor:
+        """Keep z, and the attention weights if they are wanted."""
         z = attend(call)
-        self.z[call.layer] = z[:, self.keep].clone()
+        self.z[call.layer] = z[:, self.keep].detach().clone()
         if self.attention:
             self.patterns[call.layer] = attn_pattern(call)
         return z
 
     @contextmanager
-    def residual_hooks(self, wanted: bool) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
+        """Read one forward pass, to be run inside the context."""
+        handlers = Handlers({i: (self.read_heads,) for i in range(self.parts.n_layers)})
         with ExitStack() as stack:
-            for i in range(self.parts.n_layers if wanted else 0):
+            stack.enter_context(attach(self.parts.model, handlers))
+            for i in range(self.parts.n_layers if self.residual else 0):
                 self._hook_layer(stack, i)
             yield
 
@@ -149,7 +169,7 @@ class _Reader:
             given = given_tensor(args, kwargs)
             assert given is not None
             # some models work on `[N T, D]`, hence the reshape; some add to the stream in place, hence the copy
-            into.setdefault(i, given.reshape(*self.shape, -1)[:, self.keep].clone())
+            into.setdefault(i, given.reshape(*self.shape, -1)[:, self.keep].detach().clone())
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read(self.pre, args, kwargs)
@@ -171,7 +191,7 @@ class _Reader:
         return self.pre[i] + layer.multiplier * (out if layer.post_attn is None else layer.post_attn(out))
 
     def result(self, logits: Tensor) -> Capture:
-        """Return what was collected, stacked over layers."""
+        """Return what was collected, stacked over layers, with the pass's logits."""
         n = range(self.parts.n_layers)
         z = torch.stack([self.z[i] for i in n])
         patterns = torch.stack([self.patterns[i] for i in n]) if self.attention else None
@@ -182,4 +202,4 @@ class _Reader:
         return Capture(z, logits, patterns, *stacked)
 
 
-__all__ = ["Capture", "Positions", "capture", "check_ids", "final_states", "forward"]
+__all__ = ["Capture", "Positions", "Reader", "capture", "check_ids", "final_states", "forward"]

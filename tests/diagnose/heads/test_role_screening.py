@@ -60,6 +60,18 @@ def test_measured_heads_are_exact_and_the_others_as_estimated() -> None:
     assert bool((got.corrected[~measured] == 0).all()) and bool((got.kept[~measured] == 1).all())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "deepseek_v3"])
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_what_heads_write_is_read_in_the_pass_of_the_estimates(family: str, is_edited: bool) -> None:
+    model = tiny(family)
+    right, wrong = sets_of(model)
+    edits = [KnockOut({(1, 2)}, scale=0.3)] if is_edited else []
+    with edit(model, *edits):
+        exact, got = (head_roles(model, right, wrong, config=RolesConfig(method=m)) for m in ("exact", "screened"))
+    for name in ("writing_correct", "writing_erroneous"):
+        assert_close(getattr(got, name), getattr(exact, name), name, TOLERANCE)
+
+
 def test_heads_are_measured_by_the_larger_of_both_estimates_in_any_of_the_three_means() -> None:
     model = tiny("llama")
     right, wrong = sets_of(model)
@@ -183,8 +195,8 @@ def test_slopes_before_and_at_the_last_position_add_up() -> None:
     model = tiny("qwen3")
     right, _ = sets_of(model)
     contexts = role_sweep.tracked(anatomy(model), right)
-    slopes, first = split_slopes(anatomy(model), contexts)
-    assert slopes.shape == (3, 3, 4, 2, 2) and first.tolist() == right.predicted_ids.tolist()
+    plain, slopes = split_slopes(anatomy(model), contexts)
+    assert slopes.shape == (3, 3, 4, 2, 2) and plain.logits.argmax(-1).tolist() == right.predicted_ids.tolist()
     asked = {"attention_mask": right.attention_mask, "method": "gradient"}
     every = knockout_effects(model, right.input_ids, right.predicted_ids, **asked).effect
     last = knockout_effects(model, right.input_ids, right.predicted_ids, positions="last", **asked).effect

@@ -162,6 +162,11 @@ def answer_writing_scores(
     """
     parts = anatomy(model)
     token_ids, read = _read(parts, input_ids, token_ids, attention_mask, norm)
+    return writing_scores(parts, read, token_ids, norm)
+
+
+def writing_scores(parts: Anatomy, read: Capture, token_ids: Tensor, norm: NormMode = "final") -> Tensor:
+    """Return the scores of `answer_writing_scores` from what was read of a pass, the residual stream included."""
     assert read.resid_mid is not None and read.resid_post is not None
     last = read.resid_post[-1][:, -1]
     mids = torch.stack([mid[:, -1].to(last) for mid in read.resid_mid], dim=1)  # (row, layer, model)

@@ -49,8 +49,9 @@ def plan_head_roles(
             * sum(_tokens(group.contexts) for group in found)
             / n_tokens
         )
-    screening = SLOPES + at_last + 1 if settings.method == "screened" else 0.0
-    passes = 1 + sweep + screening + WRITING
+    # of a screened model one pass is read for the slopes, the last position and the direct writing
+    before = SLOPES + at_last if settings.method == "screened" else WRITING
+    passes = 1 + sweep + before
     longest = contexts.input_ids.shape[1]
     per_token = seconds_per_token(parts, longest)
     return SweepPlan(
@@ -66,8 +67,8 @@ def _writing_seconds(parts: Anatomy, n_rows: int, per_token: float) -> float:
     """Return the time of reading every layer through the lens, in both sets, with every head and without each."""
     in_layers = sum(p.numel() for layer in parts.layers for p in layer.block.parameters())
     n_logits = n_rows * parts.n_layers * (parts.n_heads + 1)
-    # each reading of a layer also takes a pass of one token, by which `unembed` gets at the output head
-    passes = 4 * parts.n_layers * seconds_per_token(parts, 1)
+    # each set is unembedded at once, for which `unembed` takes a pass of one token to get at the output head
+    passes = 2 * seconds_per_token(parts, 1)
     return passes + n_logits * per_token * parts.d_model * parts.d_vocab / in_layers
 
 

@@ -73,11 +73,19 @@ class RoleSweep(NamedTuple):
 
 
 class RoleSweeps(NamedTuple):
-    """Both sets, which heads were measured `[L, H]`, and the config with every "auto" replaced by what it chose."""
+    """Both sets, and what concerns both.
+
+    Attributes:
+        correct, erroneous: The sets.
+        is_measured: Which heads were measured `[L, H]`.
+        writing: Mean answer-writing scores in each set `[L, H]`; None where nothing was read for them.
+        config: With every "auto" replaced by what it chose.
+    """
 
     correct: RoleSweep
     erroneous: RoleSweep
     is_measured: Tensor
+    writing: tuple[Tensor, Tensor] | None
     config: RolesConfig
 
 
@@ -136,7 +144,8 @@ def sweep_sets(
     )
     whole = RoleSweep(*results) if estimates is None else _filled(results, estimates, is_measured)
     parted = [RoleSweep(*(part[rows] for part in whole)) for rows in (slice(0, n), slice(n, None))]
-    return RoleSweeps(parted[0], parted[1], is_measured, config)
+    writing = None if estimates is None else (estimates.writing[:n].mean(0), estimates.writing[n:].mean(0))
+    return RoleSweeps(parted[0], parted[1], is_measured, writing, config)
 
 
 def tracked(parts: Anatomy, contexts: SlotContexts) -> Contexts:

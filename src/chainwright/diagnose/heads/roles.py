@@ -23,7 +23,7 @@ from chainwright._errors import BadInput, unknown_name
 from chainwright._finding import Finding
 from chainwright._registry import register
 from chainwright.diagnose.contexts import SlotContexts
-from chainwright.diagnose.heads._sweep.baseline_pass import is_edited, unpadded
+from chainwright.diagnose.heads._sweep.baseline_pass import groups, is_edited
 from chainwright.diagnose.heads._sweep.run import knock_out_each
 from chainwright.diagnose.heads.lens import answer_writing_scores, in_vocabulary
 from chainwright.diagnose.heads.role_sweep import RolesConfig, RoleSweep, Tick, sweep_sets, tracked
@@ -45,6 +45,8 @@ _MAPS = (
     "corrected",
     "kept",
 )
+
+_TOKENS_AT_ONCE = 2**14  # that are read together for what heads write
 
 
 @register("finding", "HeadRoles")
@@ -286,12 +288,12 @@ def _roles(
     tick: Tick | None,
     max_bytes: int | None,
 ) -> HeadRoles:
-    right, wrong, is_measured, config = sweep_sets(parts, correct, erroneous, config, tick, max_bytes)
+    right, wrong, is_measured, read, config = sweep_sets(parts, correct, erroneous, config, tick, max_bytes)
     effect_correct = (right.baseline[:, None, None, 0] - right.probs[..., 0]).mean(0)
     effect_erroneous = (wrong.baseline[:, None, None, 0] - wrong.probs[..., 0]).mean(0)
     rectification = (wrong.probs[..., 1] - wrong.baseline[:, None, None, 1]).mean(0)
     is_basic = _falls(right, config) & _falls(wrong, config) & is_measured
-    writing = [_writing(parts, contexts) for contexts in (correct, erroneous)]
+    writing = read or (_writing(parts, correct), _writing(parts, erroneous))
     n_top = max(config.at_least, round(config.share * is_basic.numel()))
     has_no_role = is_basic | ~is_measured
     return HeadRoles(
@@ -354,7 +356,7 @@ def check_head(
 def _writing(parts: Anatomy, contexts: SlotContexts) -> Tensor:
     moved = tracked(parts, contexts)
     # an attached edit may treat rows differently, so they stay together
-    some = [moved] if is_edited(parts) else unpadded(moved)
+    some = [moved] if is_edited(parts) else [group.contexts for group in groups(moved, _TOKENS_AT_ONCE)]
     scores = [
         answer_writing_scores(parts.model, each.input_ids, each.tracked[:, 0], attention_mask=each.mask)
         for each in some

@@ -126,10 +126,10 @@ def _checked(parts: Anatomy, contexts: Contexts, plain: BaselinePass, rerun: Rer
     Raises:
         UnsupportedModel: They do not.
     """
-    off = _largest_difference(parts, plain, rerun)
+    off = _largest_difference(parts, contexts, plain, rerun)
     if not off <= rounding_tolerance(parts) and rerun.split is not None:  # written so that NaN fails too
         rerun = rerun.without_split(contexts, plain)
-        off = _largest_difference(parts, plain, rerun)
+        off = _largest_difference(parts, contexts, plain, rerun)
     if not off <= rounding_tolerance(parts):
         advice = "use method='gradient'" if has_gradients(parts) else ONE_BY_ONE
         raise UnsupportedModel(
@@ -140,16 +140,22 @@ def _checked(parts: Anatomy, contexts: Contexts, plain: BaselinePass, rerun: Rer
     return rerun
 
 
-def _largest_difference(parts: Anatomy, plain: BaselinePass, rerun: Rerun) -> float:
-    """Return the total variation between the model and its layers run one by one, on the first row or on all."""
-    n_rows = len(plain.logits)
-    n_rerun = n_rows if is_edited(parts) or rerun.split is not None else 1
-    every = torch.stack([torch.arange(n_rerun), torch.full((n_rerun,), -1)], dim=1)
+def _largest_difference(parts: Anatomy, contexts: Contexts, plain: BaselinePass, rerun: Rerun) -> float:
+    """Return the total variation between the model and its layers run one by one, on one row.
+
+    With a shared beginning, on the shortest row and the longest: how a beginning is put in front of a row depends on
+    its padding alone. An edited model runs all its rows together.
+    """
+    n_rows, rows = len(plain.logits), [0]
+    if rerun.split is not None:
+        lengths = contexts.mask.sum(-1)
+        rows = sorted({int(lengths.argmin()), int(lengths.argmax())})
+    run = torch.arange(n_rows) if is_edited(parts) else torch.tensor(rows)
+    every = torch.stack([run, torch.full_like(run, -1)], dim=1)
     off = []
     # from layer 0 all layers are replayed; from the last one alone, also its shortened form
     for layer in {0, parts.n_layers - 1}:
         hidden = rerun.run([Chunk(layer, every)], shares=False)
-        n_compared = n_rerun if rerun.split is not None else 1
-        logits = unembed(parts, parts.final_norm(hidden[:n_compared]))
-        off.append(total_variation(logits, plain.logits[:n_compared]))
+        logits = unembed(parts, parts.final_norm(hidden[: len(rows)]))
+        off.append(total_variation(logits, plain.logits[rows]))
     return max(off)

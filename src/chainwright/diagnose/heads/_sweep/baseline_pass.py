@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from chainwright.models.anatomy import Anatomy, Layer
-from chainwright.models.capture import forward
+from chainwright.models.capture import Reader, forward
 from chainwright.models.layer_halves import has_halves, is_hooked
 from chainwright.models.seam import STATE_KEY, Attend, AttentionCall, Handlers, attach, attached_handlers, widened
 
@@ -114,17 +114,6 @@ def groups(contexts: Contexts, max_tokens: int, *, by_start: bool = False) -> It
         yield from _of_similar_length(contexts, rows, lengths, max_tokens)
 
 
-def unpadded(contexts: Contexts) -> Iterator[Contexts]:
-    """Yield the contexts together, or one by one without padding where they are long, in their order."""
-    n_rows, n_columns = contexts.input_ids.shape
-    if n_columns < LONG or n_rows == 1:
-        yield contexts
-        return
-    for row in range(n_rows):
-        one = Contexts(*(part[row : row + 1] for part in contexts))
-        yield Contexts(*_from_column(one, n_columns - int(one.mask.sum())))
-
-
 def _starts(contexts: Contexts, lengths: Tensor) -> Tensor:
     """Return a number per row, the same for rows that begin alike; 0 for those that begin like no other."""
     n_columns = contexts.input_ids.shape[1]
@@ -150,7 +139,9 @@ def _of_similar_length(contexts: Contexts, rows: Tensor, lengths: Tensor, max_to
         yield Group(index, Contexts(*(part[on_device] for part in _from_column(contexts, start))))
 
 
-def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool = False) -> BaselinePass:
+def record(
+    parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool = False, reader: Reader | None = None
+) -> BaselinePass:
     """Run the model once and record each layer's call, with its head outputs or with its keys and values.
 
     Args:
@@ -158,6 +149,7 @@ def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool 
         contexts: Rows to run.
         outside: The handlers that the caller had attached before the sweep; they are in force when a layer is rerun.
         keys: Record keys and values, for knockouts at the last position, instead of head outputs.
+        reader: Reads the same pass.
     """
     calls: list[LayerCall] = []
     options: dict[int, dict[str, Any]] = {}
@@ -193,6 +185,8 @@ def record(parts: Anatomy, contexts: Contexts, outside: Handlers, *, keys: bool 
                 # before other hooks, which will run again in every replay and must not be counted twice
                 stack.callback(layer.attention.register_forward_hook(read_output, prepend=True).remove)
                 stack.enter_context(_recording_readers(layer, calls))
+        if reader is not None:
+            stack.enter_context(reader.reading())
         logits = forward(parts, contexts.input_ids, contexts.mask, last_only=True)
     for i, call in enumerate(calls):
         # the recorded keywords hold this pass's own readers; a replay must run the caller's handlers alone

@@ -16,9 +16,9 @@ from chainwright._config import Positions
 from chainwright.diagnose.heads._sweep.baseline_pass import BaselinePass, Contexts, record
 from chainwright.diagnose.heads._sweep.options import ONE_BY_ONE
 from chainwright.models.anatomy import Anatomy, frozen
-from chainwright.models.capture import forward
+from chainwright.models.capture import Reader
 from chainwright.models.gradients import check_gradients
-from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers, widened
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, attached_handlers
 
 
 class Slopes(NamedTuple):
@@ -59,12 +59,25 @@ def gradient_pass(parts: Anatomy, contexts: Contexts, positions: Positions) -> S
     return Slopes(plain, probs.detach()[:, 0].cpu(), torch.stack([slope.cpu() for slope in slopes], dim=1))
 
 
-def split_slopes(parts: Anatomy, contexts: Contexts) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of each tracked token's probability, and the likeliest tokens `[N]`.
+class SplitSlopes(NamedTuple):
+    """The baseline pass, and what each head's gates do, one on all positions but the last and one on the last.
 
-    Returns:
-        The derivatives with respect to a gate on all positions but the last and to a gate on the last, and the
-        likeliest token; `[N, L, H, K, 2]` and `[N]`.
+    Attributes:
+        plain: With keys and values, as the sweep of the last position reads it.
+        slopes: Derivatives of each tracked token's probability with respect to both gates `[N, L, H, K, 2]`.
+    """
+
+    plain: BaselinePass
+    slopes: Tensor
+
+
+def split_slopes(parts: Anatomy, contexts: Contexts, reader: Reader | None = None) -> SplitSlopes:
+    """Return the derivatives of each tracked token's probability, from a forward pass and a backward pass per token.
+
+    Args:
+        parts: Anatomy of the model.
+        contexts: Rows to run.
+        reader: Reads the forward pass.
 
     Raises:
         UnsupportedModel: No gradients flow through the model.
@@ -82,10 +95,12 @@ def split_slopes(parts: Anatomy, contexts: Contexts) -> tuple[Tensor, Tensor]:
         earlier, last = gates[call.layer].to(z)[:, None, :, :, None].unbind(3)
         return torch.cat([z[:, :-1] * earlier, z[:, -1:] * last], dim=1)
 
+    outside = attached_handlers(parts.model)
     handlers = Handlers({i: (gated,) for i in range(parts.n_layers)})
     with torch.enable_grad(), frozen(parts.model), attach(parts.model, handlers):
-        logits = widened(forward(parts, contexts.input_ids, contexts.mask, last_only=True)[:, -1])
-        probs = logits.softmax(-1).gather(-1, contexts.tracked).sum(0)
+        plain = record(parts, contexts, outside, keys=not outside.by_layer, reader=reader)
+        probs = plain.logits.softmax(-1).gather(-1, contexts.tracked).sum(0)
         slopes = [torch.autograd.grad(probs[k], gates, retain_graph=k < n_tracked - 1) for k in range(n_tracked)]
+    plain = BaselinePass(plain.calls, plain.logits.detach())
     by_token = torch.stack([torch.stack([slope.cpu() for slope in one], dim=1) for one in slopes], dim=3)
-    return by_token, logits.detach().argmax(-1).cpu()
+    return SplitSlopes(plain, by_token)

@@ -73,7 +73,7 @@ class Screened(NamedTuple):
     measured: KnockoutResults
 
 
-class _Sweep:
+class Sweep:
     """Runs variants group by group and collects their predictions."""
 
     def __init__(
@@ -82,7 +82,7 @@ class _Sweep:
         contexts: Contexts,
         positions: Positions,
         max_bytes: int | None,
-        report: Report | None,
+        report: Report | None = None,
         *,
         is_halved: bool = False,
     ):
@@ -157,7 +157,7 @@ def knock_out_each(
     Raises:
         UnsupportedModel: The layers run one by one do not reproduce the model.
     """
-    sweep = _Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
+    sweep = Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
     wanted = wanted.cpu()
     with torch.no_grad():
         for group in sweep.groups():
@@ -180,7 +180,7 @@ def gradient_each(
     `choose` maps estimates `[n, L, H]` to a bool tensor of that shape. One baseline pass per group serves both. The
     other arguments are those of `knock_out_each`.
     """
-    sweep = _Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
+    sweep = Sweep(parts, contexts, positions, max_bytes, report, is_halved=is_halved)
     estimate = torch.full_like(sweep.results.probs[..., 0], float("nan"))
     wanted = torch.zeros(estimate.shape, dtype=torch.bool)
     baseline = torch.full_like(sweep.results.baseline[:, 0], float("nan"))

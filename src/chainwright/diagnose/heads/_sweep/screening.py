@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, groups
+from chainwright.diagnose.heads._sweep.baseline_pass import Contexts, Group, groups, is_edited
 from chainwright.diagnose.heads._sweep.gradient import split_slopes
-from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_KEPT, bytes_per_token, kind_of, knock_out_each
+from chainwright.diagnose.heads._sweep.run import BACKWARD, BYTES_KEPT, Sweep, bytes_per_token, kind_of
+from chainwright.diagnose.heads.lens import writing_scores
 from chainwright.models.anatomy import Anatomy
+from chainwright.models.capture import Reader
 
 
 class Estimates(NamedTuple):
@@ -28,6 +30,7 @@ class Estimates(NamedTuple):
         last: Probability lost when the head is silenced at the last position alone, measured `[N, L, H, K]`.
         slope: First-order estimate at all positions `[N, L, H, K]`.
         earlier: The part of `slope` that belongs to the positions before the last `[N, L, H, K]`.
+        writing: Answer-writing scores on the first tracked token `[N, L, H]`.
     """
 
     baseline: Tensor
@@ -35,6 +38,7 @@ class Estimates(NamedTuple):
     last: Tensor
     slope: Tensor
     earlier: Tensor
+    writing: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -53,29 +57,41 @@ def estimate_each(parts: Anatomy, contexts: Contexts, max_bytes: int | None = No
     Raises:
         UnsupportedModel: No gradients flow through the model, or its layers cannot be run one by one.
     """
-    wanted = torch.ones(len(contexts.input_ids), parts.n_layers, parts.n_heads, dtype=torch.bool)
-    with torch.no_grad():
-        swept = knock_out_each(parts, contexts, wanted, "last", max_bytes)
-    slopes = torch.zeros(*swept.probs.shape, 2, dtype=swept.probs.dtype)
-    first = torch.zeros(len(wanted), dtype=torch.long)
-    for rows, some in _by_number_of_tokens(contexts):
-        kept = max_bytes or BYTES_KEPT[kind_of(parts)]
-        for group in groups(some, kept // (bytes_per_token(parts) * BACKWARD)):
-            found = split_slopes(parts, group.contexts)
-            slopes[rows[group.rows]], first[rows[group.rows]] = found
-    earlier = slopes[..., 0]
-    last = swept.baseline[:, None, None] - swept.probs
-    return Estimates(swept.baseline, first, last, slopes.sum(-1), earlier)
+    n_rows = len(contexts.input_ids)
+    wanted = torch.ones(n_rows, parts.n_layers, parts.n_heads, dtype=torch.bool)
+    sweep = Sweep(parts, contexts, "last", max_bytes)
+    baseline, probs, _ = sweep.results
+    slopes, first = torch.zeros(*probs.shape, 2, dtype=probs.dtype), torch.zeros(n_rows, dtype=torch.long)
+    writing = torch.zeros(probs.shape[:-1])
+    for group in _groups(parts, contexts, max_bytes):
+        # one forward pass serves the slopes, the sweep of the last position and what each head writes
+        reader = Reader(parts, tuple(group.contexts.input_ids.shape), "last", residual=True)
+        plain, slopes[group.rows] = split_slopes(parts, group.contexts, reader)
+        first[group.rows] = plain.logits.argmax(-1).cpu()
+        with torch.no_grad():
+            read = reader.result(plain.logits[:, None])
+            writing[group.rows] = writing_scores(parts, read, group.contexts.tracked[:, 0]).float()
+            sweep.measure(group, wanted[group.rows], plain)
+    last = baseline[:, None, None] - probs
+    return Estimates(baseline, first, last, slopes.sum(-1), slopes[..., 0], writing)
 
 
-def _by_number_of_tokens(contexts: Contexts) -> Iterator[tuple[Tensor, Contexts]]:
-    """Yield the rows that track one token, and those that track several, which take a backward pass for each."""
+def _groups(parts: Anatomy, contexts: Contexts, max_bytes: int | None) -> Iterator[Group]:
+    """Yield rows of similar length that track one token, then such rows with several, which each take a backward pass.
+
+    Rows of an edited model stay together.
+    """
+    if is_edited(parts):
+        yield Group(torch.arange(len(contexts.input_ids)), contexts)
+        return
+    max_tokens = (max_bytes or BYTES_KEPT[kind_of(parts)]) // (bytes_per_token(parts) * BACKWARD)
     is_single = (contexts.tracked == contexts.tracked[:, :1]).all(1)
     for wanted in (True, False):
         (rows,) = (is_single == wanted).nonzero(as_tuple=True)
         if len(rows):
             ids, mask, tracked = (part[rows] for part in contexts)
-            yield rows.cpu(), Contexts(ids, mask, tracked[:, :1] if wanted else tracked)
+            some = Contexts(ids, mask, tracked[:, :1] if wanted else tracked)
+            yield from (Group(rows.cpu()[group.rows], group.contexts) for group in groups(some, max_tokens))
 
 
 def highest_ranked(sizes: Tensor, n: int) -> Tensor:
