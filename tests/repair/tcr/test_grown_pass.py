@@ -91,6 +91,21 @@ def test_it_equals_a_full_pass_per_head_from_the_start_and_continued(family, sca
         assert kept[0, (2, 0)] == [] and kept[0, (1, 3)] == [2] and kept[1, (0, 1)] == [1, 2]
 
 
+@pytest.mark.parametrize("family", GROWING)
+def test_heads_of_the_last_layer_take_one_token_however_long_the_row(family) -> None:
+    """What they write at earlier positions is read by nothing."""
+    model, row = tiny(family), random_ids(1, 50, seed=5)[0]
+    n_last = sum(layer == 2 for layer, _ in HEADS)
+    with branches_of(model) as branches:
+        ask(branches, [(0, (0, 0))], [row[:9]], cache_of(model, [row[:9]]))  # the trial that a model begins with
+        before = branches.cost.n_extra_tokens
+        got = ask(branches, [(0, head) for head in HEADS], [row], cache_of(model, [row]))
+        want = torch.stack([without(model, row, head) for head in HEADS])
+        assert_close(got, want, family, 2e-4)
+        n_rows = len(HEADS) - n_last + 1  # with the row itself
+        assert branches.cost.n_extra_tokens - before == 50 * n_rows + (n_last + 1)
+
+
 def test_a_small_memory_gives_the_same() -> None:
     model, row = tiny("llama"), random_ids(1, 30, seed=3)[0]
     with branches_of(model, max_bytes=1) as branches:
