@@ -251,7 +251,8 @@ def _bridge(
     weights = attn_pattern(call)
     with touched.timed():
         weights, is_needed = _floored(queries, tau_max, slice(0, 1), weights, now.offset(call.layer))
-        _count(touched, counter, call, is_needed, slice(0, 1))
+        if is_needed is not None:
+            _count(touched, counter, call, is_needed, slice(0, 1))
     z = weighted_values(call, weights)
     if call.weights is not None:
         call.weights.append(weights.to(z.dtype))
@@ -284,6 +285,8 @@ def _in_stretches(
             continue
         part = _at_queries(call, here)
         changed, is_needed = _floored(queries, tau_max, here, attn_pattern(part), offset)
+        if is_needed is None:
+            continue
         _count(touched, counter, call, is_needed, here)
         if call.weights:
             call.weights.append(_replaced(call.weights[-1], here, changed, is_needed))
@@ -310,10 +313,10 @@ def _count(touched: Touched, counter: Tensor, call: AttentionCall, is_needed: Te
 
 
 class _Floored(NamedTuple):
-    """Weights `[N, H, Q, K]` with the floor, and which heads need it `[N, H, Q]`."""
+    """Weights `[N, H, Q, K]` with the floor, and which heads need it `[N, H, Q]`; None: none does."""
 
     weights: Tensor
-    is_needed: Tensor
+    is_needed: Tensor | None
 
 
 def _floored(queries: _Queries, tau_max: float | Tensor, here: slice, weights: Tensor, offset: int) -> _Floored:
@@ -328,6 +331,9 @@ def _floored(queries: _Queries, tau_max: float | Tensor, here: slice, weights: T
         is_few = weights.shape[0] * weights.shape[2] <= _FEW
         groups = _Slices(weights, _each(bounds), offset) if is_few else _Members(weights, bounds, offset)
     p_bridge, p_own = groups.masses()
+    # mostly none needs it, and one comparison is a tenth of the work; a GPU would have to be waited for
+    if p_bridge.device.type == "cpu" and bool((p_bridge >= tau).all()):
+        return _Floored(weights, None)
     factors = bridge_factors(p_bridge, p_own, tau)
     groups.scale(factors)
     return _Floored(weights, factors.is_needed)
