@@ -27,6 +27,9 @@ def test_a_set_is_shown_by_label_with_what_could_not_be_read() -> None:
         "Of 5 responses, 1 has no answer that could be read and 1 was cut by the token limit before an answer" in page
     )
     assert "<td>no answer is announced</td>" in page and "know <b>" not in page
+    assert "They are not right" in page
+    page = page_of(evaluate(traces[:-1]), traces=traces[:-1])
+    assert "1 has no answer that could be read. It is not right" in page
 
 
 def test_a_set_whose_answers_were_all_read_says_nothing_of_it() -> None:
