@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chainwright._errors import BadInput, EditNeverFired
 from chainwright.edits import Bridge, KnockOut, edit
-from chainwright.edits.bridge import EPSILON, bridge_factors
+from chainwright.edits._floor import EPSILON, bridge_factors, factors_of_one, put_under_one
 from chainwright.models.anatomy import anatomy
 from chainwright.models.attention_weights import attn_pattern
 from chainwright.models.capture import capture
@@ -44,6 +44,9 @@ def test_the_projection_keeps_the_rest_and_reaches_the_floor(shares: list[float]
     else:
         assert float(found.bridge) == 1 and float(found.own) == 1
         assert float(p_bridge) >= floor or float(p_own) <= EPSILON
+    alone = factors_of_one(float(p_bridge), float(p_own), tau)
+    assert (alone is not None) == bool(found.is_needed)
+    assert (alone or (1.0, 1.0)) == pytest.approx((float(found.bridge), float(found.own)), rel=1e-12)
 
 
 @given(masses, st.floats(0.01, 0.9), st.floats(-0.4, 0.4))
@@ -77,6 +80,8 @@ def test_factors_by_hand(p: tuple, tau: float, want: tuple | None) -> None:
     found = bridge_factors(*(torch.tensor(x, dtype=torch.float64) for x in p), torch.tensor(tau, dtype=torch.float64))
     assert bool(found.is_needed) == (want is not None)
     assert (float(found.bridge), float(found.own)) == pytest.approx(want or (1.0, 1.0))
+    alone = factors_of_one(*p, tau)
+    assert (alone is not None) == (want is not None) and (alone or (1.0, 1.0)) == pytest.approx(want or (1.0, 1.0))
 
 
 def test_three_tokens_by_hand() -> None:
@@ -208,6 +213,29 @@ def test_decoding_equals_one_pass(family: str, kind: str, chunk: int) -> None:
         got = cached(model, rows, 14, kind, chunk)[:, -14:]
     assert_close(got, want, f"{family} {kind}", 5e-4)
     assert touched.n_sites > 20
+
+
+@every_family
+@pytest.mark.parametrize("heads", [(), ((0, 1, 0.7), (2, 0, 0.3), (2, 2, 0.6))])
+def test_a_row_that_is_decoded_alone_equals_one_pass(family: str, heads: tuple, monkeypatch) -> None:
+    model, changed = tiny(family), []
+
+    def counting(*args) -> int:
+        changed.append(put_under_one(*args))
+        return changed[-1]
+
+    monkeypatch.setattr("chainwright.edits.bridge.put_under_one", counting)
+    options = {"heads": heads} if heads else {}
+    layers = () if heads else (0, 1, 2)
+    for row, n_question in zip(*rows_of(), strict=True):
+        with torch.no_grad(), edit(model, wide(layers, n_question=(n_question,), **options)) as (whole,):
+            want = uncached(model, [row])[:, -14:]
+        with torch.no_grad(), edit(model, wide(layers, **options)) as (touched,):
+            got = cached(model, [row], 14)[:, -14:]
+        assert_close(got, want, family, 5e-4)
+        assert touched.n_sites == whole.n_sites > 0
+    # softcaps, sinks and masks of windows take the way of batches
+    assert bool(changed) == (family not in ("gemma2", "gpt_oss")), changed
 
 
 def test_in_bfloat16_decoding_and_one_pass_differ_by_rounding_alone() -> None:

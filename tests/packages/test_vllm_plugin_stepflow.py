@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chainwright as cw
-from chainwright.edits.bridge import _bounds, bridge_factors
+from chainwright.edits._floor import bridge_factors
+from chainwright.edits.bridge import _bounds
 from chainwright.edits.momentum import Momentum, _Sites
 from chainwright.traces.live import Place
 from chainwright.traces.segments import Span
@@ -57,7 +58,7 @@ def test_the_floor_is_chainwrights() -> None:
 @pytest.mark.parametrize("place", [Place(4, -1, Span(5, 9)), Place(4, 9, Span(5, 9)), Place(4, -1, None)])
 def test_the_averaged_tokens_are_chainwrights(place: Place, window: int | None, into_summary: bool) -> None:
     flow = SimpleNamespace(window=window, into_summary=into_summary)
-    sites = _Sites(None, Momentum((0,), None, 0.1, window, into_summary))  # type: ignore[arg-type]
+    sites = _Sites(None, Momentum((0,), None, 0.1, window, into_summary), None)  # type: ignore[arg-type]
     due = sites._site(SimpleNamespace(first=[0]), 0, 0, place)  # type: ignore[arg-type]
     assert averaged(place, flow) == (range(0) if due is None else range(due.start, due.end))  # type: ignore[arg-type]
 

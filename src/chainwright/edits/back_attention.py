@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -259,8 +260,9 @@ class _TwoPasses:
         end = first_tensor(output)
         assert end is not None
         try:
-            with self.touched.timed():
-                hidden = self._second(calls, [*(call.hidden for call in calls), end])
+            since = perf_counter()
+            hidden = self._second(calls, [*(call.hidden for call in calls), end])
+            self.touched.worked(since)
         finally:
             self.calls = []
         if not self.touched.run.is_aside:

@@ -90,11 +90,8 @@ class Touched:
         self.shards = call.shards
         self.own_by_layer[call.layer] = self.own_by_layer.get(call.layer, torch.zeros_like(n_sites)) + n_sites
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time of the block to the edit's own work, unless the pass is one aside of the run."""
-        since = perf_counter()
-        yield
+    def worked(self, since: float) -> None:
+        """Add the time since `since` to the edit's own work, unless the pass is one aside of the run."""
         if not self.run.is_aside:
             self.own_seconds += perf_counter() - since
 

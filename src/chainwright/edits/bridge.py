@@ -11,59 +11,43 @@ is the same as shifting the scores of B by `log(tau / p_B)` and those of S by `l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from time import perf_counter
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from chainwright._errors import BadInput
 from chainwright._registry import register
+from chainwright.edits._floor import (
+    NO_BOUNDS,
+    Bounds,
+    Groups,
+    Members,
+    Slices,
+    bridge_factors,
+    each_query,
+    put_under_one,
+)
 from chainwright.edits._passes import Pass
 from chainwright.edits.base import Edit, Touched
 from chainwright.edits.reading import Reading
 from chainwright.models.anatomy import Anatomy
-from chainwright.models.attention_weights import attn_pattern, weighted_values
+from chainwright.models.attention_weights import (
+    attn_pattern,
+    has_one_query,
+    one_query_pattern,
+    one_query_values,
+    weighted_values,
+)
 from chainwright.models.seam import Attend, AttentionCall, Handler, Handlers, is_plain
 from chainwright.traces.live import LiveSteps, Place
 
-EPSILON = 1e-6
 _WEIGHTS_AT_ONCE = 2**22
 _FEW = 8  # queries for which slices cost less than a mask
-
-
-class Factors(NamedTuple):
-    """What to multiply the weights of B and S by, and whether at all; all of one shape."""
-
-    bridge: Tensor
-    own: Tensor
-    is_needed: Tensor
-
-
-def bridge_factors(p_bridge: Tensor, p_own: Tensor, tau: Tensor | float, epsilon: float = EPSILON) -> Factors:
-    """Return the projection onto `p_bridge >= tau` that leaves the mass of everything else as it is.
-
-    Where `tau` is more than there is to share, `p_bridge + p_own - epsilon` takes its place. Where the own segment, the
-    bridge or both have next to no mass, nothing is needed.
-
-    Args:
-        p_bridge: Mass on B.
-        p_own: Mass on S.
-        tau: The floor, above 0.
-        epsilon: What counts as next to no mass.
-    """
-    tiny = torch.finfo(p_bridge.dtype).tiny
-    room = p_bridge + p_own
-    # at least `tiny`, so that no quotient below is 0 / 0; without mass in S it is not above p_bridge
-    floor = (room - epsilon).clamp(max=tau).clamp(min=tiny)
-    is_needed = (p_bridge < floor) & (p_bridge > tiny / epsilon)
-    rest = room - floor
-    bridge = floor / torch.where(is_needed, p_bridge, floor)
-    own = rest / torch.where(is_needed, p_own, rest)
-    return Factors(bridge, own, is_needed)
 
 
 @register("edit", "bridge")
@@ -126,7 +110,7 @@ class Bridge(Edit):
     def on(self, reading: Reading, parts: Anatomy, touched: Touched) -> Handlers:
         """Return the handlers that act on places which are read already, perhaps for other edits too."""
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        queries = _Queries(reading)
+        queries = _Queries(reading, touched)
         floors = self._floors(parts)
         for layer in self.acting_layers(parts):
             tau_max = floors.get(layer, self.tau_max)
@@ -150,35 +134,19 @@ def check_floor(tau_max: float) -> None:
         raise BadInput(f"tau_max must be at least 0 and below 1; got {tau_max}.")
 
 
-class _Bounds(NamedTuple):
-    """Where the segments of a query lie, in slots: B is `[start, border)`, S is `[border, end)`."""
-
-    start: int
-    border: int
-    end: int
-
-    @property
-    def share(self) -> float:
-        """Return the floor before it is limited: large where the bridge is long beside what follows it."""
-        return math.sqrt((self.border - self.start) / max(1, self.end - self.start))
-
-
-_NO_BOUNDS = _Bounds(0, 0, 0)
-
-
-def _bounds(place: Place | None, first: int, slot: int) -> _Bounds:
+def _bounds(place: Place | None, first: int, slot: int) -> Bounds:
     """Return B and S of one query."""
     if place is None:
-        return _NO_BOUNDS
+        return NO_BOUNDS
     question_end, thinking_end = place.question_end + first, place.thinking_end
     if slot < question_end:
-        return _NO_BOUNDS
+        return NO_BOUNDS
     if thinking_end < 0:
-        return _Bounds(first, question_end, slot + 1)
+        return Bounds(first, question_end, slot + 1)
     border = thinking_end + first
     if border == question_end or slot < border:
-        return _NO_BOUNDS
-    return _Bounds(question_end, border, slot + 1)
+        return NO_BOUNDS
+    return Bounds(question_end, border, slot + 1)
 
 
 class _Queries:
@@ -188,29 +156,48 @@ class _Queries:
         bounds: For each row those of its queries.
         has_bridge: Whether any query has one.
         common: The bounds of all queries, if they are the same.
+        alone: Those of the one query of one row, if its sites count.
     """
 
-    def __init__(self, reading: Reading):
-        self.reading = reading
-        self.bounds: list[list[_Bounds]] = []
+    def __init__(self, reading: Reading, touched: Touched):
+        self.reading, self.touched = reading, touched
+        self.bounds: list[list[Bounds]] = []
         self.has_bridge = False
-        self.common: _Bounds | None = None
+        self.common: Bounds | None = None
+        self.alone: Bounds | None = None
         self._share: Tensor | None = None
+        self._taus: dict[float | tuple[float, ...], list[float]] = {}
         self._of: Pass | None = None
 
     def update(self) -> Pass:
         """Read the pass that is running, if that was not done, and return it."""
         now = self.reading.run.latest
         if self._of is not now:
-            self.bounds = [
-                [_bounds(place, first, now.n_past + i) for i, place in enumerate(row)]
-                for row, first in zip(self.reading.places, now.first, strict=True)
-            ]
-            different = {one for row in self.bounds for one in row}
-            self.has_bridge = different != {_NO_BOUNDS}
-            self.common = different.pop() if len(different) == 1 else None
-            self._share, self._of = None, now
+            since = perf_counter()
+            self._read(now)
+            self.touched.worked(since)
         return now
+
+    def _read(self, now: Pass) -> None:
+        self.bounds = [
+            [_bounds(place, first, now.n_past + i) for i, place in enumerate(row)]
+            for row, first in zip(self.reading.places, now.first, strict=True)
+        ]
+        different = {one for row in self.bounds for one in row}
+        self.has_bridge = different != {NO_BOUNDS}
+        self.common = different.pop() if len(different) == 1 else None
+        is_one = now.n_new == len(self.bounds) == 1 and self.reading.run.counted is None
+        self.alone = self.common if is_one else None
+        self._taus, self._share, self._of = {}, None, now
+
+    def taus(self, floors: float | tuple[float, ...], n_heads: int) -> list[float]:
+        """Return the floors of the heads of a layer, where all queries have the same bounds."""
+        if floors not in self._taus:
+            assert self.common is not None
+            share = self.common.share
+            limits = floors if isinstance(floors, tuple) else (floors,) * n_heads
+            self._taus[floors] = [min(share, limit) for limit in limits]
+        return self._taus[floors]
 
     def tau(self, tau_max: float | Tensor, like: Tensor, here: slice) -> Tensor | float:
         """Return the floors of the queries `here` `[N or 1, H or 1, Q]`, or the one of all of them."""
@@ -236,31 +223,57 @@ def _bridge(
     attend: Attend,
 ) -> Tensor:
     """Return z with the floor under every query that has a bridge; `floors` has the largest one, or one per head."""
-    with touched.timed():
-        now = queries.update()
+    now = queries.update()
     if not queries.has_bridge:
         return attend(call)
-    tau_max = floors if isinstance(floors, float) else _per_head(floors, call)
     n_queries = call.q.shape[2]
     if n_queries > 1 or not is_plain(attend):
         z = attend(call)  # (batch, query, head, d_head)
-        with touched.timed():
-            return _in_stretches(queries, tau_max, touched, counter, call, z)
+        since = perf_counter()
+        z = _in_stretches(queries, _largest(floors, call), touched, counter, call, z)
+        touched.worked(since)
+        return z
+    if queries.alone is not None and call.shards is None and has_one_query(call):
+        return _under_one(queries, queries.alone.among(now.offset(call.layer)), floors, touched, counter, call)
     # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
     # counts as the model's own attention, which they replace
     weights = attn_pattern(call)
-    with touched.timed():
-        weights, is_needed = _floored(queries, tau_max, slice(0, 1), weights, now.offset(call.layer))
-        if is_needed is not None:
-            _count(touched, counter, call, is_needed, slice(0, 1))
+    since = perf_counter()
+    weights, is_needed = _floored(queries, _largest(floors, call), slice(0, 1), weights, now.offset(call.layer))
+    if is_needed is not None:
+        _count(touched, counter, call, is_needed, slice(0, 1))
+    touched.worked(since)
     z = weighted_values(call, weights)
     if call.weights is not None:
         call.weights.append(weights.to(z.dtype))
     return z
 
 
-def _per_head(floors: tuple[float, ...], call: AttentionCall) -> Tensor:
-    """Return the largest floors of a layer's heads `[1, H, 1]`."""
+def _under_one(
+    queries: _Queries,
+    bounds: Bounds,
+    floors: float | tuple[float, ...],
+    touched: Touched,
+    counter: Tensor,
+    call: AttentionCall,
+) -> Tensor:
+    """Return z of a token that is decoded alone."""
+    weights = one_query_pattern(call)
+    since = perf_counter()
+    by_head = weights.view(call.q.shape[1], -1)
+    if n_needed := put_under_one(by_head, bounds, queries.taus(floors, len(by_head))):
+        counter.add_(n_needed)
+    touched.worked(since)
+    z = one_query_values(call, weights)
+    if call.weights is not None:
+        call.weights.append(by_head[None, :, None].to(z.dtype))
+    return z
+
+
+def _largest(floors: float | tuple[float, ...], call: AttentionCall) -> float | Tensor:
+    """Return the largest floor of a layer, or those of its heads `[1, H, 1]`."""
+    if isinstance(floors, float):
+        return floors
     dtype = torch.float32 if call.q.dtype.itemsize < 4 else call.q.dtype
     own = floors if call.shards is None else floors[call.shards.slice_of(len(floors))]
     return torch.tensor(own, dtype=dtype, device=call.q.device)[None, :, None]
@@ -281,7 +294,7 @@ def _in_stretches(
     out = z
     for start in range(0, n_queries, size):
         here = slice(start, min(start + size, n_queries))
-        if all(bounds == _NO_BOUNDS for row in queries.bounds for bounds in row[here]):
+        if all(bounds == NO_BOUNDS for row in queries.bounds for bounds in row[here]):
             continue
         part = _at_queries(call, here)
         changed, is_needed = _floored(queries, tau_max, here, attn_pattern(part), offset)
@@ -325,11 +338,11 @@ def _floored(queries: _Queries, tau_max: float | Tensor, here: slice, weights: T
         weights = weights.clone()  # they are written over, and the backward pass of the softmax reads them
     tau = queries.tau(tau_max, weights, here)
     if queries.common is not None:
-        groups: _Groups = _Slices(weights, [(..., queries.common)], offset)
+        groups: Groups = Slices(weights, [(..., queries.common)], offset)
     else:
         bounds = [row[here] for row in queries.bounds]
         is_few = weights.shape[0] * weights.shape[2] <= _FEW
-        groups = _Slices(weights, _each(bounds), offset) if is_few else _Members(weights, bounds, offset)
+        groups = Slices(weights, each_query(bounds), offset) if is_few else Members(weights, bounds, offset)
     p_bridge, p_own = groups.masses()
     # mostly none needs it, and one comparison is a tenth of the work; a GPU would have to be waited for
     if p_bridge.device.type == "cpu" and bool((p_bridge >= tau).all()):
@@ -337,68 +350,6 @@ def _floored(queries: _Queries, tau_max: float | Tensor, here: slice, weights: T
     factors = bridge_factors(p_bridge, p_own, tau)
     groups.scale(factors)
     return _Floored(weights, factors.is_needed)
-
-
-def _each(bounds: list[list[_Bounds]]) -> list[tuple[Any, _Bounds]]:
-    return [((i, slice(None), query), one) for i, row in enumerate(bounds) for query, one in enumerate(row)]
-
-
-class _Groups(Protocol):
-    """The weights `[N, H, Q, K]` on B and on S."""
-
-    def masses(self) -> tuple[Tensor, Tensor]:
-        """Return their sums, both `[N, H, Q]`."""
-
-    def scale(self, factors: Factors) -> None:
-        """Multiply them in place."""
-
-
-class _Slices:
-    """The groups as slices, for few queries: `where` is an index into `[N, H, Q]` and what it has in common."""
-
-    def __init__(self, weights: Tensor, where: list[tuple[Any, _Bounds]], offset: int):
-        self.shape = weights.shape[:-1]
-        self.parts: list[tuple[Any, Tensor, Tensor]] = []
-        for at, bounds in where:
-            start, border, end = (max(0, slot - offset) for slot in bounds)
-            own = weights if at is ... else weights[at]
-            self.parts.append((at, own[..., start:border], own[..., border:end]))
-
-    def masses(self) -> tuple[Tensor, Tensor]:
-        """Return their sums."""
-        first, bridge, own = self.parts[0]
-        if first is ...:
-            return bridge.sum(-1), own.sum(-1)
-        p_bridge, p_own = bridge.new_zeros(self.shape), bridge.new_zeros(self.shape)
-        for at, bridge, own in self.parts:
-            p_bridge[at], p_own[at] = bridge.sum(-1), own.sum(-1)
-        return p_bridge, p_own
-
-    def scale(self, factors: Factors) -> None:
-        """Multiply them in place."""
-        for at, bridge, own in self.parts:
-            bridge.mul_(factors.bridge[at].unsqueeze(-1))
-            own.mul_(factors.own[at].unsqueeze(-1))
-
-
-class _Members:
-    """The groups as a mask `[N, Q, K, 2]`, for many queries."""
-
-    def __init__(self, weights: Tensor, bounds: list[list[_Bounds]], offset: int):
-        at = (torch.tensor(bounds, device=weights.device) - offset)[..., None]  # (batch, query, 3, 1)
-        is_before = torch.arange(weights.shape[-1], device=weights.device) < at  # (batch, query, 3, key)
-        self.weights = weights
-        self.member = (is_before[:, :, 1:] & ~is_before[:, :, :-1]).transpose(-1, -2).to(weights.dtype)
-
-    def masses(self) -> tuple[Tensor, Tensor]:
-        """Return their sums."""
-        masses = torch.einsum("nhqk,nqkg->nhqg", self.weights, self.member)
-        return masses[..., 0], masses[..., 1]
-
-    def scale(self, factors: Factors) -> None:
-        """Multiply them in place."""
-        change = torch.stack([factors.bridge - 1, factors.own - 1], dim=-1)
-        self.weights.mul_(1 + torch.einsum("nhqg,nqkg->nhqk", change, self.member))
 
 
 def _at_queries(call: AttentionCall, here: slice) -> AttentionCall:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ class Momentum(Edit):
     def on(self, reading: Reading, parts: Anatomy, touched: Touched) -> Handlers:
         """Return the handlers that act on places which are read already, perhaps for other edits too."""
         by_layer: dict[int, tuple[Handler, ...]] = {}
-        sites = _Sites(reading, self)
+        sites = _Sites(reading, self, touched)
         for layer in self.acting_layers(parts):
             counter = touched.counter(parts, layer)
             by_layer[layer] = (partial(_inject, sites, _Values(reading), self.alpha, touched, counter),)
@@ -101,9 +102,8 @@ class Site(NamedTuple):
 class _Sites:
     """The first tokens of steps in the pass that is running, worked out once for all layers."""
 
-    def __init__(self, reading: Reading, how: Momentum):
-        self.reading = reading
-        self.how = how
+    def __init__(self, reading: Reading, how: Momentum, touched: Touched):
+        self.reading, self.how, self.touched = reading, how, touched
         self._of: Pass | None = None
         self._sites: list[Site] = []
 
@@ -111,14 +111,18 @@ class _Sites:
         """Return the sites of the pass that is running."""
         latest = self.reading.run.latest
         if self._of is not latest:
-            self._of = latest
-            self._sites = [
-                site
-                for row, places in enumerate(self.reading.places)
-                for query, place in enumerate(places)
-                if (site := self._site(latest, row, query, place)) is not None
-            ]
+            since = perf_counter()
+            self._of, self._sites = latest, self._read(latest)
+            self.touched.worked(since)
         return self._sites
+
+    def _read(self, latest: Pass) -> list[Site]:
+        found = [
+            self._site(latest, row, query, place)
+            for row, places in enumerate(self.reading.places)
+            for query, place in enumerate(places)
+        ]
+        return [site for site in found if site is not None]
 
     def n_counted(self) -> int:
         """Return how many of the sites are in rows that are not finished, in a pass of the run itself."""
@@ -190,16 +194,18 @@ def _inject(
 ) -> Tensor:
     """Return z with the mean values added at the first tokens of steps."""
     z = attend(call)  # (batch, query, head, d_head)
-    with touched.timed():
-        # a layer without a window is given the values of all slots
-        values = buffer.put(call) if call.layer in buffer.run.latest.windows else call.v
-        here = sites.now()
-        if not here:
-            return z
+    here, has_window = sites.now(), call.layer in buffer.run.latest.windows
+    if not here and not has_window:
+        return z
+    since = perf_counter()
+    # a layer without a window is given the values of all slots
+    values = buffer.put(call) if has_window else call.v
+    if here:
         z = z.clone()
         n_rep = z.shape[2] // values.shape[1]
         for site in here:
             mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
             z[site.row, site.query] += (alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
         counter.add_(sites.n_counted() * call.n_heads)
+    touched.worked(since)
     return z

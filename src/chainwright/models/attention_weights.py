@@ -22,10 +22,10 @@ def attn_pattern(call: AttentionCall) -> Tensor:
     """
     n_rows, n_heads, n_queries, d = call.q.shape
     # the query heads that share a key head lie side by side, so the keys need not be repeated
-    q = call.q.reshape(n_rows, call.k.shape[1], -1, d)
-    scores = (q @ call.k.transpose(-1, -2)).view(n_rows, n_heads, n_queries, -1)  # (batch, head, query, key)
+    q, k = call.q.reshape(-1, n_heads // call.k.shape[1] * n_queries, d), call.k.flatten(0, 1)
     scale = call.options.get("scaling")
-    scores = scores * (call.q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(d**-0.5 if scale is None else scale)
+    scores = scores.view(n_rows, n_heads, n_queries, -1)  # (batch, head, query, key)
     if (cap := call.options.get("softcap")) is not None:
         scores = cap * torch.tanh(scores / cap)
     if (bias := call.options.get("position_bias")) is not None:
@@ -43,9 +43,32 @@ def attn_pattern(call: AttentionCall) -> Tensor:
 def weighted_values(call: AttentionCall, weights: Tensor) -> Tensor:
     """Return z `[N, Tq, H, dv]` from attention weights `[N, H, Tq, Tk]`, in the type of the values."""
     n_rows, n_heads, n_queries, n_keys = weights.shape
-    by_key_head = weights.view(n_rows, call.v.shape[1], -1, n_keys)  # as in attn_pattern, values are not repeated
-    z = by_key_head.to(call.v.dtype) @ call.v
+    v = call.v.flatten(0, 1)
+    by_key_head = weights.view(len(v), -1, n_keys)  # as in attn_pattern, values are not repeated
+    z = torch.bmm(by_key_head.to(v.dtype), v)
     return z.view(n_rows, n_heads, n_queries, -1).transpose(1, 2)
+
+
+def has_one_query(call: AttentionCall) -> bool:
+    """Return whether `one_query_pattern` can be asked: a token decoded alone on the CPU, without a gradient."""
+    q, options = call.q, call.options
+    if q.shape[0] != 1 or q.shape[2] != 1 or call.mask is not None or not q.is_cpu or q.dtype.itemsize < 4:
+        return False
+    has_more = options.get("softcap") is not None or options.get("position_bias") is not None
+    return not (has_more or q.requires_grad or call.k.requires_grad or attention_sinks(call) is not None)
+
+
+def one_query_pattern(call: AttentionCall) -> Tensor:
+    """Return what `attn_pattern` does for the one query of one row, `[G, H / G, Tk]`, with fewer calls of PyTorch."""
+    q, k = call.q.view(call.k.shape[1], -1, call.q.shape[3]), call.k.squeeze(0)
+    scale = call.options.get("scaling")
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    return torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(-1)
+
+
+def one_query_values(call: AttentionCall, weights: Tensor) -> Tensor:
+    """Return z `[1, 1, H, dv]` from what `one_query_pattern` returned."""
+    return torch.bmm(weights, call.v.squeeze(0)).view(1, 1, call.q.shape[1], -1)
 
 
 def _visible(call: AttentionCall, scores: Tensor) -> Tensor:
@@ -67,7 +90,7 @@ def _is_causal(call: AttentionCall) -> bool:
 
 def attention_sinks(call: AttentionCall) -> Tensor | None:
     """Return the sink logits of the heads, `[1, H, 1, 1]`, or None for a model without sinks."""
-    sinks = call.options.get("s_aux", getattr(call.module, "sinks", None))
+    sinks = call.options.get("s_aux")  # every modelling file that has sinks hands them over
     return None if sinks is None else widened(sinks).reshape(1, -1, 1, 1)
 
 

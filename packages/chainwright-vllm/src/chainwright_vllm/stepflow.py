@@ -1,4 +1,4 @@
-"""A saved StepFlow: where it acts, how strongly, and its two formulas (chainwright's `edits/bridge.py`, `momentum.py`).
+"""A saved StepFlow: where it acts, how strongly, and its two formulas (chainwright's `edits/_floor.py`, `momentum.py`).
 
 A query of the thinking builds on the question, one of the summary on the thinking: its bridge B. S is its own segment
 so far. Where a head gives B less than a floor, the weights of B and S are scaled so that B has the floor and all else
