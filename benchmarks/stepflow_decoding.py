@@ -3,9 +3,11 @@
 A random Llama reads a prompt and then tokens one by one with a growing cache: text of the bundled tasks, one row,
 float32, one thread. All but 64 tokens of the prompt count as thinking, so that the bridge has work to do at every token
 and the momentum at every step. Three ways change nothing: StepFlow at strength 0, StepFlow on a text that it reads as
-one without thinking, and a knockout without heads. Each way has modules of its own over the same weights, and the ways
-take turns at every token; the same tokens are decoded several times, and the least time of each counts: what else runs
-on the machine only adds.
+one without thinking, and a knockout without heads. Each way has modules and a cache of its own over the same weights.
+At every token all ways take turns in an order of chance, three of them without anything attached; the same tokens are
+decoded several times. What counts is the median, over all of these steps, of a way's processor time divided by the mean
+of the three, with its 95% interval from the ranks: other programs make single steps slower by a tenth, and the least
+time of a token differs by a hundredth between ways that do the same.
 
     python benchmarks/stepflow_decoding.py                          # 8 layers, d_model 512, 2048 tokens of context
     python benchmarks/stepflow_decoding.py --layers 16 --width 1024 --turns 2
@@ -16,9 +18,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from random import Random
 from typing import Any
 
 import torch
@@ -29,6 +34,7 @@ from chainwright.edits import Edit
 from chainwright.models.load import load_tokenizer
 
 N_QUESTION = 64
+PLAIN = ("plain", "plain again", "plain once more")
 
 
 def ways(n_layers: int, tokenizer: Any) -> dict[str, Edit | StepFlow | None]:
@@ -37,7 +43,7 @@ def ways(n_layers: int, tokenizer: Any) -> dict[str, Edit | StepFlow | None]:
     low, high = range(quarter), range(n_layers - quarter, n_layers)
     plain: dict[str, Any] = {"style": "plain", "tokenizer": tokenizer}
     return {
-        "plain": None,
+        **dict.fromkeys(PLAIN),
         "strength 0": StepFlow(tau_max=0.0, alpha=0.0, **plain),
         "no thinking": StepFlow(style="think", tokenizer=tokenizer),
         "no head": KnockOut(()),
@@ -75,7 +81,7 @@ def text_ids(tokenizer: Any, n_tokens: int) -> list[int]:
 
 
 class Way:
-    """A model with what it decodes with, and its cache; `seconds` has the least of each token."""
+    """A model with what it decodes with, and its cache; `seconds` has those of each step."""
 
     def __init__(self, model: Any, means: Edit | StepFlow | None, stack: ExitStack):
         self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
@@ -92,14 +98,11 @@ class Way:
         # all logits: a pass that keeps the last ones alone would read more of the prompt
         self._forward(ids[N_QUESTION:], n_logits=0)
 
-    def step(self, i: int, token_id: int) -> None:
+    def step(self, token_id: int) -> None:
         """Decode one token and keep its time."""
         start = time.process_time()
         self._forward([token_id])
-        took = time.process_time() - start
-        if i == len(self.seconds):
-            self.seconds.append(took)
-        self.seconds[i] = min(self.seconds[i], took)
+        self.seconds.append(time.process_time() - start)
 
     def _forward(self, ids: Sequence[int], n_logits: int = 1) -> None:
         with torch.no_grad():
@@ -110,13 +113,21 @@ class Way:
 
 def in_turns(all_ways: Sequence[Way], new: Sequence[int], n_turns: int) -> None:
     """Decode the same tokens several times, the ways one after the other at each token."""
-    for turn in range(n_turns):
-        for i, token_id in enumerate(new):
-            shift = (turn + i) % len(all_ways)
-            for way in [*all_ways[shift:], *all_ways[:shift]]:
-                way.step(i, token_id)
+    random, order = Random(0), list(all_ways)
+    for _ in range(n_turns):
+        for token_id in new:
+            random.shuffle(order)
+            for way in order:
+                way.step(token_id)
         for way in all_ways:
             way.cache.crop(-len(new))
+
+
+def median(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and the borders of its 95% interval."""
+    ordered, n = sorted(values), len(values)
+    reach = round(0.98 * math.sqrt(n))
+    return statistics.median(ordered), ordered[max(0, n // 2 - reach)], ordered[min(n - 1, n // 2 + reach)]
 
 
 def main() -> None:
@@ -141,13 +152,13 @@ def main() -> None:
         for way in made.values():
             way.read(ids[: asked.context])
         in_turns(list(made.values()), ids[asked.context :], asked.turns)
-    plain = sum(made["plain"].seconds)
+    plain = [statistics.mean(step) for step in zip(*(made[name].seconds for name in PLAIN), strict=True)]
     sizes = f"{asked.layers} layers, d_model {asked.width}"
     print(f"{asked.model or 'random'}: {sizes}, {asked.context} tokens and {asked.new} new, {asked.turns} turns")
-    print(f"{'way':16} {'CPU ms/token':>14} {'x plain':>8}")
+    print(f"{'way':16} {'CPU ms/token':>14} {'x plain':>8} {'95% interval':>16}")
     for name, way in made.items():
-        total = sum(way.seconds)
-        print(f"{name:16} {1000 * total / asked.new:14.2f} {total / plain:8.3f}")
+        ratio, low, high = median([took / beside for took, beside in zip(way.seconds, plain, strict=True)])
+        print(f"{name:16} {1000 * statistics.median(way.seconds):14.2f} {ratio:8.3f} {low:8.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":

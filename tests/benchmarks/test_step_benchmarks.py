@@ -37,7 +37,16 @@ def test_decoding_is_timed_with_and_without(monkeypatch: pytest.MonkeyPatch, cap
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:16].strip() for line in lines[2:]] == list(bench.ways(2, None))
-    assert lines[1].split() == ["way", "CPU", "ms/token", "x", "plain"] and float(lines[2].split()[2]) == 1.0
+    assert lines[1].split() == ["way", "CPU", "ms/token", "x", "plain", "95%", "interval"]
+    for line in lines[2:]:
+        ratio, low, _, high = line[31:].split()
+        assert 0 < float(low) <= float(ratio) <= float(high)
+
+
+def test_medians_have_intervals_by_rank() -> None:
+    median = script("stepflow_decoding").median
+    assert median([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert median(range(101)) == (50, 40, 60)
 
 
 def test_logit_flow_is_measured_beside_its_formula() -> None:
