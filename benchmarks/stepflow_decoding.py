@@ -4,7 +4,7 @@ A random Llama reads a prompt and then tokens one by one with a growing cache: t
 float32, one thread. All but 64 tokens of the prompt count as thinking, so that the bridge has work to do at every token
 and the momentum at every step. Three ways change nothing: StepFlow at strength 0, StepFlow on a text that it reads as
 one without thinking, and a knockout without heads. Each way has modules and a cache of its own over the same weights.
-At every token all ways take turns in an order of chance, three of them without anything attached; the same tokens are
+At every token all ways take turns in random order, three of them without anything attached; the same tokens are
 decoded several times. What counts is the median, over all of these steps, of a way's processor time divided by the mean
 of the three, with its 95% interval from the ranks: other programs make single steps slower by a tenth, and the least
 time of a token differs by a hundredth between ways that do the same.

@@ -87,8 +87,8 @@ def factors_of_one(p_bridge: float, p_own: float, tau: float) -> tuple[float, fl
 def put_under_one(weights: Tensor, bounds: Bounds, taus: Sequence[float]) -> int:
     """Put the floor under the heads of one query in place, and return how many needed it.
 
-    While a token is decoded little is in the processor's caches but the model's weights, so that what this takes is
-    its number of calls. In Python's numbers there are three where no head needs the floor, and seven where one does.
+    Decoding streams the model's weights through the processor's caches, so the time depends on the number of calls
+    rather than on the arithmetic. That is why the factors are worked out in Python's own numbers.
 
     Args:
         weights: Those of the query, `[H, K]`, on the CPU and without a gradient.
