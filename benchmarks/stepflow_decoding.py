@@ -12,6 +12,7 @@ time of a token differs by a hundredth between ways that do the same.
     python benchmarks/stepflow_decoding.py                          # 8 layers, d_model 512, 2048 tokens of context
     python benchmarks/stepflow_decoding.py --layers 16 --width 1024 --turns 2
     python benchmarks/stepflow_decoding.py --model smollm2 --turns 2 # a real model, in its own tokens
+    python benchmarks/stepflow_decoding.py --model smollm2 --turns 40 --only both # narrower intervals in the same time
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="These ways and the plain ones alone.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.model:
@@ -148,7 +150,9 @@ def main() -> None:
         model = make_model(asked.layers, asked.width, asked.context + asked.new + 8)
     ids = text_ids(tokenizer, asked.context + asked.new)
     with ExitStack() as stack:
-        made = {name: Way(model, means, stack) for name, means in ways(asked.layers, tokenizer).items()}
+        every = ways(asked.layers, tokenizer)
+        names = [*PLAIN, *asked.only] if asked.only else list(every)
+        made = {name: Way(model, every[name], stack) for name in names}
         for way in made.values():
             way.read(ids[: asked.context])
         in_turns(list(made.values()), ids[asked.context :], asked.turns)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from chainwright._errors import UnsupportedModel
 from chainwright.edits import KnockOut, edit
 from chainwright.models.padding import position_ids
-from chainwright.models.seam import Handlers, attach, causal_lm, seam_name, suspended
+from chainwright.models.seam import Attend, AttentionCall, Handlers, attach, causal_lm, seam_name, suspended
 from families import FAMILIES, left_padded, random_ids, tiny
 from reference import assert_equal
 
@@ -80,6 +80,43 @@ def test_every_layer_is_reached_once_a_pass(family: str) -> None:
     with attach(model, Handlers({i: (note,) for i in range(3)})):
         model(input_ids=random_ids(1, 5))
     assert reached == [0, 1, 2]
+
+
+class Doubling:
+    """A handler that doubles z unless it is idle, and counts how often it ran."""
+
+    def __init__(self) -> None:
+        self.idle, self.n_calls = True, 0
+
+    def is_idle(self) -> bool:
+        return self.idle
+
+    def __call__(self, call: AttentionCall, attend: Attend) -> torch.Tensor:
+        self.n_calls += 1
+        return 2 * attend(call)
+
+
+@every_family
+@torch.no_grad()
+def test_a_handler_that_says_it_is_idle_is_left_out_of_that_pass_alone(family: str) -> None:
+    model, ids, handler = tiny(family), random_ids(2, 11), Doubling()
+    plain = model(ids).logits
+    with attach(model, Handlers({0: (handler,)}, reads_state=True)):
+        assert_equal(model(ids).logits, plain)
+        assert handler.n_calls == 0
+        handler.idle = False
+        assert not torch.equal(model(ids).logits, plain)
+        assert handler.n_calls == 1
+        handler.idle = True
+        assert_equal(model(ids).logits, plain)
+
+
+def test_a_handler_inside_an_idle_one_still_runs() -> None:
+    model, ids, idle, acting = tiny("llama"), random_ids(2, 11), Doubling(), Doubling()
+    acting.idle = False
+    with torch.no_grad(), attach(model, Handlers({0: (acting, idle)}, reads_state=True)):
+        model(ids)
+    assert (acting.n_calls, idle.n_calls) == (1, 0)
 
 
 @every_family

@@ -88,10 +88,11 @@ def put_under_one(weights: Tensor, bounds: Bounds, taus: Sequence[float]) -> int
     """Put the floor under the heads of one query in place, and return how many needed it.
 
     Decoding streams the model's weights through the processor's caches, so the time depends on the number of calls
-    rather than on the arithmetic. That is why the factors are worked out in Python's own numbers.
+    rather than on the arithmetic. That is why the factors are worked out in Python's own numbers. (NumPy on the same
+    memory is faster in a loop of its own and slower here, where its code has left the caches.)
 
     Args:
-        weights: Those of the query, `[H, K]`, on the CPU and without a gradient.
+        weights: Those of the query, `[H, K]`, on the CPU and without a gradient; each head's sum to one.
         bounds: Its segments, among the keys.
         taus: The floor of each head; 0 leaves it alone.
     """
@@ -101,7 +102,9 @@ def put_under_one(weights: Tensor, bounds: Bounds, taus: Sequence[float]) -> int
     if not [1 for p, tau in zip(p_bridge, taus, strict=True) if p < tau]:
         return 0
     own = weights.narrow(1, border, end - border)
-    found = [factors_of_one(*one) for one in zip(p_bridge, own.sum(1).tolist(), taus, strict=True)]
+    # where the two are all keys, the weights outside B are those of S
+    p_own = own.sum(1).tolist() if start or end < weights.shape[1] else [1.0 - p for p in p_bridge]
+    found = [factors_of_one(*one) for one in zip(p_bridge, p_own, taus, strict=True)]
     factors = weights.new_tensor([one or (1.0, 1.0) for one in found])  # (head, segment)
     bridge.mul_(factors.narrow(1, 0, 1))
     own.mul_(factors.narrow(1, 1, 1))

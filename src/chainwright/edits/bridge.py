@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import ClassVar, NamedTuple
 
@@ -114,7 +113,7 @@ class Bridge(Edit):
         floors = self._floors(parts)
         for layer in self.acting_layers(parts):
             tau_max = floors.get(layer, self.tau_max)
-            by_layer[layer] = (partial(_bridge, queries, tau_max, touched, touched.counter(parts, layer)),)
+            by_layer[layer] = (_Bridging(queries, tau_max, touched.counter(parts, layer)),)
         return Handlers(by_layer, reads_state=True, per_head=True)
 
 
@@ -214,60 +213,58 @@ class _Queries:
         return min(share, tau_max) if isinstance(tau_max, float) else tau_max.clamp(max=share)
 
 
-def _bridge(
-    queries: _Queries,
-    floors: float | tuple[float, ...],
-    touched: Touched,
-    counter: Tensor,
-    call: AttentionCall,
-    attend: Attend,
-) -> Tensor:
-    """Return z with the floor under every query that has a bridge; `floors` has the largest one, or one per head."""
-    now = queries.update()
-    if not queries.has_bridge:
-        return attend(call)
-    n_queries = call.q.shape[2]
-    if n_queries > 1 or not is_plain(attend):
-        z = attend(call)  # (batch, query, head, d_head)
+class _Bridging:
+    """The handler of one layer; `floors` has the largest floor of it, or one per head."""
+
+    def __init__(self, queries: _Queries, floors: float | tuple[float, ...], counter: Tensor):
+        self.queries, self.floors, self.touched, self.counter = queries, floors, queries.touched, counter
+
+    def is_idle(self) -> bool:
+        """Return whether no query of the pass that is running has a bridge."""
+        self.queries.update()
+        return not self.queries.has_bridge
+
+    def __call__(self, call: AttentionCall, attend: Attend) -> Tensor:
+        """Return z with the floor under every query that has a bridge."""
+        queries, touched = self.queries, self.touched
+        now = queries.update()
+        if not queries.has_bridge:  # only compiled models come here then
+            return attend(call)
+        if call.q.shape[2] > 1 or not is_plain(attend):
+            z = attend(call)  # (batch, query, head, d_head)
+            since = perf_counter()
+            z = _in_stretches(queries, _largest(self.floors, call), touched, self.counter, call, z)
+            touched.worked(since)
+            return z
+        if queries.alone is not None and call.shards is None and has_one_query(call):
+            return self._under_one(queries.alone.among(now.offset(call.layer)), call)
+        # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
+        # counts as the model's own attention, which they replace
+        weights = attn_pattern(call)
         since = perf_counter()
-        z = _in_stretches(queries, _largest(floors, call), touched, counter, call, z)
+        weights, is_needed = _floored(
+            queries, _largest(self.floors, call), slice(0, 1), weights, now.offset(call.layer)
+        )
+        if is_needed is not None:
+            _count(touched, self.counter, call, is_needed, slice(0, 1))
         touched.worked(since)
+        z = weighted_values(call, weights)
+        if call.weights is not None:
+            call.weights.append(weights.to(z.dtype))
         return z
-    if queries.alone is not None and call.shards is None and has_one_query(call):
-        return _under_one(queries, queries.alone.among(now.offset(call.layer)), floors, touched, counter, call)
-    # the weights are needed anyway, so the delegate would only do the same work again; the time of the two products
-    # counts as the model's own attention, which they replace
-    weights = attn_pattern(call)
-    since = perf_counter()
-    weights, is_needed = _floored(queries, _largest(floors, call), slice(0, 1), weights, now.offset(call.layer))
-    if is_needed is not None:
-        _count(touched, counter, call, is_needed, slice(0, 1))
-    touched.worked(since)
-    z = weighted_values(call, weights)
-    if call.weights is not None:
-        call.weights.append(weights.to(z.dtype))
-    return z
 
-
-def _under_one(
-    queries: _Queries,
-    bounds: Bounds,
-    floors: float | tuple[float, ...],
-    touched: Touched,
-    counter: Tensor,
-    call: AttentionCall,
-) -> Tensor:
-    """Return z of a token that is decoded alone."""
-    weights = one_query_pattern(call)
-    since = perf_counter()
-    by_head = weights.view(call.q.shape[1], -1)
-    if n_needed := put_under_one(by_head, bounds, queries.taus(floors, len(by_head))):
-        counter.add_(n_needed)
-    touched.worked(since)
-    z = one_query_values(call, weights)
-    if call.weights is not None:
-        call.weights.append(by_head[None, :, None].to(z.dtype))
-    return z
+    def _under_one(self, bounds: Bounds, call: AttentionCall) -> Tensor:
+        """Return z of a token that is decoded alone."""
+        weights, n_heads = one_query_pattern(call), call.q.shape[1]
+        since = perf_counter()
+        by_head = weights.view(n_heads, -1)
+        if n_needed := put_under_one(by_head, bounds, self.queries.taus(self.floors, n_heads)):
+            self.counter.add_(n_needed)
+        self.touched.worked(since)
+        z = one_query_values(call, weights)
+        if call.weights is not None:
+            call.weights.append(by_head[None, :, None].to(z.dtype))
+        return z
 
 
 def _largest(floors: float | tuple[float, ...], call: AttentionCall) -> float | Tensor:

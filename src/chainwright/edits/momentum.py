@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import ClassVar, NamedTuple
 
@@ -78,7 +77,7 @@ class Momentum(Edit):
         sites = _Sites(reading, self, touched)
         for layer in self.acting_layers(parts):
             counter = touched.counter(parts, layer)
-            by_layer[layer] = (partial(_inject, sites, _Values(reading), self.alpha, touched, counter),)
+            by_layer[layer] = (_Injecting(layer, sites, _Values(reading), self.alpha, counter),)
         return Handlers(by_layer, reads_state=True, per_head=True)
 
 
@@ -183,29 +182,30 @@ class _Values:
         return values
 
 
-def _inject(
-    sites: _Sites,
-    buffer: _Values,
-    alpha: float,
-    touched: Touched,
-    counter: Tensor,
-    call: AttentionCall,
-    attend: Attend,
-) -> Tensor:
-    """Return z with the mean values added at the first tokens of steps."""
-    z = attend(call)  # (batch, query, head, d_head)
-    here, has_window = sites.now(), call.layer in buffer.run.latest.windows
-    if not here and not has_window:
+class _Injecting:
+    """The handler of one layer."""
+
+    def __init__(self, layer: int, sites: _Sites, values: _Values, alpha: float, counter: Tensor):
+        self.layer, self.sites, self.values, self.alpha, self.counter = layer, sites, values, alpha, counter
+
+    def is_idle(self) -> bool:
+        """Return whether the pass that is running begins no step, and the layer is given the values of all slots."""
+        return not self.sites.now() and self.layer not in self.values.run.latest.windows
+
+    def __call__(self, call: AttentionCall, attend: Attend) -> Tensor:
+        """Return z with the mean values added at the first tokens of steps."""
+        z = attend(call)  # (batch, query, head, d_head)
+        here, touched = self.sites.now(), self.sites.touched
+        since = perf_counter()
+        # a layer without a window is given the values of all slots
+        has_window = self.layer in self.values.run.latest.windows
+        values = self.values.put(call) if has_window else call.v
+        if here:
+            z = z.clone()
+            n_rep = z.shape[2] // values.shape[1]
+            for site in here:
+                mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
+                z[site.row, site.query] += (self.alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
+            self.counter.add_(self.sites.n_counted() * call.n_heads)
+        touched.worked(since)
         return z
-    since = perf_counter()
-    # a layer without a window is given the values of all slots
-    values = buffer.put(call) if has_window else call.v
-    if here:
-        z = z.clone()
-        n_rep = z.shape[2] // values.shape[1]
-        for site in here:
-            mean = widened(values[site.row, :, site.start : site.end]).mean(1)  # (kv head, d_head)
-            z[site.row, site.query] += (alpha * mean).repeat_interleave(n_rep, dim=0).to(z.dtype)
-        counter.add_(sites.n_counted() * call.n_heads)
-    touched.worked(since)
-    return z

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from chainwright.models.sharding import Shards, sinks_of_all_ranks
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class AttentionCall:
     """The arguments of one layer's call of its attention function.
+
+    Handlers hand on a changed copy (`dataclasses.replace`) and leave the call itself as it is. It is not frozen only
+    because one is made in each layer at each token, and making a frozen one takes three times as long.
 
     Attributes:
         module: The attention module.
@@ -88,7 +91,11 @@ def _whole_options(part: AttentionCall) -> dict[str, Any]:
 
 Attend = Callable[[AttentionCall], Tensor]
 Handler = Callable[[AttentionCall, Attend], Tensor]
-"""Takes the call and the attention that it wraps; returns z `[N, Tq, H, dv]`."""
+"""Takes the call and the attention that it wraps; returns z `[N, Tq, H, dv]`.
+
+One that reads state (`Handlers.reads_state`) may be an object with a method `is_idle()`: where that says that there is
+nothing to do in the pass that is running, it is left out.
+"""
 
 
 def attend_whole(attend: Attend, call: AttentionCall) -> Tensor:

@@ -6,6 +6,8 @@ changing them means computing them here, as each model's own eager function does
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,13 @@ def one_query_pattern(call: AttentionCall) -> Tensor:
     q, k = call.q.view(call.k.shape[1], -1, call.q.shape[3]), call.k.squeeze(0)
     scale = call.options.get("scaling")
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    return torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(-1)
+    return torch.baddbmm(_nothing(q.dtype), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(-1)
+
+
+@lru_cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    """Return what `baddbmm` with `beta=0` is given to add, which it then does not read."""
+    return torch.zeros((), dtype=dtype)
 
 
 def one_query_values(call: AttentionCall, weights: Tensor) -> Tensor:

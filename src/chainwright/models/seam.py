@@ -141,6 +141,11 @@ def _seam_attention(
     chain = () if handlers is None else handlers.by_layer.get(layer, ())
     function = None if handlers is None else handlers.delegates.get(type(module))
     function = function or _delegate_function(kind, module)
+    # the compiler would start again at each token (see _call_before_uncompiled)
+    is_stateful = bool(chain) and handlers is not None and handlers.reads_state
+    is_uncompiled = is_stateful and torch.compiler.is_compiling()
+    if is_stateful and not is_uncompiled:
+        chain = tuple([handler for handler in chain if not _is_idle(handler)])
     if not chain:
         return function(module, query, key, value, attention_mask, **options)
     # Transformers skips a layer without weights when it collects them, which would shift those of all later layers
@@ -153,11 +158,15 @@ def _seam_attention(
     for handler in chain:
         attend = partial(_wrapped, handler, attend)
     attend = partial(of_all_ranks, attend) if is_whole else attend
-    if torch.compiler.is_compiling() and handlers is not None and handlers.reads_state:
-        # the compiler would start again at each token (see _call_before_uncompiled)
+    if is_uncompiled:
         attend = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
     z = attend(call)
     return z, weights[-1] if weights else None
+
+
+def _is_idle(handler: Handler) -> bool:
+    is_idle: Callable[[], bool] | None = getattr(handler, "is_idle", None)
+    return is_idle is not None and is_idle()
 
 
 def _wrapped(handler: Handler, attend: Attend, call: AttentionCall) -> Tensor:
