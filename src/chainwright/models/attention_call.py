@@ -23,7 +23,7 @@ class AttentionCall:
     """The arguments of one layer's call of its attention function.
 
     Handlers hand on a changed copy (`dataclasses.replace`) and leave the call itself as it is. It is not frozen only
-    because one is made in each layer at each token, and making a frozen one takes three times as long.
+    because one is made in each layer at each token, and making a frozen one takes longer.
 
     Attributes:
         module: The attention module.
