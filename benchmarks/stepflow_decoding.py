@@ -152,6 +152,8 @@ def main() -> None:
     with ExitStack() as stack:
         every = ways(asked.layers, tokenizer)
         names = [*PLAIN, *asked.only] if asked.only else list(every)
+        if unknown := [name for name in names if name not in every]:
+            parser.error(f"--only: there is no way {unknown[0]!r}; the ways are {', '.join(every)}")
         made = {name: Way(model, every[name], stack) for name in names}
         for way in made.values():
             way.read(ids[: asked.context])

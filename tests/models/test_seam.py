@@ -98,7 +98,7 @@ class Doubling:
 
 @every_family
 @torch.no_grad()
-def test_a_handler_that_says_it_is_idle_is_left_out_of_that_pass_alone(family: str) -> None:
+def test_a_handler_that_says_it_is_idle_is_skipped_in_that_pass_alone(family: str) -> None:
     model, ids, handler = tiny(family), random_ids(2, 11), Doubling()
     plain = model(ids).logits
     with attach(model, Handlers({0: (handler,)}, reads_state=True)):

@@ -94,7 +94,7 @@ Handler = Callable[[AttentionCall, Attend], Tensor]
 """Takes the call and the attention that it wraps; returns z `[N, Tq, H, dv]`.
 
 One that reads state (`Handlers.reads_state`) may be an object with a method `is_idle()`: where that says that there is
-nothing to do in the pass that is running, it is left out.
+nothing to do in the pass that is running, it is skipped.
 """
 
 

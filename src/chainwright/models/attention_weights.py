@@ -71,7 +71,7 @@ def one_query_pattern(call: AttentionCall) -> Tensor:
 @lru_cache
 def _nothing(dtype: torch.dtype) -> Tensor:
     """Return what `baddbmm` with `beta=0` is given to add, which it then does not read."""
-    return torch.zeros((), dtype=dtype)
+    return torch.zeros((), dtype=dtype, device="cpu")  # whatever the default device is
 
 
 def one_query_values(call: AttentionCall, weights: Tensor) -> Tensor:
